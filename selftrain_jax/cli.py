@@ -1,0 +1,149 @@
+"""The `selftrain` command: one sub-command per stage, `run` for all of them, `status` for what is done."""
+
+import argparse
+import os
+import pathlib
+import shlex
+import sys
+from typing import Sequence
+
+from selftrain_jax import __version__
+from selftrain_jax.errors import InputError
+
+_STAGES = {
+    "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
+    "sample": "let the source model write documents from the BOS token alone",
+    "audit": "drop documents that overlap with a benchmark",
+    "subset": "draw training subsets of an exact number of tokens and pack them",
+    "train": "fine-tune the student on every subset of every arm",
+    "evaluate": "measure the base model and every fine-tuned one",
+    "report": "write report.json, report.html and the before/after table",
+}
+_EPILOG = """\
+settings:
+  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does.
+  --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
+exit codes: 0 done, 2 bad input (one line says what and how to mend it), 1 anything else.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = _parser().parse_known_args(argv)
+    try:
+        return _dispatch(arguments, overrides, argv)
+    except InputError as e:
+        print(f"selftrain: error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("selftrain: interrupted; the same command goes on from here", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="selftrain",
+        description="Prompt-free unconditional self-training of language models, in JAX: a base model writes documents "
+        "from the BOS token alone, a student learns from them, and capability and verbatim memorization are measured "
+        "before and after.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {"run": "all stages, in order; goes on where an earlier run stopped", **_STAGES,
+                       "status": "what is done, started and waiting in a workdir"}.items():  # fmt: skip
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
+        command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's folder")
+        if name == "sample":
+            command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+    return parser
+
+
+def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
+    config = load_config(arguments.config, overrides)
+    from selftrain_jax import stages
+    from selftrain_jax.pipeline import Pipeline, save_config
+
+    command = "selftrain " + shlex.join(argv)
+    pipeline = Pipeline(config, arguments.workdir, command)
+    plan = pipeline.stages()
+    if arguments.command == "status":
+        stages.check(pipeline.workdir, plan)
+        for stage in plan:
+            print(f"{stages.state(pipeline.workdir, stage):8} {stage.name}")
+        return 0
+    stages.check(pipeline.workdir, plan)
+    pipeline.check_files()
+    _start_jax()
+    save_config(pipeline.workdir, config)
+    wanted = arguments.command
+    stages.run(pipeline.workdir, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
+    if wanted == "sample" and arguments.show:
+        _show_documents(pipeline.workdir, arguments.show)
+    if wanted in ("run", "report"):
+        report = pipeline.workdir / "report"
+        print("\n" + (report / "table.txt").read_text())
+        print(f"report: {report / 'report.html'}")
+    return 0
+
+
+def load_config(reference: str, overrides: Sequence[str] = ()):
+    """The `RunConfig` of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with `--config.a.b=value` overrides.
+
+    Raises:
+      InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from selftrain_jax.settings import RunConfig, build
+
+    path = pathlib.Path(reference.split(":")[0])
+    if not path.is_file():
+        raise InputError(f"config file not found: {path}")
+    for override in overrides:
+        if not override.startswith("--config."):
+            raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    sys.path.insert(0, str(path.parent.absolute()))  # a config may build on its neighbour
+    try:
+        values(["selftrain", f"--config={reference}", *overrides])
+        found = values.config.to_dict()
+    except InputError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as e:
+        # ml_collections puts the traceback of a failing config file into its message; the last line says what is wrong.
+        message = str(e).strip().splitlines()[-1].strip()
+        raise InputError(f"{' '.join(['config', reference, *overrides])}: {message}") from None
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return build(RunConfig, found)
+
+
+def _start_jax() -> None:
+    """Turns on the persistent compilation cache: a second start then costs seconds, not minutes."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "selftrain_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _show_documents(workdir: pathlib.Path, count: int) -> None:
+    from selftrain_jax.data.corpus import read_corpus
+
+    for document in read_corpus(workdir / "sample" / "self" / "corpus")[:count]:
+        print(f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---\n{document.text}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

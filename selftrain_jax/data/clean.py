@@ -1,0 +1,92 @@
+"""The audit as a stage: a training text without the documents that overlap with a benchmark.
+
+Sampled corpora are written again without the flagged documents; of a text file only the flagged positions are kept, in
+the same `audit.json`.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, Iterable, Mapping
+
+from selftrain_jax.data.audit import AuditConfig, AuditResult, audit, load_benchmark_texts
+from selftrain_jax.data.corpus import Document, read_corpus, summarize, write_corpus
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import read_json, read_jsonl, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """One document of a text file; `id` is its position."""
+
+    id: int
+    text: str
+
+
+def audit_corpus(
+    source: pathlib.Path, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
+) -> dict[str, Any]:
+    """Writes `audit.json` and the clean `corpus/` into `directory`.
+
+    Raises:
+      InputError: no document is left.
+    """
+    corpus = read_corpus(source)
+    documents = list(corpus)
+    outcome = _scan(documents, benchmarks, config)
+    flagged = set(outcome.flagged) if outcome else set()
+    clean = [d for d in documents if d.id not in flagged]
+    _check_left(clean, len(documents), config)
+    write_corpus(directory / "corpus", clean, corpus.manifest["provenance"] | {"audited": dataclasses.asdict(config)})
+    before, after = corpus.manifest["nll"]["histogram"], summarize(clean)["nll"]["histogram"]
+    histogram = {"edges": before["edges"], "before": before["counts"], "after": after["counts"]}
+    return _write(directory, outcome, len(documents), config, histogram)
+
+
+def audit_texts(
+    source: pathlib.Path, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
+) -> dict[str, Any]:
+    """Writes `audit.json`, which also names `source`, into `directory`; `InputError` when no text is left."""
+    texts = [Text(i, row["text"]) for i, row in enumerate(read_jsonl(source, ("text",), "control texts"))]
+    outcome = _scan(texts, benchmarks, config)
+    _check_left(range(len(texts) - (len(outcome.flagged) if outcome else 0)), len(texts), config)
+    return _write(directory, outcome, len(texts), config, None, str(source))
+
+
+def clean_documents(directory: pathlib.Path) -> tuple[list[Document] | list[Text], dict[str, Any] | None]:
+    """What the audit in `directory` let through, and the provenance of the corpus (None for a text file)."""
+    found = read_json(directory / "audit.json", "audit")
+    if found["texts"] is None:
+        corpus = read_corpus(directory / "corpus")
+        return list(corpus), corpus.manifest["provenance"]
+    flagged = set(found["flagged"])
+    rows = read_jsonl(found["texts"], ("text",), "control texts")
+    return [Text(i, row["text"]) for i, row in enumerate(rows) if i not in flagged], None
+
+
+def _scan(documents: Iterable[Any], benchmarks, config: AuditConfig) -> AuditResult | None:
+    if not benchmarks:
+        return None
+    return audit(documents, {name: load_benchmark_texts(path) for name, path in benchmarks.items()}, config)
+
+
+def _check_left(clean, total: int, config: AuditConfig) -> None:
+    if not len(clean):
+        raise InputError(
+            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {total} documents, none is left "
+            "to train on: raise ngram or threshold, or check the benchmark files"
+        )
+
+
+def _write(directory, outcome, num_documents, config, histogram, texts=None) -> dict[str, Any]:
+    found = {
+        "texts": texts,
+        "ngram": config.ngram,
+        "threshold": config.threshold,
+        "num_documents": num_documents,
+        "num_flagged": len(outcome.flagged) if outcome else 0,
+        "benchmarks": {n: dataclasses.asdict(c) for n, c in outcome.benchmarks.items()} if outcome else {},
+        "nll_histogram": histogram,
+        "flagged": list(map(int, outcome.flagged)) if outcome else [],
+    }
+    write_json(directory / "audit.json", found)
+    return {name: found[name] for name in ("num_documents", "num_flagged")}

@@ -1,0 +1,401 @@
+"""The synthetic corpus on disk: ArrayRecord shards that any TFDS reader opens, and a manifest of what is in them.
+
+`tfds.builder_from_directory(path).as_data_source(split="train")` reads a finished corpus without this package and
+without TensorFlow. Shards are written one by one, each atomically, so that sampling can stop anywhere; `manifest.json`
+is written last and is what makes a folder a corpus.
+"""
+
+import collections.abc
+import dataclasses
+import operator
+import os
+import pathlib
+from typing import Any, Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import read_json, write_json
+
+STOP_REASONS = ("eos", "length")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Fixed, so that histograms of different corpora share their bins; a uniform guess over 50,304 tokens costs 10.8 nats.
+NLL_EDGES = np.arange(0.0, 12.25, 0.25)
+
+_NAME = "corpus"
+_SPLIT = "train"
+_MANIFEST = "manifest.json"
+_SCHEMA = 1
+_READ_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Document:
+    """One sampled document.
+
+    Attributes:
+      id: number of the sample, unique in a corpus.
+      tokens: the n token ids sampled after BOS; ends with EOS exactly when `stop_reason` is "eos".
+      log_probs: log-probability of each token in nats, under the untempered model.
+      stop_reason: "eos" or "length".
+      text: the decoded tokens.
+    """
+
+    id: int
+    tokens: Int32[np.ndarray, " n"]
+    log_probs: Float32[np.ndarray, " n"]
+    stop_reason: str
+    text: str
+
+
+def summarize(documents: Iterable[Document]) -> dict[str, Any]:
+    """Statistics of `documents`, in one pass, as JSON values.
+
+    Returns a dict with `num_documents`; `num_tokens` (BOS not counted); `length` in tokens (mean, min, max, quantiles);
+    `stop_reasons`; and `nll` in nats: `mean` per token, `per_document_mean` (the mean over documents of each one's
+    mean) and a histogram of the per-document means, in which values outside the edges count towards the nearest bin.
+    Documents without tokens have no mean and enter neither of the last two; without any token both means are None.
+
+    Raises:
+      InputError: there are no documents.
+    """
+    lengths, sums = [], []
+    stop_reasons = dict.fromkeys(STOP_REASONS, 0)
+    for document in documents:
+        lengths.append(len(document.tokens))
+        sums.append(-float(np.sum(document.log_probs, dtype=np.float64)))
+        stop_reasons[document.stop_reason] += 1
+    if not lengths:
+        raise InputError("corpus has no documents: sample at least one, or loosen the filter that removed them all")
+    lengths, sums = np.array(lengths), np.array(sums)
+    num_tokens = int(lengths.sum())
+    means = sums[lengths > 0] / lengths[lengths > 0]
+    counts, _ = np.histogram(np.clip(means, NLL_EDGES[0], NLL_EDGES[-1]), bins=NLL_EDGES)
+    return {
+        "num_documents": len(lengths),
+        "num_tokens": num_tokens,
+        "length": {
+            "mean": float(lengths.mean()),
+            "min": int(lengths.min()),
+            "max": int(lengths.max()),
+            "quantiles": {str(q): float(np.quantile(lengths, q)) for q in QUANTILES},
+        },
+        "stop_reasons": stop_reasons,
+        "nll": {
+            "mean": float(sums.sum() / num_tokens) if num_tokens else None,
+            "per_document_mean": float(means.mean()) if num_tokens else None,
+            "histogram": {"edges": NLL_EDGES.tolist(), "counts": counts.tolist()},
+        },
+    }
+
+
+class CorpusWriter:
+    """Writes a corpus shard by shard; a new writer on the same folder carries on where a killed one stopped.
+
+    The ids are cut into consecutive groups of `shard_size` (the last may be smaller), one shard each, so the shards of
+    a corpus do not depend on how often it was interrupted. Several processes may write different shards of one folder;
+    when all are done, one of them calls `finalize`.
+
+    Args:
+      path: the folder; created when missing.
+      num_documents: how many documents the corpus will hold, with ids 0, 1, ... unless `ids` says otherwise.
+      shard_size: documents per shard.
+      ids: the ids themselves, in corpus order, for a corpus with gaps.
+
+    Raises:
+      InputError: a setting is out of range, ids repeat, or the folder holds shards of another layout.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        num_documents: int,
+        shard_size: int = 4096,
+        *,
+        ids: Sequence[int] | None = None,
+    ):
+        if num_documents < 1:
+            raise InputError(f"corpus {path}: num_documents={num_documents} must be at least 1")
+        if shard_size < 1:
+            raise InputError(f"corpus {path}: shard_size={shard_size} must be at least 1")
+        if ids is None:
+            ids = range(num_documents)
+        elif len(ids) != num_documents or len(set(ids)) != num_documents:
+            raise InputError(f"corpus {path}: ids must be num_documents={num_documents} different numbers")
+        self.path = pathlib.Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._shards = [ids[start:start + shard_size] for start in range(0, num_documents, shard_size)]
+        self._template = _template(self.path)
+        count = len(self._shards)
+        self._files = [
+            pathlib.Path(self._template.sharded_filepath(shard_index=i, num_shards=count)) for i in range(count)
+        ]
+        strangers = {f.name for f in self.path.glob(f"{_NAME}-*")} - {f.name for f in self._files}
+        if strangers:
+            raise InputError(
+                f"corpus {path} holds shards of another layout, such as {min(strangers)}: restore num_documents and "
+                "shard_size, or remove the folder"
+            )
+
+    def missing_shards(self) -> list[tuple[int, Sequence[int]]]:
+        """(index, document ids) of every shard that is absent, cut short, or holds other documents."""
+        return [(i, ids) for i, ids in enumerate(self._shards) if _shard_length(self._files[i], ids) != len(ids)]
+
+    def write_shard(self, index: int, documents: Iterable[Document]) -> None:
+        """Writes shard `index` so that it exists whole or not at all; the corpus counts as unfinished from here on.
+
+        Raises:
+          InputError: the documents are not the shard's, in order, or one of them is malformed.
+        """
+        from array_record.python import array_record_module
+
+        if not 0 <= index < len(self._shards):
+            raise InputError(f"corpus {self.path}: shard {index} does not exist, there are {len(self._shards)}")
+        documents = list(documents)
+        found, wanted = [d.id for d in documents], list(self._shards[index])
+        if found != wanted:
+            raise InputError(
+                f"corpus {self.path}: shard {index} takes {len(wanted)} documents, ids {wanted[0]} to {wanted[-1]} in "
+                f"order; got {len(found)}" + (f", ids {found[0]} to {found[-1]}" if found else "")
+            )
+        records = [_encode(document) for document in documents]
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+        temporary = self.path / f".{self._files[index].name}.{os.getpid()}.tmp"
+        try:
+            # Readers that fetch single documents (Grain, TFDS) need one record per group.
+            writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+            for record in records:
+                writer.write(record)
+            writer.close()
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, self._files[index])
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def finalize(self, provenance: dict[str, Any]) -> dict[str, Any]:
+        """Checks every shard, writes the TFDS metadata and then, last and atomically, the manifest, which it returns.
+
+        The manifest is `summarize` of the documents plus "schema" and "provenance".
+
+        Raises:
+          InputError: shards are missing or damaged.
+        """
+        import tensorflow_datasets as tfds
+
+        missing = [index for index, _ in self.missing_shards()]
+        if missing:
+            raise InputError(
+                f"corpus {self.path} lacks {len(missing)} of {len(self._shards)} shards (first: {missing[0]}): write "
+                "them before finalizing"
+            )
+        split = tfds.core.SplitInfo(
+            name=_SPLIT,
+            shard_lengths=[len(ids) for ids in self._shards],
+            num_bytes=sum(f.stat().st_size for f in self._files),
+            filename_template=self._template,
+        )
+        # check_data would read one example through TensorFlow.
+        tfds.folder_dataset.write_metadata(
+            data_dir=self.path,
+            features=_features(),
+            split_infos=[split],
+            version="1.0.0",
+            check_data=False,
+            description=f"Unconditional samples from a language model; {_MANIFEST} tells which and how.",
+        )
+        manifest = {"schema": _SCHEMA, **summarize(self._verified()), "provenance": provenance}
+        for leftover in self.path.glob(f".{_NAME}-*.tmp"):
+            leftover.unlink(missing_ok=True)
+        write_json(self.path / _MANIFEST, manifest)
+        return manifest
+
+    def _verified(self) -> Iterator[Document]:
+        wanted = (i for ids in self._shards for i in ids)
+        for document, wanted_id in zip(Corpus(self.path, {}), wanted, strict=True):
+            if document.id != wanted_id:
+                raise InputError(
+                    f"corpus {self.path}: found document {document.id} where {wanted_id} belongs; remove the folder "
+                    "and sample again"
+                )
+            yield document
+
+
+class Corpus(collections.abc.Sequence):
+    """A finished corpus: an immutable sequence of `Document`; made by `read_corpus`.
+
+    Documents are read when asked for. Iterating and `take` read in batches and are faster than indexing.
+    """
+
+    def __init__(self, path: str | os.PathLike, manifest: dict[str, Any]):
+        import tensorflow_datasets as tfds
+
+        self.path = pathlib.Path(path)
+        self.manifest = manifest
+        try:
+            builder = tfds.builder_from_directory(self.path)
+            # Parsing the records here takes a quarter of the time of TFDS's general decoder.
+            self._records = builder.as_data_source(
+                split=_SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+            shards = builder.info.splits[_SPLIT]
+        except Exception as e:  # TFDS, protobuf, JSON and the file system each raise their own
+            raise InputError(_damaged(self.path, e)) from e
+        for file, length in zip(shards.filepaths, shards.shard_lengths, strict=True):
+            if _shard_length(file) != length:
+                raise InputError(_damaged(self.path, f"shard {pathlib.Path(file).name} is cut short or missing"))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return list(self.take(range(*index.indices(len(self)))))
+        position = operator.index(index)
+        position += len(self) if position < 0 else 0
+        if not 0 <= position < len(self):
+            raise IndexError(f"document {index} of a corpus of {len(self)}")
+        return next(self.take([position]))
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.take(range(len(self)))
+
+    def take(self, positions: Sequence[int]) -> Iterator[Document]:
+        """Yields the documents at `positions` (not ids), in that order.
+
+        Raises:
+          InputError: a record is damaged.
+        """
+        for start in range(0, len(positions), _READ_BATCH):
+            batch = [int(p) for p in positions[start:start + _READ_BATCH]]
+            try:
+                # For one record, starting the threads of a batched read takes longer than the read.
+                records = self._records.__getitems__(batch) if len(batch) > 1 else [self._records[batch[0]]]
+                documents = [_decode(record) for record in records]
+            except Exception as e:  # array_record raises RuntimeError, protobuf and the parsing their own
+                raise InputError(_damaged(self.path, e)) from e
+            yield from documents
+
+
+def read_corpus(path: str | os.PathLike) -> Corpus:
+    """The finished corpus in `path`.
+
+    Raises:
+      InputError: the folder is missing, its corpus is unfinished, or its files are damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(f"corpus not found: {path} is not a folder")
+    if not (path / _MANIFEST).is_file():
+        raise InputError(f"corpus {path} is unfinished (no {_MANIFEST}): run the command that writes it again")
+    manifest = read_json(path / _MANIFEST, "corpus manifest")
+    if not isinstance(manifest, dict) or manifest.get("schema") != _SCHEMA or "num_documents" not in manifest:
+        raise InputError(f"corpus manifest {path / _MANIFEST} is not of schema {_SCHEMA}: write the corpus again")
+    corpus = Corpus(path, manifest)
+    if len(corpus) != manifest["num_documents"]:
+        raise InputError(_damaged(path, f"{len(corpus)} documents where the manifest says {manifest['num_documents']}"))
+    return corpus
+
+
+def write_corpus(
+    path: str | os.PathLike,
+    documents: Iterable[Document],
+    provenance: dict[str, Any],
+    shard_size: int = 4096,
+) -> dict[str, Any]:
+    """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest.
+
+    Raises:
+      InputError: there are no documents, ids repeat, or the folder holds a corpus of another size.
+    """
+    documents = list(documents)
+    writer = CorpusWriter(path, len(documents), shard_size, ids=[d.id for d in documents])
+    for index, start in enumerate(range(0, len(documents), shard_size)):
+        writer.write_shard(index, documents[start:start + shard_size])
+    return writer.finalize(provenance)
+
+
+def _features():
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict({
+        "id": tfds.features.Scalar(np.int64),
+        "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "log_probs": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        "stop_reason": tfds.features.Text(),
+        "text": tfds.features.Text(),
+    })
+
+
+def _template(path: pathlib.Path):
+    import tensorflow_datasets as tfds
+
+    return tfds.core.ShardedFileTemplate(
+        data_dir=path, dataset_name=_NAME, split=_SPLIT, filetype_suffix="array_record"
+    )
+
+
+def _encode(document: Document) -> bytes:
+    """`document` as the record TFDS expects for `_features`; `InputError` when its fields do not fit together."""
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2 as pb
+
+    tokens, log_probs = np.asarray(document.tokens), np.asarray(document.log_probs, np.float32)
+    problem = None
+    if tokens.ndim != 1 or tokens.shape != log_probs.shape:
+        problem = f"tokens {tokens.shape} and log_probs {log_probs.shape} must be two vectors of one length"
+    elif tokens.size and (tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
+        problem = "tokens must be non-negative 32-bit integers"
+    elif not np.isfinite(log_probs).all():
+        problem = "log_probs must be finite"
+    elif document.stop_reason not in STOP_REASONS:
+        problem = f"stop_reason={document.stop_reason!r} must be one of {', '.join(STOP_REASONS)}"
+    else:
+        try:
+            text = document.text.encode()
+        except UnicodeEncodeError:
+            problem = "text holds a lone surrogate, which UTF-8 cannot store: decode with errors='replace'"
+    if problem:
+        raise InputError(f"document {document.id}: {problem}")
+    fields = {
+        "id": pb.Feature(int64_list=pb.Int64List(value=[int(document.id)])),
+        "tokens": pb.Feature(int64_list=pb.Int64List(value=tokens.astype(np.int32).tolist())),
+        "log_probs": pb.Feature(float_list=pb.FloatList(value=log_probs.tolist())),
+        "stop_reason": pb.Feature(bytes_list=pb.BytesList(value=[document.stop_reason.encode()])),
+        "text": pb.Feature(bytes_list=pb.BytesList(value=[text])),
+    }
+    return tf_example_pb2.Example(features=pb.Features(feature=fields)).SerializeToString(deterministic=True)
+
+
+def _decode(record: bytes) -> Document:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    fields = tf_example_pb2.Example.FromString(record).features.feature
+    return Document(
+        id=fields["id"].int64_list.value[0],
+        tokens=np.array(fields["tokens"].int64_list.value, np.int32),
+        log_probs=np.array(fields["log_probs"].float_list.value, np.float32),
+        stop_reason=fields["stop_reason"].bytes_list.value[0].decode(),
+        text=fields["text"].bytes_list.value[0].decode(),
+    )
+
+
+def _shard_length(file: str | os.PathLike, ids: Sequence[int] | None = None) -> int:
+    """Documents in a shard; 0 when it is missing or damaged at its end, or its first or last is not that of `ids`."""
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(str(file))
+        size = reader.num_records()
+        if ids and size:
+            ends = [_decode(record).id for record in reader.read([0, size - 1])]
+            size = size if ends == [ids[0], ids[-1]] else 0
+    except Exception:  # array_record raises RuntimeError, protobuf its own; either way the shard is of no use
+        return 0
+    if reader.ok():
+        reader.close()
+    return size
+
+
+def _damaged(path: pathlib.Path, why: object) -> str:
+    return f"corpus {path} is damaged ({' '.join(str(why).split())}): remove the folder and write the corpus again"

@@ -1,0 +1,134 @@
+"""Documents -> a fixed array of rows -> batches by step number; nothing here depends on where a run was interrupted."""
+
+import dataclasses
+import functools
+from typing import Iterable
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from selftrain_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedRows:
+    """The result of `pack`.
+
+    Attributes:
+      tokens: inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`.
+      segment_ids: number of the document, in packing order, that each token belongs to. The only record of where
+        documents begin: BOS, EOS and an ordinary token may share an id.
+      dropped_tokens: tokens at the end that fill no row, as the target of none.
+    """
+
+    tokens: Int32[np.ndarray, "rows T+1"]
+    segment_ids: Int32[np.ndarray, "rows T+1"]
+    dropped_tokens: int
+
+
+def packed_length(length):
+    """Tokens (an int, or an array) that a document of `length` tokens takes in a stream: its own and one BOS."""
+    return length + 1
+
+
+def pack(
+    documents: Iterable[Int[np.ndarray, " n"]],
+    *,
+    bos_token_id: int,
+    sequence_length: int,
+) -> PackedRows:
+    """Concatenates BOS + document for all `documents` and cuts the stream into rows of T + 1 = `sequence_length` + 1.
+
+    Each row begins with the last token of the row before, so every token of the stream but the first and the dropped
+    ones is a target exactly once. A stream of S tokens gives (S - 1) // T rows; none when it is shorter than one row.
+    Nothing is added after a document: one that was cut by length has no EOS.
+
+    Raises:
+      InputError: a setting is out of range or a document is not a vector of ids.
+    """
+    if sequence_length < 1:
+        raise InputError(f"packing sequence_length={sequence_length} must be at least 1")
+    if bos_token_id < 0:
+        raise InputError(f"packing bos_token_id={bos_token_id} must not be negative")
+    bos = np.array([bos_token_id], np.int32)
+    pieces, lengths = [], []
+    for number, document in enumerate(documents):
+        document = np.asarray(document)
+        if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
+            raise InputError(
+                f"packing document {number} has shape {document.shape} and dtype {document.dtype}; it must be a vector "
+                "of token ids"
+            )
+        pieces += [bos, document.astype(np.int32, copy=False)]
+        lengths.append(packed_length(len(document)))
+    stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    num_rows = max(len(stream) - 1, 0) // sequence_length
+    used = num_rows * sequence_length + 1 if num_rows else 0
+    return PackedRows(
+        tokens=_rows(stream[:used], sequence_length),
+        segment_ids=_rows(segments[:used], sequence_length),
+        dropped_tokens=len(stream) - used,
+    )
+
+
+def _rows(stream: np.ndarray, sequence_length: int) -> np.ndarray:
+    if not len(stream):
+        return np.zeros((0, sequence_length + 1), np.int32)
+    return np.lib.stride_tricks.sliding_window_view(stream, sequence_length + 1)[::sequence_length].copy()
+
+
+def addressed_bits(seed: int, *address: int) -> np.random.Philox:
+    """Random bits that are a pure function of (seed, address): different addresses give independent streams.
+
+    Use `random_raw` of the result: NumPy keeps the raw stream the same in every version, but not what `Generator`
+    makes of it (NEP 19).
+
+    Raises:
+      InputError: the seed or a part of the address is negative.
+    """
+    if min((seed, *address)) < 0:
+        raise InputError(f"seed={seed} and the stream numbers {address} must not be negative")
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=address))
+
+
+def steps_per_epoch(*, num_rows: int, batch_size: int) -> int:
+    """Whole batches in `num_rows` rows.
+
+    Raises:
+      InputError: there is not even one.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+    if num_rows < batch_size:
+        raise InputError(
+            f"batch_size={batch_size} is more than the {num_rows} packed rows there are: lower batch_size or "
+            "sequence_length, or train on more tokens"
+        )
+    return num_rows // batch_size
+
+
+def batch_indices(step: int, *, num_rows: int, batch_size: int, seed: int) -> Int[np.ndarray, " B"]:
+    """Rows of the batch for `step` (from 0), a pure function of the arguments.
+
+    Every epoch of `steps_per_epoch` steps goes through its own permutation of the rows; the num_rows % batch_size rows
+    at its end sit that epoch out.
+
+    Raises:
+      InputError: fewer rows than `batch_size`, or a negative step or seed.
+    """
+    if step < 0:
+        raise InputError(f"step={step} must not be negative")
+    epoch, position = divmod(step, steps_per_epoch(num_rows=num_rows, batch_size=batch_size))
+    return _permutation(seed, epoch, num_rows)[position * batch_size:(position + 1) * batch_size].copy()
+
+
+# Steps of one epoch share a permutation; two entries serve a loop that prefetches across the boundary.
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    return permutation(addressed_bits(seed, 1, epoch), num_rows)
+
+
+def permutation(bits: np.random.Philox, n: int) -> Int[np.ndarray, " n"]:
+    """A uniformly random order of 0..n-1 drawn from `bits`, the same in every NumPy version."""
+    return np.argsort(bits.random_raw(n), kind="stable")

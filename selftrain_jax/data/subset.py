@@ -1,0 +1,84 @@
+"""Training subsets of an exact number of tokens."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from selftrain_jax.data.packing import addressed_bits, packed_length, permutation
+from selftrain_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetConfig:
+    """How to draw subsets.
+
+    Attributes:
+      num_tokens: size of one subset in tokens of the packed stream, one BOS per document included. Rows of T targets
+        fill without a rest when it is a multiple of T, plus 1.
+      num_subsets: how many subsets there are.
+      seed: subset i is a function of (seed, i).
+      replacement: whether a document may occur several times in one subset.
+    """
+
+    num_tokens: int
+    num_subsets: int = 1
+    seed: int = 0
+    replacement: bool = True
+
+    def __post_init__(self):
+        for name in ("num_tokens", "num_subsets"):
+            if getattr(self, name) < 1:
+                raise InputError(f"subset {name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"subset seed={self.seed} must not be negative")
+
+
+def draw_subset(
+    lengths: Int[np.ndarray, " documents"],
+    config: SubsetConfig,
+    index: int,
+) -> tuple[Int[np.ndarray, " drawn"], int]:
+    """Draws documents uniformly until they take exactly `config.num_tokens` tokens of a packed stream.
+
+    Returns:
+      The positions of the documents in drawing order, and how many tokens of the last one to keep, which is what makes
+      the total exact (0 when only its BOS fits).
+
+    Raises:
+      InputError: the corpus is empty or, without replacement, too small, or `index` is not one of the subsets.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.ndim != 1 or not len(lengths):
+        raise InputError("subset: the corpus has no documents to draw from")
+    if lengths.dtype.kind not in "iu" or lengths.min() < 0:
+        raise InputError("subset: lengths must be non-negative integers")
+    if not 0 <= index < config.num_subsets:
+        raise InputError(f"subset index={index} must lie in [0, num_subsets={config.num_subsets})")
+    costs = packed_length(lengths.astype(np.int64))
+    bits = addressed_bits(config.seed, 0, index)
+    if config.replacement:
+        order = _draw_with_replacement(costs, config.num_tokens, bits)
+    else:
+        if costs.sum() < config.num_tokens:
+            raise InputError(
+                f"subset num_tokens={config.num_tokens} is more than the {costs.sum()} tokens of the corpus: lower "
+                "num_tokens, sample more documents, or set replacement=True"
+            )
+        order = permutation(bits, len(costs))
+    ends = np.cumsum(costs[order])
+    last = int(np.searchsorted(ends, config.num_tokens))
+    surplus = int(ends[last]) - config.num_tokens
+    return order[:last + 1], int(lengths[order[last]]) - surplus
+
+
+def _draw_with_replacement(costs: np.ndarray, num_tokens: int, bits: np.random.Philox) -> np.ndarray:
+    """Uniform positions whose costs sum to at least `num_tokens`."""
+    drawn, missing = [], num_tokens
+    while missing > 0:
+        count = int(missing / costs.mean() * 1.05) + 16
+        # 53 bits scaled to the range: the bias is below len(costs) / 2^53.
+        uniform = (bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
+        drawn.append((uniform * len(costs)).astype(np.int64))
+        missing -= int(costs[drawn[-1]].sum())
+    return np.concatenate(drawn)

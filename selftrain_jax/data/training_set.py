@@ -1,0 +1,79 @@
+"""From clean documents to the rows that one model trains on."""
+
+import dataclasses
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from selftrain_jax.data.clean import clean_documents
+from selftrain_jax.data.packing import PackedRows, pack
+from selftrain_jax.data.subset import SubsetConfig, draw_subset
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import write_atomic
+from selftrain_jax.models import hf
+
+
+def write_subset(
+    audited: pathlib.Path,
+    student: str | pathlib.Path,
+    settings,
+    index: int,
+    sequence_length: int,
+    directory: pathlib.Path,
+) -> dict[str, Any]:
+    """Draws subset `index` of the documents that the audit let through and writes its packed rows as `rows.npz`.
+
+    Sampled token ids are used as they are when the student has the tokenizer that they were sampled with; text files,
+    and with `settings.retokenize` any corpus, are tokenized with the student's.
+
+    Raises:
+      InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
+    """
+    config, tokenizer = hf.load_config(student), hf.load_tokenizer(student)
+    hf.check_tokenizer(config, tokenizer)
+    documents, provenance = clean_documents(audited)
+    if provenance is None or settings.retokenize:
+        encoded = tokenizer([d.text for d in documents], add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = [np.array([*ids, config.eos_token_id], np.int32) for ids in encoded]
+    else:
+        if provenance["tokenizer_fingerprint"] != hf.tokenizer_fingerprint(student):
+            raise InputError(
+                f"the corpus audited in {audited} was sampled with another tokenizer ({provenance['vocab_size']} ids) "
+                f"than the student's ({len(tokenizer)} ids): set subset.retokenize=True to train on its text"
+            )
+        tokens = [d.tokens for d in documents]
+    subset = SubsetConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(SubsetConfig)})
+    order, last_length = draw_subset(np.array([len(t) for t in tokens]), subset, index)
+    drawn = [tokens[i] for i in order]
+    drawn[-1] = drawn[-1][:last_length]
+    rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        tokens=rows.tokens,
+        segment_ids=rows.segment_ids,
+        dropped_tokens=rows.dropped_tokens,
+        stream=np.concatenate(drawn),
+    )
+    write_atomic(directory / "rows.npz", buffer.getvalue())
+    return {
+        "num_documents": len(drawn),
+        "num_distinct": len(set(order.tolist())),
+        "num_tokens": settings.num_tokens,
+        "num_rows": len(rows.tokens),
+        "dropped_tokens": rows.dropped_tokens,
+    }
+
+
+def read_subset(directory: pathlib.Path) -> PackedRows:
+    """The rows that `write_subset` left in `directory`."""
+    with np.load(directory / "rows.npz") as arrays:
+        return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
+
+
+def read_stream(directory: pathlib.Path) -> np.ndarray:
+    """All document tokens of the subset in `directory` without BOS, one after the other, int32."""
+    with np.load(directory / "rows.npz") as arrays:
+        return arrays["stream"]

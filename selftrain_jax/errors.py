@@ -1,0 +1,9 @@
+"""The one exception that means "the input is wrong, and here is the way out"."""
+
+
+class InputError(ValueError):
+    """A setting, file or argument that cannot be used.
+
+    The message is one line: it names the setting or file, the value, what is allowed, and what to do instead.
+    The command line prints it without a traceback and exits with code 2.
+    """

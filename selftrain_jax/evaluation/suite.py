@@ -1,0 +1,80 @@
+"""Everything that is measured on one model, item by item, so that models can be compared in pairs afterwards."""
+
+import functools
+import io
+import pathlib
+from typing import Any, Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from selftrain_jax.evaluation import likelihood, memorization
+from selftrain_jax.evaluation.score import score
+from selftrain_jax.files import write_atomic
+from selftrain_jax.models import hf
+
+
+def evaluate_model(
+    model: tuple[Any, Any],
+    tokenizer_source: str | pathlib.Path,
+    settings,
+    find: Callable[[str], pathlib.Path],
+    directory: pathlib.Path,
+    *,
+    mesh: Mesh,
+    name: str,
+) -> dict[str, Any]:
+    """Measures `model` (config, params) and writes `items.npz` into `directory`.
+
+    Its arrays, one entry per item: "capability/<suite>" bool, "capability/<suite>:acc_norm" bool, "nll/<set>" and
+    "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`.
+
+    Returns:
+      Means, for the manifest.
+    """
+    from tqdm import tqdm
+
+    config, params = model
+    tokenizer = hf.load_tokenizer(tokenizer_source)
+    bos = config.bos_token_id if settings.add_bos else None
+    # Every file is read before the first pass over the model: a broken one must not cost an hour of scoring.
+    texts = {n: likelihood.load_texts(find(p)) for n, p in settings.texts.items()}
+    questions = {n: likelihood.load_multiple_choice(find(p)) for n, p in settings.multiple_choice.items()}
+    pairs = {n: likelihood.load_minimal_pairs(find(p)) for n, p in settings.minimal_pairs.items()}
+    probes = []
+    if settings.probes:
+        probes = memorization.load_probes(find(settings.probes), config, add_bos=settings.add_bos)
+
+    scorer = functools.partial(
+        score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
+    )
+    items: dict[str, np.ndarray] = {}
+    summary: dict[str, Any] = {}
+    total = len(texts) + len(questions) + len(pairs) + bool(probes)
+    bar = tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True)
+    for suite, rows in questions.items():
+        hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
+        items[f"capability/{suite}"] = hits["acc"]
+        items[f"capability/{suite}:acc_norm"] = hits["acc_norm"]
+        bar.update()
+    for suite, rows in pairs.items():
+        items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
+        bar.update()
+    for set_name, documents in texts.items():
+        found = likelihood.text_likelihood(scorer, config, tokenizer, documents)
+        items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
+        summary[f"nll/{set_name}"] = found.nll_per_token
+        summary[f"bits_per_byte/{set_name}"] = found.bits_per_byte
+        bar.update()
+    if probes:
+        found = memorization.extract(scorer, probes, bos_token_id=bos)
+        items |= {f"probe/{field}": values for field, values in vars(found).items()}
+        summary["extraction/all"] = float(found.exact.mean())
+        bar.update()
+    bar.close()
+    summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
+    buffer = io.BytesIO()
+    np.savez(buffer, **items)
+    write_atomic(directory / "items.npz", buffer.getvalue())
+    return summary

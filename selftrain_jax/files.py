@@ -1,0 +1,96 @@
+"""Small, crash-safe file operations and fingerprints."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Iterable, Iterator
+
+from selftrain_jax.errors import InputError
+
+
+def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes `data` so that a reader sees the old file or the whole new one, never a part of it."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    payload = data.encode() if isinstance(data, str) else data
+    try:
+        with open(temporary, "wb") as f:
+            f.write(payload)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """`value` as indented JSON, written by `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, what: str = "file") -> Any:
+    """The JSON value in `path`; `InputError` naming `what` when it is missing or broken."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise InputError(f"{what} {path} is not valid JSON: {e}") from None
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """One JSON object per line, written by `write_atomic`."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = "file") -> Iterator[dict]:
+    """Yields the objects of a JSON-lines file (`.gz` too); blank lines are skipped.
+
+    Raises:
+      InputError: the file is missing, or a line (named by number) is broken or lacks one of `fields`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f"{what} not found: {path}")
+    if path.suffix == ".gz":
+        import gzip
+        opener = gzip.open
+    else:
+        opener = open
+    with opener(path, "rt", encoding="utf-8") as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise InputError(f"{what} {path}, line {number}: not valid JSON ({e.msg})") from None
+            missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+            if missing:
+                raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
+            yield row
+
+
+def fingerprint(value: Any) -> str:
+    """A short, stable hash of a JSON-like value (dataclasses and paths included)."""
+
+    def plain(x):
+        if dataclasses.is_dataclass(x):
+            return dataclasses.asdict(x)
+        return str(x)
+
+    text = json.dumps(value, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(*paths: str | os.PathLike) -> str:
+    """A short hash of the contents of `paths`, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,96 @@
+"""Architecture settings of GPT-NeoX models and the ten Pythia presets."""
+
+import dataclasses
+
+from selftrain_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and switches of one GPT-NeoX model.
+
+    `vocab_size` counts the rows of the embedding; rows past the tokenizer's last id are padding that no sampler emits.
+    BOS and EOS are the same token, id 0, in every Pythia.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_position: int = 2048
+    rotary_pct: float = 0.25
+    rotary_base: float = 10_000.0
+    layer_norm_eps: float = 1e-5
+    parallel_residual: bool = True
+    tie_embeddings: bool = False
+    bos_token_id: int = 0
+    eos_token_id: int = 0
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model {name}={getattr(self, name)} must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise InputError(
+                f"model hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
+            )
+        if not 0.0 <= self.rotary_pct <= 1.0:
+            raise InputError(f"model rotary_pct={self.rotary_pct} must lie in [0, 1]")
+        if self.rotary_dim % 2:
+            raise InputError(
+                f"model rotary_pct={self.rotary_pct} rotates {self.rotary_dim} of {self.head_dim} dimensions per head: "
+                "that number must be even"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise InputError(f"model {name}={getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dimensions of each head that are rotated."""
+        return int(self.head_dim * self.rotary_pct)
+
+    @property
+    def num_params(self) -> int:
+        d, f = self.hidden_size, self.intermediate_size
+        layer = 4 * d * d + 4 * d + 2 * d * f + d + f + 4 * d
+        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embeddings + 2 * d
+
+
+def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "pythia-14m": _pythia(6, 128, 4),
+    "pythia-31m": _pythia(6, 256, 8),
+    "pythia-70m": _pythia(6, 512, 8),
+    "pythia-160m": _pythia(12, 768, 12),
+    "pythia-410m": _pythia(24, 1024, 16),
+    "pythia-1b": _pythia(16, 2048, 8),
+    "pythia-1.4b": _pythia(24, 2048, 16),
+    "pythia-2.8b": _pythia(32, 2560, 32),
+    "pythia-6.9b": _pythia(32, 4096, 32, 50_432),
+    "pythia-12b": _pythia(36, 5120, 40, 50_688),
+}
+"""Shapes of the published models (EleutherAI/pythia model configurations)."""
+
+
+def preset(name: str) -> ModelConfig:
+    """The named preset; `InputError` listing the names when there is none."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None

@@ -1,0 +1,151 @@
+"""Numerical pieces of the model as free functions.
+
+Letters used in einsum strings and shape comments throughout the package:
+B batch, T time (queries), S time (keys), D model, N heads, H head, F feed-forward, V vocabulary, L layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ATTENTION_BLOCK = 256
+
+
+def rotary_tables(positions: Int[Array, "*BT"], dim: int, base: float) -> tuple[Array, Array]:
+    """Cosine and sine tables `[..., T, dim]` in fp32 (Su et al. 2021, RoFormer, section 3.4; NeoX half-split layout).
+
+    fp32 whatever the compute dtype: half-precision angles are wrong by up to 0.78 in cosine within 2,048 positions.
+    """
+    inverse_frequency = base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequency
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(x: Float[Array, "B T N H"], cos: Float[Array, "*BT R"], sin: Float[Array, "*BT R"]) -> Array:
+    """Rotates the first R dimensions of every head; the remaining H - R pass through."""
+    rotary_dim = cos.shape[-1]
+    if rotary_dim == 0:
+        return x
+    rotated, passed = x[..., :rotary_dim].astype(jnp.float32), x[..., rotary_dim:]
+    first, second = jnp.split(rotated, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    rotated = rotated * cos[..., None, :] + turned * sin[..., None, :]
+    return jnp.concatenate([rotated.astype(x.dtype), passed], axis=-1)
+
+
+def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float) -> Array:
+    """Layer normalization (Ba et al. 2016) with fp32 statistics, returned in the dtype of `x`."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True)
+    normed = (x32 - mean) * jax.lax.rsqrt(variance + eps)
+    return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def causal_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention of every position to itself and what came before it, within its own segment when given.
+
+    Queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked half of
+    the scores is mostly never computed and the largest temporary is `[B, N, block, T]`.
+    """
+    length = q.shape[1]
+    blocks = []
+    for start in range(0, length, ATTENTION_BLOCK):
+        stop = min(start + ATTENTION_BLOCK, length)
+        mask = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+        mask = mask[None, None]  # [1, 1, block, stop]
+        if segment_ids is not None:
+            mask &= (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop])[:, None]
+        scores = jnp.einsum("btnh,bsnh->bnts", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
+        blocks.append(jnp.einsum("bnts,bsnh->btnh", _masked_softmax(scores, mask, q), v[:, :stop]))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def cached_attention(
+    q: Float[Array, "B T N H"], k: Float[Array, "B N S H"], v: Float[Array, "B N S H"], position: Int[Array, ""]
+) -> Float[Array, "B T N H"]:
+    """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled."""
+    mask = jnp.arange(k.shape[2])[None, :] <= position + jnp.arange(q.shape[1])[:, None]  # [T, S]
+    scores = jnp.einsum("btnh,bnsh->bnts", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("bnts,bnsh->btnh", _masked_softmax(scores, mask[None, None], q), v)
+
+
+def _masked_softmax(scores, mask, q):
+    scores = scores * q.shape[-1] ** -0.5
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy_sum(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    chunk: int = 256,
+) -> Float[Array, ""]:
+    """Sum over positions of `weights * -log softmax(hidden @ kernel)[targets]`, in nats and fp32.
+
+    Logits exist for `chunk` time steps at a time. The forward pass already forms the gradients with respect to
+    `hidden` and `kernel` chunk by chunk, so the backward pass only scales them: `[B, T, V]` never exists and the
+    projection is computed once. `targets` and `weights` get no gradient.
+    """
+    return _cross_entropy_forward(hidden, kernel, targets, weights, chunk)[0]
+
+
+def _cross_entropy_forward(hidden, kernel, targets, weights, chunk):
+    length = hidden.shape[1]
+    chunk = min(chunk, length)
+    kernel_used = kernel.astype(hidden.dtype)
+
+    def one_chunk(h, target, weight):
+        logits = jnp.einsum("btd,dv->btv", h, kernel_used, preferred_element_type=jnp.float32)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+        loss = jnp.sum(weight * (log_z - picked))
+        is_target = jnp.arange(logits.shape[-1]) == target[..., None]
+        d_logits = (weight[..., None] * (jnp.exp(logits - log_z[..., None]) - is_target)).astype(h.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel_used)
+        d_kernel = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        return loss, d_hidden, d_kernel
+
+    whole = length // chunk
+    loss, d_kernel, d_hidden = jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32), []
+    if whole > 1:
+
+        def split(x):
+            x = x[:, : whole * chunk]
+            return jnp.moveaxis(x.reshape(x.shape[0], whole, chunk, *x.shape[2:]), 1, 0)
+
+        def body(carry, xs):
+            part, dh, dk = one_chunk(*xs)
+            return (carry[0] + part, carry[1] + dk), dh
+
+        (loss, d_kernel), stacked = jax.lax.scan(
+            body, (loss, d_kernel), (split(hidden), split(targets), split(weights))
+        )
+        d_hidden.append(jnp.moveaxis(stacked, 0, 1).reshape(hidden.shape[0], whole * chunk, -1))
+        start = whole * chunk
+    else:
+        start = 0
+    if start < length:
+        part, dh, dk = one_chunk(hidden[:, start:], targets[:, start:], weights[:, start:])
+        loss, d_kernel = loss + part, d_kernel + dk
+        d_hidden.append(dh)
+    return loss, (jnp.concatenate(d_hidden, axis=1), d_kernel.astype(kernel.dtype))
+
+
+def _cross_entropy_backward(chunk, gradients, cotangent):
+    d_hidden, d_kernel = gradients
+    return (d_hidden * cotangent).astype(d_hidden.dtype), (d_kernel * cotangent).astype(d_kernel.dtype), None, None
+
+
+cross_entropy_sum.defvjp(_cross_entropy_forward, _cross_entropy_backward)

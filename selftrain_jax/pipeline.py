@@ -1,0 +1,284 @@
+"""What the stages of one run do, in order: lab -> sample -> audit -> subset -> train -> evaluate -> report.
+
+An *arm* is one training text with everything made from it: "self" (the source model's own documents), and a control for
+every entry of `config.controls`. Each arm has `subset.num_subsets` subsets, and each subset trains one model.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Callable, Iterator
+
+import numpy as np
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import file_fingerprint, read_json, write_json
+from selftrain_jax.settings import ControlSettings, RunConfig
+from selftrain_jax.stages import Stage
+
+LAB = "lab:"
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """The stages of `config` in `workdir`; `mesh` is made when a stage first needs it."""
+
+    config: RunConfig
+    workdir: pathlib.Path
+    command: str = ""
+
+    def __post_init__(self):
+        self.workdir = pathlib.Path(self.workdir)
+        if self.config.lab is None:
+            for setting, value in self._references().items():
+                if value.startswith(LAB):
+                    raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
+
+    # What exists, by name.
+
+    @property
+    def arms(self) -> dict[str, ControlSettings]:
+        """Arm name -> where its text comes from."""
+        return {"self": ControlSettings(source=self.config.source), **self.config.controls}
+
+    @property
+    def models(self) -> dict[str, tuple[str, int] | None]:
+        """Evaluated model -> (arm, subset), None for the untouched student."""
+        trained = {f"{arm}-{k}": (arm, k) for k in range(self.config.subset.num_subsets) for arm in self.arms}
+        return {"base": None, **trained}
+
+    @property
+    def student(self) -> str:
+        return self.config.student or self.config.source
+
+    @functools.cached_property
+    def mesh(self):
+        from selftrain_jax import parallel
+
+        return parallel.make_mesh(self.config.mesh)
+
+    def _references(self) -> dict[str, str]:
+        """Every model and file that the config names, by setting."""
+        config = self.config
+        named = {"source": config.source, "student": self.student}
+        named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
+        named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
+        for name, control in config.controls.items():
+            named |= {f"controls.{name}.{field}": value for field, value in dataclasses.asdict(control).items() if value}
+        return named
+
+    def check_files(self) -> None:
+        """Raises `InputError` for a file or model directory that is not there, before any work."""
+        from selftrain_jax.models import hf
+
+        for setting, value in self._references().items():
+            if value.startswith(LAB):
+                continue
+            if setting in ("source", "student") or setting.endswith(".source"):
+                hf.load_config(self.model_path(value))
+            elif not pathlib.Path(value).is_file():
+                raise InputError(f"setting {setting}: file not found: {value}")
+
+    # Paths and things loaded from them.
+
+    def path(self, reference: str) -> pathlib.Path:
+        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
+        if reference.startswith(LAB):
+            return self.workdir / "lab" / "world" / reference[len(LAB) :]
+        return pathlib.Path(reference)
+
+    def model_path(self, reference: str) -> pathlib.Path:
+        """The directory of a model named in the config; "lab:base" is the lab's base model."""
+        from selftrain_jax.models import hf
+
+        if reference.startswith(LAB):
+            return self.workdir / "lab" / reference[len(LAB) :] / "model"
+        return hf.resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
+
+    def _file_inputs(self, references: dict[str, str]) -> Callable[[], dict[str, str]]:
+        outside = {name: path for name, path in references.items() if path and not path.startswith(LAB)}
+        return lambda: {name: file_fingerprint(path) for name, path in outside.items()}
+
+    def _model_input(self, name: str, reference: str) -> dict[str, str]:
+        from selftrain_jax.models import hf
+
+        return {} if reference.startswith(LAB) else {name: hf.model_fingerprint(self.model_path(reference))}
+
+    @staticmethod
+    def _lab_stages(*references: str) -> list[str]:
+        stages = {"lab/" + r[len(LAB) :] if r in ("lab:base", "lab:other") else "lab/world"
+                  for r in references if r.startswith(LAB)}  # fmt: skip
+        return sorted(stages)
+
+    # The stages.
+
+    def stages(self) -> list[Stage]:
+        return [
+            *self._lab(),
+            *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
+            *(self._audit(arm, origin) for arm, origin in self.arms.items()),
+            *(self._subset(*where) for where in self.models.values() if where),
+            *(self._train(*where) for where in self.models.values() if where),
+            *(self._evaluate(model) for model in self.models),
+            self._report(),
+        ]
+
+    def _lab(self) -> Iterator[Stage]:
+        lab = self.config.lab
+        if lab is None:
+            return
+
+        def world_files(directory):
+            from selftrain_jax.lab.world import build_world
+            from selftrain_jax.lab.world_files import write_world_files
+
+            write_world_files(build_world(lab.world), directory, lab.validation_documents, lab.control_documents)
+
+        def pretrain(name, directory):
+            from selftrain_jax.lab import pretrain
+            from selftrain_jax.lab.world import build_world
+
+            world = build_world(lab.world)
+            pretrain.pretrain(world, getattr(lab, name), directory, mesh=self.mesh, description=f"pre-train {name}")
+
+        world = dataclasses.asdict(lab.world)
+        counts = {name: getattr(lab, name) for name in ("validation_documents", "control_documents")}
+        yield Stage("lab/world", world | counts, (), world_files)
+        for name in ("base", "other"):
+            settings = dataclasses.asdict(getattr(lab, name))
+            if f"{LAB}{name}" in self._references().values():
+                yield Stage(f"lab/{name}", settings, ("lab/world",), functools.partial(pretrain, name))
+
+    def _sample(self, arm: str, source: str) -> Stage:
+        settings = dataclasses.asdict(self.config.sample) | {"source": source}
+
+        def work(directory):
+            from selftrain_jax.data.generate import sample_corpus
+
+            return sample_corpus(self.model_path(source), self.config.sample, directory / "corpus", mesh=self.mesh, name=arm)
+
+        return Stage(
+            f"sample/{arm}", settings, self._lab_stages(source), work, lambda: self._model_input("source", source)
+        )
+
+    def _audit(self, arm: str, origin: ControlSettings) -> Stage:
+        audit = self.config.audit
+        settings = dataclasses.asdict(audit) | dataclasses.asdict(origin)
+
+        def work(directory):
+            from selftrain_jax.data import clean
+
+            benchmarks = {name: self.path(path) for name, path in audit.benchmarks.items()}
+            if origin.source:
+                corpus = self.workdir / "sample" / arm / "corpus"
+                return clean.audit_corpus(corpus, benchmarks, audit, directory)
+            return clean.audit_texts(self.path(origin.texts), benchmarks, audit, directory)
+
+        before = [f"sample/{arm}"] if origin.source else []
+        files = {f"benchmarks.{name}": path for name, path in audit.benchmarks.items()} | {"texts": origin.texts}
+        return Stage(
+            f"audit/{arm}", settings, [*before, *self._lab_stages(*files.values())], work, self._file_inputs(files)
+        )
+
+    def _subset(self, arm: str, k: int) -> Stage:
+        subset, train = self.config.subset, self.config.train
+        settings = dataclasses.asdict(subset) | {
+            "index": k, "student": self.student, "sequence_length": train.sequence_length,
+        }  # fmt: skip
+
+        def work(directory):
+            from selftrain_jax.data import training_set
+
+            return training_set.write_subset(
+                self.workdir / "audit" / arm, self.model_path(self.student), subset, k, train.sequence_length, directory
+            )
+
+        before = [f"audit/{arm}", *self._lab_stages(self.student)]
+        return Stage(f"subset/{arm}-{k}", settings, before, work)
+
+    def _train(self, arm: str, k: int) -> Stage:
+        settings = dataclasses.asdict(self.config.train) | {"student": self.student}
+
+        def work(directory):
+            from selftrain_jax.data.training_set import read_subset
+            from selftrain_jax.models import hf
+            from selftrain_jax.training.loop import train
+
+            model_config, params = hf.load_pretrained(self.model_path(self.student))
+            rows = read_subset(self.workdir / "subset" / f"{arm}-{k}")
+            train_config = dataclasses.replace(self.config.train, seed=self.config.train.seed + k)
+            return train(
+                params, model_config, rows, train_config, directory, mesh=self.mesh, description=f"train {arm}-{k}"
+            )
+
+        return Stage(
+            f"train/{arm}-{k}",
+            settings,
+            [f"subset/{arm}-{k}", *self._lab_stages(self.student)],
+            work,
+            lambda: self._model_input("student", self.student),
+        )
+
+    def _evaluate(self, model: str) -> Stage:
+        evaluate = self.config.evaluate
+        settings = dataclasses.asdict(evaluate) | {"student": self.student}
+
+        def work(directory):
+            from selftrain_jax.evaluation import suite
+
+            return suite.evaluate_model(self._load(model), self.model_path(self.student), evaluate, self.path, directory,
+                                        mesh=self.mesh, name=model)  # fmt: skip
+
+        before = [] if self.models[model] is None else [f"train/{model}"]
+        references = evaluate.files()
+        return Stage(
+            f"evaluate/{model}",
+            settings,
+            [*before, *self._lab_stages(self.student, *references.values())],
+            work,
+            lambda: self._file_inputs(references)() | self._model_input("student", self.student),
+        )
+
+    def _load(self, model: str) -> tuple[Any, Any]:
+        """(config, params on the mesh) of an evaluated model."""
+        from selftrain_jax import parallel
+        from selftrain_jax.models import gpt_neox, hf
+        from selftrain_jax.training.checkpoint import restore_params
+
+        student = self.model_path(self.student)
+        if self.models[model] is not None:
+            config = hf.load_config(student)
+            return config, restore_params(self.workdir / "train" / model / "checkpoints", config, self.mesh)
+        config, params = hf.load_pretrained(student)
+        placement = parallel.shardings(self.mesh, gpt_neox.param_axes(config), params)
+        return config, parallel.to_global(self.mesh, params, placement)
+
+    def _report(self) -> Stage:
+        def work(directory):
+            from selftrain_jax import report, summary
+
+            data = summary.report_data(self)
+            report.write_report(directory, data)
+            table = report.format_table(data)
+            (directory / "table.txt").write_text(table)
+
+        settings = {"title": self.config.title}
+        return Stage("report", settings, [f"evaluate/{model}" for model in self.models], work)
+
+
+def save_config(workdir: pathlib.Path, config: RunConfig) -> None:
+    """Leaves the resolved settings in `workdir/config.json`, once."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dataclasses.asdict(config))
+
+
+def load_result(workdir: pathlib.Path, stage: str, name: str) -> Any:
+    """A JSON file that a finished stage left."""
+    return read_json(workdir / stage / name, f"{name} of stage {stage}")
+
+
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)

@@ -1,0 +1,257 @@
+"""The report's figures, as inline SVG that follows the page's light or dark colours."""
+
+import dataclasses
+import itertools
+import math
+import re
+from typing import Callable, Sequence
+
+from selftrain_jax import report_data as rd
+from selftrain_jax.report_data import ReportData
+
+# Matplotlib writes colours as fixed numbers. These stand for CSS variables, put in afterwards, so that one SVG serves
+# both colour schemes.
+_INK, _MUTED, _GRID, _BAND, _PAPER = ("#00fd01", "#00fd02", "#00fd03", "#00fd04", "#00fd05")
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "line", _BAND: "band", _PAPER: "paper"}
+_NUM_HUES = 7
+_MARKERS = "soD^vPX"
+_DASHES = ((0, (4, 2)), "-", (0, (6, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (2, 2)))
+_SIZE = (5.2, 3.5)
+_MAX_POINTS = 300
+_CURVES = {
+    "loss": "training loss (nats per token)",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure: `svg` is a complete <svg> element that carries `title` and `caption` for screen readers."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def styles(models: Sequence[str]) -> dict[str, int]:
+    """{model: hue}: the four usual models keep theirs, others take the remaining hues in turn."""
+    fixed = {"base": 0, "self": 1, "control:real": 2, "control:other": 3}
+    spare = itertools.cycle(range(4, _NUM_HUES))
+    return {model: fixed[model] if model in fixed else next(spare) for model in models}
+
+
+def figures(data: ReportData) -> list[Figure]:
+    """The figures that the data allow, in reading order."""
+    makers = (_extraction_by_repeats, _capability_change, _capability_against_extraction, _nll_histograms)
+    made = [maker(data) for maker in makers]
+    return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
+
+
+def _extraction_by_repeats(data: ReportData) -> Figure | None:
+    table, models = rd.estimates(data), rd.models(data)
+    counts = sorted({r for _, metric in table if (r := rd.repeats(metric)) is not None})
+    if len(counts) < 2:
+        return None
+    positive = [r for r in counts if r > 0]
+    # Zero has no logarithm: it takes the place one doubling to the left of the smallest count.
+    place = {r: math.log2(r) if r else math.log2(positive[0]) - 1 for r in counts}
+    hues = styles(models)
+
+    def draw(axes):
+        for i, model in enumerate(models):
+            found = [(r, e) for r in counts if (e := table.get((model, f"extraction/repeats={r}")))]
+            shift = 0.09 * (i - (len(models) - 1) / 2)
+            _series(axes, [place[r] + shift for r, _ in found], [e for _, e in found], hues[model], rd.label(model), 100)
+        axes.set_xticks([place[r] for r in counts], [str(r) for r in counts])
+        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylabel="extracted (% of probes)", ylim=(-4, 104))
+
+    return _figure(
+        "Extraction by repetition count",
+        "Share of probes continued word for word, by how often the base model saw the sequence. Bars: 95 % intervals; "
+        "points are moved sideways a little so that they do not hide each other.",
+        draw,
+    )
+
+
+def _capability_change(data: ReportData) -> Figure | None:
+    suites = rd.metric_groups(data).get("capability", [])
+    found = {m: c for m in rd.models(data) if m != "base" and (c := rd.capability_changes(data, m))}
+    if not found:
+        return None
+    hues = styles(rd.models(data))
+    step = 0.7 / len(found)
+
+    def draw(axes):
+        axes.axvspan(-100 * rd.MARGIN, 100 * rd.MARGIN, color=_BAND, lw=0, zorder=0)
+        axes.axvline(0, color=_MUTED, lw=1, zorder=1)
+        for i, (model, changes) in enumerate(found.items()):
+            rows = [(suites.index(s) + step * (i - (len(found) - 1) / 2), c) for s, c in changes.items()]
+            hue = hues[model]
+            for y, change in rows:
+                if change.low is not None and not change.bounds_relative:
+                    axes.plot([100 * change.low, 100 * change.high], [y, y], color=_hue(hue), lw=1.6)
+            axes.plot([100 * c.difference for _, c in rows], [y for y, _ in rows], _MARKERS[hue], color=_hue(hue),
+                      mec=_PAPER, ms=7, label=rd.label(model))
+        axes.set_yticks(range(len(suites)), [_short(rd.metric_name(s)) for s in suites])
+        axes.set(ylim=(len(suites) - 0.5, -0.5), xlabel="change against base (points)")
+        widest = max(abs(x) for x in axes.get_xlim())
+        axes.set_xlim(-max(widest, 3), max(widest, 3))
+        axes.grid(False, axis="y")
+
+    height = max(_SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found)))
+    return _figure(
+        "Capability change against base",
+        "Each suite's change in points; bars: 95 % intervals of the paired difference. Shaded: within 2 points of base.",
+        draw, height,
+    )
+
+
+def _capability_against_extraction(data: ReportData) -> Figure | None:
+    table, metric = rd.estimates(data), rd.headline_metric(data)
+    suites = rd.metric_groups(data).get("capability", [])
+    models = [m for m in rd.models(data) if (m, metric) in table and any((m, s) in table for s in suites)]
+    # Only suites that every model was tested on: a mean over different suites would compare different questions.
+    shared = [s for s in suites if all((m, s) in table for m in models)]
+    if len(models) < 2 or not shared:
+        return None
+    hues = styles(rd.models(data))
+    point = {m: (100 * table[m, metric].value, 100 * sum(table[m, s].value for s in shared) / len(shared)) for m in models}
+
+    def draw(axes):
+        for model in models:
+            x, y = point[model]
+            estimate, hue = table[model, metric], hues[model]
+            if "base" in point and model != "base":
+                axes.plot([point["base"][0], x], [point["base"][1], y], color=_GRID, lw=1.2, zorder=1)
+            if estimate.low is not None:
+                axes.plot([100 * estimate.low, 100 * estimate.high], [y, y], color=_hue(hue), lw=1.6, zorder=2)
+            axes.plot([x], [y], _MARKERS[hue], color=_hue(hue), mec=_PAPER, ms=9, label=rd.label(model), zorder=3)
+        low, high = min(y for _, y in point.values()), max(y for _, y in point.values())
+        room = max(2.0, 0.35 * (high - low))
+        axes.set(xlim=(-4, 104), ylim=(low - room, high + room), ylabel="mean capability (% of items)")
+        axes.set_xlabel(f"{'held-out extraction' if metric.endswith('held_out') else 'extraction'} (% of probes)")
+
+    return _figure(
+        "Capability against extraction",
+        f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of extraction. "
+        "Straight left of base: less is extracted at equal capability.",
+        draw,
+    )
+
+
+def _nll_histograms(data: ReportData) -> Figure | None:
+    histogram = (data.audit or {}).get("nll_histogram")
+    if not histogram or not sum(histogram["before"]):
+        return None
+    edges, before, after = ([float(x) for x in histogram[k]] for k in ("edges", "before", "after"))
+
+    def draw(axes):
+        axes.stairs(before, edges, color=_MUTED, lw=1.6, ls=_DASHES[0], label=f"before ({sum(before):,.0f} documents)")
+        axes.stairs(after, edges, color=_hue(1), fill=True, alpha=0.25, lw=0)
+        axes.stairs(after, edges, color=_hue(1), lw=1.6, label=f"after ({sum(after):,.0f} documents)")
+        axes.set(xlabel="mean negative log-likelihood (nats per token)", ylabel="documents", ylim=(0, None))
+
+    return _figure(
+        "Likelihood of the corpus before and after the audit",
+        "Documents by their negative log-likelihood under the model that wrote them, before and after the audit dropped some.",
+        draw,
+    )
+
+
+def _learning_curve(data: ReportData, field: str) -> Figure | None:
+    curves = {
+        model: points
+        for model, rows in data.learning_curves.items()
+        if len(points := [(r["step"], v) for r in rows if (v := rd.number(r.get(field))) is not None]) > 1
+    }
+    if not curves:
+        return None
+    hues = styles(list(dict.fromkeys((*rd.models(data), *data.learning_curves))))
+
+    def draw(axes):
+        for model, points in curves.items():
+            xs, ys = zip(*_thin(points))
+            axes.plot(xs, ys, color=_hue(hues[model]), ls=_DASHES[hues[model]], lw=1.7, label=rd.label(model))
+        axes.set(xlabel="step", ylabel=_CURVES[field])
+        if field == "tokens_per_second":
+            axes.set_ylim(0, None)
+
+    title = _CURVES[field].partition(" (")[0]
+    longest = max(map(len, curves.values()))
+    caption = f"{title.capitalize()} of each trained model by step."
+    if longest > _MAX_POINTS:
+        caption += f" Each point is the mean of up to {math.ceil(longest / _MAX_POINTS)} recorded steps."
+    return _figure(title.capitalize(), caption, draw)
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `_MAX_POINTS` points: means of consecutive blocks."""
+    size = math.ceil(len(points) / _MAX_POINTS)
+    blocks = [points[i:i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in blocks]
+
+
+def _series(axes, xs: Sequence[float], estimates: Sequence[rd.Estimate], hue: int, name: str, scale: float) -> None:
+    axes.plot(xs, [scale * e.value for e in estimates], color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6.5,
+              mec=_PAPER, lw=1.7, label=name)
+    for x, e in zip(xs, estimates):
+        if e.low is not None:
+            axes.plot([x, x], [scale * e.low, scale * e.high], color=_hue(hue), lw=1.4)
+
+
+def _hue(index: int) -> str:
+    return f"#00fe{index:02x}"
+
+
+def _short(name: str, limit: int = 18) -> str:
+    return name if len(name) <= limit else name[:limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _figure(title: str, caption: str, draw: Callable, height: float = _SIZE[1]) -> Figure:
+    """Draws one pair of axes with the house style; the legend stands above them, so that it never hides a point."""
+    import io
+
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    settings = {
+        "svg.fonttype": "none", "svg.hashsalt": "selftrain", "font.size": 11, "text.parse_math": False,
+        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED,
+        "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
+        "axes.formatter.limits": (-3, 5), "axes.formatter.use_mathtext": False, "figure.constrained_layout.use": True,
+    }
+    with matplotlib.rc_context(settings):
+        canvas = Canvas(figsize=(_SIZE[0], height))
+        canvas.patch.set_alpha(0)
+        axes = canvas.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            columns = 1 if max(map(len, labels)) > 30 else 2
+            canvas.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=10.5, borderaxespad=0.1)
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg")
+    return Figure(title, caption, _inline(buffer.getvalue(), title, caption))
+
+
+def _inline(svg: str, title: str, caption: str) -> str:
+    """A stand-alone SVG file made part of a page: scalable, themed, labelled, with ids that stay unique."""
+    import html
+
+    name = re.sub(r"\W+", "-", title.lower())
+    svg = svg[svg.index("<svg"):]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
+    svg = re.sub(r'font-family: [^;"]*;? ?', "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    svg = re.sub(r"#00fe0(\d)", r"var(--hue\1)", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)[0]
+    head = (f'<svg {box} role="img" aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{html.escape(title)}'
+            f'</title><desc id="{name}-desc">{html.escape(caption)} The numbers are in the tables of this page.</desc>')
+    return re.sub(r"<svg\b.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)

@@ -1,0 +1,121 @@
+"""From logits to a drawn token: pure functions on `[B, V]` fp32 logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from selftrain_jax.errors import InputError
+
+_BLOCK = 128  # entries whose weights are summed first: two short searches replace one pass of `[B, V]` random bits
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How documents are drawn from the BOS token.
+
+    Attributes:
+      temperature: logits are divided by it; must be positive (greedy decoding is `top_k=1`).
+      top_k: only the k most likely tokens stay; 0 keeps all.
+      top_p: only the smallest set of tokens whose probability reaches it stays (after temperature and top-k); 1 keeps
+        all (Holtzman et al. 2020).
+      min_new_tokens: EOS cannot be drawn before this many tokens are out.
+      max_new_tokens: a document that has not drawn EOS by then stops with reason "length".
+    """
+
+    temperature: float = 1.25
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 50
+    max_new_tokens: int = 1024
+
+    def __post_init__(self):
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(
+                f"temperature={self.temperature} must be a positive number; for greedy decoding set top_k=1 instead"
+            )
+        if self.top_k < 0:
+            raise InputError(f"top_k={self.top_k} must be 0 (off) or positive")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p} must lie in (0, 1]; 1 turns it off")
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise InputError(
+                f"min_new_tokens={self.min_new_tokens} must lie between 0 and max_new_tokens={self.max_new_tokens}"
+            )
+
+
+def warp(
+    logits: Float[Array, "B V"], config: SamplingConfig, allowed: Array, forbid_eos: Array, eos_token_id: int
+) -> Float[Array, "B V"]:
+    """Tempered and filtered logits; tokens that must not be drawn are -inf.
+
+    Args:
+      logits: the model's own.
+      config: static settings.
+      allowed: bool `[V]`; False for the padded rows of the embedding, which name no token.
+      forbid_eos: bool scalar; True while fewer than `min_new_tokens` are out.
+      eos_token_id: the token that `forbid_eos` forbids.
+    """
+    is_eos = jnp.arange(logits.shape[-1]) == eos_token_id
+    logits = jnp.where(allowed & ~(is_eos & forbid_eos), logits, -jnp.inf) / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p < 1:
+        logits = keep_top_p(logits, config.top_p)
+    return logits
+
+
+def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
+    """Exactly k tokens stay in every row; among equal logits the lower id stays."""
+    _, kept = jax.lax.top_k(logits, k)
+    rows = jnp.arange(logits.shape[0])[:, None]
+    mask = jnp.zeros(logits.shape, bool).at[rows, kept].set(True)
+    return jnp.where(mask, logits, -jnp.inf)
+
+
+def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
+    """The nucleus stays: every token at least as likely as the last one needed to reach probability p.
+
+    The threshold is found by bisection over the bit patterns of fp32 probabilities, which order like integers: 31
+    passes over the row give the exact value, several times cheaper than sorting a large vocabulary.
+    """
+    probs = jax.nn.softmax(logits, axis=-1)
+    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
+
+    def halve(_, bounds):  # the mass of {bits >= low} reaches p, that of {bits >= high} does not
+        low, high = bounds
+        middle = low + (high - low) // 2
+        reaches = jnp.sum(jnp.where(bits >= middle[:, None], probs, 0.0), axis=-1) >= p
+        return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle)
+
+    low = jnp.zeros(logits.shape[0], jnp.int32)
+    high = jnp.full(logits.shape[0], 0x3F800001, jnp.int32)  # just above the bit pattern of 1.0
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
+    # Rounding can leave a threshold above every entry's reach only if p rounds past the total: the top token stays.
+    keep = (bits >= low[:, None]) | (bits == jnp.max(bits, axis=-1, keepdims=True))
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+def draw(logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"]) -> Int[Array, "B"]:
+    """One token per row from softmax(logits), by inverting the cumulative distribution at two uniforms in [0, 1).
+
+    The first picks a block of 128 entries, the second an entry of it: one fp32 uniform has only 2^-24 steps, too
+    coarse for the tail of a vocabulary of 50,000, and two need no `[B, V]` of random bits.
+    """
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % _BLOCK)))
+    weights = weights.reshape(weights.shape[0], -1, _BLOCK)
+    block = _invert(jnp.sum(weights, axis=-1), uniforms[:, 0])
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    return (block * _BLOCK + _invert(inside, uniforms[:, 1])).astype(jnp.int32)
+
+
+def _invert(weights: Float[Array, "B K"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+    """The first index whose cumulative weight exceeds uniform x total: always one of positive weight."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    total = cumulative[:, -1]
+    target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
+    return jnp.sum(cumulative <= target[:, None], axis=-1)

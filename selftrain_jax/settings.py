@@ -1,0 +1,219 @@
+"""The settings of a run: one frozen dataclass per stage, built from the plain dict that a config file gives."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Mapping
+
+from selftrain_jax.data.audit import AuditConfig
+from selftrain_jax.data.subset import SubsetConfig
+from selftrain_jax.errors import InputError
+from selftrain_jax.lab.pretrain import LabConfig
+from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.training.loop import TrainConfig
+
+
+def _check_dtype(section: str, dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{section} dtype={dtype!r} must be 'float32' or 'bfloat16'")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings(SamplingConfig):
+    """How many documents are drawn, and in what portions. Only the first two change what is drawn.
+
+    Attributes:
+      num_samples: documents in the corpus.
+      seed: the corpus's random key.
+      batch_size: documents drawn side by side.
+      shard_size: documents per corpus shard; a killed run loses at most the shard that it was drawing.
+      dtype: compute and cache dtype, "float32" or "bfloat16"; logits and log-probabilities are fp32 always.
+    """
+
+    num_samples: int = 20_000
+    seed: int = 0
+    batch_size: int = 256
+    shard_size: int = 1024
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_samples", "batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"sample {name}={getattr(self, name)} must be at least 1")
+        _check_dtype("sample", self.dtype)
+
+    def sampling(self) -> SamplingConfig:
+        """The part that the decode loop compiles for."""
+        return SamplingConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SamplingConfig)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSettings(AuditConfig):
+    """Attributes: benchmarks: name -> JSON-lines file of texts that no training document may overlap with."""
+
+    benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetSettings(SubsetConfig):
+    """Attributes: retokenize: train on the corpus's text rather than its token ids, for a student of another family."""
+
+    num_tokens: int = 5_000_000
+    num_subsets: int = 3
+    retokenize: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlSettings:
+    """A second training text at the same budget: real `texts` (a file), or samples of another `source` model."""
+
+    texts: str = ""
+    source: str = ""
+
+    def __post_init__(self):
+        if bool(self.texts) == bool(self.source):
+            raise InputError(
+                f"control texts={self.texts!r}, source={self.source!r}: set exactly one, a text file or a model"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """What is measured on every model.
+
+    Attributes:
+      texts: name -> text set (JSON lines with "text", or a plain text file), for the likelihood.
+      multiple_choice: name -> JSON lines with "question", "choices", "gold".
+      minimal_pairs: name -> JSON lines with "sentence_good", "sentence_bad".
+      probes: JSON lines with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
+      probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
+      template: prompt of a multiple-choice question; a space and the choice follow it.
+      add_bos: put BOS before questions and probe prefixes (for models whose documents start with it).
+      held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset.
+      batch_size: sequences scored at once.
+      dtype: compute dtype; published Pythia figures are only reproduced in float32.
+    """
+
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    multiple_choice: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    minimal_pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    probes: str = ""
+    probes_chosen: str = "unknown"
+    template: str = "Question: {question}\nAnswer:"
+    add_bos: bool = False
+    held_out_ngram: int = 8
+    batch_size: int = 64
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("held_out_ngram", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"evaluate {name}={getattr(self, name)} must be at least 1")
+        if "{question}" not in self.template:
+            raise InputError(f"evaluate template={self.template!r} must contain {{question}}")
+        if self.probes_chosen not in ("planted", "emitted", "random", "unknown"):
+            raise InputError(
+                f"evaluate probes_chosen={self.probes_chosen!r} must be 'planted', 'emitted', 'random' or 'unknown'"
+            )
+        _check_dtype("evaluate", self.dtype)
+
+    def files(self) -> dict[str, str]:
+        """Every file that is read, by the setting that names it."""
+        named = {f"{kind}.{name}": path for kind in ("texts", "multiple_choice", "minimal_pairs")
+                 for name, path in getattr(self, kind).items()}  # fmt: skip
+        return named | ({"probes": self.probes} if self.probes else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, from BOS to report.
+
+    Attributes:
+      title: heading of the report.
+      source: model that writes: a Hugging Face directory or name, or "lab:base" / "lab:other".
+      student: model that is trained; "" means the source itself.
+      revision: hub revision of source and student, for example "step143000"; "" is the default.
+      lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
+      mesh, sample, audit, subset, train, evaluate: the stages.
+      controls: name -> control; "real" and "other" are the two that every claim needs.
+    """
+
+    title: str = "Unconditional self-training"
+    source: str = ""
+    student: str = ""
+    revision: str = ""
+    lab: LabConfig | None = None
+    mesh: MeshConfig = MeshConfig()
+    sample: SampleSettings = SampleSettings()
+    audit: AuditSettings = AuditSettings()
+    subset: SubsetSettings = SubsetSettings()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    controls: Mapping[str, ControlSettings] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.source:
+            raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
+        if "self" in self.controls or "base" in self.controls:
+            raise InputError("controls cannot be named 'self' or 'base'; use for example 'real' or 'other'")
+        for name in self.controls:
+            if not name.replace("_", "").isalnum():
+                raise InputError(f"control name {name!r} must consist of letters, digits and underscores")
+
+
+def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """The dataclass `cls` with `values`; nested dataclasses and mappings of dataclasses are built from dicts.
+
+    Raises:
+      InputError: an unknown setting (with the nearest known one) or a value of the wrong type, named by its full path.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"setting {where or 'config'}={values!r} must be a group of settings")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}"
+            raise InputError(f"unknown setting {_join(where, name)}; {advice}")
+    arguments = {name: _convert(hints[name], value, _join(where, name)) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except TypeError as e:
+        raise InputError(f"settings of {where or 'config'}: {e}") from None
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where)
+            except InputError:
+                continue
+        return _convert(options[-1], value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise InputError(f"setting {where}={value!r} must be a group of settings")
+        return {str(name): _convert(arguments[1], item, _join(where, name)) for name, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"setting {where}={value!r} must be a list")
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"setting {where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    return value

@@ -1,0 +1,120 @@
+"""A run as a folder of stages: each is done once, skipped when done, and refused when its settings no longer match.
+
+Every stage owns `workdir/<name>/`. What it was asked for is written there when it starts (`started.json`), what it found
+when it ends (`manifest.json`, last and atomically). So a run can be killed anywhere and started again with the same
+command, and a changed setting is caught before it can mix with what is on disk.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any, Callable, Mapping, Sequence
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import fingerprint, read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+      name: its folder below the workdir, for example "train/self-0".
+      settings: everything that decides its result, as JSON values.
+      after: names of the stages whose results it reads.
+      work: does it, in the folder it is given, and returns JSON values for the manifest. It may find its own unfinished
+        work there and go on with it.
+      externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    after: Sequence[str]
+    work: Callable[[pathlib.Path], Mapping[str, Any] | None]
+    externals: Callable[[], Mapping[str, str]] = dict
+
+
+def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    return workdir / name / "manifest.json"
+
+
+def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    """The manifest of a finished stage; `InputError` naming the command that makes it otherwise."""
+    path = manifest_path(workdir, name)
+    if not path.is_file():
+        raise InputError(f"stage {name} is not done in {workdir}: run `selftrain {name.split('/')[0]}` or `selftrain run`")
+    return read_json(path, f"manifest of stage {name}")
+
+
+def state(workdir: pathlib.Path, stage: Stage) -> str:
+    """ "done", "started" or "waiting"."""
+    if manifest_path(workdir, stage.name).is_file():
+        return "done"
+    return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
+
+
+def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
+    """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for."""
+    for stage in stages:
+        for file in ("manifest.json", "started.json"):
+            path = workdir / stage.name / file
+            if path.is_file():
+                _compare(workdir, stage, "settings", read_json(path)["settings"], _plain(stage.settings))
+
+
+def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool], say: Callable[[str], None]) -> None:
+    """Does the stages whose name is `wanted`, in order, skipping those that are done.
+
+    Raises:
+      InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
+    """
+    check(workdir, stages)
+    for number, stage in enumerate(stages, 1):
+        if wanted(stage.name):
+            _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
+
+
+def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:
+    directory = workdir / stage.name
+    inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
+    asked = {"stage": stage.name, "settings": _plain(stage.settings), "inputs": inputs | dict(stage.externals())}
+    for file in ("manifest.json", "started.json"):
+        if (directory / file).is_file():
+            _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
+    if (directory / "manifest.json").is_file():
+        say(f"{title}: done before")
+        return
+    say(title)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "started.json", asked)
+    begin = time.perf_counter()
+    result = stage.work(directory) or {}
+    seconds = round(time.perf_counter() - begin, 2)
+    manifest = {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
+    write_json(directory / "manifest.json", manifest)
+
+
+def _plain(value: Any) -> Any:
+    """As it reads back from JSON (tuples become lists)."""
+    return json.loads(json.dumps(value))
+
+
+def _compare(workdir: pathlib.Path, stage: Stage, what: str, found: Any, asked: Any) -> None:
+    if found == asked:
+        return
+    name, old, new = next(_differences(found, asked))
+    kind = "setting" if what == "settings" else "input"
+    raise InputError(
+        f"stage {stage.name}: {kind} {name} is {new!r} but {workdir / stage.name} was made with {old!r}; use another "
+        "--workdir, set it back, or delete that folder and those of the stages after it"
+    )
+
+
+def _differences(old: Any, new: Any, where: str = ""):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            inside = f"{where}.{name}" if where else name
+            yield from _differences(old.get(name), new.get(name), inside)
+    elif old != new:
+        yield where, old, new

@@ -1,0 +1,177 @@
+"""From the item-by-item results of all models to the figures of the report."""
+
+import platform
+from typing import TYPE_CHECKING, Any, Iterator
+
+import numpy as np
+
+from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.training_set import read_stream
+from selftrain_jax.evaluation import memorization, statistics
+from selftrain_jax.files import read_json
+from selftrain_jax.models import hf
+from selftrain_jax.report_data import ReportData
+from selftrain_jax.stages import read_manifest
+from selftrain_jax.training.loop import read_metrics
+
+if TYPE_CHECKING:
+    from selftrain_jax.pipeline import Pipeline
+
+Items = dict[str, np.ndarray]
+NUM_SAMPLES_SHOWN = 6
+
+
+def report_data(pipeline: "Pipeline") -> ReportData:
+    """All that the report shows, from what the finished stages left in the workdir."""
+    config, workdir = pipeline.config, pipeline.workdir
+    items = {}
+    for model in pipeline.models:
+        with np.load(workdir / "evaluate" / model / "items.npz") as arrays:
+            items[model] = dict(arrays)
+    metrics, comparisons = [], []
+    for k, masks in enumerate(_probe_masks(pipeline)):
+        # Of the base model only the held-out probes differ between subset numbers.
+        base = [row for row in _measure(items["base"], masks) if k == 0 or "held_out" in row["metric"]]
+        metrics += [{"model": "base", **row, "seed": k} for row in base]
+        for arm in pipeline.arms:
+            trained = items[f"{arm}-{k}"]
+            metrics += [{"model": _model_name(arm), **row, "seed": k} for row in _measure(trained, masks)]
+            found = _compare(items["base"], trained, masks)
+            comparisons += [{"model": _model_name(arm), **row, "seed": k} for row in found]
+    stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
+    manifests = {name: read_manifest(workdir, name) for name in stages}
+    return ReportData(
+        title=config.title,
+        metrics=metrics,
+        comparisons=comparisons,
+        audit={**_audit(workdir, "self"), "nll_histogram": read_json(workdir / "audit/self/audit.json")["nll_histogram"]},
+        corpus=_corpus(workdir),
+        samples=_samples(workdir),
+        learning_curves={
+            model if config.subset.num_subsets > 1 else _model_name(where[0]): read_metrics(
+                workdir / "train" / model / "metrics.jsonl"
+            )
+            for model, where in pipeline.models.items()
+            if where
+        },
+        settings=read_json(workdir / "config.json"),
+        versions=_versions(pipeline.mesh),
+        durations={name: manifest["seconds"] for name, manifest in manifests.items()},
+        fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
+        command=pipeline.command,
+        probes=config.evaluate.probes_chosen,
+        held_out_ngram=config.evaluate.held_out_ngram,
+    )
+
+
+def _model_name(arm: str) -> str:
+    return arm if arm == "self" else f"control:{arm}"
+
+
+def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
+    """For every subset number: which probes count towards which extraction metric.
+
+    One held-out set serves all models of a subset number, base included: the probes that occur in the training text of
+    none of the arms. So every row of the table speaks of the same probes.
+    """
+    evaluate, subset = pipeline.config.evaluate, pipeline.config.subset
+    if not evaluate.probes:
+        return [{}] * subset.num_subsets
+    probes = memorization.load_probes(
+        pipeline.path(evaluate.probes), hf.load_config(pipeline.model_path(pipeline.student)), add_bos=evaluate.add_bos
+    )
+    groups = np.array([p.group for p in probes])
+    fixed = {"extraction/all": np.ones(len(probes), bool)}
+    if len(set(groups)) > 1:
+        fixed |= {f"extraction/{group}": groups == group for group in dict.fromkeys(groups)}
+    masks = []
+    for k in range(subset.num_subsets):
+        streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in pipeline.arms]
+        held_out = memorization.held_out(probes, streams, evaluate.held_out_ngram)
+        by_group = {
+            f"{name.replace('extraction/', 'extraction/held_out/')}": mask & held_out
+            for name, mask in fixed.items()
+            if name != "extraction/all"
+        }
+        masks.append(fixed | {"extraction/held_out": held_out} | by_group)
+    return masks
+
+
+def _measure(items: Items, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Rows {"metric", "value", "low", "high", "n"} of one model."""
+    for metric, mask in masks.items():
+        if mask.any():
+            yield _rate(metric, items["probe/exact"][mask])
+    if masks:
+        for field in ("token_share", "first_mismatch"):
+            values = items[f"probe/{field}"].astype(float)
+            low, high = statistics.bootstrap_mean(values)
+            yield {"metric": f"{field}/all", "value": values.mean(), "low": low, "high": high, "n": len(values)}
+    for name, values in items.items():
+        if name.startswith("capability/"):
+            yield _rate(name, values)
+        elif name.startswith("nll/") and not name.endswith(":tokens"):
+            tokens = items[f"{name}:tokens"]
+            low, high = _bootstrap_ratio(values, tokens)
+            yield {"metric": name, "value": values.sum() / tokens.sum(), "low": low, "high": high, "n": int(tokens.sum())}
+
+
+def _rate(metric: str, hits: np.ndarray) -> dict[str, Any]:
+    low, high = statistics.clopper_pearson(int(hits.sum()), len(hits))
+    return {"metric": metric, "value": float(hits.mean()), "low": low, "high": high, "n": len(hits)}
+
+
+def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int = 2_000) -> tuple[float, float]:
+    """Percentile-bootstrap interval of sum(values) / sum(weights), windows resampled together with their weights."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(values), size=(num_resamples, len(values)))
+    low, high = np.quantile(values[drawn].sum(1) / weights[drawn].sum(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _compare(before: Items, after: Items, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Rows {"metric", "difference", "low", "high", "p_value"}, paired item by item against the base model."""
+    pairs = {metric: (before["probe/exact"][m], after["probe/exact"][m]) for metric, m in masks.items() if m.any()}
+    pairs |= {name: (before[name], after[name]) for name in after if name.startswith("capability/")}
+    for metric, (old, new) in pairs.items():
+        difference, low, high = statistics.paired_bootstrap_difference(old, new)
+        yield {
+            "metric": metric, "difference": difference, "low": low, "high": high,
+            "p_value": statistics.mcnemar(old, new),
+        }  # fmt: skip
+
+
+def _audit(workdir, arm: str) -> dict[str, Any]:
+    found = read_json(workdir / "audit" / arm / "audit.json", "audit")
+    return {name: found[name] for name in ("ngram", "threshold", "num_documents", "num_flagged", "benchmarks")}
+
+
+def _corpus(workdir) -> dict[str, Any]:
+    manifest = read_corpus(workdir / "sample/self/corpus").manifest
+    return {
+        "num_documents": manifest["num_documents"],
+        "num_tokens": manifest["num_tokens"],
+        "mean_length": manifest["length"]["mean"],
+        "stop_reasons": manifest["stop_reasons"],
+        "mean_nll": manifest["nll"]["mean"],
+    }
+
+
+def _samples(workdir) -> list[dict[str, Any]]:
+    documents = read_corpus(workdir / "sample/self/corpus")[:NUM_SAMPLES_SHOWN]
+    return [
+        {"id": d.id, "text": d.text, "nll": -float(d.log_probs.mean()), "stop_reason": d.stop_reason} for d in documents
+    ]
+
+
+def _versions(mesh) -> dict[str, str]:
+    import importlib.metadata
+
+    names = ("selftrain_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    device = mesh.devices.flat[0]
+    return found | {
+        "python": platform.python_version(),
+        "devices": f"{mesh.devices.size} x {device.device_kind}",
+        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+    }

@@ -1,0 +1,77 @@
+"""Orbax checkpoints of a training run: parameters and optimizer state as separate items, so that either can be read."""
+
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import param_axes, param_shapes
+from selftrain_jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest last. Saving is asynchronous; `close` waits and raises what went wrong."""
+
+    def __init__(self, directory: str | pathlib.Path, keep: int | None = 2):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        # Orbax renames a finished checkpoint into place and removes older ones only afterwards.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        path = pathlib.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(path, options=options, item_names=("params", "training"))
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving `state` under its step number."""
+        ocp = self._ocp
+        items = {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}}
+        args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+        self._manager.save(int(state.step), args=args)
+
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """The newest state, placed like `abstract` (`jax.ShapeDtypeStruct` with shardings); None when there is none."""
+        ocp, step = self._ocp, self._manager.latest_step()
+        if step is None:
+            return None
+        items = {"params": abstract.params, "training": {"step": abstract.step, "opt_state": abstract.opt_state}}
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in items.items()})
+        restored = self._manager.restore(step, args=args)
+        return TrainState(restored.training["step"], restored.params, restored.training["opt_state"])
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore_params(
+    directory: str | pathlib.Path, config: ModelConfig, mesh: Mesh, step: int | None = None
+) -> dict[str, Any]:
+    """The parameters of the newest (or the given) checkpoint, spread over `mesh`, whatever mesh wrote them.
+
+    Raises:
+      InputError: there is no such checkpoint.
+    """
+    import orbax.checkpoint as ocp
+
+    path = pathlib.Path(directory).absolute()
+    if not path.is_dir():
+        raise InputError(f"checkpoint directory not found: {path}; train first")
+    with ocp.CheckpointManager(path, item_names=("params", "training")) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise InputError(f"no checkpoint {'' if step is None else f'of step {step} '}in {path}; train first")
+        shapes = param_shapes(config)
+        placed = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            parallel.shardings(mesh, param_axes(config), shapes),
+        )
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(placed))
+        return manager.restore(step, args=args).params

@@ -1,0 +1,155 @@
+"""The train step that other projects import: pure, jitted, sharded, no config object and no Flax type at its border.
+
+    optimizer = optax.adamw(1e-4)
+    train_step = make_train_step(next_token_loss(GPTNeoX(config)), optimizer)
+    state = TrainState.create(params, optimizer)
+    state, metrics = train_step(state, {"tokens": tokens})   # tokens [B, T + 1]; `state` is donated
+"""
+
+from typing import Any, Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import ops
+
+Batch = dict[str, jax.Array]
+LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from step to step; `step` counts finished optimizer updates."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+    @classmethod
+    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def next_token_loss(model, chunk: int = 256) -> LossFn:
+    """The loss of a `GPTNeoX`: `(params, batch) -> (summed -log p in nats, number of targets)`.
+
+    `batch["tokens"]` is int `[B, T + 1]`. With `batch["segment_ids"]`, of the same shape, packed documents do not see
+    each other: attention stays inside a segment, positions restart, and no target is predicted across a boundary.
+    """
+
+    def loss_fn(params, batch):
+        tokens = batch["tokens"]
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        weights = jnp.ones(targets.shape, jnp.float32)
+        segments = positions = None
+        if "segment_ids" in batch:
+            segments = batch["segment_ids"][:, :-1]
+            weights = (batch["segment_ids"][:, 1:] == segments).astype(jnp.float32)
+            positions = positions_in_segment(segments)
+        hidden = model.apply({"params": params}, inputs, segment_ids=segments, positions=positions)
+        kernel = model.apply({"params": params}, method="output_kernel")
+        return ops.cross_entropy_sum(hidden, kernel, targets, weights, chunk), jnp.sum(weights)
+
+    return loss_fn
+
+
+def positions_in_segment(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Each position's distance from the start of its run of equal segment ids."""
+    index = jnp.arange(segment_ids.shape[1])
+    is_start = jnp.concatenate([jnp.ones_like(segment_ids[:, :1], bool), jnp.diff(segment_ids, axis=1) != 0], axis=1)
+    return index - jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
+
+
+def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, Any]]:
+    """`(params, batch) -> (loss sum, weight sum, gradient of the sum)`, over `grad_accum` equal slices of the batch."""
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def whole(params, batch):
+        (loss, weight), grads = value_and_grad(params, batch)
+        return loss, weight, grads
+
+    def sliced(params, batch):
+        # Slice i takes rows i, i + grad_accum, ...: every slice is then spread over all devices like the batch itself.
+        slices = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, grad_accum, *x.shape[1:]), 1, 0), batch)
+
+        def body(total, one):
+            return jax.tree.map(jnp.add, total, whole(params, one)), None
+
+        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(body, zero, slices)[0]
+
+    return whole if grad_accum == 1 else sliced
+
+
+def make_train_step(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, mesh: Mesh | None = None, grad_accum: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`; `state` is donated.
+
+    Args:
+      loss_fn: `(params, batch) -> (sum of losses, sum of weights)`; the mean of the whole batch is minimized, however
+        it is cut up.
+      optimizer: any optax transformation.
+      mesh: devices to spread the batch over. The state keeps the shardings it arrives with (`shard_state`).
+      grad_accum: number of slices that the batch is processed in, one after the other.
+
+    Returns:
+      The step. Its metrics are fp32 scalars: `loss` (nats per target), `grad_norm` (before clipping), `param_norm`,
+      `update_norm` and `targets`.
+
+    Raises:
+      InputError: when called with a batch whose rows `grad_accum` does not divide.
+    """
+    if grad_accum < 1:
+        raise InputError(f"grad_accum={grad_accum} must be at least 1")
+    loss_and_grad = accumulated(loss_fn, grad_accum)
+
+    def train_step(state: TrainState, batch: Batch):
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % grad_accum:
+            raise InputError(f"batch of {rows} rows cannot be cut into grad_accum={grad_accum} equal slices")
+        loss, weight, grads = loss_and_grad(state.params, batch)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss / weight,
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+            "targets": weight,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh)))
+
+    def on_mesh(state, batch):
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return on_mesh
+
+
+def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = parallel.RULES) -> TrainState:
+    """A sharding per leaf of `state`: optimizer moments lie where their parameters lie, scalars everywhere.
+
+    `axes` holds the logical names of every parameter, for example `gpt_neox.param_axes(config)`.
+    """
+    of_params = parallel.shardings(mesh, axes, state.params, rules)
+    everywhere = parallel.replicated(mesh)
+    opt_state = optax.tree.map_params(
+        optax.GradientTransformation(lambda _: state.opt_state, None),
+        lambda _, sharding: sharding,
+        state.opt_state,
+        of_params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, of_params, opt_state)

@@ -1,0 +1,130 @@
+import dataclasses
+import json
+import random
+import types
+
+import pytest
+
+from selftrain_jax.data.audit import AuditConfig, audit, load_benchmark_texts, ngrams, words
+from selftrain_jax.errors import InputError
+
+
+def make_documents(*texts):
+    return [types.SimpleNamespace(id=i, text=text) for i, text in enumerate(texts)]
+
+
+def test_words_are_what_the_docstring_says():
+    assert words("Don't  STOP—me, now!\n(ok)") == ["dont", "stopme", "now", "ok"]
+    assert words("a - b") == ["a", "b"]
+    assert words("$5 + 3% = x_y") == ["5", "3", "xy"]
+    assert words("ÉCOLE «naïve» straße 東京。") == ["école", "naïve", "straße", "東京"]
+    assert words("e\u0301cole") == words("école")
+    assert words("ｆｕｌｌ ﬁne") == ["full", "fine"]
+    assert words("soft\u00adhyphen zero\u200bwidth nul\0byte") == ["softhyphen", "zerowidth", "nulbyte"]
+    assert words("हिन्दी") == ["हिन्दी"]
+    assert words("... --") == words("") == []
+
+
+def test_case_and_punctuation_do_not_hide_a_match():
+    result = audit(
+        make_documents('He said: "THE quick, brown fox -- jumps over; the lazy dog!"', "the quick brown cat jumps"),
+        {"fables": ["The quick brown fox jumps over the lazy dog."]},
+        AuditConfig(ngram=8),
+    )
+    assert result.flagged == (0,)
+    assert result.matches == {0: {"fables": 2}}
+    assert result.examples == ({"id": 0, "benchmark": "fables", "ngram": "the quick brown fox jumps over the lazy"},)
+
+
+def test_the_audit_equals_brute_force_on_random_texts():
+    rng = random.Random(0)
+
+    def text():
+        return " ".join(rng.choice("abcd") + rng.choice(["", ",", "!"]) for _ in range(rng.randrange(0, 40)))
+
+    documents = make_documents(*(text() for _ in range(60)))
+    benchmarks = {name: [text() for _ in range(6)] for name in ("x", "y", "z")}
+    for n, threshold in [(1, 1), (4, 3), (5, 1), (6, 2)]:
+        result = audit(iter(documents), benchmarks, AuditConfig(ngram=n, threshold=threshold))
+
+        def grams(text):
+            sequence = words(text)
+            return {tuple(sequence[i:i + n]) for i in range(len(sequence) - n + 1)}
+
+        held = {name: set().union(*(grams(t) for t in texts)) for name, texts in benchmarks.items()}
+        shared = {d.id: {name: len(grams(d.text) & held[name]) for name in held} for d in documents}
+        everything = set().union(*(grams(d.text) for d in documents))
+        assert result.num_documents == 60
+        assert result.flagged == tuple(i for i in shared if max(shared[i].values()) >= threshold)
+        assert result.matches == {
+            i: {name: count for name, count in counts.items() if count}
+            for i, counts in shared.items() if any(counts.values())
+        }
+        for name, counts in result.benchmarks.items():
+            assert counts.flagged_documents == sum(c[name] >= threshold for c in shared.values())
+            assert counts.matching_ngrams == len(everything & held[name])
+            assert counts.benchmark_ngrams == len(held[name])
+            assert counts.short_texts == sum(len(words(t)) < n for t in benchmarks[name])
+            assert counts.texts == 6
+
+
+def test_the_threshold_counts_different_ngrams_of_one_benchmark():
+    benchmarks = {"x": ["a b c"], "y": ["d e f"]}
+    config = AuditConfig(ngram=3, threshold=2)
+    assert audit(make_documents("a b c . a b c", "a b c d e f"), benchmarks, config).flagged == ()
+    assert audit(make_documents("a b c d"), {"x": ["a b c d"]}, config).flagged == (0,)
+
+
+def test_flagged_ids_are_sorted_ids_not_positions():
+    documents = [types.SimpleNamespace(id=i, text="one two three") for i in (70, 5, 12)]
+    result = audit(documents, {"x": ["one two three"]}, AuditConfig(ngram=3))
+    assert result.flagged == (5, 12, 70)
+
+
+def test_short_items_are_counted_and_match_nothing():
+    result = audit(make_documents("yes", "too short"), {"x": ["yes", "too short", ""]}, AuditConfig(ngram=3))
+    assert result.flagged == ()
+    counts = result.benchmarks["x"]
+    assert (counts.texts, counts.short_texts, counts.benchmark_ngrams) == (3, 3, 0)
+
+
+def test_examples_are_few_and_the_result_is_json():
+    result = audit(make_documents(*["one two three"] * 500), {"x": ["one two three"]}, AuditConfig(ngram=3))
+    assert len(result.flagged) == 500
+    assert 0 < len(result.examples) < 100
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["num_documents"] == 500
+
+
+def test_ngrams_of_a_sequence():
+    assert list(ngrams("abcd", 2)) == [("a", "b"), ("b", "c"), ("c", "d")]
+    assert list(ngrams("ab", 3)) == []
+
+
+def test_wrong_settings_are_refused():
+    for arguments in ({"ngram": 0}, {"threshold": 0}):
+        with pytest.raises(InputError, match="at least 1"):
+            AuditConfig(**arguments)
+    with pytest.raises(InputError, match="at least one benchmark"):
+        audit([], {}, AuditConfig())
+
+
+def test_benchmark_files_of_every_format_are_read(tmp_path):
+    path = tmp_path / "b.jsonl"
+    rows = [
+        {"text": "plain", "id": "skip me", "source": "skip me too"},
+        {"question": "why?", "choices": ["so", "thus"], "gold": 1},
+        {"sentence_good": "it is", "sentence_bad": "it are"},
+        {"id": "only an id", "prefix": [1, 2], "nested": {"deep": "no"}, "flag": None},
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert load_benchmark_texts(path) == ["plain", "why?", "so", "thus", "it is", "it are"]
+
+
+def test_wrong_benchmark_files_are_refused(tmp_path):
+    path = tmp_path / "b.jsonl"
+    with pytest.raises(InputError, match="not found"):
+        load_benchmark_texts(path)
+    for content, complaint in [("", "no text"), ('{"id": "a"}', "no text"), ('["a"]', "JSON object"), ("{", "line 1")]:
+        path.write_text(content)
+        with pytest.raises(InputError, match=complaint):
+            load_benchmark_texts(path)

@@ -1,0 +1,441 @@
+"""Checkpoints survive the way in and out bit for bit; every broken one is refused with a line that names the fault."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models.config import ModelConfig
+
+CONFIG = ModelConfig(vocab_size=48, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=40, rotary_pct=0.5)
+TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
+OLD_CONFIG = {  # as EleutherAI published Pythia
+    "architectures": ["GPTNeoXForCausalLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "gelu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 40,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.24.0",
+    "use_cache": True,
+    "use_parallel_residual": True,
+    "vocab_size": 48,
+}
+
+
+def random_params(config, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), gpt_neox.param_shapes(config))
+
+
+def assert_same_bits(left, right):
+    def check(a, b):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert a.tobytes() == b.tobytes()
+
+    jax.tree.map(check, left, right)
+
+
+def old_tensors(prefix="gpt_neox.", head="embed_out.weight", dtype=np.float16):
+    """A checkpoint written by hand from the published format, buffers of old transformers versions included."""
+    rng = np.random.default_rng(1)
+    d, f, v = 16, 40, 48
+    shapes = {"embed_in.weight": (v, d), "final_layer_norm.weight": (d,), "final_layer_norm.bias": (d,)}
+    for i in range(2):
+        for name, rows, columns in (
+            ("attention.query_key_value", 3 * d, d),
+            ("attention.dense", d, d),
+            ("mlp.dense_h_to_4h", f, d),
+            ("mlp.dense_4h_to_h", d, f),
+        ):
+            shapes[f"layers.{i}.{name}.weight"] = (rows, columns)
+            shapes[f"layers.{i}.{name}.bias"] = (rows,)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"layers.{i}.{norm}.weight"] = shapes[f"layers.{i}.{norm}.bias"] = (d,)
+    tensors = {prefix + name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+    tensors[head] = rng.normal(size=(v, d)).astype(dtype)
+    for i in range(2):
+        tensors[f"{prefix}layers.{i}.attention.bias"] = np.ones((1, 1, 8, 8), np.uint8)
+        tensors[f"{prefix}layers.{i}.attention.masked_bias"] = np.array(-1e9, np.float32)
+        tensors[f"{prefix}layers.{i}.attention.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    return tensors
+
+
+def write_checkpoint(directory, tensors, config=OLD_CONFIG):
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def write_tokenizer(directory, words=("a", "b", "c")):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {word: i for i, word in enumerate(["<|endoftext|>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    directory.mkdir(exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def refuses(action, *words):
+    """`action` raises a one-line `InputError` that contains all `words`."""
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 4000], ids=["single", "sharded"])
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+def test_export_then_import_is_bit_exact(tmp_path, config, shard_bytes, dtype):
+    params = random_params(config, dtype)
+    hf.save_pretrained(tmp_path / "model", config, params, max_shard_bytes=shard_bytes)
+    loaded_config, loaded = hf.load_pretrained(tmp_path / "model", dtype)
+    assert loaded_config == config
+    assert_same_bits(loaded, params)
+    assert (tmp_path / "model" / "model.safetensors").exists() == (shard_bytes > 4000)
+
+
+def test_export_takes_device_arrays(tmp_path):
+    params = random_params(CONFIG)
+    hf.save_pretrained(tmp_path / "model", CONFIG, jax.tree.map(jax.numpy.asarray, params))
+    assert_same_bits(hf.load_pretrained(tmp_path / "model")[1], params)
+
+
+def test_shards_stay_below_the_limit_and_the_index_covers_them(tmp_path):
+    limit = 8000  # bytes; above the largest tensor (48 x 16 fp32 = 3072)
+    hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), max_shard_bytes=limit)
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    stored = {}
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(path)
+        assert sum(x.nbytes for x in tensors.values()) <= limit
+        stored |= dict.fromkeys(tensors, path.name)
+    assert index["weight_map"] == stored
+    assert index["metadata"]["total_size"] == 4 * CONFIG.num_params
+
+
+@pytest.mark.parametrize("prefix", ["gpt_neox.", ""])
+@pytest.mark.parametrize("head", ["embed_out.weight", "lm_head.weight"])
+def test_old_checkpoints_load_under_every_naming(tmp_path, prefix, head):
+    tensors = old_tensors(prefix, head)
+    config, params = hf.load_pretrained(write_checkpoint(tmp_path / "old", tensors))
+    assert config == CONFIG
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, gpt_neox.param_shapes(CONFIG))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    np.testing.assert_array_equal(params["head"]["kernel"], tensors[head].T)
+    np.testing.assert_array_equal(params["embed"]["embedding"], tensors[f"{prefix}embed_in.weight"])
+    up = tensors[f"{prefix}layers.1.mlp.dense_h_to_4h.weight"]
+    np.testing.assert_array_equal(params["layers"]["up"]["kernel"][1], up.T)
+
+
+def test_fused_projection_is_interleaved_per_head(tmp_path):
+    """Rows of head n's query, key and value follow each other, as in GPT-NeoX; they are not global thirds."""
+    tensors = old_tensors()
+    _, params = hf.load_pretrained(write_checkpoint(tmp_path / "old", tensors))
+    weight = tensors["gpt_neox.layers.0.attention.query_key_value.weight"]
+    bias = tensors["gpt_neox.layers.0.attention.query_key_value.bias"]
+    dense = tensors["gpt_neox.layers.0.attention.dense.weight"]
+    size = CONFIG.head_dim
+    for head in range(2):
+        for part in range(3):
+            rows = slice((3 * head + part) * size, (3 * head + part + 1) * size)
+            np.testing.assert_array_equal(params["layers"]["qkv"]["kernel"][0, :, part, head], weight[rows].T)
+            np.testing.assert_array_equal(params["layers"]["qkv"]["bias"][0, part, head], bias[rows])
+        columns = slice(head * size, (head + 1) * size)
+        np.testing.assert_array_equal(params["layers"]["out"]["kernel"][0, head], dense[:, columns].T)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_stored_precision_survives_an_fp32_load(tmp_path, dtype):
+    tensors = old_tensors(dtype=dtype)
+    _, params = hf.load_pretrained(write_checkpoint(tmp_path / "old", tensors))
+    np.testing.assert_array_equal(params["head"]["kernel"].astype(dtype).T, tensors["embed_out.weight"])
+
+
+def test_bfloat16_is_read_in_a_fresh_process(tmp_path):
+    """numpy knows bfloat16 only once ml_dtypes is imported, which this process has done already."""
+    write_checkpoint(tmp_path / "old", old_tensors(dtype=ml_dtypes.bfloat16))
+    code = f"from selftrain_jax.models import hf; print(hf.load_pretrained({str(tmp_path / 'old')!r})[0].num_layers)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "2", done.stderr
+    assert "PyTorch" not in done.stderr
+
+
+def test_importing_the_module_loads_no_heavy_library():
+    code = "import sys, selftrain_jax.models.hf; print({'jax', 'torch', 'transformers'} & set(sys.modules) or 'light')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "light", done.stderr
+
+
+def test_tied_checkpoint_may_repeat_the_embedding_but_not_contradict_it(tmp_path):
+    tensors = old_tensors()
+    tied = OLD_CONFIG | {"tie_word_embeddings": True}
+    different = write_checkpoint(tmp_path / "different", tensors, tied)
+    refuses(lambda: hf.load_pretrained(different), "embed_out.weight", "tie_word_embeddings")
+    tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"].copy()
+    config, params = hf.load_pretrained(write_checkpoint(tmp_path / "same", tensors, tied))
+    assert config == TIED and "head" not in params
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, {}),
+        ({"rotary_pct": 1.0, "rotary_emb_base": 500}, {"rotary_pct": 1.0, "rotary_base": 500.0}),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
+            {"rotary_pct": 1.0, "rotary_base": 500.0},
+        ),
+        ({"use_parallel_residual": False}, {"parallel_residual": False}),
+        ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
+        ({"attention_dropout": 0.1, "hidden_dropout": 0.1}, {}),
+        ({"layer_norm_eps": 1e-6, "max_position_embeddings": 64}, {"layer_norm_eps": 1e-6, "max_position": 64}),
+        ({"bos_token_id": 1, "eos_token_id": [2]}, {"bos_token_id": 1, "eos_token_id": 2}),
+    ],
+)
+def test_config_fields_reach_the_model_config(tmp_path, change, expected):
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | change))
+    assert hf.load_config(tmp_path) == dataclasses.replace(CONFIG, **expected)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "llama"}, ["model_type", "llama"]),
+        ({"hidden_act": "gelu_new"}, ["hidden_act", "gelu_new"]),
+        ({"attention_bias": False}, ["attention_bias"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_type", "linear"]),
+        ({"eos_token_id": [0, 1]}, ["eos_token_id"]),
+        ({"bos_token_id": None}, ["bos_token_id"]),
+        ({"hidden_size": "wide"}, ["hidden_size"]),
+        ({"rotary_pct": "some"}, ["some"]),
+        ({"rotary_pct": 1.5}, ["rotary_pct"]),
+        ({"num_attention_heads": 3}, ["config.json"]),
+    ],
+)
+def test_unsupported_configurations_are_refused_by_field(tmp_path, change, words):
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | change))
+    refuses(lambda: hf.load_config(tmp_path), "config.json", *words)
+
+
+def test_config_file_faults(tmp_path):
+    refuses(lambda: hf.load_config(tmp_path), "config.json", "not found")
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    refuses(lambda: hf.load_config(tmp_path), "config.json", "JSON")
+    (tmp_path / "config.json").write_text("[]")
+    refuses(lambda: hf.load_config(tmp_path), "config.json", "model_type")
+
+
+KEY = "gpt_neox.layers.1.mlp.dense_4h_to_h.bias"
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (lambda t: t.pop(KEY), [KEY.removeprefix("gpt_neox."), "missing"]),
+        (lambda t: t.pop("embed_out.weight"), ["embed_out.weight", "missing"]),
+        (lambda t: t.update({KEY: np.zeros(17, np.float16)}), [KEY, "(17,)", "(16,)"]),
+        (lambda t: t.update({KEY: np.zeros(16, np.int8)}), [KEY, "I8"]),
+        (lambda t: t.update({"gpt_neox.layers.2.input_layernorm.bias": t[KEY]}), ["layers.2.input_layernorm.bias"]),
+        (lambda t: t.update({"score.weight": t[KEY]}), ["score.weight", "unexpected"]),
+        (lambda t: t.update({"lm_head.weight": t["embed_out.weight"]}), ["lm_head.weight", "twice"]),
+    ],
+    ids=["missing", "no-head", "shape", "dtype", "extra-layer", "unexpected", "twice"],
+)
+def test_tensor_faults_are_refused_by_name(tmp_path, fault, words):
+    tensors = old_tensors()
+    fault(tensors)
+    model = write_checkpoint(tmp_path / "old", tensors)
+    refuses(lambda: hf.load_pretrained(model), model, *words)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-5], lambda data: data[:100], lambda data: b"", lambda data: b"version https://git-lfs.github"],
+    ids=["truncated", "header-cut", "empty", "lfs-pointer"],
+)
+def test_unreadable_weight_files_are_refused(tmp_path, damage):
+    path = write_checkpoint(tmp_path / "old", old_tensors()) / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    refuses(lambda: hf.load_pretrained(tmp_path / "old"), path)
+
+
+def test_missing_weight_files_are_refused_with_the_way_out(tmp_path):
+    model = write_checkpoint(tmp_path / "old", old_tensors())
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    refuses(lambda: hf.load_pretrained(model), model, "model.safetensors", "save_pretrained")
+    refuses(lambda: hf.load_pretrained(tmp_path / "none"), tmp_path / "none", "not found")
+
+
+def test_shard_faults_are_refused(tmp_path):
+    model = tmp_path / "model"
+    hf.save_pretrained(model, CONFIG, random_params(CONFIG), max_shard_bytes=8000)
+    index = model / "model.safetensors.index.json"
+    whole = index.read_text()
+    for text, words in (
+        ("{", ["JSON"]),
+        ("{}", ["weight_map"]),
+        (json.dumps({"weight_map": {"embed_in.weight": "../outside.safetensors"}}), ["../outside.safetensors"]),
+    ):
+        index.write_text(text)
+        (tmp_path / "outside.safetensors").write_bytes(b"")
+        refuses(lambda: hf.load_pretrained(model), index, *words)
+    index.write_text(whole)
+    shard = min(model.glob("model-*.safetensors"))
+    shard.unlink()
+    refuses(lambda: hf.load_pretrained(model), shard.name, "missing")
+
+
+def test_export_never_overwrites_and_accepts_an_empty_directory(tmp_path):
+    params = random_params(CONFIG)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    refuses(lambda: hf.save_pretrained(tmp_path / "taken", CONFIG, params), tmp_path / "taken", "not empty")
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    hf.save_pretrained(tmp_path / "empty", CONFIG, params)
+    assert hf.load_config(tmp_path / "empty") == CONFIG
+
+
+def test_interrupted_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    saved = []
+
+    def fail_on_the_second_shard(*args, **kwargs):
+        if saved:
+            raise OSError("disk full")
+        saved.append(args)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail_on_the_second_shard)
+    monkeypatch.setattr(shutil, "copymode", lambda *args: None)
+    with pytest.raises(OSError, match="disk full"):
+        hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), max_shard_bytes=8000)
+    assert saved and not list(tmp_path.iterdir())
+
+
+def test_export_files_share_their_permissions(tmp_path):
+    hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG))
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
+def test_export_refuses_params_of_another_model(tmp_path):
+    params = random_params(CONFIG)
+    wider = dataclasses.replace(CONFIG, intermediate_size=41)
+    refuses(lambda: hf.save_pretrained(tmp_path / "m", wider, params), "layers/up/kernel", "41")
+    refuses(lambda: hf.save_pretrained(tmp_path / "m", CONFIG, random_params(TIED)), "head/kernel")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_needs_one_file_and_travels_with_the_export(tmp_path):
+    source = write_tokenizer(tmp_path / "tokenizer")
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), tokenizer_source=source)
+    (source / "tokenizer_config.json").unlink()
+    for directory in (source, tmp_path / "model"):
+        tokenizer = hf.load_tokenizer(directory)
+        assert tokenizer("a c b").input_ids == [1, 3, 2]
+        assert tokenizer.batch_decode([[1, 3], [2]]) == ["a c", "b"]
+    assert tokenizer.eos_token_id == 0
+    assert hf.tokenizer_fingerprint(source) == hf.tokenizer_fingerprint(tmp_path / "model")
+    other = write_tokenizer(tmp_path / "other", words=("a", "c", "b"))
+    assert hf.tokenizer_fingerprint(source) != hf.tokenizer_fingerprint(other)
+
+
+def test_decoding_keeps_spaces_whatever_the_tokenizer_settings_say(tmp_path):
+    source = write_tokenizer(tmp_path / "tokenizer", words=("a", "."))
+    (source / "tokenizer_config.json").write_text(json.dumps({"clean_up_tokenization_spaces": True}))
+    assert hf.load_tokenizer(source).decode([1, 2]) == "a ."
+
+
+def test_tokenizer_faults_are_refused(tmp_path):
+    refuses(lambda: hf.load_tokenizer(tmp_path), tmp_path / "tokenizer.json", "not found")
+    refuses(lambda: hf.tokenizer_fingerprint(tmp_path), "tokenizer.json")
+    params = random_params(CONFIG)
+    refuses(lambda: hf.save_pretrained(tmp_path / "m", CONFIG, params, tokenizer_source=tmp_path), "tokenizer.json")
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    refuses(lambda: hf.load_tokenizer(tmp_path), tmp_path / "tokenizer.json")
+
+
+def test_tokenizer_must_fit_the_embedding(tmp_path):
+    tokenizer = hf.load_tokenizer(write_tokenizer(tmp_path / "tokenizer"))  # 4 ids
+    hf.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=4), tokenizer)
+    refuses(lambda: hf.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=3), tokenizer), "4 ids", "vocab_size=3")
+
+
+def test_model_fingerprint_follows_contents_not_place(tmp_path):
+    params = random_params(CONFIG)
+    hf.save_pretrained(tmp_path / "a", CONFIG, params)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert hf.model_fingerprint(tmp_path / "a") == hf.model_fingerprint(tmp_path / "b")
+    params["final_norm"]["bias"][3] += 1
+    hf.save_pretrained(tmp_path / "weights", CONFIG, params)
+    hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, layer_norm_eps=1e-6), params)
+    assert len({hf.model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
+
+
+def test_hub_names_are_downloaded_without_pytorch_weights(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        calls.append((name, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hf.resolve_model("EleutherAI/pythia-14m", revision="step1000") == tmp_path
+    assert hf.resolve_model("EleutherAI/pythia-14m", weights=False) == tmp_path
+    assert calls == [
+        ("EleutherAI/pythia-14m", "step1000", ["*.json", "*.safetensors"]),
+        ("EleutherAI/pythia-14m", None, ["*.json"]),
+    ]
+
+
+@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("odd"), RuntimeError()])
+def test_hub_failures_become_one_line(monkeypatch, error):
+    import huggingface_hub
+
+    def snapshot_download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    words = ["EleutherAI/pythia-14m", "step1", "HF_HUB_OFFLINE", "local directory"]
+    refuses(lambda: hf.resolve_model("EleutherAI/pythia-14m", revision="step1"), *words)
+
+
+def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "file").write_text("")
+    assert hf.resolve_model("runs/model").samefile(tmp_path / "runs" / "model")
+    refuses(lambda: hf.resolve_model("runs/model", revision="step1"), "revision", "step1", "runs/model")
+    for name in ("pythia-14m", "./a/b", "/a/b", "a/b/c", "runs/file"):
+        refuses(lambda: hf.resolve_model(name), name, "not found")
