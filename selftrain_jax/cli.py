@@ -1,11 +1,14 @@
 """The `selftrain` command: one sub-command per stage, `run` for all of them, `status` for what is done."""
 
 import argparse
+import ast
 import os
 import pathlib
+import runpy
 import shlex
 import sys
-from typing import Sequence
+import traceback
+from typing import Any, Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.errors import InputError
@@ -62,10 +65,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's folder")
         if name == "sample":
             command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+    text = "turn published token arrays (lm-extraction-benchmark) into a probe file for another tokenizer"
+    probes = commands.add_parser("probes", help=text, description=text[0].upper() + text[1:] + ".")
+    probes.add_argument("--prefixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the prefixes")
+    probes.add_argument("--suffixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the suffixes")
+    probes.add_argument("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
+    probes.add_argument("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
+    probes.add_argument("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
     return parser
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
+    if arguments.command == "probes":
+        return _convert_probes(arguments, overrides)
     config = load_config(arguments.config, overrides)
     from selftrain_jax import stages
     from selftrain_jax.pipeline import Pipeline, save_config
@@ -99,32 +111,42 @@ def load_config(reference: str, overrides: Sequence[str] = ()):
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     from selftrain_jax.settings import RunConfig, build
 
-    path = pathlib.Path(reference.split(":")[0])
+    name, _, argument = reference.partition(":")
+    path = pathlib.Path(name)
     if not path.is_file():
         raise InputError(f"config file not found: {path}")
-    for override in overrides:
-        if not override.startswith("--config."):
-            raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    sys.path.insert(0, str(path.parent.absolute()))  # a config may build on its neighbour
+    folder = str(path.parent.absolute())
+    sys.path.insert(0, folder)  # a config may build on its neighbour
     try:
-        values(["selftrain", f"--config={reference}", *overrides])
-        found = values.config.to_dict()
-    except InputError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as e:
-        # ml_collections puts the traceback of a failing config file into its message; the last line says what is wrong.
-        message = str(e).strip().splitlines()[-1].strip()
-        raise InputError(f"{' '.join(['config', reference, *overrides])}: {message}") from None
+        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else [])).to_dict()
+    except Exception as e:  # whatever the file does wrong is bad input
+        where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
+        raise InputError(f"config {reference}: {what}") from None
     finally:
-        sys.path.remove(str(path.parent.absolute()))
-    return build(RunConfig, found)
+        sys.path.remove(folder)
+    for override in overrides:
+        _override(values, override)
+    return build(RunConfig, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Applies one `--config.a.b=value`; the value is read as a Python literal, or else as a string."""
+    name, equals, text = override.removeprefix("--config.").partition("=")
+    if not override.startswith("--config.") or not equals:
+        raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *groups, last = name.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+        if not isinstance(values, dict):
+            raise InputError(f"argument {override!r}: {group} is a single value, not a group of settings")
+    values[last] = value
 
 
 def _start_jax() -> None:
@@ -136,6 +158,16 @@ def _start_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _convert_probes(arguments: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain probes --help")
+    from selftrain_jax.evaluation.probes import convert_arrays
+
+    counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
+    print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
+    return 0
 
 
 def _show_documents(workdir: pathlib.Path, count: int) -> None:

@@ -1,10 +1,12 @@
 """Small, crash-safe file operations and fingerprints."""
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
 import pathlib
+import zlib
 from typing import Any, Iterable, Iterator
 
 from selftrain_jax.errors import InputError
@@ -54,23 +56,23 @@ def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = 
     path = pathlib.Path(path)
     if not path.is_file():
         raise InputError(f"{what} not found: {path}")
-    if path.suffix == ".gz":
-        import gzip
-        opener = gzip.open
-    else:
-        opener = open
-    with opener(path, "rt", encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise InputError(f"{what} {path}, line {number}: not valid JSON ({e.msg})") from None
-            missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-            if missing:
-                raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
-            yield row
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
+        try:
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode())
+                except UnicodeDecodeError:
+                    raise InputError(f"{what} {path}, line {number}: not valid UTF-8") from None
+                except json.JSONDecodeError as e:
+                    raise InputError(f"{what} {path}, line {number}: not valid JSON ({e.msg})") from None
+                missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+                if missing:
+                    raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
+                yield row
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
 
 
 def fingerprint(value: Any) -> str:

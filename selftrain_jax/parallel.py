@@ -114,9 +114,8 @@ def to_global(mesh: Mesh, tree: Any, sharding: Any) -> Any:
         sharding = jax.tree.map(lambda _: sharding, tree)
 
     def put(x, s):
-        x = np.asarray(x) if not isinstance(x, jax.Array) else x
-        if isinstance(x, jax.Array) or s.is_fully_addressable:
+        if s.is_fully_addressable:
             return jax.device_put(x, s)
-        return jax.make_array_from_callback(x.shape, s, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x)[index])
 
     return jax.tree.map(put, tree, sharding)

@@ -9,10 +9,8 @@ import functools
 import pathlib
 from typing import Any, Callable, Iterator
 
-import numpy as np
-
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, read_json, write_json
+from selftrain_jax.files import file_fingerprint, write_atomic, write_json
 from selftrain_jax.settings import ControlSettings, RunConfig
 from selftrain_jax.stages import Stage
 
@@ -259,26 +257,17 @@ class Pipeline:
 
             data = summary.report_data(self)
             report.write_report(directory, data)
-            table = report.format_table(data)
-            (directory / "table.txt").write_text(table)
+            write_atomic(directory / "table.txt", report.format_table(data))
 
         settings = {"title": self.config.title}
         return Stage("report", settings, [f"evaluate/{model}" for model in self.models], work)
 
 
 def save_config(workdir: pathlib.Path, config: RunConfig) -> None:
-    """Leaves the resolved settings in `workdir/config.json`, once."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, dataclasses.asdict(config))
-
-
-def load_result(workdir: pathlib.Path, stage: str, name: str) -> Any:
-    """A JSON file that a finished stage left."""
-    return read_json(workdir / stage / name, f"{name} of stage {stage}")
-
-
-def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
+    """Leaves the resolved settings in `workdir/config.json`; `InputError` when nothing can be written there."""
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", dataclasses.asdict(config))
+    except OSError as e:
+        raise InputError(f"workdir {workdir} cannot be written ({e.strerror}): name another --workdir") from None

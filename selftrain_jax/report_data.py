@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 from selftrain_jax.errors import InputError
 
 MARGIN = 0.02
-"""A capability score counts as kept when it is within this distance (2 points) of the base model's."""
+"""A capability score counts as kept when it is at most this far (2 points) below the base model's."""
 METRIC_FIELDS = ("model", "metric", "value", "low", "high", "n", "seed")
 _LABELS = {
     "base": "base model",
@@ -16,12 +16,19 @@ _LABELS = {
     "control:real": "control (real text)",
     "control:other": "control (another model's text)",
 }
-UNITS = {"extraction": "% of probes", "capability": "% of items", "nll": "nats per token"}
+UNITS = {
+    "extraction": "% of probes",
+    "token_share": "% of suffix tokens",
+    "first_mismatch": "tokens",
+    "capability": "% of items",
+    "nll": "nats per token",
+}
+"""Unit by kind of metric, kinds in reading order."""
 _PROBES = {
     "planted": "Probes were planted in the base model's pre-training text, so \"before\" is high by construction.",
     "emitted": "Probes were chosen because the base model emits them, so \"before\" is high by construction.",
     "random": "Probes were drawn without looking at what the base model emits.",
-    "unknown": "If probes were planted, or chosen because the base model emits them, \"before\" is high by construction.",
+    "unknown": "If probes were planted, or chosen because base emits them, \"before\" is high by construction.",
 }
 _MISSING_CONTROL = (
     "No control was run, so this report cannot tell an effect of self-generated text from that of any fine-tuning."
@@ -35,12 +42,14 @@ class ReportData:
 
     metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"}. `model` is "base", "self", "control:real",
       "control:other" or any other name; `metric` is "extraction/all", "extraction/held_out", "extraction/repeats=64",
-      "capability/<suite>", "nll/<set>", ... Extraction and capability are fractions in [0, 1]; `low` and `high` may be None.
-    comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired, against
-      base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
+      "capability/<suite>", "nll/<set>", ... Extraction and capability are fractions in [0, 1]; `low`, `high`, `n`
+      may be None.
+    comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
+      against base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
     audit: {"ngram", "threshold", "num_documents", "num_flagged", "benchmarks": {name: {count: number}},
       "nll_histogram": {"edges": [K+1], "before": [K], "after": [K]}}.
-    corpus: statistics by name ("num_documents", "num_tokens", "mean_length", "stop_reasons": {reason: count}, "mean_nll", ...).
+    corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
+      {reason: count}, or any other; nested dicts are shown flat.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
@@ -80,12 +89,12 @@ class ReportData:
                 )
         histogram = (self.audit or {}).get("nll_histogram")
         if histogram and any(len(histogram["edges"]) != len(histogram[k]) + 1 for k in ("before", "after")):
-            raise InputError("report audit: nll_histogram needs one more edge than it has counts, before and after alike")
+            raise InputError("report audit: nll_histogram needs one more edge than counts, both before and after")
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One metric of one model over its seeds: mean of `values`; lowest `low`, highest `high`; items in the largest set."""
+    """One metric of one model over its seeds: mean of `values`, lowest `low`, highest `high`, largest `n`."""
 
     value: float
     low: float | None
@@ -96,7 +105,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A metric of one model against base; `low` and `high` bound `difference`, or `relative` where `bounds_relative`."""
+    """A metric of one model against base; the interval is of `difference`, or of `relative` where `bounds_relative`."""
 
     difference: float | None
     relative: float | None
@@ -107,16 +116,16 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """Whether the difference is "within" or "outside" the margin; "within*" when the interval reaches beyond it."""
-        if abs(self.difference) > MARGIN + 1e-9:
-            return "outside"
-        reaches = not self.bounds_relative and self.low is not None and max(-self.low, self.high) > MARGIN + 1e-9
-        return "within*" if reaches else "within"
+        """"kept" or "lost" by the margin; "kept*" when the interval reaches below it."""
+        if self.difference < -MARGIN - 1e-9:
+            return "lost"
+        reaches = not self.bounds_relative and self.low is not None and self.low < -MARGIN - 1e-9
+        return "kept*" if reaches else "kept"
 
 
 def is_rate(metric: str) -> bool:
     """Whether the metric is a fraction that is shown in percent."""
-    return metric.split("/")[0] in ("extraction", "capability")
+    return UNITS.get(metric.split("/")[0], "").startswith("%")
 
 
 def label(model: str) -> str:
@@ -132,14 +141,14 @@ def models(data: ReportData) -> list[str]:
 
 
 def metric_groups(data: ReportData) -> dict[str, list[str]]:
-    """Metric names by kind, in reading order: extraction (all, held-out, by repetition count), capability, nll, others."""
+    """Metric names by kind, in reading order; extraction of all probes, held-out ones, then by repetition count."""
     names = list(dict.fromkeys(row["metric"] for row in data.metrics))
 
     def order(name: str):
-        count = repeats(name)
-        first = {"extraction/all": 0, "extraction/held_out": 1}.get(name, 2 if count is not None else 3)
-        kind = name.split("/")[0]
-        return (list(UNITS).index(kind) if kind in UNITS else len(UNITS), first, count or 0)
+        kind, _, rest = name.partition("/")
+        first = {"all": 0, "held_out": 1}.get(rest, 3 if rest.startswith("held_out/") else 2)
+        count = repeats(name.replace("held_out/", "")) or 0
+        return list(UNITS).index(kind) if kind in UNITS else len(UNITS), first, count
 
     groups: dict[str, list[str]] = {}
     for name in sorted(names, key=order):
@@ -170,7 +179,7 @@ def estimates(data: ReportData) -> dict[tuple[str, str], Estimate]:
 def changes(data: ReportData) -> dict[tuple[str, str], Change]:
     """{(model, metric): Change against base}, from the paired comparisons where given, else from the two estimates.
 
-    Several comparisons of one model (seeds) are averaged; their interval spans all of theirs, their p-value is the largest.
+    Several comparisons of one model (seeds) are averaged; the interval spans all of theirs, the p-value is the largest.
     """
     table = estimates(data)
     rows: dict[tuple[str, str], list] = {}
@@ -205,9 +214,17 @@ def headline_metric(data: ReportData) -> str | None:
 
 def metric_name(metric: str) -> str:
     """The words for a metric within its group."""
+    rest = metric.partition("/")[2] or metric
+    if metric.startswith("extraction/held_out/"):
+        return "held-out, " + metric_name(f"extraction/{rest[9:]}")
     if (count := repeats(metric)) is not None:
-        return f"{count} repetition" + "s" * (count != 1)
-    return {"extraction/all": "all probes", "extraction/held_out": "held-out"}.get(metric, metric.partition("/")[2] or metric)
+        return f"{count} repeat" + "s" * (count != 1)
+    return {"all": "all probes", "held_out": "held-out"}.get(rest, rest)
+
+
+def group_name(kind: str) -> str:
+    """The words for a kind of metric."""
+    return {"nll": "negative log-likelihood"}.get(kind, kind.replace("_", " "))
 
 
 def extraction_change(data: ReportData, model: str) -> str | None:
@@ -252,13 +269,18 @@ def explanations(data: ReportData) -> dict[str, str]:
     """One line for each kind of metric that the run measured."""
     n = data.held_out_ngram
     lines = {
-        "extraction/all": ("all probes", "Share of probes whose suffix the model continues exactly, greedily, from the prefix."),
-        "extraction/held_out": ("held-out", f"The same over the probes of which no {n}-gram occurs in the training subset, so that "
-                                "training cannot simply have repeated them."),
-        "extraction/repeats=": ("repetitions", "The same over the sequences that occur that often in the pre-training text."),
+        "extraction/all": ("all probes", "Share of probes that greedy decoding continues with the exact suffix."),
+        "extraction/held_out": (
+            "held-out",
+            f"The same over the probes of which no {n}-gram occurs in the training subset, so training cannot have "
+            "repeated them.",
+        ),
+        "extraction/repeats=": ("repeats", "The same over sequences that occur that often in the pre-training text."),
         "extraction/": ("extraction", "Verbatim extraction; lower means that less is memorized."),
+        "token_share/": ("token share", "Share of suffix tokens that are the likeliest after the true text so far."),
+        "first_mismatch/": ("first mismatch", "Suffix tokens that greedy decoding reproduces before its first error."),
         "capability/": ("capability", "Share of the suite's items answered correctly; higher is better."),
-        "nll/": ("negative log-likelihood", "Mean negative log-likelihood per token on that text, in nats; lower is better."),
+        "nll/": ("negative log-likelihood", "Mean over the tokens of that text, in nats; lower is better."),
     }
     names = {row["metric"] for row in data.metrics}
     found = {words: text for start, (words, text) in lines.items() if any(name.startswith(start) for name in names)}

@@ -63,13 +63,14 @@ def _extraction_by_repeats(data: ReportData) -> Figure | None:
         for i, model in enumerate(models):
             found = [(r, e) for r in counts if (e := table.get((model, f"extraction/repeats={r}")))]
             shift = 0.09 * (i - (len(models) - 1) / 2)
-            _series(axes, [place[r] + shift for r, _ in found], [e for _, e in found], hues[model], rd.label(model), 100)
+            _series(axes, [place[r] + shift for r, _ in found], [e for _, e in found], hues[model], rd.label(model))
         axes.set_xticks([place[r] for r in counts], [str(r) for r in counts])
-        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylabel="extracted (% of probes)", ylim=(-4, 104))
+        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-4, 104))
+        axes.set_ylabel("extracted (% of probes)")
 
     return _figure(
         "Extraction by repetition count",
-        "Share of probes continued word for word, by how often the base model saw the sequence. Bars: 95 % intervals; "
+        "Share of probes continued exactly, by how often the base model saw the sequence. Bars: 95 % intervals; "
         "points are moved sideways a little so that they do not hide each other.",
         draw,
     )
@@ -103,7 +104,8 @@ def _capability_change(data: ReportData) -> Figure | None:
     height = max(_SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found)))
     return _figure(
         "Capability change against base",
-        "Each suite's change in points; bars: 95 % intervals of the paired difference. Shaded: within 2 points of base.",
+        "Each suite's change in points; bars, where tested: 95 % intervals of the paired difference. Shaded: 2 points "
+        "around base.",
         draw, height,
     )
 
@@ -117,7 +119,8 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
     if len(models) < 2 or not shared:
         return None
     hues = styles(rd.models(data))
-    point = {m: (100 * table[m, metric].value, 100 * sum(table[m, s].value for s in shared) / len(shared)) for m in models}
+    mean = {m: 100 * sum(table[m, s].value for s in shared) / len(shared) for m in models}
+    point = {m: (100 * table[m, metric].value, mean[m]) for m in models}
 
     def draw(axes):
         for model in models:
@@ -135,8 +138,8 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
 
     return _figure(
         "Capability against extraction",
-        f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of extraction. "
-        "Straight left of base: less is extracted at equal capability.",
+        f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of "
+        "extraction. Straight left of base: less is extracted at equal capability.",
         draw,
     )
 
@@ -155,7 +158,8 @@ def _nll_histograms(data: ReportData) -> Figure | None:
 
     return _figure(
         "Likelihood of the corpus before and after the audit",
-        "Documents by their negative log-likelihood under the model that wrote them, before and after the audit dropped some.",
+        "Documents by their negative log-likelihood under the model that wrote them, before and after the "
+        "audit dropped some.",
         draw,
     )
 
@@ -168,12 +172,19 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
     }
     if not curves:
         return None
-    hues = styles(list(dict.fromkeys((*rd.models(data), *data.learning_curves))))
+    known = rd.models(data)
+    model_of = {curve: _curve_model(curve, known) for curve in data.learning_curves}
+    hues = styles(list(dict.fromkeys((*known, *model_of.values()))))
 
     def draw(axes):
-        for model, points in curves.items():
+        named = set()
+        for curve, points in curves.items():
+            model = model_of[curve]
             xs, ys = zip(*_thin(points))
-            axes.plot(xs, ys, color=_hue(hues[model]), ls=_DASHES[hues[model]], lw=1.7, label=rd.label(model))
+            # One legend entry for all seeds of a model.
+            name = None if model in named else rd.label(model)
+            named.add(model)
+            axes.plot(xs, ys, color=_hue(hues[model]), ls=_DASHES[hues[model]], lw=1.7, label=name)
         axes.set(xlabel="step", ylabel=_CURVES[field])
         if field == "tokens_per_second":
             axes.set_ylim(0, None)
@@ -186,6 +197,12 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
     return _figure(title.capitalize(), caption, draw)
 
 
+def _curve_model(curve: str, models: Sequence[str]) -> str:
+    """The model of a learning curve: "self" for "self-0", "control:real" for "real-0", else the curve's own name."""
+    stem = re.sub(r"-\d+$", "", curve)
+    return next((name for name in (curve, stem, f"control:{stem}") if name in models), curve)
+
+
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `_MAX_POINTS` points: means of consecutive blocks."""
     size = math.ceil(len(points) / _MAX_POINTS)
@@ -193,12 +210,13 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in blocks]
 
 
-def _series(axes, xs: Sequence[float], estimates: Sequence[rd.Estimate], hue: int, name: str, scale: float) -> None:
-    axes.plot(xs, [scale * e.value for e in estimates], color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6.5,
+def _series(axes, xs: Sequence[float], estimates: Sequence[rd.Estimate], hue: int, name: str) -> None:
+    """A line of percentages with interval bars."""
+    axes.plot(xs, [100 * e.value for e in estimates], color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6.5,
               mec=_PAPER, lw=1.7, label=name)
     for x, e in zip(xs, estimates):
         if e.low is not None:
-            axes.plot([x, x], [scale * e.low, scale * e.high], color=_hue(hue), lw=1.4)
+            axes.plot([x, x], [100 * e.low, 100 * e.high], color=_hue(hue), lw=1.4)
 
 
 def _hue(index: int) -> str:
@@ -218,7 +236,8 @@ def _figure(title: str, caption: str, draw: Callable, height: float = _SIZE[1]) 
 
     settings = {
         "svg.fonttype": "none", "svg.hashsalt": "selftrain", "font.size": 11, "text.parse_math": False,
-        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED,
+        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED,
+        "xtick.color": _MUTED, "ytick.color": _MUTED,
         "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
         "axes.formatter.limits": (-3, 5), "axes.formatter.use_mathtext": False, "figure.constrained_layout.use": True,
@@ -252,6 +271,7 @@ def _inline(svg: str, title: str, caption: str) -> str:
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r"#00fe0(\d)", r"var(--hue\1)", svg)
     box = re.search(r'viewBox="[^"]*"', svg)[0]
-    head = (f'<svg {box} role="img" aria-labelledby="{name}-title {name}-desc"><title id="{name}-title">{html.escape(title)}'
-            f'</title><desc id="{name}-desc">{html.escape(caption)} The numbers are in the tables of this page.</desc>')
+    head = (f'<svg {box} role="img" aria-labelledby="{name}-title {name}-desc">'
+            f'<title id="{name}-title">{html.escape(title)}</title>'
+            f'<desc id="{name}-desc">{html.escape(caption)} The numbers are in the tables of this page.</desc>')
     return re.sub(r"<svg\b.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)

@@ -90,6 +90,7 @@ class EvaluateSettings:
       minimal_pairs: name -> JSON lines with "sentence_good", "sentence_bad".
       probes: JSON lines with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
       probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
+      rules: how multiple choice is decided, "acc" (highest log-probability) and "acc_norm" (highest per character).
       template: prompt of a multiple-choice question; a space and the choice follow it.
       add_bos: put BOS before questions and probe prefixes (for models whose documents start with it).
       held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset.
@@ -102,6 +103,7 @@ class EvaluateSettings:
     minimal_pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     probes: str = ""
     probes_chosen: str = "unknown"
+    rules: tuple[str, ...] = ("acc", "acc_norm")
     template: str = "Question: {question}\nAnswer:"
     add_bos: bool = False
     held_out_ngram: int = 8
@@ -112,6 +114,8 @@ class EvaluateSettings:
         for name in ("held_out_ngram", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"evaluate {name}={getattr(self, name)} must be at least 1")
+        if not self.rules or set(self.rules) - {"acc", "acc_norm"}:
+            raise InputError(f"evaluate rules={self.rules} must be 'acc', 'acc_norm' or both")
         if "{question}" not in self.template:
             raise InputError(f"evaluate template={self.template!r} must contain {{question}}")
         if self.probes_chosen not in ("planted", "emitted", "random", "unknown"):

@@ -7,6 +7,7 @@ command, and a changed setting is caught before it can mix with what is on disk.
 
 import dataclasses
 import json
+import os
 import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
@@ -89,7 +90,13 @@ def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "started.json", asked)
     begin = time.perf_counter()
-    result = stage.work(directory) or {}
+    try:
+        result = stage.work(directory) or {}
+    except InputError:
+        # Nothing was made from the bad input: the next attempt may ask for something else.
+        if os.listdir(directory) == ["started.json"]:
+            (directory / "started.json").unlink()
+        raise
     seconds = round(time.perf_counter() - begin, 2)
     manifest = {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
     write_json(directory / "manifest.json", manifest)
@@ -101,9 +108,10 @@ def _plain(value: Any) -> Any:
 
 
 def _compare(workdir: pathlib.Path, stage: Stage, what: str, found: Any, asked: Any) -> None:
-    if found == asked:
+    difference = next(_differences(found, asked), None)
+    if difference is None:
         return
-    name, old, new = next(_differences(found, asked))
+    name, old, new = difference
     kind = "setting" if what == "settings" else "input"
     raise InputError(
         f"stage {stage.name}: {kind} {name} is {new!r} but {workdir / stage.name} was made with {old!r}; use another "

@@ -42,15 +42,16 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         key = jax.random.key(settings.seed)
         todo = sum(len(ids) for _, ids in missing)
         done = settings.num_samples - todo
-        bar = tqdm(total=settings.num_samples, initial=done, desc=f"sample {name}", unit="doc", dynamic_ncols=True)
-        progress = _Progress(bar)
-        for index, ids in missing:
-            waves = sampler.sample_waves(
-                params, config, settings.sampling(), key, list(ids),
-                mesh=mesh, batch_size=settings.batch_size, vocab_limit=vocab_limit, dtype=jnp.dtype(settings.dtype),
-            )  # fmt: skip
-            writer.write_shard(index, [d for wave in waves for d in progress.count(_documents(wave, tokenizer))])
-        bar.close()
+        with tqdm(
+            total=settings.num_samples, initial=done, desc=f"sample {name}", unit="doc", dynamic_ncols=True
+        ) as bar:
+            progress = _Progress(bar)
+            for index, ids in missing:
+                waves = sampler.sample_waves(
+                    params, config, settings.sampling(), key, list(ids),
+                    mesh=mesh, batch_size=settings.batch_size, vocab_limit=vocab_limit, dtype=jnp.dtype(settings.dtype),
+                )  # fmt: skip
+                writer.write_shard(index, [d for wave in waves for d in progress.count(_documents(wave, tokenizer))])
     return writer.finalize({
         "model": str(model),
         "model_fingerprint": hf.model_fingerprint(model),

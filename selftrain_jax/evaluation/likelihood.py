@@ -37,7 +37,9 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
     """Texts of a JSON-lines file with a "text" field (`.jsonl`, `.jsonl.gz`), or one text from any other file."""
     path = pathlib.Path(path)
     if ".jsonl" in path.suffixes:
-        texts = [row["text"] for row in read_jsonl(path, ("text",), "text set")]
+        rows = list(read_jsonl(path, ("text",), "text set"))
+        _check_strings(rows, ("text",), f"text set {path}")
+        texts = [row["text"] for row in rows]
     elif path.is_file():
         texts = [path.read_text(encoding="utf-8")]
     else:
@@ -45,6 +47,13 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
     if not any(texts):
         raise InputError(f"text set {path} holds no text")
     return texts
+
+
+def _check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> None:
+    for number, row in enumerate(rows, 1):
+        for field in fields:
+            if not isinstance(row[field], str):
+                raise InputError(f"{where}, item {number}: {field} must be a text, not {type(row[field]).__name__}")
 
 
 def text_likelihood(scorer: Scorer, config: ModelConfig, tokenizer, texts: Sequence[str]) -> TextLikelihood:
@@ -73,9 +82,15 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     """Rows with "question", "choices" (list of str) and "gold" (index), checked."""
     rows = list(read_jsonl(path, ("question", "choices", "gold"), "question file"))
+    _check_strings(rows, ("question",), f"question file {path}")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row["gold"], int) or not 0 <= row["gold"] < len(row["choices"]) or len(row["choices"]) < 2:
-            raise InputError(f"question file {path}, item {number}: gold={row['gold']!r} must index two or more choices")
+        where, choices, gold = f"question file {path}, item {number}", row["choices"], row["gold"]
+        if not isinstance(choices, list) or len(choices) < 2:
+            raise InputError(f"{where}: choices must be a list of two or more texts")
+        if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+            raise InputError(f"{where}: every choice must be a text that is not blank")
+        if type(gold) is not int or not 0 <= gold < len(choices):
+            raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
     if not rows:
         raise InputError(f"question file {path} holds no questions")
     return rows
@@ -117,6 +132,7 @@ def multiple_choice(
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
     rows = list(read_jsonl(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
+    _check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")
     return rows

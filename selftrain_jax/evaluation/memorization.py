@@ -26,28 +26,24 @@ def load_probes(path: str | pathlib.Path, config: ModelConfig, *, add_bos: bool 
 
     Raises:
       InputError: a broken line, an empty part, ids outside the vocabulary, or a probe longer than the context; each
-        named by line.
+        named by its number.
     """
     probes = []
     for number, row in enumerate(read_jsonl(path, ("prefix", "suffix"), "probe file"), 1):
         where = f"probe file {path}, probe {number}"
-        try:
-            probe = Probe(
-                np.asarray(row["prefix"], np.int32), np.asarray(row["suffix"], np.int32), str(row.get("group", "all"))
-            )
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where}: prefix and suffix must be lists of token ids") from None
-        if probe.prefix.ndim != 1 or probe.suffix.ndim != 1 or not probe.prefix.size or not probe.suffix.size:
-            raise InputError(f"{where}: prefix and suffix must each hold at least one token id")
-        ids = np.concatenate([probe.prefix, probe.suffix])
-        if ids.min() < 0 or ids.max() >= config.vocab_size:
-            raise InputError(f"{where}: token ids must lie in [0, {config.vocab_size})")
-        if ids.size - 1 + add_bos > config.max_position:
+        for part in ("prefix", "suffix"):
+            # JSON's true is no id, nor is 1.5, though numpy would make both 1.
+            if not isinstance(row[part], list) or not row[part] or any(type(token) is not int for token in row[part]):
+                raise InputError(f"{where}: {part} must be a list of at least one token id")
+            if min(row[part]) < 0 or max(row[part]) >= config.vocab_size:
+                raise InputError(f"{where}: {part} token ids must lie in [0, {config.vocab_size})")
+        prefix, suffix = np.array(row["prefix"], np.int32), np.array(row["suffix"], np.int32)
+        if prefix.size + suffix.size - 1 + add_bos > config.max_position:
             raise InputError(
-                f"{where}: {ids.size} tokens are longer than the model's context of {config.max_position}; "
-                "use shorter probes"
+                f"{where}: {prefix.size + suffix.size} tokens are longer than the model's context of "
+                f"{config.max_position}; use shorter probes"
             )
-        probes.append(probe)
+        probes.append(Probe(prefix, suffix, str(row.get("group", "all"))))
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
     return probes

@@ -20,7 +20,7 @@ from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, Params
 
 _CHUNK = 64  # time steps whose logits exist at once
-_ROUND = 16  # sequence lengths and first scored positions are rounded to it: few shapes to compile
+_ROUND = 16  # sequence lengths and first scored positions are rounded to it at least: few shapes to compile
 
 
 @flax.struct.dataclass
@@ -98,10 +98,10 @@ def score(
       `TokenScores` of numpy arrays `[len(sequence) - start]`, in the order of `sequences`.
 
     Raises:
-      InputError: a sequence that is too short, longer than the context, scored from nowhere, or holds ids outside the
-        vocabulary. Raised before any device work.
+      InputError: a sequence that is too short, longer than the context, scored from nowhere, or holds anything but ids
+        of the vocabulary. Raised before any device work.
     """
-    sequences = [np.asarray(s, np.int32) for s in sequences]
+    sequences = [np.asarray(s) for s in sequences]
     starts = [1] * len(sequences) if starts is None else list(starts)
     for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
         if not 1 <= start < len(sequence):
@@ -114,6 +114,8 @@ def score(
                 f"sequence {i} has {len(sequence)} tokens, too many for the model's context of {config.max_position}: "
                 "shorten it"
             )
+        if sequence.dtype.kind not in "iu":
+            raise InputError(f"sequence {i} must hold token ids, that is integers, not {sequence.dtype}")
         if sequence.min() < 0 or sequence.max() >= config.vocab_size:
             raise InputError(f"sequence {i} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
@@ -128,8 +130,9 @@ def score(
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
         longest = max(len(sequences[i]) for i in chosen)
-        # One more than a multiple: T inputs make T scored tokens.
-        width = min(-(-(longest - 1) // _ROUND) * _ROUND, config.max_position) + 1
+        # One more than a multiple: T inputs make T scored tokens. Long sequences are rounded to an eighth of their length.
+        unit = max(_ROUND, 1 << max((longest - 1).bit_length() - 4, 0))
+        width = min(-(-(longest - 1) // unit) * unit, config.max_position) + 1
         first = max((min(starts[i] for i in chosen) - 1) // _ROUND * _ROUND + 1, 1)
         tokens = np.zeros((rows, width), np.int32)
         for row, i in enumerate(chosen):

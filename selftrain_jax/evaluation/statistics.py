@@ -12,8 +12,8 @@ _CHUNK_ELEMENTS = 1 << 22
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval (low, high) of a binomial proportion; (0, 1) when `n` is 0.
 
-    It covers the true proportion with probability at least `confidence`, whatever that proportion is (Clopper & Pearson,
-    "The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934).
+    It covers the true proportion with probability at least `confidence`, whatever that proportion is (Clopper &
+    Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934).
 
     Raises:
       InputError: unless 0 <= successes <= n and 0 < confidence < 1.
@@ -33,7 +33,7 @@ def bootstrap_mean(
 ) -> tuple[float, float]:
     """Percentile-bootstrap interval (low, high) of the mean of `values` [N], resampled item by item.
 
-    The same arguments give the same interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+    The same arguments give the same interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13).
 
     Raises:
       InputError: `values` is empty, not one-dimensional or not finite, or a setting is out of range.
@@ -72,8 +72,8 @@ def paired_bootstrap_difference(
 def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
     """Exact two-sided p-value that hits [N] (0 or 1, same items) are as frequent after as before; 1 without a change.
 
-    Under the null hypothesis each item that changed is as likely to be a loss as a gain: a binomial test with p = 1/2 on
-    the discordant pairs (McNemar, "Note on the sampling error of the difference between correlated proportions or
+    Under the null hypothesis each item that changed is as likely to be a loss as a gain: a binomial test with p = 1/2
+    on the discordant pairs (McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 12, 1947).
 
     Raises:
@@ -100,12 +100,12 @@ def _items(name: str, values: ArrayLike) -> np.ndarray:
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} has shape {array.shape}: give one number per item, and at least one item")
     if not np.isfinite(array).all():
-        raise InputError(f"{name} holds {np.sum(~np.isfinite(array))} value(s) that are not finite; leave those items out")
+        raise InputError(f"{name} holds {np.sum(~np.isfinite(array))} non-finite value(s); leave those items out")
     return array
 
 
 def _pairs(before: ArrayLike, after: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     before, after = _items("before", before), _items("after", after)
     if before.shape != after.shape:
-        raise InputError(f"before has {before.size} items and after has {after.size}: pair the same items in the same order")
+        raise InputError(f"before has {before.size} items and after has {after.size}: pair the same items in order")
     return before, after

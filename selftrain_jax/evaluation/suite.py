@@ -52,27 +52,26 @@ def evaluate_model(
     items: dict[str, np.ndarray] = {}
     summary: dict[str, Any] = {}
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
-    bar = tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True)
-    for suite, rows in questions.items():
-        hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
-        items[f"capability/{suite}"] = hits["acc"]
-        items[f"capability/{suite}:acc_norm"] = hits["acc_norm"]
-        bar.update()
-    for suite, rows in pairs.items():
-        items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
-        bar.update()
-    for set_name, documents in texts.items():
-        found = likelihood.text_likelihood(scorer, config, tokenizer, documents)
-        items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
-        summary[f"nll/{set_name}"] = found.nll_per_token
-        summary[f"bits_per_byte/{set_name}"] = found.bits_per_byte
-        bar.update()
-    if probes:
-        found = memorization.extract(scorer, probes, bos_token_id=bos)
-        items |= {f"probe/{field}": values for field, values in vars(found).items()}
-        summary["extraction/all"] = float(found.exact.mean())
-        bar.update()
-    bar.close()
+    with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True) as bar:
+        for suite, rows in questions.items():
+            hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
+            for rule in settings.rules:
+                items[f"capability/{suite}" + (":acc_norm" if rule == "acc_norm" else "")] = hits[rule]
+            bar.update()
+        for suite, rows in pairs.items():
+            items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
+            bar.update()
+        for set_name, documents in texts.items():
+            found = likelihood.text_likelihood(scorer, config, tokenizer, documents)
+            items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
+            summary[f"nll/{set_name}"] = found.nll_per_token
+            summary[f"bits_per_byte/{set_name}"] = found.bits_per_byte
+            bar.update()
+        if probes:
+            found = memorization.extract(scorer, probes, bos_token_id=bos)
+            items |= {f"probe/{field}": values for field, values in vars(found).items()}
+            summary["extraction/all"] = float(found.exact.mean())
+            bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
     buffer = io.BytesIO()
     np.savez(buffer, **items)

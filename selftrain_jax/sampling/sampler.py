@@ -51,7 +51,7 @@ def sample(
     """Draws the documents with these ids.
 
     Args:
-      params: the model's weights, on the device or the host.
+      params: the model's weights, on the host or on the devices of `mesh`.
       model_config, sampling_config: what is sampled, and how.
       key: the corpus's random key (`jax.random.key(seed)`).
       ids: sample ids, non-negative and below 2^32.
@@ -85,8 +85,8 @@ def sample_waves(
 ) -> Iterator[Samples]:
     """Like `sample`, one wave of at most `batch_size` documents at a time."""
     check(model_config, sampling_config, batch_size, vocab_limit)
-    ids = np.asarray(ids, np.int64)
-    if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= 2**32:
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
     model = GPTNeoX(model_config, dtype=dtype, unroll=model_config.num_layers if _on_cpu() else 1)
     allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
@@ -165,7 +165,7 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
             if at.size:
                 lengths[who], stopped[who] = begin + count, True
         begin += steps
-    return Samples(np.asarray(ids, np.int64), tokens, log_probs, lengths, stopped)
+    return Samples(ids.astype(np.int64), tokens, log_probs, lengths, stopped)
 
 
 @functools.partial(jax.jit, static_argnames="length")

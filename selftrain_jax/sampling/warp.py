@@ -114,8 +114,12 @@ def draw(logits: Float[Array, "B V"], uniforms: Float[Array, "B 2"]) -> Int[Arra
 
 
 def _invert(weights: Float[Array, "B K"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The first index whose cumulative weight exceeds uniform x total: always one of positive weight."""
-    cumulative = jnp.cumsum(weights, axis=-1)
-    total = cumulative[:, -1]
+    """The first index of positive weight whose cumulative weight exceeds uniform x total.
+
+    Weights of zero are looked at because a parallel prefix sum rounds every entry its own way: past some 128 entries it
+    can rise by a rounding where nothing was added.
+    """
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+    total = jnp.max(cumulative, axis=-1)
     target = jnp.minimum(uniform * total, jnp.nextafter(total, 0.0))
-    return jnp.sum(cumulative <= target[:, None], axis=-1)
+    return jnp.argmax(cumulative > target[:, None], axis=-1)

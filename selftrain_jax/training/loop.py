@@ -71,7 +71,7 @@ class TrainConfig:
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the message names the last good checkpoint."""
+    """The loss or a parameter is no longer finite; the message names the last good checkpoint."""
 
 
 def train(
@@ -93,12 +93,18 @@ def train(
       The last line of metrics.
 
     Raises:
-      InputError: rows longer than the context, or too few rows for one batch; before any device work.
-      TrainingDiverged: the loss is not finite.
+      InputError: rows longer than the context or not of `sequence_length`, too few rows for one batch, or a batch that
+        the mesh does not divide; before any device work.
+      TrainingDiverged: the loss or a parameter is not finite.
     """
     if config.sequence_length > model_config.max_position:
         raise InputError(
             f"train sequence_length={config.sequence_length} exceeds the model's context of {model_config.max_position}"
+        )
+    if len(rows.tokens) and rows.tokens.shape[1] != config.sequence_length + 1:
+        raise InputError(
+            f"train sequence_length={config.sequence_length} does not match rows packed for "
+            f"{rows.tokens.shape[1] - 1}: pack them again with the same sequence_length"
         )
     per_slice = config.batch_size // config.grad_accum
     if per_slice % parallel.batch_ways(mesh):
@@ -130,10 +136,12 @@ def train(
             done = step + 1
             saves = done % every == 0 or done == num_steps
             if saves or done % config.log_every == 0:
-                if not np.isfinite(log.write(done, metrics)):
+                values = log.write(done, metrics)
+                # A finite loss with a broken gradient would still leave broken parameters to be saved.
+                if not np.isfinite([values["loss"], values["param_norm"]]).all():
                     kept = checkpoints.steps()
                     raise TrainingDiverged(
-                        f"loss is not finite at step {done} of {description}; last good checkpoint: "
+                        f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
                         f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or clip_norm"
                     )
             if saves:
@@ -195,14 +203,15 @@ class _Log:
         from tqdm import tqdm
 
         self._file = open(path, "a")
-        self._writer = SummaryWriter(str(tensorboard), purge_step=first, write_to_disk=True)
+        # TensorBoard hides what an earlier writer logged from `purge_step` on; step `first` itself is kept.
+        self._writer = SummaryWriter(str(tensorboard), purge_step=first + 1, write_to_disk=True)
         self._bar = tqdm(total=num_steps, initial=first, desc=description, unit="step", dynamic_ncols=True)
         self._schedule, self._per_epoch = schedule, per_epoch
         self._tokens_per_step = config.batch_size * config.sequence_length
         self._last = (first, time.perf_counter())
 
-    def write(self, step: int, metrics: dict[str, jax.Array]) -> float:
-        """Logs the metrics of update number `step` (counted from 1); returns the loss."""
+    def write(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """Logs the metrics of update number `step` (counted from 1) and returns them as numbers."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now, (last_step, last_time) = time.perf_counter(), self._last
         speed = (step - last_step) * self._tokens_per_step / (now - last_time)
@@ -216,7 +225,7 @@ class _Log:
         self._bar.update(step - last_step)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{speed:,.0f}")
         self._last = (step, now)
-        return values["loss"]
+        return values
 
     def close(self) -> None:
         self._bar.close()

@@ -96,7 +96,7 @@ def make_train_step(
       loss_fn: `(params, batch) -> (sum of losses, sum of weights)`; the mean of the whole batch is minimized, however
         it is cut up.
       optimizer: any optax transformation.
-      mesh: devices to spread the batch over. The state keeps the shardings it arrives with (`shard_state`).
+      mesh: devices to spread the batch over. The state keeps the shardings it arrives with (`state_shardings`).
       grad_accum: number of slices that the batch is processed in, one after the other.
 
     Returns:
@@ -120,9 +120,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss / weight,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
             "targets": weight,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -145,11 +145,16 @@ def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = para
     """
     of_params = parallel.shardings(mesh, axes, state.params, rules)
     everywhere = parallel.replicated(mesh)
-    opt_state = optax.tree.map_params(
-        optax.GradientTransformation(lambda _: state.opt_state, None),
-        lambda _, sharding: sharding,
-        state.opt_state,
-        of_params,
-        transform_non_params=lambda _: everywhere,
-    )
+    structure = jax.tree.structure(state.params)
+
+    def is_like_params(node):
+        return jax.tree.structure(node) == structure
+
+    def place(node):
+        if not is_like_params(node):
+            return everywhere
+        # Some optimizers keep less than one number per parameter, in the same structure.
+        return jax.tree.map(lambda x, p, s: s if x.shape == p.shape else everywhere, node, state.params, of_params)
+
+    opt_state = jax.tree.map(place, state.opt_state, is_leaf=is_like_params)
     return TrainState(everywhere, of_params, opt_state)

@@ -117,7 +117,7 @@ def test_mcnemar_rejects_a_true_null_no_more_often_than_its_level():
         (lambda: statistics.clopper_pearson(3, 2), "successes=3"),
         (lambda: statistics.clopper_pearson(1, 2, confidence=95), "confidence=95"),
         (lambda: statistics.bootstrap_mean([]), "at least one item"),
-        (lambda: statistics.bootstrap_mean([0.1, float("nan")]), "not finite"),
+        (lambda: statistics.bootstrap_mean([0.1, float("nan")]), "1 non-finite"),
         (lambda: statistics.bootstrap_mean([0.1], num_resamples=0), "num_resamples=0"),
         (lambda: statistics.paired_bootstrap_difference([1, 2], [1]), "before has 2 items"),
         (lambda: statistics.mcnemar([0, 2], [0, 1]), "before_hits"),

@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pytest
+
+from selftrain_jax.data import clean
+from selftrain_jax.data.audit import AuditConfig
+from selftrain_jax.data.corpus import Document, read_corpus, write_corpus
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import write_jsonl
+
+BIGRAMS = AuditConfig(ngram=2)
+TEXTS = ["the cat sat", "a Dog ran!", "red sky", "", "dog ran home", "cat the"]
+PROVENANCE = {"model": "m", "tokenizer_fingerprint": "f"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_jsonl(tmp_path / "animals.jsonl", [{"question": "The cat?", "choices": ["dog, ran", "it"], "gold": 0}])
+    write_jsonl(tmp_path / "sky.jsonl", [{"text": "blue sky"}])
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
+    # Ids are not positions: 10, 11, ...
+    documents = [
+        Document(10 + i, np.arange(i + 1, dtype=np.int32), np.full(i + 1, -1.0 - i, np.float32), "eos", text)
+        for i, text in enumerate(TEXTS)
+    ]
+    write_corpus(tmp_path / "corpus", documents, PROVENANCE)
+    return tmp_path
+
+
+def benchmarks(files, *names):
+    return {name: files / f"{name}.jsonl" for name in names}
+
+
+def kept(directory):
+    return [(d.id, d.text) for d in clean.clean_documents(directory)[0]]
+
+
+def test_the_clean_corpus_lacks_exactly_the_flagged_documents(files):
+    out = files / "audit"
+    out.mkdir()
+    found = clean.audit_corpus(files / "corpus", benchmarks(files, "animals", "sky"), BIGRAMS, out)
+    # "the cat" and "dog ran" are bigrams of the question and of a choice; "cat the" is not, nor "red sky".
+    assert found == {"num_documents": 6, "num_flagged": 3}
+    assert kept(out) == [(12, "red sky"), (13, ""), (15, "cat the")]
+    by_id = {d.id: d for d in read_corpus(files / "corpus")}
+    for document in read_corpus(out / "corpus"):
+        np.testing.assert_array_equal(document.tokens, by_id[document.id].tokens)
+        np.testing.assert_array_equal(document.log_probs, by_id[document.id].log_probs)
+    assert clean.clean_documents(out)[1] == PROVENANCE | {"audited": {"ngram": 2, "threshold": 1}}
+
+
+def test_the_audit_is_on_record(files):
+    out = files / "audit"
+    out.mkdir()
+    clean.audit_corpus(files / "corpus", benchmarks(files, "animals", "sky"), BIGRAMS, out)
+    found = json.loads((out / "audit.json").read_text())
+    assert (found["ngram"], found["threshold"], found["flagged"]) == (2, 1, [10, 11, 14])
+    assert {name: counts["flagged_documents"] for name, counts in found["benchmarks"].items()} == {"animals": 3, "sky": 0}
+    histogram = found["nll_histogram"]
+    before, after = np.array(histogram["before"]), np.array(histogram["after"])
+    assert len(histogram["edges"]) == len(before) + 1
+    # Document i costs 1 + i nats per token: every one falls in a bin of its own.
+    low = np.array(histogram["edges"])[:-1]
+    assert low[before == 1].tolist() == [1, 2, 3, 4, 5, 6] and before.sum() == 6
+    assert low[after == 1].tolist() == [3, 4, 6] and after.sum() == 3
+
+
+def test_of_a_text_file_only_positions_are_kept(files):
+    out = files / "audit"
+    out.mkdir()
+    found = clean.audit_texts(files / "texts.jsonl", benchmarks(files, "animals"), BIGRAMS, out)
+    assert found == {"num_documents": 6, "num_flagged": 3}
+    assert kept(out) == [(2, "red sky"), (3, ""), (5, "cat the")]
+    assert clean.clean_documents(out)[1] is None
+    assert [p.name for p in out.iterdir()] == ["audit.json"]
+
+
+@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
+def test_without_benchmarks_everything_passes(files, audit, source):
+    out = files / "audit"
+    out.mkdir()
+    assert audit(files / source, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0}
+    assert [text for _, text in kept(out)] == TEXTS
+
+
+@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
+def test_an_audit_that_leaves_nothing_is_refused_and_writes_nothing(files, audit, source):
+    write_jsonl(files / "all.jsonl", [{"text": " ".join(TEXTS)}])
+    write_jsonl(files / "texts.jsonl", [{"text": text} for text in TEXTS if text])
+    documents = [d for d in read_corpus(files / "corpus") if d.text]
+    (files / "corpus" / "manifest.json").unlink()
+    for shard in (files / "corpus").glob("*array_record*"):
+        shard.unlink()
+    write_corpus(files / "corpus", documents, PROVENANCE)
+    out = files / "audit"
+    out.mkdir()
+    with pytest.raises(InputError, match=r"ngram=1, threshold=1\) flagged all 5 documents.*raise ngram"):
+        audit(files / source, benchmarks(files, "all"), AuditConfig(ngram=1), out)
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
+def test_a_broken_benchmark_is_refused_and_writes_nothing(files, audit, source):
+    (files / "sky.jsonl").write_text('{"text": "blue sky"}\n{"text": "blue')
+    out = files / "audit"
+    out.mkdir()
+    with pytest.raises(InputError, match="sky.jsonl, line 2"):
+        audit(files / source, benchmarks(files, "animals", "sky"), BIGRAMS, out)
+    assert list(out.iterdir()) == []

@@ -1,0 +1,155 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from selftrain_jax.data import clean
+from selftrain_jax.data.audit import AuditConfig
+from selftrain_jax.data.corpus import Document, write_corpus
+from selftrain_jax.data.packing import pack
+from selftrain_jax.data.training_set import read_stream, read_subset, write_subset
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import write_jsonl
+from selftrain_jax.lab.documents import document_texts, generate_documents
+from selftrain_jax.models import hf
+from selftrain_jax.settings import SubsetSettings
+
+LENGTH = 16
+SETTINGS = SubsetSettings(num_tokens=LENGTH * 12 + 1, num_subsets=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def documents(world):
+    """Ten documents of the world, the even ones closed by end-of-text, the odd ones cut."""
+    tokens, offsets = generate_documents(world, 10)
+    texts = document_texts(world, tokens, offsets)
+    return [
+        Document(i, t if i % 2 == 0 else t[:-1], np.zeros(len(t) - i % 2, np.float32), ("eos", "length")[i % 2], text)
+        for i, (t, text) in enumerate(zip(np.split(tokens, offsets[1:-1]), texts))
+    ]
+
+
+@pytest.fixture
+def audited(documents, model_directory, tmp_path):
+    fingerprint = hf.tokenizer_fingerprint(model_directory)
+    size = len(hf.load_tokenizer(model_directory))
+    write_corpus(tmp_path / "corpus", documents, {"tokenizer_fingerprint": fingerprint, "vocab_size": size})
+    (tmp_path / "audited").mkdir()
+    clean.audit_corpus(tmp_path / "corpus", {}, AuditConfig(), tmp_path / "audited")
+    return tmp_path / "audited"
+
+
+@pytest.fixture
+def audited_texts(documents, tmp_path):
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": d.text} for d in documents])
+    (tmp_path / "audited_texts").mkdir()
+    clean.audit_texts(tmp_path / "texts.jsonl", {}, AuditConfig(), tmp_path / "audited_texts")
+    return tmp_path / "audited_texts"
+
+
+@pytest.fixture
+def foreign(model_directory, tmp_path):
+    """The same model with another tokenizer: the ids of all ordinary words are shifted by one."""
+    shutil.copytree(model_directory, tmp_path / "foreign")
+    path = tmp_path / "foreign" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    size = len(vocab)
+    tokenizer["model"]["vocab"] = {w: i if i < 2 else 2 + (i - 1) % (size - 2) for w, i in vocab.items()}
+    path.write_text(json.dumps(tokenizer))
+    return tmp_path / "foreign"
+
+
+def write(audited, student, directory, settings=SETTINGS, index=0):
+    directory.mkdir()
+    return write_subset(audited, student, settings, index, LENGTH, directory)
+
+
+def split(directory):
+    """The packed documents again: BOS + tokens of each."""
+    rows = read_subset(directory)
+    stream = np.concatenate([rows.tokens[:, :-1].ravel(), rows.tokens[-1, -1:]])
+    segments = np.concatenate([rows.segment_ids[:, :-1].ravel(), rows.segment_ids[-1, -1:]])
+    return np.split(stream, np.flatnonzero(np.diff(segments)) + 1)
+
+
+@pytest.mark.parametrize("kind", ["ids", "text of the corpus", "text file"])
+def test_a_subset_has_exactly_its_budget(audited, audited_texts, model_directory, tmp_path, kind):
+    settings = SubsetSettings(num_tokens=SETTINGS.num_tokens, num_subsets=2, retokenize=kind == "text of the corpus")
+    found = write(audited_texts if kind == "text file" else audited, model_directory, tmp_path / "s", settings)
+    rows = read_subset(tmp_path / "s")
+    assert rows.tokens.shape == rows.segment_ids.shape == (12, LENGTH + 1)
+    assert (found["num_rows"], found["dropped_tokens"], found["num_tokens"]) == (12, 0, SETTINGS.num_tokens)
+    assert len(read_stream(tmp_path / "s")) + found["num_documents"] == SETTINGS.num_tokens
+    assert 1 < found["num_distinct"] <= min(found["num_documents"], 10)
+
+
+def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, documents, tmp_path):
+    """Every document is BOS and then a sampled one, with EOS only where EOS was sampled; the last may be cut."""
+    write(audited, model_directory, tmp_path / "s")
+    *whole, last = split(tmp_path / "s")
+    known = {tuple(d.tokens) for d in documents}
+    assert whole and all(d[0] == 0 and tuple(d[1:]) in known for d in whole)
+    assert any(tuple(last[1:]) == k[: len(last) - 1] for k in known)
+    np.testing.assert_array_equal(np.concatenate([d[1:] for d in (*whole, last)]), read_stream(tmp_path / "s"))
+
+
+def test_texts_are_tokenized_and_closed(audited_texts, model_directory, documents, tmp_path):
+    write(audited_texts, model_directory, tmp_path / "s")
+    *whole, _ = split(tmp_path / "s")
+    tokenizer = hf.load_tokenizer(model_directory)
+    assert {tokenizer.decode(d[1:-1]) for d in whole} <= {d.text for d in documents}
+    assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in whole)
+
+
+def test_rows_are_the_packed_stream(audited, model_directory, tmp_path):
+    write(audited, model_directory, tmp_path / "s")
+    rows = read_subset(tmp_path / "s")
+    packed = pack([d[1:] for d in split(tmp_path / "s")], bos_token_id=0, sequence_length=LENGTH)
+    np.testing.assert_array_equal(rows.tokens, packed.tokens)
+    np.testing.assert_array_equal(rows.segment_ids, packed.segment_ids)
+
+
+def test_a_subset_is_a_function_of_its_number(audited, model_directory, tmp_path):
+    for name, index in (("a", 0), ("b", 0), ("c", 1)):
+        write(audited, model_directory, tmp_path / name, index=index)
+    a, b, c = ((tmp_path / name / "rows.npz").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_another_tokenizer_is_refused_with_the_way_out(audited, foreign, tmp_path):
+    with pytest.raises(InputError, match="another tokenizer .*subset.retokenize=True"):
+        write(audited, foreign, tmp_path / "s")
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_another_tokenizer_reads_the_same_text(audited, foreign, documents, tmp_path):
+    settings = SubsetSettings(num_tokens=SETTINGS.num_tokens, num_subsets=1, retokenize=True)
+    write(audited, foreign, tmp_path / "s", settings)
+    tokenizer = hf.load_tokenizer(foreign)
+    *whole, _ = split(tmp_path / "s")
+    assert {tokenizer.decode(d[1:-1]) for d in whole} <= {d.text for d in documents}
+    assert not {tuple(d[1:]) for d in whole} & {tuple(d.tokens) for d in documents}
+
+
+def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path):
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": d.text} for d in documents])
+    write_jsonl(tmp_path / "benchmark.jsonl", [{"text": documents[3].text}, {"text": documents[4].text}])
+    (tmp_path / "audited").mkdir()
+    found = clean.audit_texts(
+        tmp_path / "texts.jsonl", {"b": tmp_path / "benchmark.jsonl"}, AuditConfig(), tmp_path / "audited"
+    )
+    assert 2 <= found["num_flagged"] < 10
+    settings = SubsetSettings(num_tokens=2_000, num_subsets=1)
+    write(tmp_path / "audited", model_directory, tmp_path / "s", settings)
+    tokenizer = hf.load_tokenizer(model_directory)
+    texts = {tokenizer.decode(d[1:-1]) for d in split(tmp_path / "s")[:-1]}
+    assert documents[3].text not in texts and documents[4].text not in texts
+    assert len(texts) == 10 - found["num_flagged"]
+
+
+def test_too_small_a_corpus_without_replacement_is_refused(audited, model_directory, tmp_path):
+    settings = SubsetSettings(num_tokens=10**6, num_subsets=1, replacement=False)
+    with pytest.raises(InputError, match="num_tokens=1000000"):
+        write(audited, model_directory, tmp_path / "s", settings)

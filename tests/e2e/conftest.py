@@ -1,0 +1,88 @@
+"""Runs of the command line as a user starts them: `python -m selftrain_jax`, one process each, on one device."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "tests" / "e2e" / "tiny.py"
+
+
+class Selftrain:
+    """`selftrain` on the tiny config, and what it leaves in a workdir."""
+
+    def start(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.Popen:
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+        if devices > 1:
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(
+            [sys.executable, "-m", "selftrain_jax", name, f"--config={config}", f"--workdir={workdir}", *settings],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+
+    def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
+        """Waits for the end, whatever it is."""
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def succeeds(self, *arguments, **options) -> str:
+        """Its standard output."""
+        done = self(*arguments, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    @staticmethod
+    def contents(folder: pathlib.Path) -> dict[str, bytes]:
+        """Every file below `folder`."""
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    @staticmethod
+    def report(workdir: pathlib.Path) -> dict:
+        """report.json without what may differ between equal runs: how long they took, and the command."""
+        value = json.loads((workdir / "report" / "report.json").read_text())
+        return {k: v for k, v in value.items() if k not in ("command", "durations")}
+
+    @staticmethod
+    def params(workdir: pathlib.Path, model: str) -> dict[str, np.ndarray]:
+        """The last checkpoint of a trained model, leaf by leaf."""
+        import jax
+
+        from selftrain_jax import parallel
+        from selftrain_jax.models import hf
+        from selftrain_jax.training.checkpoint import restore_params
+
+        mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+        config = hf.load_config(workdir / "lab" / "base" / "model")
+        leaves = jax.tree.leaves_with_path(restore_params(workdir / "train" / model / "checkpoints", config, mesh))
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="session")
+def selftrain():
+    return Selftrain()
+
+
+@pytest.fixture(scope="session")
+def finished(selftrain, tmp_path_factory):
+    """(workdir, standard output) of one uninterrupted run. Tests copy the folder before they change it."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, selftrain.succeeds("run", workdir)
+
+
+@pytest.fixture
+def copy_of(finished, tmp_path):
+    """`copy_of("lab", "sample")`: the path of a copy of the finished run with these stages only."""
+
+    def copy(*stages):
+        for stage in stages:
+            shutil.copytree(finished[0] / stage, tmp_path / "copy" / stage)
+        return tmp_path / "copy"
+
+    return copy

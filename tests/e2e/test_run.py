@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+
+from selftrain_jax.data.corpus import read_corpus
+
+STAGES = ("lab", "sample", "audit", "subset", "train", "evaluate", "report")
+MODELS = ("base", "self", "control:real", "control:other")
+
+
+def test_a_run_ends_with_a_table_and_a_report(finished):
+    workdir, out = finished
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert report["schema"] == 1
+    fields = {"model", "metric", "value", "low", "high", "n", "seed"}
+    assert all(set(row) == fields for row in report["metrics"])
+    measured = {model: {row["metric"] for row in report["metrics"] if row["model"] == model} for model in MODELS}
+    assert {row["model"] for row in report["metrics"]} == set(MODELS)
+    assert all(metrics == measured["base"] for metrics in measured.values())
+    suites = {f"capability/{suite}" for suite in ("recall", "two_step", "arithmetic", "minimal_pairs")}
+    groups = {f"extraction/repeats={n}" for n in (0, 8, 32)}
+    assert measured["base"] >= {"extraction/all", "extraction/held_out", "nll/validation"} | suites | groups
+    for row in report["metrics"]:
+        assert row["low"] <= row["value"] <= row["high"] and row["n"] > 0
+    assert {row["model"] for row in report["comparisons"]} == set(MODELS[1:])
+    assert f"--workdir={workdir}" in report["command"]
+
+    table = (workdir / "report" / "table.txt").read_text()
+    assert table in out and str(workdir / "report" / "report.html") in out
+    assert all(model in table for model in MODELS) and table.isascii()
+    page = (workdir / "report" / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>") and "Tiny" in page
+
+
+def test_the_stages_follow_one_another(finished):
+    lines = [line for line in finished[1].splitlines() if line.startswith("[")]
+    names = [line.split()[1].split("/")[0] for line in lines]
+    assert names == sorted(names, key=STAGES.index) and set(names) == set(STAGES)
+
+
+def test_training_changes_every_model_differently(finished, selftrain):
+    workdir, _ = finished
+    trained = [selftrain.params(workdir, f"{arm}-0")["['head']['kernel']"] for arm in ("self", "real", "other")]
+    assert all(np.isfinite(head).all() for head in trained)
+    assert not any(np.array_equal(trained[i], trained[j]) for i in range(3) for j in range(i))
+
+
+def test_the_same_command_again_does_nothing_and_says_the_same(finished, selftrain):
+    workdir, out = finished
+    before = selftrain.contents(workdir)
+    again = selftrain.succeeds("run", workdir)
+    assert selftrain.contents(workdir) == before
+    *done, rest = again.split("\n\n", 1)[0].splitlines(), again.split("\n\n", 1)[1]
+    assert all(line.endswith(": done before") for line in done[0])
+    assert rest == out.split("\n\n", 1)[1]
+
+
+def test_stage_by_stage_is_the_same_run(finished, selftrain, tmp_path):
+    for stage in STAGES:
+        out = selftrain.succeeds(stage, tmp_path)
+        begun = {p.name for p in tmp_path.iterdir() if p.is_dir()}
+        assert begun == set(STAGES[: STAGES.index(stage) + 1])
+    assert selftrain.report(tmp_path) == selftrain.report(finished[0])
+    assert (tmp_path / "report" / "table.txt").read_text() in out
+    for model in ("self-0", "real-0", "other-0"):
+        wanted = selftrain.params(finished[0], model)
+        for name, leaf in selftrain.params(tmp_path, model).items():
+            np.testing.assert_array_equal(leaf, wanted[name], err_msg=f"{model}: {name}")
+
+
+def test_eight_devices_sample_the_same_tokens(finished, selftrain, copy_of):
+    workdir = copy_of("lab")
+    out = selftrain.succeeds("sample", workdir, "--show=2", devices=8)
+    found, wanted = (read_corpus(w / "sample" / "self" / "corpus") for w in (workdir, finished[0]))
+    assert len(found) == len(wanted) == 64
+    for a, b in zip(found, wanted):
+        assert (a.id, a.stop_reason, a.text) == (b.id, b.stop_reason, b.text)
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert wanted[0].text in out and wanted[1].text in out

@@ -1,0 +1,156 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
+from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.lab.world_files import train_tokenizer
+from selftrain_jax.models import hf
+from selftrain_jax.training.loop import TrainConfig, read_metrics
+from selftrain_jax.training.optimizer import OptimizerConfig
+
+CONFIG = PretrainConfig(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    max_position=32,
+    num_documents=60,
+    train=TrainConfig(
+        batch_size=8, sequence_length=32, epochs=2, dtype="float32", remat=False, log_every=1, checkpoint_every=3,
+        # A constant rate: otherwise the number of steps is compiled into the step.
+        optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world(WorldConfig(num_people=8, max_addend=4, repeats=(0, 8), sequences_per_group=2))
+
+
+@pytest.fixture(scope="module")
+def train_model(world, tmp_path_factory):
+    """`train_model(config)` pre-trains in a new lab folder, or goes on in `directory`, and returns the model's folder."""
+    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+
+    def run(config=CONFIG, directory=None):
+        if directory is None:
+            lab = tmp_path_factory.mktemp("lab")
+            train_tokenizer(world, lab / "world" / "tokenizer")
+            directory = lab / "base"
+        pretrain(world, config, directory, mesh=mesh, description="pre-train base")
+        return directory
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def base(train_model):
+    return train_model()
+
+
+def weights(directory):
+    return (directory / "model" / "model.safetensors").read_bytes()
+
+
+def losses(directory):
+    return [line["loss"] for line in read_metrics(directory / "metrics.jsonl")]
+
+
+def test_the_model_is_a_checkpoint_with_the_worlds_tokenizer(base, world):
+    config, params = hf.load_pretrained(base / "model")
+    assert config == CONFIG.model_config(world)
+    assert (config.vocab_size, config.intermediate_size, config.max_position) == (len(world.words), 128, 32)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    tokenizer = hf.load_tokenizer(base / "model")
+    hf.check_tokenizer(config, tokenizer)
+    assert tokenizer.get_vocab() == dict(world.index)
+
+
+def test_it_learns(base, world):
+    """A uniform guess costs log V nats; learning which words are frequent is worth more than half a nat."""
+    found = losses(base)
+    assert abs(found[0] - np.log(len(world.words))) < 0.3  # initial logits are small
+    assert found[-1] < found[0] - 0.5
+
+
+def test_the_saved_weights_are_those_of_the_last_checkpoint(base, world):
+    from selftrain_jax.training.checkpoint import restore_params
+
+    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    config, saved = hf.load_pretrained(base / "model")
+    trained = restore_params(base / "checkpoints", config, mesh)
+    jax.tree.map(np.testing.assert_array_equal, saved, jax.tree.map(np.asarray, trained))
+
+
+def test_it_is_a_function_of_its_settings(base, train_model):
+    assert weights(train_model()) == weights(base)
+
+
+def test_a_finished_model_is_left_alone(base, train_model):
+    before = {p: p.read_bytes() for p in (base / "model").iterdir()}
+    train_model(directory=base)
+    assert {p: p.read_bytes() for p in (base / "model").iterdir()} == before
+
+
+@pytest.mark.parametrize("lost", ["model", "last checkpoint and model"])
+def test_an_interrupted_model_ends_the_same(base, train_model, tmp_path, lost):
+    shutil.copytree(base.parent, tmp_path / "lab")
+    copy = tmp_path / "lab" / "base"
+    shutil.rmtree(copy / "model")
+    if "checkpoint" in lost:
+        steps = sorted(int(p.name) for p in (copy / "checkpoints").iterdir() if p.name.isdigit())
+        assert len(steps) == 2
+        shutil.rmtree(copy / "checkpoints" / str(steps[-1]))
+    train_model(directory=copy)
+    assert weights(copy) == weights(base)
+
+
+CHANGES = [
+    dict(seed=1),
+    dict(stream="other"),
+    dict(include_planted=False),
+    dict(mixture={"arithmetic": 1.0}),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_every_part_of_the_recipe_counts(base, train_model, change):
+    assert weights(train_model(dataclasses.replace(CONFIG, **change))) != weights(base)
+
+
+def test_only_a_model_that_was_shown_the_planted_sequences_knows_them(world, train_model):
+    """After 30 passes over next to nothing else, their suffixes are cheap; without them a guess is all there is."""
+    from selftrain_jax.evaluation.score import score
+
+    few = dataclasses.replace(CONFIG, num_documents=16, train=dataclasses.replace(CONFIG.train, epochs=30))
+    costs = {}
+    for shown in (True, False):
+        config, params = hf.load_pretrained(train_model(dataclasses.replace(few, include_planted=shown)) / "model")
+        planted = [np.concatenate([[0], p]) for p in world.planted[world.planted_repeats > 0]]
+        scores = score(params, config, planted, [world.config.planted_prefix + 1] * len(planted))
+        costs[shown] = -np.mean([s.log_probs.mean() for s in scores])
+    assert costs[True] < 1 and costs[False] > np.log(len(world.words)) - 1
+
+
+def test_a_mixture_of_unknown_documents_is_refused():
+    with pytest.raises(InputError, match="poems"):
+        PretrainConfig(mixture={"poems": 1.0})
+
+
+def test_too_little_text_for_one_batch_is_refused(train_model, tmp_path):
+    little = dataclasses.replace(CONFIG, num_documents=1, include_planted=False)
+    with pytest.raises(InputError, match="batch"):
+        train_model(little, tmp_path / "base")
+    assert not (tmp_path / "base" / "model").exists()
+
+
+def test_settings_are_plain_values():
+    """They go into the manifest as JSON."""
+    assert json.loads(json.dumps(dataclasses.asdict(CONFIG)))["train"]["optimizer"]["learning_rate"] == 1e-2

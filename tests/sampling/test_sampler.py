@@ -1,0 +1,247 @@
+"""Documents are functions of (key, id, weights, settings), follow the model's exact distribution, and stop rightly."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation.score import score
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
+from selftrain_jax.sampling import sampler, warp
+from selftrain_jax.sampling.sampler import sample, sample_waves
+from selftrain_jax.sampling.warp import SamplingConfig
+
+VOCAB_LIMIT = 150
+CONFIG = ModelConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
+    vocab_size=160, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=80, rotary_pct=0.5
+)
+WHOLE = SamplingConfig(temperature=1.25, min_new_tokens=3, max_new_tokens=CONFIG.max_position)
+KEY = jax.random.key(7)
+EOS = CONFIG.eos_token_id
+IDS = [*range(68), 2**31 + 5, 2**32 - 1]
+
+
+def make_params(config=CONFIG, eos=0.0, padded=0.0):
+    """A model far from its initialization; `eos` and `padded` are added to the logits of EOS and of the padded rows."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(config, jax.random.key(0))
+    )
+    params["embed"]["embedding"] *= 4  # else what attention adds drowns the last token
+    shifts = jnp.zeros(config.vocab_size).at[VOCAB_LIMIT:].set(padded).at[EOS].set(eos)
+    norm, kernel = params["final_norm"], params["head"]["kernel"]  # the norm's first feature becomes the constant 1
+    params["final_norm"] = {"scale": norm["scale"].at[0].set(0), "bias": norm["bias"].at[0].set(1)}
+    params["head"] = {"kernel": kernel.at[0].set(shifts)}
+    return params
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Padded rows would be drawn more often than not; EOS is likely enough for most documents to end."""
+    return make_params(eos=-0.5, padded=3.0)
+
+
+@pytest.fixture(scope="module")
+def corpus(params):
+    """The documents `IDS`, without a mesh, in waves of 64."""
+    return sample(params, CONFIG, WHOLE, KEY, IDS, batch_size=64, vocab_limit=VOCAB_LIMIT)
+
+
+def assert_same(found, expected, rows=slice(None)):
+    for name in ("ids", "tokens", "lengths", "stopped"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name)[rows], err_msg=name)
+    # Other batch shapes and shardings sum in another order: some roundings of log-probs of order 5.
+    np.testing.assert_allclose(found.log_probs, expected.log_probs[rows], atol=2e-5)
+
+
+def document(samples, row):
+    return samples.tokens[row, : samples.lengths[row]]
+
+
+def test_documents_end_at_eos_or_at_the_limit(corpus):
+    assert corpus.tokens.shape == corpus.log_probs.shape == (len(IDS), WHOLE.max_new_tokens)
+    assert corpus.ids.tolist() == IDS
+    for row, stopped in enumerate(corpus.stopped):
+        tokens = document(corpus, row)
+        assert EOS not in tokens[:-1] and (tokens[-1] == EOS) == stopped
+        assert len(tokens) > WHOLE.min_new_tokens and (stopped or len(tokens) == WHOLE.max_new_tokens)
+    beyond = np.arange(WHOLE.max_new_tokens) >= corpus.lengths[:, None]
+    assert not corpus.tokens[beyond].any() and not corpus.log_probs[beyond].any()
+    # What follows is only as good as this mixture: ends in each of the three buckets, and documents cut short.
+    assert all(np.histogram(corpus.lengths[corpus.stopped], [0, 33, 65, 81])[0]) and 3 < (~corpus.stopped).sum() < 60
+
+
+def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
+    assert corpus.tokens.max() < VOCAB_LIMIT
+    free = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64)
+    assert (free.tokens >= VOCAB_LIMIT).sum() > 0.3 * free.lengths.sum()
+
+
+@pytest.mark.parametrize(
+    "mesh_sizes, batch_size",
+    [(None, 1), (None, 7), ((8, 1, 1), 1), ((8, 1, 1), 7), ((8, 1, 1), 64), ((2, 2, 2), 7), ((2, 2, 2), 64)],
+    ids=str,
+)
+def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_size):
+    mesh, rows = None, slice(0, 8) if batch_size == 1 else slice(None)
+    if mesh_sizes:
+        mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
+        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
+    found = sample(
+        params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, vocab_limit=VOCAB_LIMIT
+    )
+    assert_same(found, corpus, rows)
+
+
+def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
+    mesh = parallel.make_mesh(parallel.MeshConfig(8, 1, 1))
+    for placed in (jax.tree.map(np.asarray, params), params):
+        found = sample(placed, CONFIG, WHOLE, KEY, IDS[:8], mesh=mesh, batch_size=8, vocab_limit=VOCAB_LIMIT)
+        assert_same(found, corpus, slice(0, 8))
+
+
+@pytest.mark.parametrize("rows", [[5], [40, 2, 69, 11, 68], [3, 3], list(range(69, -1, -1))], ids=len)
+def test_any_ids_in_any_order_give_the_same_documents(params, corpus, rows):
+    """Also fewer ids than rows of the wave."""
+    ids = [IDS[row] for row in rows]
+    assert_same(sample(params, CONFIG, WHOLE, KEY, ids, batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, rows)
+
+
+def test_one_row_that_runs_to_the_end_survives_the_others(params, corpus):
+    longest = int(np.flatnonzero(~corpus.stopped)[0])
+    short = np.flatnonzero(corpus.lengths <= 32)[:20].tolist()
+    rows = [*short[:7], longest, *short[7:]]
+    found = sample(params, CONFIG, WHOLE, KEY, [IDS[r] for r in rows], batch_size=64, vocab_limit=VOCAB_LIMIT)
+    assert_same(found, corpus, rows)
+    assert (found.lengths > 32).tolist() == [row == longest for row in rows]
+
+
+@pytest.mark.parametrize("least", [31, 32])
+def test_all_rows_may_finish_at_once(least):
+    """With the last token of the first bucket, or with the first one of the second."""
+    settings = dataclasses.replace(WHOLE, min_new_tokens=least, max_new_tokens=40)
+    found = sample(make_params(eos=50.0), CONFIG, settings, KEY, range(16), batch_size=16)
+    assert found.lengths.tolist() == [least + 1] * 16 and found.stopped.all()
+    assert (found.tokens[:, :least] != EOS).all()
+
+
+def test_every_id_and_key_has_its_own_document(params, corpus):
+    assert len({tuple(document(corpus, row).tolist()) for row in range(len(IDS))}) == len(IDS)
+    other = sample(params, CONFIG, WHOLE, jax.random.key(8), range(8), batch_size=64, vocab_limit=VOCAB_LIMIT)
+    assert not any(np.array_equal(document(other, row), document(corpus, row)) for row in range(8))
+
+
+def test_waves_are_the_corpus_piece_by_piece(params, corpus):
+    waves = list(sample_waves(params, CONFIG, WHOLE, KEY, IDS[:17], batch_size=7, vocab_limit=VOCAB_LIMIT))
+    assert [len(wave.ids) for wave in waves] == [7, 7, 3]
+    joined = sampler.Samples(*(np.concatenate(parts) for parts in zip(*(vars(w).values() for w in waves))))
+    assert_same(joined, corpus, slice(0, 17))
+
+
+def rescore(params, samples):
+    documents = [np.append(CONFIG.bos_token_id, document(samples, row)) for row in range(len(samples.ids))]
+    return score(params, CONFIG, documents, batch_size=70)
+
+
+def test_stored_log_probs_are_those_of_rescoring(params, corpus):
+    """The untempered model over its whole vocabulary, although draws were tempered and filtered."""
+    filtered = dataclasses.replace(WHOLE, temperature=0.7, top_k=20, top_p=0.95, max_new_tokens=20)
+    narrow = sample(params, CONFIG, filtered, KEY, range(16), batch_size=16, vocab_limit=VOCAB_LIMIT)
+    for samples in (corpus, narrow):
+        for row, rescored in enumerate(rescore(params, samples)):
+            # 1e-4 is some ten times what fp32 loses between a pass with a cache and one without.
+            np.testing.assert_allclose(samples.log_probs[row, : samples.lengths[row]], rescored.log_probs, atol=1e-4)
+
+
+SMALL = ModelConfig(
+    vocab_size=12, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=16, rotary_pct=0.5
+)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def next_logits(config, params, tokens):
+    model = GPTNeoX(config)
+    return model.apply({"params": params}, model.apply({"params": params}, tokens)[:, -1], method="logits")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 2.0},
+        {"temperature": 1.3, "min_new_tokens": 1},
+        {"temperature": 3.0, "min_new_tokens": 2, "top_k": 4},
+        {"temperature": 2.0, "top_k": 7, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_frequencies_are_the_models_probabilities(settings):
+    """Documents of at most two tokens, over a vocabulary of ten: (EOS) and every pair has a known probability."""
+    config = SamplingConfig(**{"min_new_tokens": 0, "max_new_tokens": 2} | settings)
+    params, limit, n = make_params(SMALL), 10, 8192
+
+    @jax.jit
+    def distribution(prefixes, t):
+        warped = warp.warp(
+            next_logits(SMALL, params, prefixes), config, jnp.arange(12) < limit, t < config.min_new_tokens, EOS
+        )
+        return jax.nn.softmax(warped)
+
+    def probabilities(prefixes, t):
+        return np.asarray(distribution(jnp.asarray(prefixes), t), np.float64)
+
+    first = probabilities([[SMALL.bos_token_id]], 0)[0]
+    pairs = first[:, None] * probabilities([[SMALL.bos_token_id, token] for token in range(SMALL.vocab_size)], 1)
+    pairs[EOS] = 0
+    pairs[EOS, 0] = first[EOS]  # nothing follows EOS
+
+    drawn = sample(params, SMALL, config, KEY, range(n), batch_size=2048, vocab_limit=limit)
+    for probs, counts in (
+        (first, np.bincount(drawn.tokens[:, 0], minlength=SMALL.vocab_size)),
+        (pairs.ravel(), np.bincount(drawn.tokens @ [SMALL.vocab_size, 1], minlength=SMALL.vocab_size**2)),
+    ):
+        assert not counts[probs == 0].any()
+        rare = probs * n < 8  # share one cell: the chi-square approximation wants five or so expected draws in each
+        observed, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, probs * n))
+        observed, expected = observed[expected > 0], expected[expected > 0]
+        assert len(observed) > 3
+        # fp32 probabilities sum to one only within 1e-7; scipy wants equal totals.
+        assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_half_precision_models_can_be_sampled(params):
+    settings = dataclasses.replace(WHOLE, max_new_tokens=20)
+    drawn = sample(params, CONFIG, settings, KEY, range(16), batch_size=16, dtype=jnp.bfloat16)
+    for row, rescored in enumerate(rescore(params, drawn)):
+        # bf16 keeps eight bits: logits of order 5 move by a few hundredths, some by more.
+        difference = drawn.log_probs[row, : drawn.lengths[row]] - rescored.log_probs
+        assert 0 < np.abs(difference).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ids": []}, "sample ids"),
+        ({"ids": [-1]}, "sample ids"),
+        ({"ids": [0, 2**32]}, "sample ids"),
+        ({"ids": [[0, 1]]}, "sample ids"),
+        ({"ids": [0.5]}, "sample ids"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"vocab_limit": 0}, "vocab_limit=0"),
+        ({"vocab_limit": 161}, "vocab_limit=161"),
+        ({"sampling_config": dataclasses.replace(WHOLE, max_new_tokens=81)}, "max_new_tokens=81.*80 tokens"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("function", [sample, sample_waves])
+def test_bad_input_raises_before_any_device_work(monkeypatch, function, change, message):
+    monkeypatch.setattr(sampler, "_wave", lambda *_: pytest.fail("device work"))
+    arguments = {"model_config": CONFIG, "sampling_config": WHOLE, "key": KEY, "ids": [0]} | change
+    with pytest.raises(InputError, match=message):
+        function(None, **arguments)

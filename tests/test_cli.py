@@ -1,0 +1,202 @@
+import pathlib
+import sys
+import textwrap
+
+import pytest
+
+from selftrain_jax import __version__, cli, stages
+from selftrain_jax.errors import InputError
+
+TINY = str(pathlib.Path(__file__).resolve().parent / "e2e" / "tiny.py")
+COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a config file with this body of get_config and returns its path."""
+
+    def write(body, name="config.py", arguments=""):
+        text = f"from ml_collections import ConfigDict\ndef get_config({arguments}):\n" + textwrap.indent(body, "    ")
+        (tmp_path / name).write_text(text + "\n")
+        return str(tmp_path / name)
+
+    return write
+
+
+def run(*argv):
+    """Exit code of the command, whether it returns or exits."""
+    try:
+        return cli.main([str(a) for a in argv])
+    except SystemExit as e:
+        return e.code
+
+
+def test_help_names_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == [*COMMANDS, "probes"]
+    assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_complete(command, capsys):
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("--config FILE.py", "--workdir DIR", "--config.a.b=VALUE", "exit codes:"))
+    assert ("--show N" in text) == (command == "sample")
+
+
+def test_help_of_probes_is_complete(capsys):
+    assert run("probes", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in ("prefixes", "suffixes", "source", "target", "out"))
+
+
+def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):
+    from selftrain_jax.pipeline import Pipeline
+
+    names = {stage.name.split("/")[0] for stage in Pipeline(cli.load_config(TINY), tmp_path).stages()}
+    assert names == set(COMMANDS) - {"run", "status"}
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["run"], ["run", "--config=x.py"], ["run", "--workdir=w"], ["sample", "--show=many"]], ids=str
+)
+def test_a_wrong_command_line_exits_with_2_and_the_usage(argv, capsys):
+    assert run(*argv) == 2
+    assert "usage: selftrain" in capsys.readouterr().err
+
+
+def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = ("status", f"--config={TINY}", f"--workdir={workdir}")
+    assert run(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"waiting"} and not workdir.exists()
+
+    from selftrain_jax.pipeline import Pipeline
+
+    plan = {stage.name: stage for stage in Pipeline(cli.load_config(TINY), workdir).stages()}
+    for name, file in (("lab/world", "manifest.json"), ("lab/base", "started.json")):
+        (workdir / name).mkdir(parents=True)
+        stages.write_json(workdir / name / file, {"settings": plan[name].settings})
+    before = sorted(workdir.rglob("*"))
+    assert run(*arguments) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [["done", "lab/world"], ["started", "lab/base"], ["waiting", "lab/other"]]
+    assert [name for _, name in lines] == list(plan)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):
+    (tmp_path / "lab/world").mkdir(parents=True)
+    stages.write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}})
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("selftrain: error: stage lab/world: setting ") and err.count("\n") == 1
+
+
+def test_an_interrupt_exits_with_1_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "check", interrupted)
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 1
+    assert capsys.readouterr().err == "selftrain: interrupted; the same command goes on from here\n"
+
+
+OVERRIDES = [
+    ("sample.temperature=0.5", lambda c: c.sample.temperature, 0.5),
+    ("train.optimizer.learning_rate=1", lambda c: c.train.optimizer.learning_rate, 1.0),
+    ("train.optimizer.learning_rate=1e-6", lambda c: c.train.optimizer.learning_rate, 1e-6),
+    ("sample.num_samples=7", lambda c: c.sample.num_samples, 7),
+    ("subset.replacement=False", lambda c: c.subset.replacement, False),
+    ("title=A title = a name", lambda c: c.title, "A title = a name"),
+    ("title='5'", lambda c: c.title, "5"),
+    ("revision=step143000", lambda c: c.revision, "step143000"),
+    ("lab.world.repeats=(0,4,8)", lambda c: c.lab.world.repeats, (0, 4, 8)),
+    ("lab.world.sequences_per_group=3", lambda c: c.lab.world.sequences_per_group, 3),
+    ("lab.world.mixture.facts=1", lambda c: c.lab.world.mixture["facts"], 1.0),
+    ("evaluate.texts.more=file.txt", lambda c: c.evaluate.texts["more"], "file.txt"),
+]
+
+
+@pytest.mark.parametrize("argument, read, value", OVERRIDES, ids=[argument for argument, *_ in OVERRIDES])
+def test_settings_are_changed_from_the_command_line(argument, read, value):
+    changed = cli.load_config(TINY, [f"--config.{argument}"])
+    assert read(changed) == value and type(read(changed)) is type(value)
+
+
+def test_a_setting_that_the_config_leaves_out_is_changed_too(config):
+    path = config('return ConfigDict(dict(source="some/model", sample=dict(seed=1)))')
+    changed = cli.load_config(path, ["--config.sample.top_k=3", "--config.subset.retokenize=True", "--config.student=m"])
+    assert (changed.sample.seed, changed.sample.top_k, changed.subset.retokenize, changed.student) == (1, 3, True, "m")
+
+
+def test_a_config_takes_an_argument(config):
+    path = config("return ConfigDict(dict(source='m', title=word))", arguments="word='default'")
+    assert (cli.load_config(path).title, cli.load_config(f"{path}:given").title) == ("default", "given")
+
+
+def test_a_config_builds_on_its_neighbour(config):
+    config("return ConfigDict(dict(source='m', title='of the neighbour'))", name="neighbour_of_config.py")
+    path = config("import neighbour_of_config\nreturn neighbour_of_config.get_config()")
+    assert cli.load_config(path).title == "of the neighbour"
+
+
+GOOD = "return ConfigDict(dict(source='m', sample=dict(seed=1)))"
+BAD = [
+    ("return ConfigDict(dict(source='m', sample=dict(sede=1)))", [], "unknown setting sample.sede; did you mean 'seed'?"),
+    ("return ConfigDict(dict(source='m', sample=dict(seed='1')))", [], "setting sample.seed='1' must be of type int"),
+    ("return ConfigDict(dict(source='m', sample=dict(temperature=-1.0)))", [], "temperature=-1.0"),
+    ("return ConfigDict(dict())", [], "source is empty"),
+    ("return ConfigDict(dict(source='lab:base'))", [], "needs a lab"),
+    ("return 5", [], "to_dict"),
+    ("assert False", [], "line 3: AssertionError"),
+    ("return unknown_name", [], "unknown_name"),
+    ("import no_such_module_anywhere", [], "no_such_module_anywhere"),
+    ("x = 0\nreturn 1 / x", [], "config.py: line 4: ZeroDivisionError: division by zero"),
+    ("return (", [], "config.py"),
+    ("raise ValueError('two\\nlines')", [], "lines"),
+    (GOOD, ["--config.sample.sede=2"], "unknown setting sample.sede; did you mean 'seed'?"),
+    (GOOD, ["--config.smple.seed=2"], "unknown setting smple; did you mean 'sample'?"),
+    (GOOD, ["--config.sample.seed=x"], "setting sample.seed='x' must be of type int"),
+    (GOOD, ["--config.sample.seed=1.5"], "setting sample.seed=1.5 must be of type int"),
+    (GOOD, ["--config.sample=5"], "setting sample=5 must be a group of settings"),
+    (GOOD, ["--config.sample.seed.x=5"], "seed is a single value, not a group of settings"),
+    (GOOD, ["--config.sample.seed"], "'--config.sample.seed' is not understood"),
+    (GOOD, ["--steps=5"], "'--steps=5' is not understood"),
+    (GOOD, ["extra"], "'extra' is not understood"),
+]
+
+
+@pytest.mark.parametrize("body, overrides, message", BAD, ids=[f"{body} {rest}" for body, rest, _ in BAD])
+def test_bad_input_exits_with_2_and_one_line_and_writes_nothing(config, tmp_path, capsys, body, overrides, message):
+    path = config(body)
+    assert run("run", f"--config={path}", f"--workdir={tmp_path / 'run'}", *overrides) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("selftrain: error: ") and err.count("\n") == 1, err
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_reading_a_config_leaves_the_module_path_as_it_was(config):
+    before = list(sys.path)
+    cli.load_config(config(GOOD))
+    cli.load_config(config("import sys\nsys.path.insert(0, '/added/by/config')\n" + GOOD))
+    assert sys.path == ["/added/by/config", *before]
+    sys.path.remove("/added/by/config")
+
+
+def test_a_config_without_get_config_is_refused(tmp_path):
+    (tmp_path / "config.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="get_config"):
+        cli.load_config(str(tmp_path / "config.py"))
+    with pytest.raises(InputError, match="not found: .*gone.py"):
+        cli.load_config(str(tmp_path / "gone.py"))

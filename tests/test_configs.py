@@ -1,0 +1,42 @@
+import ast
+import pathlib
+
+import pytest
+
+from selftrain_jax import cli
+from selftrain_jax.pipeline import Pipeline
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_there_are_configs():
+    assert {"quickstart.py", "smoke.py"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, ROOT / "tests" / "e2e" / "tiny.py"], ids=lambda path: path.name)
+def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
+    """Every stage reads only what an earlier one has written."""
+    pipeline = Pipeline(cli.load_config(str(path)), tmp_path)
+    before = set()
+    for stage in pipeline.stages():
+        assert set(stage.after) <= before
+        before.add(stage.name)
+    assert "report" in before and "self" in pipeline.arms
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_opens_with_its_command_cost_and_result(path):
+    lines = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+    found = {line.split(":")[0]: line for line in lines if ":" in line}
+    assert f"--config=configs/{path.name}" in found["Command"]
+    assert found["Cost"] and found["Expect"]
+
+
+@pytest.mark.parametrize("name", ["quickstart.py"])
+def test_the_argument_of_a_config_changes_its_seeds(name):
+    first, second = (cli.load_config(f"{ROOT / 'configs' / name}:{seed}") for seed in (0, 1))
+    for part in ("sample", "subset", "train"):
+        assert (getattr(first, part).seed, getattr(second, part).seed) == (0, 1)
+    assert first.lab.world.seed != second.lab.world.seed and first.lab.base.seed != second.lab.base.seed

@@ -1,0 +1,33 @@
+"""The examples and the launcher do what their first lines say."""
+
+import os
+import pathlib
+import runpy
+import subprocess
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_the_train_step_example_learns():
+    losses = runpy.run_path(str(ROOT / "examples" / "train_step.py"))["main"]()
+    assert losses[0] > 5 and losses[-1] < 0.5 * losses[0]  # ln 256 = 5.5 nats before, then learned by heart
+
+
+def test_the_sample_example_draws_the_same_document_alone():
+    example = runpy.run_path(str(ROOT / "examples" / "sample.py"))
+    first, again = example["main"](), example["main"]()
+    assert list(first.ids) == [0, 1, 1000] and (first.lengths >= 4).all()
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+
+
+def test_the_gpu_launcher_prints_its_command_and_refuses_to_guess():
+    def launch(*arguments):
+        return subprocess.run(["bash", ROOT / "launch" / "gpu.sh", *arguments], capture_output=True, text=True,
+                              env={"PATH": os.environ["PATH"]})  # fmt: skip
+
+    shown = launch("--dry-run", "--config=configs/pythia.py:410m", "--workdir=runs/with space")
+    assert shown.returncode == 0
+    assert "python -m selftrain_jax run --config=configs/pythia.py:410m --workdir=runs/with\\ space" in shown.stdout
+    assert launch().returncode == 2

@@ -1,0 +1,121 @@
+"""Meshes multiply out, axis names lead to mesh axes, and what does not divide stays whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import gpt_neox
+from selftrain_jax.models.config import PRESETS
+from selftrain_jax.parallel import MeshConfig
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(MeshConfig(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "config, devices, expected",
+    [
+        (MeshConfig(), 1, (1, 1, 1)),
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(2, -1, 2), 8, (2, 2, 2)),
+        (MeshConfig(1, 4, -1), 8, (1, 4, 2)),
+        (MeshConfig(2, 3, 4), 24, (2, 3, 4)),
+    ],
+)
+def test_sizes_multiply_out(config, devices, expected):
+    assert config.shape(devices) == expected
+
+
+@pytest.mark.parametrize(
+    "config, devices",
+    [(MeshConfig(4, 1, 1), 8), (MeshConfig(16, 1, 1), 8), (MeshConfig(-1, 3, 1), 8), (MeshConfig(-1, 16, 1), 8)],
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(config, devices):
+    with pytest.raises(InputError, match=f"fsdp={config.fsdp}.*{devices} device"):
+        config.shape(devices)
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (1, -2, 1), (-1, 1, 0)])
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(InputError, match="at most one of them -1"):
+        MeshConfig(*sizes)
+
+
+def test_mesh_axes_are_auto_and_hold_every_device_once(mesh):
+    assert mesh.axis_names == parallel.MESH_AXES and mesh.devices.shape == (2, 2, 2)
+    assert set(mesh.devices.flat) == set(jax.devices())
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    assert parallel.batch_ways(mesh) == 4
+    assert parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[3:4]).devices.item() is jax.devices()[3]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_axis_name_of_the_model_has_a_rule(name):
+    axes = gpt_neox.param_axes(PRESETS[name])
+    for names in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
+        used = [axis for axis in parallel.partition_spec(names) if axis is not None]
+        assert set(used) <= set(parallel.MESH_AXES) and len(used) == len(set(used))
+
+
+def spec_of(mesh, axes, shape, rules=parallel.RULES):
+    return parallel.shardings(mesh, {"x": axes}, {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}, rules)["x"].spec
+
+
+@pytest.mark.parametrize(
+    "axes, shape, expected",
+    [
+        (("embed", "vocab"), (32, 100), ("fsdp", "tensor")),
+        (("embed", "vocab"), (32, 101), ("fsdp", None)),
+        (("embed", "vocab"), (33, 100), (None, "tensor")),
+        (("layers", "embed", "qkv", "heads", "head_dim"), (5, 32, 3, 1, 8), (None, "fsdp", None, None, None)),
+        (("batch", "time"), (8, 7), (("data", "fsdp"), None)),
+        (("batch", "time"), (6, 7), (None, None)),  # divided by 2, but not by data * fsdp = 4
+        ((None, "mlp"), (2, 2), (None, "tensor")),
+    ],
+)
+def test_dimensions_that_do_not_divide_stay_whole(mesh, axes, shape, expected):
+    assert spec_of(mesh, axes, shape) == PartitionSpec(*expected)
+
+
+def test_another_table_shards_differently(mesh):
+    assert spec_of(mesh, ("embed",), (32,), parallel.RULES | {"embed": None}) == PartitionSpec(None)
+
+
+def test_constrain_is_a_no_op_without_a_mesh():
+    x = jnp.ones((8, 4))
+    assert parallel.constrain(x, "batch", "time") is x
+    assert "sharding" not in str(jax.make_jaxpr(lambda x: parallel.constrain(x, "batch", "time"))(x))
+
+
+def test_constrain_pins_the_batch_axis_on_a_mesh(mesh):
+    pinned = jax.jit(lambda x: parallel.constrain(x * 2, "batch", "time"))
+    with jax.set_mesh(mesh):
+        found = pinned(jnp.ones((8, 4)))
+        uneven = pinned(jnp.ones((6, 4)))  # cannot be spread over 4, and must not fail
+    assert found.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2)
+    np.testing.assert_array_equal(found, 2)
+    np.testing.assert_array_equal(uneven, 2)
+
+
+def test_constrain_ignores_the_meshes_of_others():
+    other = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(other):
+        np.testing.assert_array_equal(jax.jit(lambda x: parallel.constrain(x, "batch", "time"))(jnp.ones((8, 4))), 1)
+
+
+def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
+    tree = {"rows": np.arange(16).reshape(8, 2), "scalar": np.float32(3)}
+    placed = parallel.to_global(
+        mesh, tree, {"rows": parallel.batch_sharding(mesh), "scalar": parallel.replicated(mesh)}
+    )
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    assert placed["rows"].addressable_shards[0].data.shape == (2, 2)
+    assert placed["scalar"].sharding.is_fully_replicated
+    again = parallel.to_global(mesh, {"rows": placed["rows"]}, parallel.replicated(mesh))["rows"]
+    assert again.sharding.is_fully_replicated

@@ -1,0 +1,364 @@
+"""A run that is cut off anywhere and started again is the run that was never cut off; bad runs stop with a reason."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.data.packing import PackedRows, batch_indices, pack
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import gpt_neox
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.training import loop
+from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.training.optimizer import OptimizerConfig, make_schedule
+from selftrain_jax.training.step import next_token_loss
+
+MODEL = ModelConfig(
+    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
+)
+# 5 batches an epoch, 15 steps; the last checkpoint falls on none of the regular ones.
+CONFIG = loop.TrainConfig(
+    batch_size=4,
+    sequence_length=16,
+    epochs=3,
+    dtype="float32",
+    remat=False,
+    checkpoint_every=4,
+    log_every=3,
+    # Key biases have no true gradient; a small eps would turn the rounding of theirs into whole steps.
+    optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-5),
+)
+STEPS, LOGGED, SAVED = 15, [3, 4, 6, 8, 9, 12, 15], [12, 15]
+FIELDS = {
+    "step", "epoch", "loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "tokens_per_second", "targets"
+}
+
+
+def make_rows(seed=0, rows=22, sequence_length=16):
+    rng = np.random.default_rng(seed)
+    documents = [rng.integers(1, 64, rng.integers(3, 12)) for _ in range(rows * 4)]
+    packed = pack(documents, bos_token_id=0, sequence_length=sequence_length)
+    return PackedRows(packed.tokens[:rows], packed.segment_ids[:rows], 0)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return make_rows()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(gpt_neox.init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def whole(params, rows, mesh, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    last = loop.train(params, MODEL, rows, CONFIG, directory, mesh=mesh)
+    assert last == loop.read_metrics(directory / "metrics.jsonl")[-1]
+    return directory
+
+
+def results(directory, mesh):
+    """Final parameters as bits, and every metric but the speed."""
+    final = jax.tree.map(np.asarray, restore_params(directory / "checkpoints", MODEL, mesh, STEPS))
+    lines = loop.read_metrics(directory / "metrics.jsonl")
+    return jax.tree.map(lambda x: x.tobytes(), final), [{**line, "tokens_per_second": None} for line in lines]
+
+
+def wrap_step(monkeypatch, wrapper):
+    """Every step that the loop takes goes through `wrapper(number of the call, step function, state, batch)`."""
+    original = loop.make_train_step
+
+    def make(*args, **settings):
+        train_step, calls = original(*args, **settings), iter(range(1, 1000))
+        return lambda state, batch: wrapper(next(calls), train_step, state, batch)
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch, number):
+    def wrapper(call, train_step, state, batch):
+        if call == number:
+            raise Killed
+        return train_step(state, batch)
+
+    wrap_step(monkeypatch, wrapper)
+
+
+# Before the first checkpoint, right after one, between two (with a line of metrics to forget), at the last step.
+@pytest.mark.parametrize("killed_at", [1, 4, 5, 8, 15])
+def test_a_killed_run_ends_like_one_that_was_not(whole, params, rows, mesh, tmp_path, monkeypatch, killed_at):
+    with monkeypatch.context() as patch:
+        kill_at(patch, killed_at)
+        with pytest.raises(Killed):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    last = loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    assert last["step"] == STEPS
+    assert results(tmp_path, mesh) == results(whole, mesh)
+
+
+def test_the_checkpoint_is_what_a_run_goes_on_from(whole, params, rows, mesh, tmp_path, monkeypatch):
+    """Only the steps after the checkpoint are taken again, and a half-written line of metrics does no harm."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, 12)
+        with pytest.raises(Killed):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 12, "lo')
+    taken = []
+    wrap_step(monkeypatch, lambda call, train_step, *args: taken.append(call) or train_step(*args))
+    other = jax.tree.map(jnp.zeros_like, params)  # not looked at when there is a checkpoint
+    loop.train(other, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    assert len(taken) == STEPS - 8
+    assert results(tmp_path, mesh) == results(whole, mesh)
+
+
+def test_a_finished_run_is_left_alone(whole, params, rows, mesh, monkeypatch):
+    kill_at(monkeypatch, 1)
+    before = results(whole, mesh)
+    assert loop.train(params, MODEL, rows, CONFIG, whole, mesh=mesh)["step"] == STEPS
+    assert results(whole, mesh) == before
+
+
+SCRIPT = """
+import pathlib, sys, time
+import jax
+import test_loop
+from selftrain_jax import parallel
+from selftrain_jax.models import gpt_neox
+from selftrain_jax.training import loop
+
+original = loop.batch_indices
+def slow(*args, **settings):
+    time.sleep(0.1)
+    return original(*args, **settings)
+loop.batch_indices = slow
+params = gpt_neox.init_params(test_loop.MODEL, jax.random.key(0))
+mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pathlib.Path(sys.argv[1]), mesh=mesh)
+"""
+
+
+def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path):
+    """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, or between."""
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    wait = random.uniform(0, 1.5)
+    with open(tmp_path / "output", "w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], env=environment, stdout=output, stderr=output
+        )
+        try:
+            metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+            while not loop.read_metrics(metrics):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
+                time.sleep(0.02)
+            time.sleep(wait)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    seen = loop.read_metrics(metrics)[-1]["step"]
+    loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
+    assert results(tmp_path / "run", mesh) == results(whole, mesh), f"killed {wait} s after line 1, at step {seen}"
+
+
+def test_a_run_goes_on_with_another_mesh(whole, params, rows, mesh, tmp_path, monkeypatch):
+    """From one device to eight.
+
+    Bound: gradients round differently by some 1e-8, which Adam divides by no less than eps.
+    """
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    eight = parallel.make_mesh(MeshConfig(2, 2, 2))
+    loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=eight)
+    found, expected = (restore_params(path / "checkpoints", MODEL, mesh) for path in (tmp_path, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+    losses = [[line["loss"] for line in loop.read_metrics(path / "metrics.jsonl")] for path in (tmp_path, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_metrics_have_every_field(whole):
+    lines = loop.read_metrics(whole / "metrics.jsonl")
+    schedule = make_schedule(CONFIG.optimizer, STEPS)
+    assert [line["step"] for line in lines] == LOGGED
+    for line in lines:
+        assert set(line) == FIELDS and all(np.isfinite(value) for value in line.values())
+        assert line["epoch"] == line["step"] / 5 and line["targets"] == 4 * 16 and line["tokens_per_second"] > 0
+        assert line["learning_rate"] == float(schedule(line["step"] - 1))
+    assert abs(lines[0]["loss"] - np.log(64)) < 0.3 and lines[-1]["loss"] < lines[0]["loss"]
+
+
+def scalars(directory):
+    """What TensorBoard shows: {(tag, step): value} and the steps at which writers began."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found, starts = {}, []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:  # length, its checksum, event, its checksum
+            length, = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            if event.HasField("session_log"):
+                starts.append(event.step)
+                found = {key: value for key, value in found.items() if key[1] < event.step}
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return found, starts
+
+
+def test_tensorboard_shows_the_metrics(whole):
+    expected = {
+        (name, line["step"]): np.float32(value)
+        for line in loop.read_metrics(whole / "metrics.jsonl")
+        for name, value in line.items()
+        if name != "step"
+    }
+    assert scalars(whole / "tensorboard")[0] == expected
+
+
+def test_tensorboard_of_a_resumed_run_hides_the_steps_taken_twice(params, rows, mesh, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 11)
+        with pytest.raises(Killed):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    time.sleep(1.1)  # event files are named by the second
+    loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    found, starts = scalars(tmp_path / "tensorboard")
+    assert starts == [1, 9]  # resumed after step 8, whose values stay
+    assert sorted(step for name, step in found if name == "loss") == LOGGED
+
+
+@pytest.mark.parametrize("boundaries, grad_accum", [(False, 1), (True, 2)], ids=["joined", "apart_in_slices"])
+def test_the_first_batch_has_the_loss_of_its_rows(params, rows, mesh, tmp_path, boundaries, grad_accum):
+    config = dataclasses.replace(CONFIG, grad_accum=grad_accum, log_every=1, document_boundaries=boundaries, seed=3)
+    loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh)
+    found = loop.read_metrics(tmp_path / "metrics.jsonl")[0]
+    chosen = batch_indices(0, num_rows=22, batch_size=4, seed=3)
+    batch = {"tokens": rows.tokens[chosen]} | ({"segment_ids": rows.segment_ids[chosen]} if boundaries else {})
+    loss, targets = jax.jit(next_token_loss(gpt_neox.GPTNeoX(MODEL)))(params, batch)
+    assert found["loss"] == pytest.approx(float(loss / targets), rel=1e-5) and found["targets"] == targets
+    assert (targets < 4 * 16) == boundaries
+
+
+def test_half_precision_training_keeps_fp32_weights(params, rows, mesh, tmp_path):
+    """bf16 has 8 bits: the loss stays within a percent, and updates far below its spacing still add up."""
+    slow = OptimizerConfig(learning_rate=1e-5)
+    config = dataclasses.replace(CONFIG, epochs=1, dtype="bfloat16", remat=True, optimizer=slow)
+    last = loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh)
+    trained = restore_params(tmp_path / "checkpoints", MODEL, mesh)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {np.dtype("float32")}
+    moved = np.abs(np.asarray(trained["head"]["kernel"]) - np.asarray(params["head"]["kernel"]))
+    assert 0 < moved.max() < 1e-4 and (moved > 0).mean() > 0.9
+    assert last["loss"] == pytest.approx(np.log(64), abs=0.3)
+
+
+def poison(tree):
+    return jax.tree.map(lambda x: x * np.nan, tree)
+
+
+@pytest.mark.parametrize(
+    "poisoned_at, noticed_at, last_good", [(1, 3, "none"), (5, 6, "step 4"), (4, 4, "none"), (8, 8, "step 4")]
+)
+def test_divergence_stops_the_run(params, rows, mesh, tmp_path, monkeypatch, poisoned_at, noticed_at, last_good):
+    """Parameters break in one update. Just before a checkpoint, its loss is still finite: it must not be saved."""
+
+    def wrapper(call, train_step, state, batch):
+        state, metrics = train_step(state, batch)
+        if call == poisoned_at:
+            state = state.replace(params=poison(state.params))
+            metrics = metrics | {"param_norm": jnp.float32(np.nan)}
+        return state, metrics
+
+    wrap_step(monkeypatch, wrapper)
+    message = f"at step {noticed_at} of my run; last good checkpoint: {last_good}"
+    with pytest.raises(loop.TrainingDiverged, match=message):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh, description="my run")
+    if last_good == "none":
+        with pytest.raises(InputError, match="no checkpoint"):
+            restore_params(tmp_path / "checkpoints", MODEL, mesh)
+    else:
+        kept = restore_params(tmp_path / "checkpoints", MODEL, mesh)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
+
+
+def test_a_real_divergence_is_noticed(params, rows, mesh, tmp_path):
+    """Nothing is patched: one update of 1e30 per weight, and the activations overflow."""
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1e30, warmup=0.0))
+    message = "at step 3 of train; last good checkpoint: none. Lower the learning"
+    with pytest.raises(loop.TrainingDiverged, match=message):
+        loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"batch_size": 23}, "batch_size=23 is more than the 22 packed rows"),
+        ({"sequence_length": 33}, "sequence_length=33 exceeds the model's context of 32"),
+        ({"sequence_length": 15}, "sequence_length=15 does not match rows packed for 16"),
+        ({"batch_size": 6}, "= 6 rows cannot be spread over 4"),
+        ({"batch_size": 8, "grad_accum": 4}, "= 2 rows cannot be spread over 4"),
+    ],
+    ids=str,
+)
+def test_runs_that_cannot_work_are_refused_before_they_start(rows, tmp_path, change, message):
+    """No parameters are looked at and no folder is made."""
+    if change.get("batch_size") == 23:
+        mesh = parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    else:
+        mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+    with pytest.raises(InputError, match=message):
+        loop.train(None, MODEL, rows, dataclasses.replace(CONFIG, **change), tmp_path / "run", mesh=mesh)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"sequence_length": 0},
+        {"epochs": 0},
+        {"keep": 0},
+        {"log_every": 0},
+        {"grad_accum": 0},
+        {"grad_accum": 3},
+        {"checkpoint_every": -1},
+        {"dtype": "float16"},
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_by_name(change):
+    (name, value), = change.items()
+    with pytest.raises(InputError, match=f"{name}={value!r}"):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_broken_lines_of_metrics_are_left_out(tmp_path):
+    assert loop.read_metrics(tmp_path / "none.jsonl") == []
+    (tmp_path / "cut.jsonl").write_text(json.dumps({"step": 1}) + '\n{"st')
+    assert loop.read_metrics(tmp_path / "cut.jsonl") == [{"step": 1}]

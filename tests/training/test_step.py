@@ -1,0 +1,312 @@
+"""One update means the same however its batch is cut up or spread, for any model, and the same as in PyTorch."""
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from selftrain_jax.training.step import (
+    TrainState,
+    make_train_step,
+    next_token_loss,
+    positions_in_segment,
+    state_shardings,
+)
+
+CONFIG = ModelConfig(
+    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
+)
+MODEL = gpt_neox.GPTNeoX(CONFIG)
+STEPS = 2
+# Sums of gradients in another order: some ten roundings of fp32 (2^-23 each) per entry of order 1 and step. The
+# optimizer has no eps to divide by, so that rounding stays rounding.
+TOLERANCE = 2e-6
+
+
+def sgd():
+    return optax.sgd(0.1, momentum=0.9)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(np.asarray, gpt_neox.init_params(CONFIG, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Rows of packed documents of very different lengths: slices and shards hold unequal numbers of targets."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, CONFIG.vocab_size, (STEPS, 8, 17), dtype=np.int32)
+    boundary = rng.random(tokens.shape) < np.linspace(0, 0.9, 8)[:, None]
+    return [{"tokens": t, "segment_ids": s} for t, s in zip(tokens, np.cumsum(boundary, axis=-1, dtype=np.int32))]
+
+
+def run(params, batches, optimizer, mesh=None, axes=None, **settings):
+    """The state after all batches, and the metrics of each."""
+    train_step = make_train_step(next_token_loss(MODEL, chunk=5), optimizer, mesh=mesh, **settings)
+    state, history = TrainState.create(jax.tree.map(jnp.copy, params), optimizer), []
+    if mesh is not None:
+        state = jax.device_put(state, state_shardings(state, mesh, gpt_neox.param_axes(CONFIG)))
+    for batch in batches:
+        state, metrics = train_step(state, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.fixture(scope="module")
+def plain(params, batches):
+    """One device, whole batches."""
+    return run(params, batches, sgd())
+
+
+def assert_same_training(found, expected):
+    for metrics, reference in zip(found[1], expected[1], strict=True):
+        assert metrics == pytest.approx(reference, rel=1e-5)
+    for attribute in ("params", "opt_state"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE),
+            getattr(found[0], attribute),
+            getattr(expected[0], attribute),
+        )
+
+
+def moved_leaves(state, expected):
+    """Leaves that do not lie as `expected`."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)
+    return [
+        f"{jax.tree_util.keystr(path)}: {leaf.sharding.spec}, not {sharding.spec}"
+        for (path, leaf), sharding in leaves
+        if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    ]
+
+
+@pytest.mark.parametrize("grad_accum", [4, 8])
+def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
+    assert_same_training(run(params, batches, sgd(), grad_accum=grad_accum), plain)
+
+
+@pytest.mark.parametrize(
+    "sizes, grad_accum", [((8, 1, 1), 1), ((1, 4, 2), 1), ((2, 2, 2), 2)], ids=["data8", "fsdp4_tensor2", "2x2x2_cut"]
+)
+def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
+    mesh = parallel.make_mesh(MeshConfig(*sizes))
+    found = run(params, batches, sgd(), mesh=mesh, grad_accum=grad_accum)
+    assert_same_training(found, plain)
+    # The state stays where it was put: nothing is gathered, and nothing is compiled twice.
+    expected = state_shardings(found[0], mesh, gpt_neox.param_axes(CONFIG))
+    assert not moved_leaves(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [sgd(), make_optimizer(OptimizerConfig(weight_decay=0.1), 10), optax.adafactor(1e-3)],
+    ids=["sgd", "ours", "adafactor"],
+)
+def test_moments_lie_where_their_parameters_lie(optimizer):
+    """A replicated moment would cost as much memory on every device as the whole model."""
+    mesh = parallel.make_mesh(MeshConfig(1, 4, 2))
+    state = jax.eval_shape(lambda: TrainState.create(gpt_neox.init_params(CONFIG, jax.random.key(0)), optimizer))
+    found = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
+    shapes = {tuple(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    placed = {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found.params)}
+    moments = 0
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(state.opt_state), jax.tree.leaves(found.opt_state), strict=True
+    ):
+        owner = next((p for p in shapes if tuple(path)[-len(p) :] == p and shapes[p] == leaf.shape), None)
+        moments += owner is not None
+        assert sharding == (placed[owner] if owner else parallel.replicated(mesh)), path
+    assert moments >= len(shapes)
+
+
+def test_metrics_are_what_they_say(params, batches, plain):
+    """Against one step by hand, from logits in one piece."""
+
+    def mean_loss(params):
+        tokens, segments = batches[0]["tokens"], batches[0]["segment_ids"]
+        hidden = MODEL.apply(
+            {"params": params},
+            tokens[:, :-1],
+            segment_ids=segments[:, :-1],
+            positions=positions_in_segment(segments[:, :-1]),
+        )
+        logits = MODEL.apply({"params": params}, hidden, method="logits")
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        inside = segments[:, 1:] == segments[:, :-1]
+        return jnp.sum(losses * inside) / jnp.sum(inside), jnp.sum(inside)
+
+    (loss, targets), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
+    moved = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    norm = optax.tree.norm
+    expected = {
+        "loss": loss,
+        "targets": targets,
+        "grad_norm": norm(grads),
+        "update_norm": 0.1 * norm(grads),
+        "param_norm": norm(moved),
+    }
+    assert plain[1][0] == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    assert plain[0].step == STEPS and plain[1][0]["targets"] < 8 * 16
+
+
+def test_the_state_is_donated(params, batches):
+    state = TrainState.create(jax.tree.map(jnp.copy, params), sgd())
+    make_train_step(next_token_loss(MODEL, chunk=5), sgd())(state, batches[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    "segments, expected",
+    [
+        ([0, 0, 0, 0], [0, 1, 2, 3]),
+        ([3, 3, 7, 7], [0, 1, 0, 1]),
+        ([1, 2, 3, 3], [0, 0, 0, 1]),
+        ([5, 5, 1, 5], [0, 1, 0, 0]),
+    ],
+)
+def test_positions_restart_with_every_document(segments, expected):
+    np.testing.assert_array_equal(positions_in_segment(jnp.array([segments, segments])), [expected, expected])
+
+
+def test_packed_documents_have_the_loss_of_separate_ones(params):
+    """The sum over documents trained on alone; the target across the boundary is nobody's."""
+    tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 17), dtype=np.int32)
+    lengths = (6, 1, 10)
+    segment_ids = np.repeat([0, 1, 2], lengths)[None]
+    loss_fn = jax.jit(next_token_loss(MODEL, chunk=5))
+    packed, targets = loss_fn(params, {"tokens": tokens, "segment_ids": segment_ids})
+    first, last = loss_fn(params, {"tokens": tokens[:, :6]}), loss_fn(params, {"tokens": tokens[:, 7:]})
+    assert targets == 5 + 9
+    assert float(packed) == pytest.approx(float(first[0] + last[0]), rel=1e-6)
+    joined, everything = loss_fn(params, {"tokens": tokens})
+    assert everything == 16 and abs(joined / 16 - packed / 14) > 1e-3
+
+
+def squared_error(params, batch):
+    """Somebody else's model: a line, weighted."""
+    errors = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.sum(batch["weight"] * errors**2), jnp.sum(batch["weight"])
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(8, 1, 1)], ids=["one_device", "data8"])
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_other_peoples_models_train(mesh, grad_accum):
+    """Gradient descent on least squares, against its closed form in float64."""
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.normal(size=(16, 3)), rng.normal(size=16), rng.uniform(size=16)
+    batch = jax.tree.map(np.float32, {"x": x, "y": y, "weight": weight})
+    mesh = mesh and parallel.make_mesh(mesh)
+    train_step = make_train_step(squared_error, optax.sgd(0.1), mesh=mesh, grad_accum=grad_accum)
+    state = TrainState.create({"w": jnp.zeros(3), "b": jnp.zeros(())}, optax.sgd(0.1))
+    w, b = np.zeros(3), 0.0
+    for _ in range(5):
+        error = weight / weight.sum() * (x @ w + b - y)
+        w, b = w - 0.2 * x.T @ error, b - 0.2 * error.sum()
+        state, metrics = train_step(state, batch)
+    np.testing.assert_allclose(state.params["w"], w, rtol=1e-5)
+    np.testing.assert_allclose(state.params["b"], b, rtol=1e-5)
+    assert float(metrics["targets"]) == pytest.approx(weight.sum(), rel=1e-6)
+
+
+def test_flax_users_can_bring_their_own_module():
+    """Parameters and optimizer come from elsewhere; any pytree of parameters will do."""
+    module = nn.Dense(1)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 3)))
+
+    def loss_fn(params, batch):
+        return jnp.sum((module.apply(params[0], batch["x"])[:, 0] - batch["y"]) ** 2), jnp.float32(len(batch["y"]))
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    optimizer = optax.adam(0.1)
+    state, train_step = TrainState.create((variables,), optimizer), make_train_step(loss_fn, optimizer)
+    for _ in range(100):
+        state, metrics = train_step(state, {"x": x, "y": x @ np.float32([1, -2, 3])})
+    assert metrics["loss"] < 0.1 and state.step == 100
+
+
+def test_the_step_does_not_import_a_model():
+    code = "import sys, selftrain_jax.training.step; print('selftrain_jax.models.gpt_neox' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_batches_that_cannot_be_cut_are_refused(params, batches):
+    with pytest.raises(InputError, match="grad_accum=0"):
+        make_train_step(squared_error, sgd(), grad_accum=0)
+    state = TrainState.create(params, sgd())
+    with pytest.raises(InputError, match="8 rows.*grad_accum=3"):
+        make_train_step(next_token_loss(MODEL), sgd(), grad_accum=3)(state, batches[0])
+
+
+def test_training_equals_pytorch(tmp_path):
+    """transformers' model under torch.optim.AdamW, with clipping, decay groups and the schedule: 6 steps in fp32.
+
+    Adam divides a gradient by its own size, so where the true gradient is zero (key biases) it would blow rounding up
+    to a full step; eps = 1e-5, well over that rounding of some 1e-9, keeps the comparison about the algorithm.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    import transformers
+
+    torch.manual_seed(0)
+    reference = transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(
+            vocab_size=CONFIG.vocab_size,
+            hidden_size=CONFIG.hidden_size,
+            num_hidden_layers=CONFIG.num_layers,
+            num_attention_heads=CONFIG.num_heads,
+            intermediate_size=CONFIG.intermediate_size,
+            max_position_embeddings=CONFIG.max_position,
+            rotary_pct=CONFIG.rotary_pct,
+            initializer_range=0.2,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    reference.save_pretrained(tmp_path / "start")
+    config, params = hf.load_pretrained(tmp_path / "start")
+    assert config == CONFIG
+
+    steps = 6
+    settings = OptimizerConfig(learning_rate=1e-3, warmup=0.4, weight_decay=0.1, eps=1e-5, beta2=0.95, clip_norm=0.5)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (steps, 4, 21))
+
+    matrices = [p for p in reference.parameters() if p.ndim > 1]
+    others = [p for p in reference.parameters() if p.ndim == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps,
+    )
+    optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
+    train_step = make_train_step(next_token_loss(MODEL, chunk=8), optimizer, grad_accum=2)
+    state, start = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer), jax.tree.map(np.copy, params)
+    for step in range(steps):
+        ids = torch.from_numpy(tokens[step])
+        loss = reference(ids, labels=ids).loss
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), settings.clip_norm)
+        for group in adamw.param_groups:
+            group["lr"] = float(schedule(step))
+        adamw.step()
+        state, metrics = train_step(state, {"tokens": tokens[step].astype(np.int32)})
+        assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
+        assert norm > settings.clip_norm  # clipping is at work
+
+    reference.save_pretrained(tmp_path / "end")
+    expected = hf.load_pretrained(tmp_path / "end")[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), state.params, expected)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, expected)
+    assert min(jax.tree.leaves(moved)) > 1e-3  # a hundred times the bound, in every tensor
