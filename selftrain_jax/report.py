@@ -5,8 +5,8 @@ import os
 import pathlib
 import re
 import textwrap
-from typing import Any, Mapping
 import unicodedata
+from typing import Any, Mapping
 
 from selftrain_jax import files
 from selftrain_jax import report_data as rd

@@ -338,7 +338,8 @@ def _template(path: pathlib.Path):
 
 def _encode(document: Document) -> bytes:
     """`document` as the record TFDS expects for `_features`; `InputError` when its fields do not fit together."""
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2 as pb
+    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto import tf_feature_pb2 as pb
 
     tokens, log_probs = np.asarray(document.tokens), np.asarray(document.log_probs, np.float32)
     problem = None

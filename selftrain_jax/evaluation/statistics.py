@@ -1,7 +1,7 @@
 """Intervals and paired tests over items (probes, questions, documents)."""
 
-from numpy.typing import ArrayLike
 import numpy as np
+from numpy.typing import ArrayLike
 
 from selftrain_jax.errors import InputError
 
