@@ -66,16 +66,26 @@ class Pipeline:
         return named
 
     def check_files(self) -> None:
-        """Raises `InputError` for a file or model directory that is not there, before any work."""
+        """Raises `InputError` for a file or model from outside the workdir that is missing or broken, before any work."""
+        from selftrain_jax.data.audit import load_benchmark_texts
+        from selftrain_jax.data.texts import load_texts
+        from selftrain_jax.evaluation import suite
         from selftrain_jax.models import hf
 
-        for setting, value in self._references().items():
-            if value.startswith(LAB):
-                continue
+        outside = {name: value for name, value in self._references().items() if not value.startswith(LAB)}
+        for setting, value in outside.items():
             if setting in ("source", "student") or setting.endswith(".source"):
-                hf.load_config(self.model_path(value))
+                path = self.model_path(value)
+                hf.check_tokenizer(hf.check_pretrained(path), hf.load_tokenizer(path))
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
+            elif setting.startswith("audit."):
+                load_benchmark_texts(value)
+            elif setting.startswith("controls."):
+                load_texts(value)
+        evaluated = self.config.evaluate.files().values()
+        if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
+            suite.read_inputs(self.config.evaluate, self.path, hf.load_config(self.model_path(self.student)))
 
     # Paths and things loaded from them.
 

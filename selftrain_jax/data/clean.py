@@ -1,7 +1,6 @@
 """The audit as a stage: a training text without the documents that overlap with a benchmark.
 
-Sampled corpora are written again without the flagged documents; of a text file only the flagged positions are kept, in
-the same `audit.json`.
+Corpora and text files alike are written again without the flagged documents, so that later stages read nothing else.
 """
 
 import dataclasses
@@ -10,8 +9,9 @@ from typing import Any, Iterable, Mapping
 
 from selftrain_jax.data.audit import AuditConfig, AuditResult, audit, load_benchmark_texts
 from selftrain_jax.data.corpus import Document, read_corpus, summarize, write_corpus
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_json, read_jsonl, write_json
+from selftrain_jax.files import read_jsonl, write_json, write_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +45,22 @@ def audit_corpus(
 def audit_texts(
     source: pathlib.Path, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
 ) -> dict[str, Any]:
-    """Writes `audit.json`, which also names `source`, into `directory`; `InputError` when no text is left."""
-    texts = [Text(i, row["text"]) for i, row in enumerate(read_jsonl(source, ("text",), "control texts"))]
+    """Writes `audit.json` and the clean `texts.jsonl` into `directory`; `InputError` when no text is left."""
+    texts = [Text(i, text) for i, text in enumerate(load_texts(source))]
     outcome = _scan(texts, benchmarks, config)
-    _check_left(range(len(texts) - (len(outcome.flagged) if outcome else 0)), len(texts), config)
-    return _write(directory, outcome, len(texts), config, None, str(source))
+    flagged = set(outcome.flagged) if outcome else set()
+    clean = [t for t in texts if t.id not in flagged]
+    _check_left(clean, len(texts), config)
+    write_jsonl(directory / "texts.jsonl", map(dataclasses.asdict, clean))
+    return _write(directory, outcome, len(texts), config, None)
 
 
 def clean_documents(directory: pathlib.Path) -> tuple[list[Document] | list[Text], dict[str, Any] | None]:
     """What the audit in `directory` let through, and the provenance of the corpus (None for a text file)."""
-    found = read_json(directory / "audit.json", "audit")
-    if found["texts"] is None:
-        corpus = read_corpus(directory / "corpus")
-        return list(corpus), corpus.manifest["provenance"]
-    flagged = set(found["flagged"])
-    rows = read_jsonl(found["texts"], ("text",), "control texts")
-    return [Text(i, row["text"]) for i, row in enumerate(rows) if i not in flagged], None
+    if (directory / "texts.jsonl").is_file():
+        return [Text(**row) for row in read_jsonl(directory / "texts.jsonl", ("id", "text"), "audited texts")], None
+    corpus = read_corpus(directory / "corpus")
+    return list(corpus), corpus.manifest["provenance"]
 
 
 def _scan(documents: Iterable[Any], benchmarks, config: AuditConfig) -> AuditResult | None:
@@ -77,9 +77,8 @@ def _check_left(clean, total: int, config: AuditConfig) -> None:
         )
 
 
-def _write(directory, outcome, num_documents, config, histogram, texts=None) -> dict[str, Any]:
+def _write(directory, outcome, num_documents, config, histogram) -> dict[str, Any]:
     found = {
-        "texts": texts,
         "ngram": config.ngram,
         "threshold": config.threshold,
         "num_documents": num_documents,

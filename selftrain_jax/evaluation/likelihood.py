@@ -6,6 +6,7 @@ from typing import Callable, Sequence
 
 import numpy as np
 
+from selftrain_jax.data.texts import check_strings
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import read_jsonl
 from selftrain_jax.models.config import ModelConfig
@@ -31,29 +32,6 @@ class TextLikelihood:
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers (Gao et al. 2020, The Pile, section 3.1)."""
         return float(self.nll.sum() / np.log(2) / self.num_bytes)
-
-
-def load_texts(path: str | pathlib.Path) -> list[str]:
-    """Texts of a JSON-lines file with a "text" field (`.jsonl`, `.jsonl.gz`), or one text from any other file."""
-    path = pathlib.Path(path)
-    if ".jsonl" in path.suffixes:
-        rows = list(read_jsonl(path, ("text",), "text set"))
-        _check_strings(rows, ("text",), f"text set {path}")
-        texts = [row["text"] for row in rows]
-    elif path.is_file():
-        texts = [path.read_text(encoding="utf-8")]
-    else:
-        raise InputError(f"text set not found: {path}")
-    if not any(texts):
-        raise InputError(f"text set {path} holds no text")
-    return texts
-
-
-def _check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> None:
-    for number, row in enumerate(rows, 1):
-        for field in fields:
-            if not isinstance(row[field], str):
-                raise InputError(f"{where}, item {number}: {field} must be a text, not {type(row[field]).__name__}")
 
 
 def text_likelihood(scorer: Scorer, config: ModelConfig, tokenizer, texts: Sequence[str]) -> TextLikelihood:
@@ -82,7 +60,7 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     """Rows with "question", "choices" (list of str) and "gold" (index), checked."""
     rows = list(read_jsonl(path, ("question", "choices", "gold"), "question file"))
-    _check_strings(rows, ("question",), f"question file {path}")
+    check_strings(rows, ("question",), f"question file {path}")
     for number, row in enumerate(rows, 1):
         where, choices, gold = f"question file {path}, item {number}", row["choices"], row["gold"]
         if not isinstance(choices, list) or len(choices) < 2:
@@ -132,7 +110,7 @@ def multiple_choice(
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
     rows = list(read_jsonl(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
-    _check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
+    check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")
     return rows

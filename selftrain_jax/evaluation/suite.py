@@ -9,10 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation import likelihood, memorization
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models import hf
+from selftrain_jax.models.config import ModelConfig
+
+
+def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConfig) -> tuple[dict, dict, dict, list]:
+    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable."""
+    return (
+        {name: load_texts(find(path)) for name, path in settings.texts.items()},
+        {name: likelihood.load_multiple_choice(find(path)) for name, path in settings.multiple_choice.items()},
+        {name: likelihood.load_minimal_pairs(find(path)) for name, path in settings.minimal_pairs.items()},
+        memorization.load_probes(find(settings.probes), config, add_bos=settings.add_bos) if settings.probes else [],
+    )
 
 
 def evaluate_model(
@@ -38,14 +50,7 @@ def evaluate_model(
     config, params = model
     tokenizer = hf.load_tokenizer(tokenizer_source)
     bos = config.bos_token_id if settings.add_bos else None
-    # Every file is read before the first pass over the model: a broken one must not cost an hour of scoring.
-    texts = {n: likelihood.load_texts(find(p)) for n, p in settings.texts.items()}
-    questions = {n: likelihood.load_multiple_choice(find(p)) for n, p in settings.multiple_choice.items()}
-    pairs = {n: likelihood.load_minimal_pairs(find(p)) for n, p in settings.minimal_pairs.items()}
-    probes = []
-    if settings.probes:
-        probes = memorization.load_probes(find(settings.probes), config, add_bos=settings.add_bos)
-
+    texts, questions, pairs, probes = read_inputs(settings, find, config)
     scorer = functools.partial(
         score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
     )

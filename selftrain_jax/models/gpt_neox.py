@@ -202,6 +202,12 @@ class _Table(nn.Module):
         return self.param(self.param_name, init, self.shape)
 
 
+def default_unroll(config: ModelConfig) -> int:
+    """Layers per step of the layer scan: all of them on a CPU, where straight-line code is up to 20 % faster; elsewhere
+    one, so that compile time does not grow with depth."""
+    return config.num_layers if jax.default_backend() == "cpu" else 1
+
+
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Freshly initialized fp32 parameters as a plain nested dict."""
     model, tokens = GPTNeoX(config), jnp.zeros((1, 1), jnp.int32)

@@ -270,6 +270,18 @@ def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, t
     return found
 
 
+def check_pretrained(directory: PathLike) -> ModelConfig:
+    """The configuration of a checkpoint whose every tensor is there in the right shape; only headers are read.
+
+    Raises:
+      InputError: what `load_pretrained` would raise.
+    """
+    directory = resolve_model(directory)
+    config = load_config(directory)
+    _find_tensors(_weight_files(directory), config)
+    return config
+
+
 def load_pretrained(directory: PathLike, dtype: Any = np.float32) -> tuple[ModelConfig, Params]:
     """Configuration and parameters of a checkpoint.
 

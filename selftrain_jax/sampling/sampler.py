@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params
+from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, default_unroll
 from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket
 from selftrain_jax.sampling.warp import SamplingConfig
 
@@ -88,7 +88,7 @@ def sample_waves(
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
-    model = GPTNeoX(model_config, dtype=dtype, unroll=model_config.num_layers if _on_cpu() else 1)
+    model = GPTNeoX(model_config, dtype=dtype, unroll=default_unroll(model_config))
     allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
     if dtype != jnp.float32:
         params = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, params)
@@ -111,10 +111,6 @@ def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int, vocab_
         )
     if vocab_limit is not None and not 0 < vocab_limit <= config.vocab_size:
         raise InputError(f"vocab_limit={vocab_limit} must lie in [1, {config.vocab_size}]")
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _bucket_ends(max_new_tokens: int) -> list[int]:

@@ -20,7 +20,7 @@ from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoc
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, param_axes
+from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
 from selftrain_jax.training.checkpoint import Checkpoints
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
@@ -119,7 +119,9 @@ def train(
 
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
-    model = GPTNeoX(model_config, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    model = GPTNeoX(
+        model_config, dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=default_unroll(model_config)
+    )
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=config.grad_accum)
 
     checkpoints = Checkpoints(directory / "checkpoints", config.keep)

@@ -66,14 +66,16 @@ def test_the_audit_is_on_record(files):
     assert low[after == 1].tolist() == [3, 4, 6] and after.sum() == 3
 
 
-def test_of_a_text_file_only_positions_are_kept(files):
+def test_a_text_file_is_written_again_without_the_flagged(files):
     out = files / "audit"
     out.mkdir()
     found = clean.audit_texts(files / "texts.jsonl", benchmarks(files, "animals"), BIGRAMS, out)
     assert found == {"num_documents": 6, "num_flagged": 3}
     assert kept(out) == [(2, "red sky"), (3, ""), (5, "cat the")]
     assert clean.clean_documents(out)[1] is None
-    assert [p.name for p in out.iterdir()] == ["audit.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["audit.json", "texts.jsonl"]
+    (files / "texts.jsonl").unlink()  # what the audit let through no longer depends on it
+    assert len(kept(out)) == 3
 
 
 @pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selftrain_jax.data import texts
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.score import TokenScores, score
@@ -88,7 +89,7 @@ def test_texts_come_from_json_lines_or_plain_files(tmp_path, name):
     lines = '{"text": "one é"}\n\n{"text": "two", "id": 3}\n'
     data = lines.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    assert likelihood.load_texts(tmp_path / name) == ([lines] if name.endswith("txt") else ["one é", "two"])
+    assert texts.load_texts(tmp_path / name) == ([lines] if name.endswith("txt") else ["one é", "two"])
 
 
 def row(question="q", choices=("xx", "y"), gold=0):
@@ -167,6 +168,8 @@ GOOD = {
     "load_minimal_pairs": {"sentence_good": "a", "sentence_bad": "b"},
 }
 
+LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) for name in GOOD}
+
 
 @pytest.mark.parametrize(
     "load, second, message",
@@ -195,7 +198,7 @@ def test_a_faulty_line_is_named(tmp_path, load, second, message):
     second = second if isinstance(second, str) else json.dumps(second)
     path.write_text(f"{json.dumps(GOOD[load])}\n{second}\n")
     with pytest.raises(InputError, match=f"{path}, {message}"):
-        getattr(likelihood, load)(path)
+        LOADERS[load](path)
 
 
 @pytest.mark.parametrize("load", GOOD)
@@ -203,6 +206,6 @@ def test_empty_and_missing_files_are_named(tmp_path, load):
     path = tmp_path / "empty.jsonl"
     path.write_text("\n")
     with pytest.raises(InputError, match=f"{path} holds no"):
-        getattr(likelihood, load)(path)
+        LOADERS[load](path)
     with pytest.raises(InputError, match=f"not found: {tmp_path / 'nowhere.jsonl'}"):
-        getattr(likelihood, load)(tmp_path / "nowhere.jsonl")
+        LOADERS[load](tmp_path / "nowhere.jsonl")

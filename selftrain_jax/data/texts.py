@@ -1,0 +1,31 @@
+"""Plain text sets: what a likelihood is measured on, and what a control trains on."""
+
+import pathlib
+from typing import Sequence
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import read_jsonl
+
+
+def load_texts(path: str | pathlib.Path) -> list[str]:
+    """Texts of a JSON-lines file with a "text" field (`.jsonl`, `.jsonl.gz`), or one text from any other file."""
+    path = pathlib.Path(path)
+    if ".jsonl" in path.suffixes:
+        rows = list(read_jsonl(path, ("text",), "text set"))
+        check_strings(rows, ("text",), f"text set {path}")
+        texts = [row["text"] for row in rows]
+    elif path.is_file():
+        texts = [path.read_text(encoding="utf-8")]
+    else:
+        raise InputError(f"text set not found: {path}")
+    if not any(texts):
+        raise InputError(f"text set {path} holds no text")
+    return texts
+
+
+def check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> None:
+    """Raises `InputError` naming the first item in which one of `fields` is not a text."""
+    for number, row in enumerate(rows, 1):
+        for field in fields:
+            if not isinstance(row[field], str):
+                raise InputError(f"{where}, item {number}: {field} must be a text, not {type(row[field]).__name__}")
