@@ -5,7 +5,7 @@ Cost:     about 4 minutes on 2 CPU cores; no network, no GPU, 200 MB of disk.
 Expect:   see README.md, "What the quickstart shows".
 
 The base model reads 130,000 documents of a generated world once: facts about people, geography, additions, agreement,
-and random word sequences planted 1 to 64 times. It then writes documents from BOS alone and is fine-tuned on them. Two
+and random word sequences planted 1 to 128 times. It then writes documents from BOS alone and is fine-tuned on them. Two
 controls train on as many tokens: fresh real text of the world, and the text of a model of another recipe.
 
 Another world, models, samples and order of training: get_config takes a seed, configs/quickstart.py:1.
@@ -42,8 +42,8 @@ def get_config(seed: str = "0"):
                     sums_held_out=0.12,
                     two_step_held_out=0.25,
                     mixture=mixture,
-                    repeats=(0, 1, 4, 16, 32, 64),
-                    sequences_per_group=(64, 64, 64, 64, 64, 64),
+                    repeats=(0, 1, 4, 16, 64, 128),
+                    sequences_per_group=(64, 64, 64, 64, 64, 32),
                 ),
                 base=dict(model, seed=seed, train=pretraining),
                 # Another recipe: half as much text, other proportions, no planted sequences, other initial weights.

@@ -1,5 +1,6 @@
 """A model's documents as a corpus on disk, shard by shard, so that a killed run draws only what is missing."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any, Iterator
@@ -57,7 +58,7 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         "model_fingerprint": hf.model_fingerprint(model),
         "tokenizer_fingerprint": hf.tokenizer_fingerprint(model),
         "vocab_size": vocab_limit,
-        "settings": vars(settings) | {},
+        "settings": dataclasses.asdict(settings),
     })
 
 

@@ -67,8 +67,7 @@ def sample(
         params, model_config, sampling_config, key, ids,
         mesh=mesh, batch_size=batch_size, vocab_limit=vocab_limit, dtype=dtype,
     )  # fmt: skip
-    waves = list(waves)
-    return Samples(*(np.concatenate([getattr(w, f) for w in waves]) for f in Samples.__dataclass_fields__))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *waves)
 
 
 def sample_waves(
