@@ -97,11 +97,13 @@ def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: i
     A probe shorter than n tokens is held out when it does not occur whole. Hashes of 64 bits stand in for n-grams: a
     chance collision can only call a probe seen that was not, once in about 10^10 probes at 10^9 training tokens.
     """
-    lengths = {min(n, len(p.prefix) + len(p.suffix)) for p in probes}
-    seen = {m: np.unique(np.concatenate([ngram_hashes(t, m) for t in training_texts] or [[]])) for m in lengths}
-    clean = []
-    for p in probes:
-        ids = np.concatenate([p.prefix, p.suffix])
-        m = min(n, len(ids))
-        clean.append(not np.isin(ngram_hashes(ids, m), seen[m]).any())
-    return np.array(clean)
+    sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
+    orders = np.array([min(n, len(ids)) for ids in sequences])
+    clean = np.ones(len(probes), bool)
+    for m in set(orders.tolist()):
+        chosen = np.flatnonzero(orders == m)
+        hashes = [ngram_hashes(sequences[i], m) for i in chosen]
+        training = np.concatenate([np.zeros(0, np.uint64), *(ngram_hashes(text, m) for text in training_texts)])
+        seen = np.isin(np.concatenate(hashes), training)
+        clean[chosen] = [not part.any() for part in np.split(seen, np.cumsum([len(h) for h in hashes])[:-1])]
+    return clean
