@@ -1,7 +1,7 @@
-"""The whole way in under a minute on two CPU cores: every stage runs, nothing is learned well enough to conclude from.
+"""The whole way in about a minute on two CPU cores: every stage runs, nothing is learned well enough to conclude from.
 
 Command:  selftrain run --config=configs/smoke.py --workdir=runs/smoke
-Cost:     below 60 s on 2 CPU cores, most of it compilation; no network.
+Cost:     about 75 s on 2 CPU cores the first time, most of it compilation; about 25 s afterwards; no network.
 Expect:   a finished report; its figures mean nothing.
 """
 
