@@ -5,7 +5,7 @@ Corpora and text files alike are written again without the flagged documents, so
 
 import dataclasses
 import pathlib
-from typing import Any, Iterable, Mapping
+from typing import Any, Mapping
 
 from selftrain_jax.data.audit import AuditConfig, AuditResult, audit, load_benchmark_texts
 from selftrain_jax.data.corpus import Document, read_corpus, summarize, write_corpus
@@ -32,10 +32,7 @@ def audit_corpus(
     """
     corpus = read_corpus(source)
     documents = list(corpus)
-    outcome = _scan(documents, benchmarks, config)
-    flagged = set(outcome.flagged) if outcome else set()
-    clean = [d for d in documents if d.id not in flagged]
-    _check_left(clean, len(documents), config)
+    outcome, clean = _filter(documents, benchmarks, config)
     write_corpus(directory / "corpus", clean, corpus.manifest["provenance"] | {"audited": dataclasses.asdict(config)})
     before, after = corpus.manifest["nll"]["histogram"], summarize(clean)["nll"]["histogram"]
     histogram = {"edges": before["edges"], "before": before["counts"], "after": after["counts"]}
@@ -47,10 +44,7 @@ def audit_texts(
 ) -> dict[str, Any]:
     """Writes `audit.json` and the clean `texts.jsonl` into `directory`; `InputError` when no text is left."""
     texts = [Text(i, text) for i, text in enumerate(load_texts(source))]
-    outcome = _scan(texts, benchmarks, config)
-    flagged = set(outcome.flagged) if outcome else set()
-    clean = [t for t in texts if t.id not in flagged]
-    _check_left(clean, len(texts), config)
+    outcome, clean = _filter(texts, benchmarks, config)
     write_jsonl(directory / "texts.jsonl", map(dataclasses.asdict, clean))
     return _write(directory, outcome, len(texts), config, None)
 
@@ -63,18 +57,19 @@ def clean_documents(directory: pathlib.Path) -> tuple[list[Document] | list[Text
     return list(corpus), corpus.manifest["provenance"]
 
 
-def _scan(documents: Iterable[Any], benchmarks, config: AuditConfig) -> AuditResult | None:
+def _filter(documents: list[Any], benchmarks, config: AuditConfig) -> tuple[AuditResult | None, list[Any]]:
+    """The audit's outcome (None without benchmarks) and the documents it lets through, of which there must be one."""
     if not benchmarks:
-        return None
-    return audit(documents, {name: load_benchmark_texts(path) for name, path in benchmarks.items()}, config)
-
-
-def _check_left(clean, total: int, config: AuditConfig) -> None:
-    if not len(clean):
+        return None, documents
+    outcome = audit(documents, {name: load_benchmark_texts(path) for name, path in benchmarks.items()}, config)
+    flagged = set(outcome.flagged)
+    clean = [d for d in documents if d.id not in flagged]
+    if not clean:
         raise InputError(
-            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {total} documents, none is left "
-            "to train on: raise ngram or threshold, or check the benchmark files"
+            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, none "
+            "is left to train on: raise ngram or threshold, or check the benchmark files"
         )
+    return outcome, clean
 
 
 def _write(directory, outcome, num_documents, config, histogram) -> dict[str, Any]:
