@@ -7,3 +7,8 @@ class InputError(ValueError):
     The message is one line: it names the setting or file, the value, what is allowed, and what to do instead.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error from elsewhere, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

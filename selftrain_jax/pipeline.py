@@ -71,12 +71,13 @@ class Pipeline:
         from selftrain_jax.data.texts import load_texts
         from selftrain_jax.evaluation import suite
         from selftrain_jax.models import hf
+        from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
         outside = {name: value for name, value in self._references().items() if not value.startswith(LAB)}
         for setting, value in outside.items():
             if setting in ("source", "student") or setting.endswith(".source"):
                 path = self.model_path(value)
-                hf.check_tokenizer(hf.check_pretrained(path), hf.load_tokenizer(path))
+                check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("audit."):
@@ -97,11 +98,11 @@ class Pipeline:
 
     def model_path(self, reference: str) -> pathlib.Path:
         """The directory of a model named in the config; "lab:base" is the lab's base model."""
-        from selftrain_jax.models import hf
+        from selftrain_jax.models.hub import resolve_model
 
         if reference.startswith(LAB):
             return self.workdir / "lab" / reference[len(LAB) :] / "model"
-        return hf.resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
+        return resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
 
     def _file_inputs(self, references: dict[str, str]) -> Callable[[], dict[str, str]]:
         outside = {name: path for name, path in references.items() if path and not path.startswith(LAB)}

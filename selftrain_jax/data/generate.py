@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 
 
@@ -31,8 +32,8 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     from tqdm import tqdm
 
     config, params = hf.load_pretrained(model)
-    tokenizer = hf.load_tokenizer(model)
-    hf.check_tokenizer(config, tokenizer)
+    tokenizer = load_tokenizer(model)
+    check_tokenizer(config, tokenizer)
     vocab_limit = min(len(tokenizer), config.vocab_size)
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
     writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
@@ -56,7 +57,7 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     return writer.finalize({
         "model": str(model),
         "model_fingerprint": hf.model_fingerprint(model),
-        "tokenizer_fingerprint": hf.tokenizer_fingerprint(model),
+        "tokenizer_fingerprint": tokenizer_fingerprint(model),
         "vocab_size": vocab_limit,
         "settings": dataclasses.asdict(settings),
     })

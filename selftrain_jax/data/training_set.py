@@ -13,6 +13,7 @@ from selftrain_jax.data.subset import SubsetConfig, draw_subset
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models import hf
+from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 
 def write_subset(
@@ -31,14 +32,14 @@ def write_subset(
     Raises:
       InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
     """
-    config, tokenizer = hf.load_config(student), hf.load_tokenizer(student)
-    hf.check_tokenizer(config, tokenizer)
+    config, tokenizer = hf.load_config(student), load_tokenizer(student)
+    check_tokenizer(config, tokenizer)
     documents, provenance = clean_documents(audited)
     if provenance is None or settings.retokenize:
         encoded = tokenizer([d.text for d in documents], add_special_tokens=False, verbose=False)["input_ids"]
         tokens = [np.array([*ids, config.eos_token_id], np.int32) for ids in encoded]
     else:
-        if provenance["tokenizer_fingerprint"] != hf.tokenizer_fingerprint(student):
+        if provenance["tokenizer_fingerprint"] != tokenizer_fingerprint(student):
             raise InputError(
                 f"the corpus audited in {audited} was sampled with another tokenizer ({provenance['vocab_size']} ids) "
                 f"than the student's ({len(tokenizer)} ids): set subset.retokenize=True to train on its text"

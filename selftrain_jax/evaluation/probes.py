@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_jsonl
-from selftrain_jax.models import hf
+from selftrain_jax.models.tokenizer import load_tokenizer
 
 
 def convert_arrays(
@@ -33,7 +33,7 @@ def convert_arrays(
     arrays = [_load(prefixes), _load(suffixes)]
     if len(arrays[0]) != len(arrays[1]):
         raise InputError(f"{prefixes} holds {len(arrays[0])} rows and {suffixes} {len(arrays[1])}: they must pair up")
-    old, new = hf.load_tokenizer(source), hf.load_tokenizer(target)
+    old, new = load_tokenizer(source), load_tokenizer(target)
     for path, ids in zip((prefixes, suffixes), arrays):
         if ids.min() < 0 or ids.max() >= len(old):
             raise InputError(f"{path} holds ids up to {ids.max()}, but the tokenizer of {source} has {len(old)}")

@@ -13,8 +13,8 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation import likelihood, memorization
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.files import write_atomic
-from selftrain_jax.models import hf
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.tokenizer import load_tokenizer
 
 
 def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConfig) -> tuple[dict, dict, dict, list]:
@@ -48,7 +48,7 @@ def evaluate_model(
     from tqdm import tqdm
 
     config, params = model
-    tokenizer = hf.load_tokenizer(tokenizer_source)
+    tokenizer = load_tokenizer(tokenizer_source)
     bos = config.bos_token_id if settings.add_bos else None
     texts, questions, pairs, probes = read_inputs(settings, find, config)
     scorer = functools.partial(

@@ -10,15 +10,16 @@ import dataclasses
 import math
 import os
 import pathlib
-import re
 import shutil
 from typing import Any, Iterator
 
 import numpy as np
 
 from selftrain_jax import files
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.hub import resolve_model
+from selftrain_jax.models.tokenizer import import_transformers, tokenizer_files
 
 Params = dict[str, Any]
 PathLike = str | os.PathLike
@@ -26,12 +27,9 @@ PathLike = str | os.PathLike
 _PREFIX = "gpt_neox."
 _HEAD = "embed_out.weight"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER = "tokenizer.json"
-_TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 # Buffers that older transformers versions stored; their values follow from the configuration.
 _IGNORED = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
 _DTYPES = ("BF16", "F16", "F32", "F64")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,61 +91,6 @@ def _layout(config: ModelConfig, head: bool) -> dict[str, tuple[_Tensor, int | N
     return layout
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _transformers():
-    """The transformers module, imported without its advice to install PyTorch: nothing here uses a model class."""
-    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import transformers
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-    return transformers
-
-
-def resolve_model(name_or_dir: PathLike, revision: str | None = None, weights: bool = True) -> pathlib.Path:
-    """The local directory of a model: `name_or_dir` itself, or the cached download of a Hugging Face hub name.
-
-    Args:
-      name_or_dir: a directory, or a hub name such as `EleutherAI/pythia-14m`.
-      revision: branch, tag or commit on the hub (`step1000`, ...); None is the default branch.
-      weights: False fetches the JSON files only (configuration and tokenizer).
-
-    Raises:
-      InputError: no such directory, a revision was given for a local directory, or the hub failed in any way.
-    """
-    path = pathlib.Path(name_or_dir).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise InputError(f"revision={revision!r} applies to hub names, but {path} is a local directory; drop it")
-        return path
-    name = os.fspath(name_or_dir)
-    if not _HUB_NAME.fullmatch(name) or path.exists():
-        raise InputError(
-            f"model directory not found: {name} (pass a directory holding config.json and {_WEIGHTS}, "
-            "or a hub name such as EleutherAI/pythia-14m)"
-        )
-    import huggingface_hub
-
-    patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
-    try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as e:  # the hub client raises its own, its HTTP library's and the system's errors
-        at = f" at revision {revision!r}" if revision else ""
-        raise InputError(
-            f"model {name!r}{at} is neither a local directory nor available from the Hugging Face hub "
-            f"({type(e).__name__}: {_one_line(e)[:200]}); offline, pass a local directory, "
-            "or set HF_HUB_OFFLINE=1 with a cache that holds the model"
-        ) from None
-
-
 def load_config(directory: PathLike) -> ModelConfig:
     """The architecture in `config.json`, written by any transformers version.
 
@@ -161,7 +104,7 @@ def load_config(directory: PathLike) -> ModelConfig:
         found = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(f"{path}: model_type={found!r} is not supported; only 'gpt_neox' (Pythia, GPT-NeoX) is")
     try:
-        hf = _transformers().GPTNeoXConfig.from_dict(raw)
+        hf = import_transformers().GPTNeoXConfig.from_dict(raw)
         rope = hf.rope_parameters
         fields = {
             "hidden_act": (hf.hidden_act, "gelu"),
@@ -187,7 +130,7 @@ def load_config(directory: PathLike) -> ModelConfig:
             eos_token_id=_token_id(hf, "eos_token_id"),
         )
     except Exception as e:  # transformers validates with exception classes that differ between its versions
-        raise InputError(f"{path}: {_one_line(e)}") from None
+        raise InputError(f"{path}: {one_line(e)}") from None
 
 
 def _token_id(hf: Any, field: str) -> int:
@@ -232,7 +175,7 @@ def _open_weights(path: pathlib.Path) -> Iterator[Any]:
         with safetensors.safe_open(path, framework="numpy") as f:
             yield f
     except (safetensors.SafetensorError, OSError) as e:
-        raise InputError(f"{path} is not a readable safetensors file ({_one_line(e)}); download it again") from None
+        raise InputError(f"{path} is not a readable safetensors file ({one_line(e)}); download it again") from None
 
 
 def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, tuple[pathlib.Path, str]]:
@@ -354,7 +297,7 @@ def save_pretrained(
     directory = pathlib.Path(directory).expanduser().absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"export directory {directory} exists and is not empty; choose another or remove it")
-    extras = _tokenizer_files(tokenizer_source) if tokenizer_source is not None else []
+    extras = tokenizer_files(tokenizer_source) if tokenizer_source is not None else []
     leaves = _host_leaves(config, params)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -387,7 +330,7 @@ def _host_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...], n
 
 
 def _write_config(directory: pathlib.Path, config: ModelConfig, dtype: str) -> None:
-    hf = _transformers().GPTNeoXConfig(
+    hf = import_transformers().GPTNeoXConfig(
         architectures=["GPTNeoXForCausalLM"],
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -439,42 +382,6 @@ def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, m
         shutil.copymode(directory / "config.json", directory / file)
     if len(shards) > 1:
         files.write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _tokenizer_files(directory: PathLike) -> list[pathlib.Path]:
-    directory = resolve_model(directory, weights=False)
-    if not (directory / _TOKENIZER).is_file():
-        raise InputError(f"tokenizer not found: {directory / _TOKENIZER} (name a directory that holds {_TOKENIZER})")
-    return [directory / name for name in (_TOKENIZER, *_TOKENIZER_EXTRAS) if (directory / name).is_file()]
-
-
-def load_tokenizer(directory: PathLike) -> Any:
-    """The `transformers.PreTrainedTokenizerFast` in `directory`, which needs no more than `tokenizer.json`.
-
-    Decoding never tidies spaces, so text is what the ids say. Raises `InputError` when the file is missing or broken.
-    """
-    path = _tokenizer_files(directory)[0]
-    try:
-        return _transformers().PreTrainedTokenizerFast.from_pretrained(
-            path.parent, local_files_only=True, clean_up_tokenization_spaces=False
-        )
-    except Exception as e:  # the tokenizers library raises bare Exception
-        raise InputError(f"tokenizer {path} cannot be read ({_one_line(e)}); copy or download it again") from None
-
-
-def check_tokenizer(config: ModelConfig, tokenizer: Any) -> None:
-    """Raises `InputError` when `tokenizer` has ids past the model's embedding rows."""
-    size = max(tokenizer.get_vocab().values()) + 1
-    if size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "
-            "them; use the model's own tokenizer"
-        )
-
-
-def tokenizer_fingerprint(directory: PathLike) -> str:
-    """A hash of `tokenizer.json`: equal when two models surely share their token ids."""
-    return files.file_fingerprint(_tokenizer_files(directory)[0])
 
 
 def model_fingerprint(directory: PathLike) -> str:

@@ -11,6 +11,7 @@ from selftrain_jax.data.generate import sample_corpus
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
+from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.settings import SampleSettings
 
 SETTINGS = SampleSettings(
@@ -35,7 +36,7 @@ def assert_same_tokens(found, wanted):
 
 
 def test_a_corpus_holds_the_documents_asked_for(corpus, model_directory):
-    tokenizer = hf.load_tokenizer(model_directory)
+    tokenizer = load_tokenizer(model_directory)
     assert [d.id for d in corpus] == list(range(20))
     assert len({d.text for d in corpus}) == 20
     for d in corpus:
@@ -59,8 +60,8 @@ def test_stored_log_probabilities_are_those_of_a_teacher_forced_pass(corpus, mod
 def test_where_documents_come_from_is_on_record(corpus, model_directory):
     found = corpus.manifest["provenance"]
     assert found["model_fingerprint"] == hf.model_fingerprint(model_directory)
-    assert found["tokenizer_fingerprint"] == hf.tokenizer_fingerprint(model_directory)
-    assert found["vocab_size"] == len(hf.load_tokenizer(model_directory))
+    assert found["tokenizer_fingerprint"] == tokenizer_fingerprint(model_directory)
+    assert found["vocab_size"] == len(load_tokenizer(model_directory))
     assert found["settings"] == dataclasses.asdict(SETTINGS)
 
 

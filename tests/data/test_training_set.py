@@ -12,7 +12,7 @@ from selftrain_jax.data.training_set import read_stream, read_subset, write_subs
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_jsonl
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.models import hf
+from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.settings import SubsetSettings
 
 LENGTH = 16
@@ -32,8 +32,8 @@ def documents(world):
 
 @pytest.fixture
 def audited(documents, model_directory, tmp_path):
-    fingerprint = hf.tokenizer_fingerprint(model_directory)
-    size = len(hf.load_tokenizer(model_directory))
+    fingerprint = tokenizer_fingerprint(model_directory)
+    size = len(load_tokenizer(model_directory))
     write_corpus(tmp_path / "corpus", documents, {"tokenizer_fingerprint": fingerprint, "vocab_size": size})
     (tmp_path / "audited").mkdir()
     clean.audit_corpus(tmp_path / "corpus", {}, AuditConfig(), tmp_path / "audited")
@@ -98,7 +98,7 @@ def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, docume
 def test_texts_are_tokenized_and_closed(audited_texts, model_directory, documents, tmp_path):
     write(audited_texts, model_directory, tmp_path / "s")
     *whole, _ = split(tmp_path / "s")
-    tokenizer = hf.load_tokenizer(model_directory)
+    tokenizer = load_tokenizer(model_directory)
     assert {tokenizer.decode(d[1:-1]) for d in whole} <= {d.text for d in documents}
     assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in whole)
 
@@ -127,7 +127,7 @@ def test_another_tokenizer_is_refused_with_the_way_out(audited, foreign, tmp_pat
 def test_another_tokenizer_reads_the_same_text(audited, foreign, documents, tmp_path):
     settings = SubsetSettings(num_tokens=SETTINGS.num_tokens, num_subsets=1, retokenize=True)
     write(audited, foreign, tmp_path / "s", settings)
-    tokenizer = hf.load_tokenizer(foreign)
+    tokenizer = load_tokenizer(foreign)
     *whole, _ = split(tmp_path / "s")
     assert {tokenizer.decode(d[1:-1]) for d in whole} <= {d.text for d in documents}
     assert not {tuple(d[1:]) for d in whole} & {tuple(d.tokens) for d in documents}
@@ -143,7 +143,7 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
     assert 2 <= found["num_flagged"] < 10
     settings = SubsetSettings(num_tokens=2_000, num_subsets=1)
     write(tmp_path / "audited", model_directory, tmp_path / "s", settings)
-    tokenizer = hf.load_tokenizer(model_directory)
+    tokenizer = load_tokenizer(model_directory)
     texts = {tokenizer.decode(d[1:-1]) for d in split(tmp_path / "s")[:-1]}
     assert documents[3].text not in texts and documents[4].text not in texts
     assert len(texts) == 10 - found["num_flagged"]

@@ -12,6 +12,7 @@ from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
 from selftrain_jax.lab.world import WorldConfig, build_world
 from selftrain_jax.lab.world_files import train_tokenizer
 from selftrain_jax.models import hf
+from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import TrainConfig, read_metrics
 from selftrain_jax.training.optimizer import OptimizerConfig
 
@@ -68,8 +69,8 @@ def test_the_model_is_a_checkpoint_with_the_worlds_tokenizer(base, world):
     assert config == CONFIG.model_config(world)
     assert (config.vocab_size, config.intermediate_size, config.max_position) == (len(world.words), 128, 32)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    tokenizer = hf.load_tokenizer(base / "model")
-    hf.check_tokenizer(config, tokenizer)
+    tokenizer = load_tokenizer(base / "model")
+    check_tokenizer(config, tokenizer)
     assert tokenizer.get_vocab() == dict(world.index)
 
 

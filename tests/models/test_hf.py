@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models import gpt_neox, hf, hub
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 
 CONFIG = ModelConfig(vocab_size=48, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=40, rotary_pct=0.5)
 TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
@@ -356,35 +357,35 @@ def test_tokenizer_needs_one_file_and_travels_with_the_export(tmp_path):
     hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), tokenizer_source=source)
     (source / "tokenizer_config.json").unlink()
     for directory in (source, tmp_path / "model"):
-        tokenizer = hf.load_tokenizer(directory)
+        tokenizer = load_tokenizer(directory)
         assert tokenizer("a c b").input_ids == [1, 3, 2]
         assert tokenizer.batch_decode([[1, 3], [2]]) == ["a c", "b"]
     assert tokenizer.eos_token_id == 0
-    assert hf.tokenizer_fingerprint(source) == hf.tokenizer_fingerprint(tmp_path / "model")
+    assert tokenizer_fingerprint(source) == tokenizer_fingerprint(tmp_path / "model")
     other = write_tokenizer(tmp_path / "other", words=("a", "c", "b"))
-    assert hf.tokenizer_fingerprint(source) != hf.tokenizer_fingerprint(other)
+    assert tokenizer_fingerprint(source) != tokenizer_fingerprint(other)
 
 
 def test_decoding_keeps_spaces_whatever_the_tokenizer_settings_say(tmp_path):
     source = write_tokenizer(tmp_path / "tokenizer", words=("a", "."))
     (source / "tokenizer_config.json").write_text(json.dumps({"clean_up_tokenization_spaces": True}))
-    assert hf.load_tokenizer(source).decode([1, 2]) == "a ."
+    assert load_tokenizer(source).decode([1, 2]) == "a ."
 
 
 def test_tokenizer_faults_are_refused(tmp_path):
-    refuses(lambda: hf.load_tokenizer(tmp_path), tmp_path / "tokenizer.json", "not found")
-    refuses(lambda: hf.tokenizer_fingerprint(tmp_path), "tokenizer.json")
+    refuses(lambda: load_tokenizer(tmp_path), tmp_path / "tokenizer.json", "not found")
+    refuses(lambda: tokenizer_fingerprint(tmp_path), "tokenizer.json")
     params = random_params(CONFIG)
     refuses(lambda: hf.save_pretrained(tmp_path / "m", CONFIG, params, tokenizer_source=tmp_path), "tokenizer.json")
     assert not (tmp_path / "m").exists()
     (tmp_path / "tokenizer.json").write_text("{}")
-    refuses(lambda: hf.load_tokenizer(tmp_path), tmp_path / "tokenizer.json")
+    refuses(lambda: load_tokenizer(tmp_path), tmp_path / "tokenizer.json")
 
 
 def test_tokenizer_must_fit_the_embedding(tmp_path):
-    tokenizer = hf.load_tokenizer(write_tokenizer(tmp_path / "tokenizer"))  # 4 ids
-    hf.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=4), tokenizer)
-    refuses(lambda: hf.check_tokenizer(dataclasses.replace(CONFIG, vocab_size=3), tokenizer), "4 ids", "vocab_size=3")
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path / "tokenizer"))  # 4 ids
+    check_tokenizer(dataclasses.replace(CONFIG, vocab_size=4), tokenizer)
+    refuses(lambda: check_tokenizer(dataclasses.replace(CONFIG, vocab_size=3), tokenizer), "4 ids", "vocab_size=3")
 
 
 def test_model_fingerprint_follows_contents_not_place(tmp_path):
@@ -408,8 +409,8 @@ def test_hub_names_are_downloaded_without_pytorch_weights(tmp_path, monkeypatch)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hf.resolve_model("EleutherAI/pythia-14m", revision="step1000") == tmp_path
-    assert hf.resolve_model("EleutherAI/pythia-14m", weights=False) == tmp_path
+    assert hub.resolve_model("EleutherAI/pythia-14m", revision="step1000") == tmp_path
+    assert hub.resolve_model("EleutherAI/pythia-14m", weights=False) == tmp_path
     assert calls == [
         ("EleutherAI/pythia-14m", "step1000", ["*.json", "*.safetensors"]),
         ("EleutherAI/pythia-14m", None, ["*.json"]),
@@ -425,7 +426,7 @@ def test_hub_failures_become_one_line(monkeypatch, error):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     words = ["EleutherAI/pythia-14m", "step1", "HF_HUB_OFFLINE", "local directory"]
-    refuses(lambda: hf.resolve_model("EleutherAI/pythia-14m", revision="step1"), *words)
+    refuses(lambda: hub.resolve_model("EleutherAI/pythia-14m", revision="step1"), *words)
 
 
 def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
@@ -435,7 +436,7 @@ def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "model").mkdir(parents=True)
     (tmp_path / "runs" / "file").write_text("")
-    assert hf.resolve_model("runs/model").samefile(tmp_path / "runs" / "model")
-    refuses(lambda: hf.resolve_model("runs/model", revision="step1"), "revision", "step1", "runs/model")
+    assert hub.resolve_model("runs/model").samefile(tmp_path / "runs" / "model")
+    refuses(lambda: hub.resolve_model("runs/model", revision="step1"), "revision", "step1", "runs/model")
     for name in ("pythia-14m", "./a/b", "/a/b", "a/b/c", "runs/file"):
-        refuses(lambda: hf.resolve_model(name), name, "not found")
+        refuses(lambda: hub.resolve_model(name), name, "not found")
