@@ -2,16 +2,18 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import pathlib
 import runpy
 import shlex
 import sys
 import traceback
-from typing import Any, Sequence
+import warnings
+from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, InputWarning
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -35,13 +37,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments, overrides = _parser().parse_known_args(argv)
     try:
-        return _dispatch(arguments, overrides, argv)
+        with _one_line_warnings():
+            return _dispatch(arguments, overrides, argv)
     except InputError as e:
         print(f"selftrain: error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("selftrain: interrupted; the same command goes on from here", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Prints an `InputWarning` as the command line prints errors; other warnings as Python does."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_one_line(message, category, *rest, **named):
+            if issubclass(category, InputWarning):
+                print(f"selftrain: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = show_one_line
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,12 +91,27 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
     probes.add_argument("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
     probes.add_argument("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
+    text = "write a Hugging Face model as Orbax arrays, which restore on any mesh"
+    convert = commands.add_parser("convert", help=text, description=text[0].upper() + text[1:] + ".")
+    convert.add_argument("source", metavar="MODEL", help="Hugging Face directory or hub name")
+    convert.add_argument("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    convert.add_argument("--revision", metavar="REV", help="hub revision, for example step143000")
+    convert.add_argument("--dtype", default="float32", metavar="DTYPE", help="float32 (default), bfloat16 or float16")
+    text = "write a run's model, or a converted one, as a Hugging Face directory"
+    export = commands.add_parser("export", help=text, description=text[0].upper() + text[1:] + ".")
+    export.add_argument("source", type=pathlib.Path, metavar="WORKDIR", help="a run's folder, or one of `selftrain convert`")
+    export.add_argument("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    export.add_argument("--model", default="self-0", help="which model of the run: self-0 (default), real-0, base, ...")
+    export.add_argument("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
+    export.add_argument("--dtype", default="float32", metavar="DTYPE", help="float32 (default), bfloat16 or float16")
     return parser
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
-    if arguments.command == "probes":
-        return _convert_probes(arguments, overrides)
+    if arguments.command in _TOOLS:
+        if overrides:
+            raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {arguments.command} --help")
+        return _TOOLS[arguments.command](arguments)
     config = load_config(arguments.config, overrides)
     from selftrain_jax import stages
     from selftrain_jax.pipeline import Pipeline, save_config
@@ -160,14 +194,31 @@ def _start_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _convert_probes(arguments: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain probes --help")
+def _convert_probes(arguments: argparse.Namespace) -> int:
     from selftrain_jax.evaluation.probes import convert_arrays
 
     counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
     return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.export import convert
+
+    convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
+    print(f"Orbax arrays: {arguments.out}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.export import export
+
+    export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
+    print(f"Hugging Face model: {arguments.out}")
+    return 0
+
+
+_TOOLS = {"probes": _convert_probes, "convert": _convert, "export": _export}
 
 
 def _show_documents(workdir: pathlib.Path, count: int) -> None:

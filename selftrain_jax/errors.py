@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class InputWarning(UserWarning):
+    """An input that can be used but is probably not what its user wants. The command line prints it as one line."""
+
+
 def one_line(error: Exception) -> str:
     """The message of an error from elsewhere, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

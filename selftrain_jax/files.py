@@ -1,11 +1,13 @@
 """Small, crash-safe file operations and fingerprints."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import zlib
 from typing import Any, Iterable, Iterator
 
@@ -25,6 +27,45 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_directory(path: str | os.PathLike, what: str) -> None:
+    """Raises `InputError` when `path` is anything but absent or an empty folder."""
+    path = pathlib.Path(path).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{what} {path} exists and is not empty; choose another or remove it")
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator[pathlib.Path]:
+    """A temporary folder to fill, which appears at `path` complete, or not at all when the body fails.
+
+    Args:
+      path: must not exist, or be an empty folder.
+      what: its name in errors.
+      size: bytes that will be written, as far as known; refused up front when the disk has less room.
+
+    Raises:
+      InputError: the path is taken, or the system refuses to write there (a full disk, a quota, no permission).
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    try:
+        check_new_directory(path, what)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise InputError(f"{what} {path} needs {size:,} bytes, but its disk has {free:,} free; choose another place")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        reason = " ".join((e.strerror or str(e)).split())
+        raise InputError(f"{what} {path} cannot be written ({reason}); make room or choose another place") from None
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

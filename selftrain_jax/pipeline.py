@@ -213,7 +213,7 @@ class Pipeline:
             from selftrain_jax.models import hf
             from selftrain_jax.training.loop import train
 
-            model_config, params = hf.load_pretrained(self.model_path(self.student))
+            model_config, params = hf.load_pretrained(self.model_path(self.student), mesh=self.mesh)
             rows = read_subset(self.workdir / "subset" / f"{arm}-{k}")
             train_config = dataclasses.replace(self.config.train, seed=self.config.train.seed + k)
             return train(
@@ -250,17 +250,14 @@ class Pipeline:
 
     def _load(self, model: str) -> tuple[Any, Any]:
         """(config, params on the mesh) of an evaluated model."""
-        from selftrain_jax import parallel
-        from selftrain_jax.models import gpt_neox, hf
+        from selftrain_jax.models import hf
         from selftrain_jax.training.checkpoint import restore_params
 
         student = self.model_path(self.student)
         if self.models[model] is not None:
             config = hf.load_config(student)
             return config, restore_params(self.workdir / "train" / model / "checkpoints", config, self.mesh)
-        config, params = hf.load_pretrained(student)
-        placement = parallel.shardings(self.mesh, gpt_neox.param_axes(config), params)
-        return config, parallel.to_global(self.mesh, params, placement)
+        return hf.load_pretrained(student, mesh=self.mesh)
 
     def _report(self) -> Stage:
         def work(directory):

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
 from selftrain_jax.data.corpus import CorpusWriter, Document
-from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models import hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 
@@ -31,7 +30,7 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     """
     from tqdm import tqdm
 
-    config, params = hf.load_pretrained(model)
+    config = hf.load_config(model)
     tokenizer = load_tokenizer(model)
     check_tokenizer(config, tokenizer)
     vocab_limit = min(len(tokenizer), config.vocab_size)
@@ -39,8 +38,7 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
     missing = writer.missing_shards()
     if missing:
-        placement = parallel.shardings(mesh, gpt_neox.param_axes(config), params)
-        params = parallel.to_global(mesh, params, placement)
+        _, params = hf.load_pretrained(model, mesh=mesh)
         key = jax.random.key(settings.seed)
         todo = sum(len(ids) for _, ids in missing)
         done = settings.num_samples - todo

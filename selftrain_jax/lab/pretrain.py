@@ -87,5 +87,5 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
     params = init_params(model_config, jax.random.key(config.seed))
     train(params, model_config, rows, config.train, directory, mesh=mesh, description=description)
     if not (directory / "model").exists():
-        params = jax.tree.map(np.asarray, restore_params(directory / "checkpoints", model_config, mesh))
+        params = restore_params(directory / "checkpoints", model_config)
         save_pretrained(directory / "model", model_config, params, tokenizer_source=directory.parent / "world" / "tokenizer")

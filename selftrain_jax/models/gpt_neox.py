@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.parallel import constrain
+from selftrain_jax.parallel import RULES, constrain, shardings
 
 Params = dict[str, Any]
 
@@ -220,6 +220,11 @@ def param_axes(config: ModelConfig) -> Params:
     model, tokens = GPTNeoX(config), jnp.zeros((1, 1), jnp.int32)
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, method="init_all"))["params"]
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def param_shardings(config: ModelConfig, mesh: jax.sharding.Mesh, rules: dict = RULES) -> Params:
+    """The `NamedSharding` of every parameter on `mesh`, in the structure of `params`."""
+    return shardings(mesh, param_axes(config), param_shapes(config), rules)
 
 
 def param_shapes(config: ModelConfig) -> Params:

@@ -1,216 +1,88 @@
-"""Hugging Face checkpoints in and out, and their tokenizers, without PyTorch.
+"""Hugging Face checkpoints in and out.
 
-Checkpoints are safetensors files read as numpy arrays; configurations and tokenizers go through transformers. A
-directory is laid out as transformers does it: `config.json`, `model.safetensors` or shards with an index, and
-`tokenizer.json`.
+A directory is laid out as transformers does it: `config.json`, `model.safetensors` or shards with an index, and
+`tokenizer.json`. Directories that `selftrain convert` made, which hold Orbax arrays instead, are read as well.
 """
 
-import contextlib
-import dataclasses
+import concurrent.futures
 import math
 import os
 import pathlib
 import shutil
+import warnings
 from typing import Any, Iterator
 
 import numpy as np
 
 from selftrain_jax import files
-from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.errors import InputError, InputWarning
+from selftrain_jax.models import converted
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.hf_config import load_config, write_config
 from selftrain_jax.models.hub import resolve_model
-from selftrain_jax.models.tokenizer import import_transformers, tokenizer_files
+from selftrain_jax.models.layout import HEAD, PREFIX, Tensor, layout
+from selftrain_jax.models.tokenizer import tokenizer_files
+from selftrain_jax.models.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 Params = dict[str, Any]
 PathLike = str | os.PathLike
 
-_PREFIX = "gpt_neox."
-_HEAD = "embed_out.weight"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Buffers that older transformers versions stored; their values follow from the configuration.
 _IGNORED = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
 _DTYPES = ("BF16", "F16", "F32", "F64")
+_CHUNK_BYTES = 8 << 20
+_ALIGNMENT = 64
+_PROGRESS_BYTES = 2 << 30
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """A checkpoint tensor: reshaped to `split` and transposed by `order`, it is (one layer of) the leaf at `path`."""
+def load_pretrained(
+    name_or_dir: PathLike, revision: str | None = None, *, dtype: Any = np.float32, mesh: Any = None, rules: Any = None
+) -> tuple[ModelConfig, Params]:
+    """Configuration and parameters of a checkpoint, read straight into the shards of a mesh.
 
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    split: tuple[int, ...]
-    order: tuple[int, ...]
+    Args:
+      name_or_dir: a local directory, or a hub name such as `EleutherAI/pythia-410m`.
+      revision: branch, tag or commit on the hub, such as `step143000`.
+      dtype: of every returned leaf, cast while reading; fp32 holds fp16, bf16 and fp32 checkpoints exactly.
+      mesh: `jax.sharding.Mesh` to spread the parameters over. Each process reads only what its own devices hold, and
+        besides that keeps at most one stacked parameter's shards in host memory. None returns numpy arrays.
+      rules: logical axis name -> mesh axis; default `parallel.RULES`.
 
-    @property
-    def leaf_shape(self) -> tuple[int, ...]:
-        return tuple(self.split[axis] for axis in self.order)
-
-    def from_hf(self, x: np.ndarray) -> np.ndarray:
-        return x.reshape(self.split).transpose(self.order)
-
-    def to_hf(self, x: np.ndarray) -> np.ndarray:
-        # The safetensors writer reads raw memory and ignores strides.
-        return np.ascontiguousarray(x.transpose(np.argsort(self.order))).reshape(self.shape)
-
-
-def _layout(config: ModelConfig, head: bool) -> dict[str, tuple[_Tensor, int | None]]:
-    """Checkpoint name without prefix -> (tensor, layer or None), in file order; `head` includes the output layer."""
-    d, f, n, h = config.hidden_size, config.intermediate_size, config.num_heads, config.head_dim
-
-    def vector(*path: str, size: int = d) -> _Tensor:
-        return _Tensor(path, (size,), (size,), (0,))
-
-    def linear(*path: str, rows: int, columns: int) -> _Tensor:
-        return _Tensor(path, (rows, columns), (rows, columns), (1, 0))
-
-    # Rows of the fused projection are ordered head, then query/key/value, then head dimension: not three global thirds.
-    layer = {
-        "input_layernorm.weight": vector("layers", "attention_norm", "scale"),
-        "input_layernorm.bias": vector("layers", "attention_norm", "bias"),
-        "post_attention_layernorm.weight": vector("layers", "mlp_norm", "scale"),
-        "post_attention_layernorm.bias": vector("layers", "mlp_norm", "bias"),
-        "attention.query_key_value.weight": _Tensor(
-            ("layers", "qkv", "kernel"), (3 * d, d), (n, 3, h, d), (3, 1, 0, 2)
-        ),
-        "attention.query_key_value.bias": _Tensor(("layers", "qkv", "bias"), (3 * d,), (n, 3, h), (1, 0, 2)),
-        "attention.dense.weight": _Tensor(("layers", "out", "kernel"), (d, d), (d, n, h), (1, 2, 0)),
-        "attention.dense.bias": vector("layers", "out", "bias"),
-        "mlp.dense_h_to_4h.weight": linear("layers", "up", "kernel", rows=f, columns=d),
-        "mlp.dense_h_to_4h.bias": vector("layers", "up", "bias", size=f),
-        "mlp.dense_4h_to_h.weight": linear("layers", "down", "kernel", rows=d, columns=f),
-        "mlp.dense_4h_to_h.bias": vector("layers", "down", "bias"),
-    }
-    v = config.vocab_size
-    layout = {"embed_in.weight": (_Tensor(("embed", "embedding"), (v, d), (v, d), (0, 1)), None)}
-    for i in range(config.num_layers):
-        layout |= {f"layers.{i}.{name}": (tensor, i) for name, tensor in layer.items()}
-    layout["final_layer_norm.weight"] = vector("final_norm", "scale"), None
-    layout["final_layer_norm.bias"] = vector("final_norm", "bias"), None
-    if head:
-        layout[_HEAD] = linear("head", "kernel", rows=v, columns=d), None
-    return layout
-
-
-def load_config(directory: PathLike) -> ModelConfig:
-    """The architecture in `config.json`, written by any transformers version.
+    Returns:
+      The `ModelConfig`, and `params` with layers stacked: query, key and value are `[L, D, 3, N, H]`, other kernels
+      `[L, in, out]`.
 
     Raises:
-      InputError: the file is missing or broken, or describes a model other than GPT-NeoX with exact GELU, attention
-        biases and plain rotary embeddings (named by field). Dropout rates are ignored.
+      InputError: the configuration is not supported, or a file or tensor (named) is missing, unexpected, or broken.
+
+    Warns:
+      InputWarning: a tensor (named) holds NaN or infinite values.
     """
-    path = resolve_model(directory) / "config.json"
-    raw = files.read_json(path, "model configuration")
-    if not isinstance(raw, dict) or raw.get("model_type") != "gpt_neox":
-        found = raw.get("model_type") if isinstance(raw, dict) else None
-        raise InputError(f"{path}: model_type={found!r} is not supported; only 'gpt_neox' (Pythia, GPT-NeoX) is")
-    try:
-        hf = import_transformers().GPTNeoXConfig.from_dict(raw)
-        rope = hf.rope_parameters
-        fields = {
-            "hidden_act": (hf.hidden_act, "gelu"),
-            "attention_bias": (hf.attention_bias, True),
-            "rope_type": (rope["rope_type"], "default"),
-        }
-        for field, (value, supported) in fields.items():
-            if value != supported:
-                raise InputError(f"{field}={value!r} is not supported; only {supported!r} is")
-        return ModelConfig(
-            vocab_size=hf.vocab_size,
-            hidden_size=hf.hidden_size,
-            num_layers=hf.num_hidden_layers,
-            num_heads=hf.num_attention_heads,
-            intermediate_size=hf.intermediate_size,
-            max_position=hf.max_position_embeddings,
-            rotary_pct=float(rope["partial_rotary_factor"]),
-            rotary_base=float(rope["rope_theta"]),
-            layer_norm_eps=hf.layer_norm_eps,
-            parallel_residual=hf.use_parallel_residual,
-            tie_embeddings=hf.tie_word_embeddings,
-            bos_token_id=_token_id(hf, "bos_token_id"),
-            eos_token_id=_token_id(hf, "eos_token_id"),
-        )
-    except Exception as e:  # transformers validates with exception classes that differ between its versions
-        raise InputError(f"{path}: {one_line(e)}") from None
+    directory = resolve_model(name_or_dir, revision)
+    config = load_config(directory)
+    shardings = _shardings(config, mesh, rules)
+    if converted.is_converted(directory):
+        return config, converted.load(directory, config, np.dtype(dtype), shardings)
+    found = _find_tensors(weight_files(directory), config)
+    _check_tied(config, found)
+    parts: dict[tuple[str, ...], list[tuple[int | None, Tensor, StoredTensor]]] = {}
+    for name, (tensor, layer) in layout(config, head=not config.tie_embeddings).items():
+        parts.setdefault(tensor.path, []).append((layer, tensor, found[name]))
+    params: Params = {}
+    for path, pieces in _with_progress(parts, directory):
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = _load_leaf(config, pieces, np.dtype(dtype), shardings and _leaf(shardings, path))
+    return config, params
 
 
-def _token_id(hf: Any, field: str) -> int:
-    value = getattr(hf, field)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, int):
-        raise InputError(f"{field}={value!r} is not supported; it must be one token id")
-    return value
+def _shardings(config: ModelConfig, mesh: Any, rules: Any) -> Params | None:
+    if mesh is None:
+        return None
+    from selftrain_jax.models.gpt_neox import RULES, param_shardings
 
-
-def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a checkpoint; `InputError` when there are none or one is missing."""
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    index = directory / _INDEX
-    if not index.is_file():
-        target = f"{directory}-safetensors"
-        raise InputError(
-            f"{directory} holds neither {_WEIGHTS} nor {_INDEX}; where PyTorch is installed, convert a .bin checkpoint "
-            f"with: python -c \"from transformers import AutoModelForCausalLM as M; "
-            f"M.from_pretrained('{directory}').save_pretrained('{target}')\""
-        )
-    value = files.read_json(index, "weight index")
-    weight_map = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no 'weight_map'; download or export the checkpoint again")
-    shards = sorted({str(name) for name in weight_map.values()})
-    for name in shards:
-        # A path in the index must not lead out of the checkpoint.
-        if pathlib.PurePath(name).name != name or not (directory / name).is_file():
-            raise InputError(f"{index} names the shard {name!r}, which is missing from {directory}; download it again")
-    return [directory / name for name in shards]
-
-
-@contextlib.contextmanager
-def _open_weights(path: pathlib.Path) -> Iterator[Any]:
-    import ml_dtypes  # noqa: F401  (makes numpy, and so safetensors, understand bfloat16)
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as f:
-            yield f
-    except (safetensors.SafetensorError, OSError) as e:
-        raise InputError(f"{path} is not a readable safetensors file ({one_line(e)}); download it again") from None
-
-
-def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, tuple[pathlib.Path, str]]:
-    """Name without prefix -> (file, name in it). Reads headers only, so a bad checkpoint fails before any copying."""
-    layout = _layout(config, head=True)
-    found = {}
-    for path in paths:
-        with _open_weights(path) as f:
-            for key in f.keys():
-                if key.endswith(_IGNORED):
-                    continue
-                name = _HEAD if key == "lm_head.weight" else key.removeprefix(_PREFIX)
-                if name not in layout:
-                    raise InputError(f"{path}: unexpected tensor {key!r}; is config.json that of this checkpoint?")
-                if name in found:
-                    raise InputError(f"{path}: tensor {key!r} occurs twice (also in {found[name][0].name})")
-                view, shape = f.get_slice(key), layout[name][0].shape
-                if tuple(view.get_shape()) != shape:
-                    raise InputError(
-                        f"{path}: tensor {key!r} has shape {tuple(view.get_shape())}, but config.json asks for {shape}"
-                    )
-                if view.get_dtype() not in _DTYPES:
-                    raise InputError(
-                        f"{path}: tensor {key!r} is {view.get_dtype()}, not one of {', '.join(_DTYPES)}; "
-                        "quantized checkpoints are not supported"
-                    )
-                found[name] = path, key
-    optional = {_HEAD} if config.tie_embeddings else set()
-    missing = [name for name in layout if name not in found and name not in optional]
-    if missing:
-        raise InputError(
-            f"{paths[0].parent}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}; "
-            "the checkpoint is incomplete, or config.json is not its own"
-        )
-    return found
+    return param_shardings(config, mesh, rules or RULES)
 
 
 def check_pretrained(directory: PathLike) -> ModelConfig:
@@ -221,51 +93,144 @@ def check_pretrained(directory: PathLike) -> ModelConfig:
     """
     directory = resolve_model(directory)
     config = load_config(directory)
-    _find_tensors(_weight_files(directory), config)
+    if converted.is_converted(directory):
+        converted.check(directory, config)
+    else:
+        _find_tensors(weight_files(directory), config)
     return config
 
 
-def load_pretrained(directory: PathLike, dtype: Any = np.float32) -> tuple[ModelConfig, Params]:
-    """Configuration and parameters of a checkpoint.
-
-    Args:
-      directory: a local directory, or a hub name (`resolve_model` takes its revision).
-      dtype: of every returned leaf; the default holds fp16, bf16 and fp32 checkpoints exactly.
-
-    Returns:
-      The `ModelConfig`, and `params` as numpy arrays on the host with layers stacked: query, key and value are
-      `[L, D, 3, N, H]`, other kernels `[L, in, out]`. Besides the result, one tensor is in memory at a time.
-
-    Raises:
-      InputError: the configuration is not supported, or a file or tensor (named) is missing, unexpected, or broken.
-    """
-    directory = resolve_model(directory)
-    config = load_config(directory)
-    paths = _weight_files(directory)
-    found = _find_tensors(paths, config)
-    layout = _layout(config, head=True)
-    params: Params = {}
-    for name in found:
-        tensor, layer = layout[name]
-        node = params
-        for part in tensor.path[:-1]:
-            node = node.setdefault(part, {})
-        if tensor.path[-1] not in node:
-            stack = () if layer is None else (config.num_layers,)
-            node[tensor.path[-1]] = np.empty(stack + tensor.leaf_shape, dtype)
+def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, StoredTensor]:
+    """Name without prefix -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any copying."""
+    names = layout(config, head=True)
+    found: dict[str, StoredTensor] = {}
     for path in paths:
-        with _open_weights(path) as f:
-            for name, (where, key) in found.items():
-                if where == path:
-                    tensor, layer = layout[name]
-                    _leaf(params, tensor.path)[... if layer is None else layer] = tensor.from_hf(f.get_tensor(key))
-    if config.tie_embeddings and _HEAD in found:
-        if not np.array_equal(params.pop("head")["kernel"].T, params["embed"]["embedding"]):
-            raise InputError(
-                f"{found[_HEAD][0]}: tensor {found[_HEAD][1]!r} differs from the embedding although config.json says "
-                "tie_word_embeddings=true; correct one of them"
-            )
-    return config, params
+        for stored in stored_tensors(path):
+            if stored.key.endswith(_IGNORED):
+                continue
+            name = HEAD if stored.key == "lm_head.weight" else stored.key.removeprefix(PREFIX)
+            if name not in names:
+                raise InputError(f"{path}: unexpected tensor {stored.key!r}; is config.json that of this checkpoint?")
+            if name in found:
+                raise InputError(f"{path}: tensor {stored.key!r} occurs twice (also in {found[name].path.name})")
+            shape = names[name][0].shape
+            if stored.shape != shape:
+                raise InputError(
+                    f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}"
+                )
+            if stored.dtype not in _DTYPES:
+                raise InputError(
+                    f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(_DTYPES)}; "
+                    "quantized checkpoints are not supported"
+                )
+            found[name] = stored
+    optional = {HEAD} if config.tie_embeddings else set()
+    missing = [name for name in names if name not in found and name not in optional]
+    if missing:
+        raise InputError(
+            f"{paths[0].parent}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}; "
+            "the checkpoint is incomplete, or config.json is not its own"
+        )
+    return found
+
+
+def _check_tied(config: ModelConfig, found: dict[str, StoredTensor]) -> None:
+    if not config.tie_embeddings or HEAD not in found:
+        return
+    head, embedding = found[HEAD], found["embed_in.weight"]
+    whole = tuple((0, size) for size in head.shape)
+    if not all(
+        np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)
+        for box in _chunks(whole, 4)
+    ):
+        raise InputError(
+            f"{head.path}: tensor {head.key!r} differs from the embedding although config.json says "
+            "tie_word_embeddings=true; correct one of them"
+        )
+
+
+def _with_progress(parts: dict, directory: pathlib.Path) -> Iterator[tuple[tuple[str, ...], list]]:
+    """The items of `parts`, with a progress bar in bytes when there are gigabytes of them."""
+    from tqdm import tqdm
+
+    sizes = {path: sum(math.prod(tensor.shape) * 4 for _, tensor, _ in pieces) for path, pieces in parts.items()}
+    total = sum(sizes.values())
+    with tqdm(total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES) as bar:
+        for path, pieces in parts.items():
+            yield path, pieces
+            bar.update(sizes[path])
+
+
+def _load_leaf(
+    config: ModelConfig, pieces: list[tuple[int | None, Tensor, StoredTensor]], dtype: np.dtype, sharding: Any
+) -> Any:
+    """One leaf of `params`: its shards on this process's devices, or with `sharding` None the whole of it as numpy."""
+    tensor = pieces[0][1]
+    shape = (() if pieces[0][0] is None else (config.num_layers,)) + tensor.leaf_shape
+    devices: dict[Box, list] = {tuple((0, size) for size in shape): []}
+    if sharding is not None:
+        devices = {}
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            box = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+            devices.setdefault(box, []).append(device)
+    buffers = {box: _empty([high - low for low, high in box], dtype) for box in devices}
+    union = tuple((min(low), max(high)) for low, high in (zip(*bounds) for bounds in zip(*buffers)))
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        broken = {key for key in pool.map(lambda piece: _copy_piece(*piece, buffers), _split(pieces, union)) if key}
+    for key in sorted(broken):
+        warnings.warn(f"tensor {key} holds NaN or infinite values; the model is damaged", InputWarning, stacklevel=4)
+    if sharding is None:
+        return buffers.popitem()[1]
+    import jax
+
+    arrays = []
+    for box in list(buffers):
+        buffer = buffers.pop(box)
+        arrays += [jax.device_put(buffer, device, may_alias=True) for device in devices[box]]
+    return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+
+
+def _empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An array at an address that a CPU device can use as it is, without a copy of its own."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _split(pieces, union: Box) -> Iterator[tuple[int | None, Tensor, StoredTensor, Box]]:
+    """Cuts what `union` needs of every layer's tensor into chunks; their boxes are in the tensor's `split` axes."""
+    for layer, tensor, stored in pieces:
+        inner = union if layer is None else union[1:]
+        if layer is None or union[0][0] <= layer < union[0][1]:
+            box = tuple(inner[tensor.order.index(axis)] for axis in range(len(tensor.split)))
+            for chunk in _chunks(box, 4):
+                yield layer, tensor, stored, chunk
+
+
+def _chunks(box: Box, itemsize: int) -> Iterator[Box]:
+    (low, high), rest = box[0], box[1:]
+    rows = max(1, _CHUNK_BYTES // (itemsize * math.prod(stop - start for start, stop in rest)))
+    for start in range(low, high, rows):
+        yield ((start, min(start + rows, high)), *rest)
+
+
+def _copy_piece(
+    layer: int | None, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]
+) -> str | None:
+    """Reads a chunk and copies it where it belongs; the tensor's name when it is not finite."""
+    data = stored.read(tensor.split, box)
+    found = None if np.isfinite(data).all() else f"{stored.key!r} in {stored.path}"
+    data, box = data.transpose(tensor.order), tuple(box[axis] for axis in tensor.order)
+    if layer is not None:
+        data, box = data[None], ((layer, layer + 1), *box)
+    for place, buffer in buffers.items():
+        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(place, box)]
+        if all(low < high for low, high in common):
+            target = tuple(slice(low - a, high - a) for (low, high), (a, _) in zip(common, place))
+            source = tuple(slice(low - c, high - c) for (low, high), (c, _) in zip(common, box))
+            buffer[target] = data[source]
+    return found
 
 
 def _leaf(params: Params, path: tuple[str, ...]) -> Any:
@@ -280,47 +245,48 @@ def save_pretrained(
     params: Params,
     tokenizer_source: PathLike | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    *,
+    dtype: Any = None,
+    model_card: str | None = None,
 ) -> None:
     """Writes a checkpoint that transformers loads as `GPTNeoXForCausalLM` and `load_pretrained` reads back bit for bit.
 
-    The directory appears complete or not at all. In a job of several processes, one of them calls this.
+    The directory appears complete or not at all. In a job of several processes, one of them calls this. Besides
+    `params`, one shard is in host memory at a time.
 
     Args:
       directory: the destination; must not exist, or be empty.
-      params: stacked parameters, fully addressable from this process; their dtype is kept.
+      params: stacked parameters, numpy or fully addressable from this process.
       tokenizer_source: directory whose tokenizer files are copied.
       max_shard_bytes: larger checkpoints are split into shards of at most this size, and an index.
+      dtype: of the stored weights; None keeps that of `params`.
+      model_card: text of `README.md`.
 
     Raises:
-      InputError: the destination is taken, the tokenizer is missing, or `params` do not fit `config`.
+      InputError: the destination is taken or its disk too small, the tokenizer is missing, or `params` do not fit
+        `config`.
     """
-    directory = pathlib.Path(directory).expanduser().absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"export directory {directory} exists and is not empty; choose another or remove it")
     extras = tokenizer_files(tokenizer_source) if tokenizer_source is not None else []
-    leaves = _host_leaves(config, params)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        dtypes = {leaf.dtype.name for leaf in leaves.values()}
-        _write_config(temporary, config, dtypes.pop() if len(dtypes) == 1 else "float32")
-        _write_weights(temporary, config, leaves, max_shard_bytes)
+    leaves = _checked_leaves(config, params)
+    size = _stored_bytes(config, leaves, dtype)
+    with files.new_directory(directory, "export directory", size) as temporary:
+        dtypes = {np.dtype(dtype or leaf.dtype).name for leaf in leaves.values()}
+        write_config(temporary, config, dtypes.pop() if len(dtypes) == 1 else "float32")
+        _write_weights(temporary, config, leaves, max_shard_bytes, dtype)
         for extra in extras:
             files.write_atomic(temporary / extra.name, extra.read_bytes())
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if model_card is not None:
+            files.write_atomic(temporary / "README.md", model_card)
 
 
-def _host_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...], np.ndarray]:
+def _checked_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...], Any]:
     leaves = {}
-    for name, (tensor, layer) in _layout(config, head=not config.tie_embeddings).items():
+    for name, (tensor, layer) in layout(config, head=not config.tie_embeddings).items():
         if tensor.path in leaves:
             continue
         shape = (() if layer is None else (config.num_layers,)) + tensor.leaf_shape
         try:
-            leaf = np.asarray(_leaf(params, tensor.path))
+            leaf = _leaf(params, tensor.path)
         except KeyError:
             raise InputError(f"params lack {'/'.join(tensor.path)}, which holds {name!r}") from None
         if leaf.shape != shape:
@@ -329,38 +295,18 @@ def _host_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...], n
     return leaves
 
 
-def _write_config(directory: pathlib.Path, config: ModelConfig, dtype: str) -> None:
-    hf = import_transformers().GPTNeoXConfig(
-        architectures=["GPTNeoXForCausalLM"],
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position,
-        rotary_pct=config.rotary_pct,
-        rotary_emb_base=config.rotary_base,
-        layer_norm_eps=config.layer_norm_eps,
-        use_parallel_residual=config.parallel_residual,
-        tie_word_embeddings=config.tie_embeddings,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        dtype=dtype,
-    )
-    # Programs from before transformers 5 look for the rotary settings under their old names.
-    legacy = {"rotary_pct": config.rotary_pct, "rotary_emb_base": config.rotary_base}
-    files.write_json(directory / "config.json", {**hf.to_diff_dict(), **legacy})
-    tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    files.write_json(directory / "generation_config.json", {"_from_model_config": True, **tokens})
+def _stored_bytes(config: ModelConfig, leaves: dict[tuple[str, ...], Any], dtype: Any) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(dtype or leaf.dtype).itemsize for leaf in leaves.values())
 
 
-def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, max_shard_bytes: int) -> None:
+def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, max_shard_bytes: int, dtype: Any) -> None:
+    import safetensors
     from safetensors.numpy import save_file
 
-    layout = _layout(config, head=not config.tie_embeddings)
+    names = layout(config, head=not config.tie_embeddings)
     shards, total, room = [[]], 0, max_shard_bytes
-    for name, (tensor, _) in layout.items():
-        size = math.prod(tensor.shape) * leaves[tensor.path].dtype.itemsize
+    for name, (tensor, _) in names.items():
+        size = math.prod(tensor.shape) * np.dtype(dtype or leaves[tensor.path].dtype).itemsize
         if size > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes
@@ -368,24 +314,30 @@ def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, m
         room -= size
         total += size
     weight_map = {}
-    for number, names in enumerate(shards, 1):
-        file = _WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for number, shard in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
-        for name in names:
-            tensor, layer = layout[name]
+        for name in shard:
+            tensor, layer = names[name]
             leaf = leaves[tensor.path]
-            key = name if name == _HEAD else _PREFIX + name
-            tensors[key] = tensor.to_hf(leaf if layer is None else leaf[layer])
+            value = np.asarray(leaf if layer is None else leaf[layer])
+            key = name if name == HEAD else PREFIX + name
+            tensors[key] = tensor.to_hf(value if dtype is None else value.astype(dtype))
             weight_map[key] = file
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, directory / file, metadata={"format": "pt"})
+        except safetensors.SafetensorError as e:  # its spelling of a full disk
+            raise OSError(str(e)) from None
         # safetensors creates files readable by their owner only, whatever the umask.
         shutil.copymode(directory / "config.json", directory / file)
     if len(shards) > 1:
-        files.write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def model_fingerprint(directory: PathLike) -> str:
-    """A hash of `config.json` and the weight files."""
+    """A hash of `config.json` and the weight files; a converted directory has that of its source and dtype."""
     directory = resolve_model(directory)
     load_config(directory)
-    return files.file_fingerprint(directory / "config.json", *_weight_files(directory))
+    if converted.is_converted(directory):
+        return converted.fingerprint(directory)
+    return files.file_fingerprint(directory / "config.json", *weight_files(directory))

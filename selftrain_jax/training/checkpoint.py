@@ -3,13 +3,12 @@
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import param_axes, param_shapes
+from selftrain_jax.models.converted import restore_target
+from selftrain_jax.models.gpt_neox import param_shardings
 from selftrain_jax.training.step import TrainState
 
 
@@ -51,9 +50,11 @@ class Checkpoints:
 
 
 def restore_params(
-    directory: str | pathlib.Path, config: ModelConfig, mesh: Mesh, step: int | None = None
+    directory: str | pathlib.Path, config: ModelConfig, mesh: Mesh | None = None, step: int | None = None
 ) -> dict[str, Any]:
-    """The parameters of the newest (or the given) checkpoint, spread over `mesh`, whatever mesh wrote them.
+    """The parameters of the newest (or the given) checkpoint, whatever mesh wrote them.
+
+    They are spread over `mesh`, or returned as numpy arrays without one.
 
     Raises:
       InputError: there is no such checkpoint.
@@ -67,11 +68,6 @@ def restore_params(
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise InputError(f"no checkpoint {'' if step is None else f'of step {step} '}in {path}; train first")
-        shapes = param_shapes(config)
-        placed = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            shapes,
-            parallel.shardings(mesh, param_axes(config), shapes),
-        )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(placed))
+        target = restore_target(config, None if mesh is None else param_shardings(config, mesh))
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
         return manager.restore(step, args=args).params

@@ -1,0 +1,116 @@
+"""Models as Orbax arrays: what `selftrain convert` writes, and what restores on any mesh of any number of processes.
+
+The directory holds `config.json` and the tokenizer as a Hugging Face one does; `params/` is an Orbax checkpoint of the
+stacked parameters, and `conversion.json` says what they were made from.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from selftrain_jax import files
+from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.hf_config import write_config
+from selftrain_jax.models.tokenizer import tokenizer_files
+
+Params = dict[str, Any]
+
+_PARAMS, _RECORD = "params", "conversion.json"
+
+
+def is_converted(directory: pathlib.Path) -> bool:
+    return (directory / _RECORD).is_file()
+
+
+def save(
+    directory: pathlib.Path,
+    config: ModelConfig,
+    params: Params,
+    record: dict[str, Any],
+    tokenizer_source: pathlib.Path | None = None,
+) -> None:
+    """Writes `params` as a converted directory, which appears complete or not at all.
+
+    Args:
+      directory: must not exist, or be empty.
+      record: what `conversion.json` says besides; needs "fingerprint", which stands for the contents.
+
+    Raises:
+      InputError: the destination is taken or its disk too small.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    leaves = jax.tree.leaves(params)
+    with files.new_directory(directory, "converted model", sum(leaf.nbytes for leaf in leaves)) as temporary:
+        dtype = leaves[0].dtype.name
+        write_config(temporary, config, dtype)
+        for extra in tokenizer_files(tokenizer_source) if tokenizer_source is not None else []:
+            files.write_atomic(temporary / extra.name, extra.read_bytes())
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / _PARAMS, params)
+        files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
+
+
+def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, shardings: Params | None) -> Params:
+    """The parameters with `shardings`, or as numpy arrays with None, cast to `dtype` on the way.
+
+    Raises:
+      InputError: the arrays are missing, damaged, or not those of `config`.
+    """
+    import orbax.checkpoint as ocp
+
+    check(directory, config)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
+    except Exception as e:  # Orbax and its storage layer raise many kinds
+        raise InputError(_damaged(directory, e)) from e
+
+
+def restore_target(config: ModelConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
+    """What Orbax is asked to restore: arrays with `shardings`, or numpy arrays with None."""
+    import jax
+
+    from selftrain_jax.models.gpt_neox import param_shapes
+
+    shapes = param_shapes(config)
+    if shardings is None:
+        return jax.tree.map(lambda s: np.empty(s.shape, dtype), shapes)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where), shapes, shardings)
+
+
+def check(directory: pathlib.Path, config: ModelConfig) -> None:
+    """Raises `InputError` when the stored arrays are missing or not those of `config`; no array is read."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    from selftrain_jax.models import gpt_neox
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata.tree
+        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(stored)}
+    except Exception as e:  # as above
+        raise InputError(_damaged(directory, e)) from e
+    wanted = jax.tree.leaves_with_path(gpt_neox.param_shapes(config))
+    for path, leaf in wanted:
+        name = jax.tree_util.keystr(path)
+        if stored.get(name) != leaf.shape:
+            raise InputError(
+                f"{directory}: parameter {name} has shape {stored.get(name)}, but config.json asks for {leaf.shape}; "
+                "convert the model again"
+            )
+
+
+def fingerprint(directory: pathlib.Path) -> str:
+    record = files.read_json(directory / _RECORD, "conversion record")
+    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
+        raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
+    return record["fingerprint"]
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> str:
+    return f"{directory / _PARAMS} is not a readable Orbax checkpoint ({one_line(error)[:200]}); convert the model again"
