@@ -1,0 +1,180 @@
+"""A checkpoint read straight into shards is the checkpoint read whole, on every mesh, and in Orbax form on any other."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputWarning
+from selftrain_jax.export import convert
+from selftrain_jax.models import converted, gpt_neox, hf
+from tests.models.checkpoints import (
+    CONFIG,
+    OLD_CONFIG,
+    TIED,
+    assert_same_bits,
+    old_tensors,
+    random_params,
+    refuses,
+    write_checkpoint,
+    write_tokenizer,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MESHES = [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
+
+
+def mesh_of(shape):
+    return parallel.make_mesh(parallel.MeshConfig(*shape))
+
+
+def on_host(params):
+    return jax.tree.map(np.asarray, params)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks per tensor, with a last one that is smaller."""
+    monkeypatch.setattr(hf, "_CHUNK_BYTES", 600)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+def test_shards_hold_the_checkpoint(tmp_path, config, shape):
+    expected = random_params(config)
+    hf.save_pretrained(tmp_path / "model", config, expected, max_shard_bytes=8000)
+    mesh = mesh_of(shape)
+    found_config, params = hf.load_pretrained(tmp_path / "model", mesh=mesh)
+    assert found_config == config
+    assert_same_bits(on_host(params), expected)
+    placement = gpt_neox.param_shardings(config, mesh)
+    jax.tree.map(lambda leaf, where: pytest.fail() if leaf.sharding != where else None, params, placement)
+
+
+def test_rules_of_the_caller_place_the_parameters(tmp_path):
+    expected = random_params(CONFIG)
+    hf.save_pretrained(tmp_path / "model", CONFIG, expected)
+    rules = dict.fromkeys(parallel.RULES) | {"layers": "data", "head_dim": "tensor", "qkv": None, "embed": ("data", "fsdp")}
+    rules["embed"] = None
+    _, params = hf.load_pretrained(tmp_path / "model", mesh=mesh_of((2, 1, 4)), rules=rules)
+    kernel = params["layers"]["qkv"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec("data", None, None, None, "tensor")
+    assert_same_bits(on_host(params), expected)
+
+
+@pytest.mark.parametrize("mesh", [None, (1, 4, 2)], ids=["host", "mesh"])
+def test_weights_are_cast_on_the_way(tmp_path, mesh):
+    expected = random_params(CONFIG)
+    hf.save_pretrained(tmp_path / "model", CONFIG, expected)
+    _, params = hf.load_pretrained(tmp_path / "model", dtype="bfloat16", mesh=mesh and mesh_of(mesh))
+    assert_same_bits(on_host(params), jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), expected))
+
+
+def test_loaded_parameters_do_not_share_memory(tmp_path):
+    """Devices may use the buffers that were read into, so a donated step must not reach another load."""
+    hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG))
+    mesh = mesh_of((1, 4, 2))
+    first, second = (hf.load_pretrained(tmp_path / "model", mesh=mesh)[1] for _ in range(2))
+    jax.block_until_ready(jax.jit(lambda p: jax.tree.map(lambda x: x * 0, p), donate_argnums=0)(first))
+    assert_same_bits(on_host(second), random_params(CONFIG))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_warned_of_by_name(tmp_path, value, dtype):
+    tensors = old_tensors(dtype=dtype)
+    tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][39, 15] = value
+    model = write_checkpoint(tmp_path / "model", tensors)
+    with pytest.warns(InputWarning, match="gpt_neox.layers.1.mlp.dense_h_to_4h.weight.*NaN or infinite") as caught:
+        hf.load_pretrained(model, mesh=mesh_of((1, 4, 2)))
+    assert len(caught) == 1
+
+
+def test_each_process_reads_its_own_part():
+    """Two processes that share an fsdp x tensor mesh: each asks the system for about half of the file."""
+    if not os.path.exists("/proc/self/io"):
+        pytest.skip("counts bytes as Linux does")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "loading.py", "--preset=pythia-31m", "--layers=2", "--processes=2"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 0.4 < json.loads(done.stdout.splitlines()[-1])["read_share"] < 0.6
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A Hugging Face directory with a tokenizer, in half precision as published."""
+    directory = write_checkpoint(tmp_path / "model", old_tensors())
+    write_tokenizer(directory)
+    return directory
+
+
+def test_orbax_on_one_mesh_restores_on_another_and_exports_the_same_bits(model, tmp_path):
+    config, params = hf.load_pretrained(model, mesh=mesh_of((1, 4, 2)))
+    hf.save_pretrained(tmp_path / "direct", config, params)
+    converted.save(tmp_path / "orbax", config, params, {"fingerprint": "any"})
+    for shape in MESHES:
+        found_config, found = hf.load_pretrained(tmp_path / "orbax", mesh=mesh_of(shape))
+        assert found_config == config
+        where = gpt_neox.param_shardings(config, mesh_of(shape))
+        jax.tree.map(lambda leaf, s: pytest.fail() if leaf.sharding != s else None, found, where)
+        hf.save_pretrained(tmp_path / str(shape), config, found)
+        exported = (tmp_path / str(shape) / "model.safetensors").read_bytes()
+        assert exported == (tmp_path / "direct" / "model.safetensors").read_bytes()
+
+
+def test_a_converted_directory_serves_wherever_a_model_does(model, tmp_path):
+    convert(str(model), tmp_path / "orbax")
+    hf.check_pretrained(tmp_path / "orbax")
+    assert_same_bits(hf.load_pretrained(tmp_path / "orbax")[1], hf.load_pretrained(model)[1])
+    half = hf.load_pretrained(tmp_path / "orbax", dtype="bfloat16", mesh=mesh_of((2, 2, 2)))[1]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    assert (tmp_path / "orbax" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+def test_the_fingerprint_of_a_converted_directory_follows_its_source(model, tmp_path):
+    convert(str(model), tmp_path / "a")
+    convert(str(model), tmp_path / "b")
+    convert(str(model), tmp_path / "half", dtype="bfloat16")
+    (tmp_path / "other").mkdir()
+    write_checkpoint(tmp_path / "other", {name: x + 1 if x.dtype == np.float16 else x for name, x in old_tensors().items()})
+    convert(str(tmp_path / "other"), tmp_path / "c")
+    a, b, *others = (hf.model_fingerprint(tmp_path / name) for name in ("a", "b", "half", "c"))
+    assert a == b and len({a, *others}) == 3
+
+
+def test_faults_of_converted_directories(model, tmp_path):
+    convert(str(model), tmp_path / "orbax")
+
+    def damaged(name, change):
+        directory = shutil.copytree(tmp_path / "orbax", tmp_path / name)
+        change(directory)
+        refuses(lambda: hf.load_pretrained(directory), directory)
+        return directory
+
+    damaged("no-params", lambda d: shutil.rmtree(d / "params"))
+    damaged("wider", lambda d: (d / "config.json").write_text(json.dumps(OLD_CONFIG | {"intermediate_size": 41})))
+    damaged("no-metadata", lambda d: (d / "params" / "_METADATA").unlink())
+    directory = shutil.copytree(tmp_path / "orbax", tmp_path / "record")
+    (directory / "conversion.json").write_text("{}")
+    refuses(lambda: hf.model_fingerprint(directory), "fingerprint", "convert")
+
+
+def test_convert_refuses_before_it_writes(model, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    refuses(lambda: convert(str(model), tmp_path / "out", dtype="int8"), "dtype='int8'", "float32")
+    refuses(lambda: convert(str(model), model), "not empty")
+    refuses(lambda: convert(str(tmp_path / "none"), tmp_path / "out"), "not found")
+    refuses(lambda: convert(str(model), tmp_path / "out", revision="step1"), "step1", "local directory")
+    write_tokenizer(model, words=[f"w{i}" for i in range(60)])
+    refuses(lambda: convert(str(model), tmp_path / "out"), "61 ids", "vocab_size=48")
+    assert sorted(tmp_path.iterdir()) == before
