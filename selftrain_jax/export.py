@@ -113,7 +113,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str, step: int | None) ->
     else:
         config = hf.load_config(student)
         params = restore_params(workdir / "train" / model / "checkpoints", config, step=step)
-    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "sample", "subset", "train")}
+    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "sample", "audit", "subset", "train")}
     shown |= {"model": model, "checkpoint": "last" if step is None else step, "text": _text_of(pipeline, model)}
     # Figures were measured on the last checkpoint.
     report = workdir / "report" / "report.json"
@@ -156,9 +156,11 @@ def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
     before = {r["metric"]: r for r in rows if r["model"] == "base" and r["seed"] in (0, int(seed))}
     lines = ["| metric | n | before | after |", "|---|---|---|---|"]
     for metric, row in after.items():
-        cells = [_cell(before.get(metric)), _cell(row)]
-        lines.append(f"| {metric} | {row['n']} | {' | '.join(cells)} |")
-    return [*lines, "", "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token."]
+        lines.append(f"| {metric} | {row['n']} | {_cell(before.get(metric))} | {_cell(row)} |")
+    return [
+        *lines, "", "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token. "
+        "Which change is due to this text, only the run's controls can tell.",
+    ]  # fmt: skip
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -65,9 +65,12 @@ def restore_params(
     if not path.is_dir():
         raise InputError(f"checkpoint directory not found: {path}; train first")
     with ocp.CheckpointManager(path, item_names=("params", "training")) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise InputError(f"no checkpoint {'' if step is None else f'of step {step} '}in {path}; train first")
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise InputError(f"no checkpoint in {path}; train first")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise InputError(f"no checkpoint of step {step} in {path}; there are {', '.join(map(str, steps))}")
         target = restore_target(config, None if mesh is None else param_shardings(config, mesh))
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
         return manager.restore(step, args=args).params

@@ -18,17 +18,28 @@ class Selftrain:
     """`selftrain` on the tiny config, and what it leaves in a workdir."""
 
     def start(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.Popen:
+        return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices)
+
+    def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
+        """Waits for the end, whatever it is."""
+        return self._finish(self.start(*arguments, **options))
+
+    def command(self, *arguments) -> subprocess.CompletedProcess:
+        """A sub-command that takes no config."""
+        return self._finish(self._open(*arguments))
+
+    @staticmethod
+    def _open(*arguments, devices=1) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "-m", "selftrain_jax", name, f"--config={config}", f"--workdir={workdir}", *settings],
+            [sys.executable, "-m", "selftrain_jax", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
-    def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
-        """Waits for the end, whatever it is."""
-        process = self.start(*arguments, **options)
+    @staticmethod
+    def _finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -54,14 +65,12 @@ class Selftrain:
         """The last checkpoint of a trained model, leaf by leaf."""
         import jax
 
-        from selftrain_jax import parallel
         from selftrain_jax.models import hf
         from selftrain_jax.training.checkpoint import restore_params
 
-        mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
         config = hf.load_config(workdir / "lab" / "base" / "model")
-        leaves = jax.tree.leaves_with_path(restore_params(workdir / "train" / model / "checkpoints", config, mesh))
-        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        leaves = jax.tree.leaves_with_path(restore_params(workdir / "train" / model / "checkpoints", config))
+        return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 @pytest.fixture(scope="session")

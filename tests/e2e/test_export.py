@@ -1,0 +1,129 @@
+"""A finished run's models leave it as Hugging Face directories that anybody can load, card included."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from selftrain_jax import export
+from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models.tokenizer import load_tokenizer
+from selftrain_jax.sampling import decode
+from selftrain_jax.training.checkpoint import restore_params
+from tests.models.checkpoints import assert_same_bits, refuses
+
+
+@pytest.fixture(scope="module")
+def exported(selftrain, finished, tmp_path_factory):
+    """The trained model, exported by the command line."""
+    directory = tmp_path_factory.mktemp("exported") / "model"
+    done = selftrain.command("export", str(finished[0]), str(directory))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"Hugging Face model: {directory}\n" and not done.stderr
+    return directory
+
+
+@pytest.mark.parametrize("model", ["self-0", "real-0", "other-0"])
+def test_each_trained_model_is_its_last_checkpoint(finished, tmp_path, model):
+    export.export(finished[0], tmp_path / "model", model=model)
+    config, params = hf.load_pretrained(tmp_path / "model")
+    assert_same_bits(params, restore_params(finished[0] / "train" / model / "checkpoints", config))
+
+
+def test_base_is_the_student_and_an_earlier_step_another_model(finished, tmp_path):
+    steps = sorted(int(p.name) for p in (finished[0] / "train/self-0/checkpoints").iterdir() if p.name.isdigit())
+    export.export(finished[0], tmp_path / "base", model="base")
+    export.export(finished[0], tmp_path / "early", step=steps[0])
+    export.export(finished[0], tmp_path / "last", step=steps[-1])
+    base, early, last = (hf.load_pretrained(tmp_path / name)[1] for name in ("base", "early", "last"))
+    assert_same_bits(base, hf.load_pretrained(finished[0] / "lab/base/model")[1])
+    assert (early["head"]["kernel"] != last["head"]["kernel"]).any()
+    assert "not evaluated" in (tmp_path / "early" / "README.md").read_text()
+
+
+def test_the_card_states_settings_and_measured_figures(selftrain, finished, exported):
+    card = (exported / "README.md").read_text()
+    settings = json.loads(card.split("```json\n")[1].split("```")[0])
+    asked = json.loads((finished[0] / "config.json").read_text())
+    assert {name: settings[name] for name in ("sample", "train")} == {name: asked[name] for name in ("sample", "train")}
+    cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    table = {row[0]: row[1:] for row in cells}
+    figures = {(r["model"], r["metric"]): r for r in selftrain.report(finished[0])["metrics"]}
+    measured = [metric for model, metric in figures if model == "self"]
+    assert set(measured) == set(table) - {"metric"} and measured
+    for metric in measured:
+        n, *shown = table[metric]
+        assert int(n) == figures["self", metric]["n"]
+        for cell, model in zip(shown, ("base", "self")):
+            value = figures[model, metric]["value"]
+            scale = 1 if metric.startswith(("nll", "first_mismatch")) else 100
+            assert float(cell.split()[0]) == pytest.approx(scale * value, abs=0.051 if scale == 100 else 0.00051)
+
+
+def test_transformers_writes_the_same_greedy_tokens(exported, caplog):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    import transformers
+
+    transformers.logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            reference = transformers.AutoModelForCausalLM.from_pretrained(exported)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    finally:
+        transformers.logging.disable_propagation()
+    assert not caplog.messages
+    config, params = hf.load_pretrained(exported)
+    words = [word for word, i in load_tokenizer(exported).get_vocab().items() if i > 1]
+    text = " ".join(words[:20])
+    assert tokenizer(text, add_special_tokens=False).input_ids == load_tokenizer(exported)(text).input_ids
+    prompts = np.random.default_rng(0).integers(2, config.vocab_size, (8, 4), dtype=np.int32)
+    reference.generation_config.eos_token_id = None
+    expected = reference.generate(
+        torch.from_numpy(prompts).long(), attention_mask=torch.ones(prompts.shape), max_new_tokens=40, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    found = decode.greedy_continue(gpt_neox.GPTNeoX(config), params, prompts, 40)
+    np.testing.assert_array_equal(found, expected[:, 4:].numpy())
+
+
+def test_half_precision_and_the_way_through_orbax(selftrain, finished, exported, tmp_path):
+    export.export(finished[0], tmp_path / "half", dtype="bfloat16")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    done = selftrain.command("convert", str(exported), str(tmp_path / "orbax"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = selftrain.command("export", str(tmp_path / "orbax"), str(tmp_path / "again"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+
+
+def test_faults_leave_nothing_behind(finished, exported, tmp_path):
+    source, out = finished[0], tmp_path / "out"
+    refuses(lambda: export.export(source, out, model="self-1"), "'self-1'", "self-0, ")
+    refuses(lambda: export.export(source, out, step=1000), "step 1000", "there are")
+    refuses(lambda: export.export(source, out, model="base", step=1), "step=1", "base")
+    refuses(lambda: export.export(source, out, dtype="int4"), "dtype='int4'")
+    refuses(lambda: export.export(exported, out), exported, "needs no export")
+    refuses(lambda: export.export(tmp_path / "none", out), "config.json")
+    refuses(lambda: export.export(source, exported), exported, "not empty")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(finished, tmp_path, monkeypatch):
+    """A limit on the size of files stands in for the disk: the system refuses the write half-way."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from selftrain_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, "export", str(finished[0]), str(tmp_path / "out")]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-3000:]
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"selftrain: error: export directory {tmp_path / 'out'} cannot be written")
+    assert not list(tmp_path.iterdir())
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 0, 100))
+    refuses(lambda: export.export(finished[0], tmp_path / "out"), "bytes, but its disk has 100 free")
+    assert not list(tmp_path.iterdir())
