@@ -72,12 +72,23 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
     probes.add_argument("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
     probes.add_argument("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
+    text = "compare our model with transformers on PyTorch (pip install torch), on the same checkpoint"
+    verify = commands.add_parser("verify", help=text, description=text[0].upper() + text[1:] + ". Exit code 0 only if "
+                                 "the fp32 logits agree.")  # fmt: skip
+    verify.add_argument("model", metavar="MODEL", help="a Hugging Face directory, or a name such as EleutherAI/pythia-70m")
+    verify.add_argument("--revision", metavar="R", help="branch, tag or commit of a name, e.g. step1000")
+    verify.add_argument("--dtype", action="append", choices=("fp32", "bf16"), help="what to compare, once or more; default "
+                        "both. fp32 is always measured, since it decides")  # fmt: skip
+    verify.add_argument("--arc-easy", metavar="FILE.jsonl", help="the ARC-Easy test set: with pythia-70m, checks the "
+                        "published log-likelihoods of its first item too")  # fmt: skip
     return parser
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
     if arguments.command == "probes":
         return _convert_probes(arguments, overrides)
+    if arguments.command == "verify":
+        return _verify(arguments, overrides)
     config = load_config(arguments.config, overrides)
     from selftrain_jax import stages
     from selftrain_jax.pipeline import Pipeline, save_config
@@ -168,6 +179,29 @@ def _convert_probes(arguments: argparse.Namespace, unknown: list[str]) -> int:
     counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain verify --help")
+    from selftrain_jax.models import verify
+
+    model, revision, item = arguments.model, arguments.revision, None
+    if arguments.arc_easy is not None:
+        from selftrain_jax.evaluation import published
+
+        item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
+    _start_jax()
+    verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
+    _say(verify.format_tables(verdict) + "\n")
+    ok, last = verdict.ok, verify.format_verdict(verdict)
+    if item is not None:
+        check = published.check_arc_easy(item, model, revision)
+        _say(published.format_check(check) + "\n")
+        last += f"; ARC-Easy figures {'agree' if check.ok else 'DIFFER'} (max gap {check.max_gap:.1e})"
+        ok &= check.ok
+    _say(last)
+    return 0 if ok else 1
 
 
 def _show_documents(workdir: pathlib.Path, count: int) -> None:
