@@ -194,13 +194,13 @@ def _verify(arguments: argparse.Namespace, unknown: list[str]) -> int:
     _start_jax()
     verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
     _say(verify.format_tables(verdict) + "\n")
-    ok, last = verdict.ok, verify.format_verdict(verdict)
+    ok, outcome = verdict.ok, [verify.format_verdict(verdict)]
     if item is not None:
         check = published.check_arc_easy(item, model, revision)
         _say(published.format_check(check) + "\n")
-        last += f"; ARC-Easy figures {'agree' if check.ok else 'DIFFER'} (max gap {check.max_gap:.1e})"
         ok &= check.ok
-    _say(last)
+        outcome.append(f"ARC-Easy figures {'agree' if check.ok else 'differ'} (max gap {check.max_gap:.1e} nats)")
+    _say(f"{'OK' if ok else 'DIFFERENT'}: {'; '.join(outcome)}")
     return 0 if ok else 1
 
 

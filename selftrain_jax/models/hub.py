@@ -140,7 +140,8 @@ def _explain(error: Exception, name: str) -> str:
         return "the hub has had too many requests from here; try again in some minutes, or set HF_TOKEN for a higher limit"
     if status is not None:
         return f"the hub answered with an error ({status}); try again later, or pass a local directory"
-    if failed in (errno.ENOSPC, errno.EDQUOT):
+    # The client's own downloader for large files reports a full disk in words only.
+    if failed in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return f"the disk of the cache {constants.HF_HUB_CACHE} is full; free some space, or set HF_HOME to another disk"
     if met(PermissionError) and "TransportError" not in kinds:
         return f"the cache {constants.HF_HUB_CACHE} is not writable ({one_line(error)[:120]}); set HF_HOME to another folder"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.models import gpt_neox, hf, ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import Params
@@ -199,12 +199,15 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
     with _quiet(import_transformers()) as transformers:
         import torch
 
-        model, loading = transformers.GPTNeoXForCausalLM.from_pretrained(
-            directory,
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        try:
+            model, loading = transformers.GPTNeoXForCausalLM.from_pretrained(
+                directory,
+                dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as e:  # a file that is missing, broken or of another shape: each has a class of its own
+            raise InputError(f"transformers cannot load {directory} ({one_line(e)[:300]}); download it again") from None
     if loading["missing_keys"]:
         raise InputError(f"{directory}: transformers misses {min(loading['missing_keys'])!r}; download it again")
     model.eval()
@@ -260,9 +263,9 @@ def format_tables(verdict: Verdict) -> str:
 
 
 def format_verdict(verdict: Verdict) -> str:
-    """One line."""
+    """The outcome in a few words, without a line break."""
     gap, where = verdict.logits[0].max, verdict.first_divergence
     if verdict.ok:
         note = f", although {where} is more than {RELATIVE_TOLERANCE:.0e} off" if where else ""
-        return f"OK: fp32 logits agree within {verdict.tolerance:.1e} (max gap {gap:.1e}){note}"
-    return f"DIFFERENT: fp32 logits are up to {gap:.1e} apart (allowed: {verdict.tolerance:.1e}); first at: {where}"
+        return f"fp32 logits agree within {verdict.tolerance:.1e} (max gap {gap:.1e}){note}"
+    return f"fp32 logits are up to {gap:.1e} apart (allowed: {verdict.tolerance:.1e}); first at: {where}"

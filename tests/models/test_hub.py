@@ -310,6 +310,7 @@ def test_the_cache_has_no_room_or_may_not_be_written(monkeypatch, tmp_path):
         return str(caught.value)
 
     refused(fails(OSError(errno.ENOSPC, "No space left on device")), "full", "HF_HOME")
+    refused(fails(RuntimeError("Data error: No space left on device (os error 28)")), "full", "HF_HOME")
     refused(fails(PermissionError(errno.EACCES, "Permission denied")), "not writable", "HF_HOME")
     refused(fails(ValueError("odd\nthing")), "ValueError: odd thing", "local directory")
 
@@ -342,9 +343,15 @@ def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
 
 @pytest.mark.hub
 def test_the_real_hub_serves_the_smallest_pythia(tmp_path):
-    code = "from selftrain_jax.models import hf; print(hf.load_config('EleutherAI/pythia-14m').num_layers)"
+    arguments = json.dumps(["EleutherAI/pythia-14m", "step1000", False, False])
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if "no connection" in done.stderr:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, arguments],
+        env=environment | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    if "no connection" in done.stdout:
         pytest.skip("the Hugging Face hub cannot be reached")
-    assert done.stdout.strip() == "6", done.stderr
+    found = done.stdout.splitlines()[0].removeprefix("found ")
+    assert json.load(open(os.path.join(found, "config.json")))["num_hidden_layers"] == 6

@@ -165,6 +165,15 @@ def test_without_pytorch(monkeypatch, capsys):
     assert error.count("\n") == 1 and "pip install torch" in error
 
 
+def test_a_broken_checkpoint_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    assert cli.main(["verify", str(tmp_path)]) == 2
+    (tmp_path / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:-9])
+    assert cli.main(["verify", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all(str(tmp_path) in error for error in errors)
+
+
 def test_wrong_use_is_refused(tmp_path, capsys):
     for argv, word in (
         (["verify", str(tmp_path / "none")], "not found"),
@@ -211,13 +220,14 @@ def test_published_figures_decide_as_well(checkpoint, arc_easy, monkeypatch, cap
     monkeypatch.setitem(PRESETS, "pythia-70m", hf.load_config(model))
     argv = ["verify", str(model), "--dtype=fp32", f"--arc-easy={arc_easy}"]
     assert cli.main(argv) == 1
-    assert "ARC-Easy figures DIFFER" in capsys.readouterr().out.splitlines()[-1]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("DIFFERENT: fp32 logits agree") and "ARC-Easy figures differ" in last
     found = published.check_arc_easy(ITEM, model).found
     assert all(value < -1 for value in found)
     monkeypatch.setattr(published, "_LOG_LIKELIHOODS", tuple(value + 0.009 for value in found))
     assert cli.main(argv) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("OK") and "ARC-Easy figures agree (max gap 9.0e-03)" in last
+    assert last.startswith("OK") and "ARC-Easy figures agree (max gap 9.0e-03 nats)" in last
 
 
 @pytest.mark.hub
