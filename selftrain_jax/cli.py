@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--model", default="self-0", help="which model of the run: self-0 (default), real-0, base, ...")
     export.add_argument("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
     export.add_argument("--dtype", default="float32", metavar="DTYPE", help="float32 (default), bfloat16 or float16")
+    text = "compare our model with transformers on PyTorch (pip install torch), on the same checkpoint"
+    verify = commands.add_parser("verify", help=text, description=text[0].upper() + text[1:] + ". Exit code 0 only if "
+                                 "the fp32 logits agree.")  # fmt: skip
+    verify.add_argument("model", metavar="MODEL", help="a Hugging Face directory, or a name such as EleutherAI/pythia-70m")
+    verify.add_argument("--revision", metavar="R", help="branch, tag or commit of a name, e.g. step1000")
+    verify.add_argument("--dtype", action="append", choices=("fp32", "bf16"), help="what to compare, once or more; default "
+                        "both. fp32 is always measured, since it decides")  # fmt: skip
+    verify.add_argument("--arc-easy", metavar="FILE.jsonl", help="the ARC-Easy test set: with pythia-70m, checks the "
+                        "published log-likelihoods of its first item too")  # fmt: skip
     return parser
 
 
@@ -218,7 +227,28 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_TOOLS = {"probes": _convert_probes, "convert": _convert, "export": _export}
+def _verify(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.models import verify
+
+    model, revision, item = arguments.model, arguments.revision, None
+    if arguments.arc_easy is not None:
+        from selftrain_jax.evaluation import published
+
+        item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
+    _start_jax()
+    verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
+    _say(verify.format_tables(verdict) + "\n")
+    ok, outcome = verdict.ok, [verify.format_verdict(verdict)]
+    if item is not None:
+        check = published.check_arc_easy(item, model, revision)
+        _say(published.format_check(check) + "\n")
+        ok &= check.ok
+        outcome.append(f"ARC-Easy figures {'agree' if check.ok else 'differ'} (max gap {check.max_gap:.1e} nats)")
+    _say(f"{'OK' if ok else 'DIFFERENT'}: {'; '.join(outcome)}")
+    return 0 if ok else 1
+
+
+_TOOLS = {"probes": _convert_probes, "convert": _convert, "export": _export, "verify": _verify}
 
 
 def _show_documents(workdir: pathlib.Path, count: int) -> None:

@@ -113,7 +113,8 @@ def _from_run(workdir: pathlib.Path, name: str, model: str, step: int | None) ->
     else:
         config = hf.load_config(student)
         params = restore_params(workdir / "train" / model / "checkpoints", config, step=step)
-    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "sample", "audit", "subset", "train")}
+    fields = ("title", "source", "student", "revision", "sample", "audit", "subset", "train")
+    shown = {field: settings[field] for field in fields}
     shown |= {"model": model, "checkpoint": "last" if step is None else step, "text": _text_of(pipeline, model)}
     # Figures were measured on the last checkpoint.
     report = workdir / "report" / "report.json"

@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == [*COMMANDS, "probes"]
+    assert listed == [*COMMANDS, "probes", "convert", "export", "verify"]
     assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
 
 
@@ -51,6 +51,12 @@ def test_help_of_probes_is_complete(capsys):
     assert run("probes", "--help") == 0
     text = capsys.readouterr().out
     assert all(f"--{name}" in text for name in ("prefixes", "suffixes", "source", "target", "out"))
+
+
+def test_help_of_verify_is_complete(capsys):
+    assert run("verify", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("MODEL", "--revision R", "--dtype {fp32,bf16}", "--arc-easy FILE", "Exit code 0"))
 
 
 def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):

@@ -74,13 +74,10 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     return rows
 
 
-def multiple_choice(
+def choice_log_probs(
     scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
-) -> dict[str, np.ndarray]:
-    """Which questions are answered right: bool `[n]` for each of two rules.
-
-    "acc" picks the choice of the highest log-probability, "acc_norm" that of the highest per character (both as in
-    lm-evaluation-harness; the first choice wins ties).
+) -> list[np.ndarray]:
+    """Log-probability of every choice given its question, in nats: one float64 array per row.
 
     Args:
       template: the prompt, with `{question}` in it; each choice is appended after one space.
@@ -98,9 +95,21 @@ def multiple_choice(
         sequences.append(ids[cut:])
         starts.append(max(start - cut, 1))
     totals = iter([s.log_probs.sum(dtype=np.float64) for s in scorer(sequences, starts)])
+    return [np.array([next(totals) for _ in row["choices"]]) for row in rows]
+
+
+def multiple_choice(
+    scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
+) -> dict[str, np.ndarray]:
+    """Which questions are answered right: bool `[n]` for each of two rules.
+
+    "acc" picks the choice of the highest log-probability, "acc_norm" that of the highest per character (both as in
+    lm-evaluation-harness; the first choice wins ties).
+
+    The arguments are those of `choice_log_probs`.
+    """
     hits = {"acc": [], "acc_norm": []}
-    for row in rows:
-        log_probs = np.array([next(totals) for _ in row["choices"]])
+    for row, log_probs in zip(rows, choice_log_probs(scorer, config, tokenizer, rows, template, add_bos=add_bos)):
         lengths = np.array([len(choice.lstrip()) for choice in row["choices"]])
         hits["acc"].append(np.argmax(log_probs) == row["gold"])
         hits["acc_norm"].append(np.argmax(log_probs / lengths) == row["gold"])

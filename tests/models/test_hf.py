@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from selftrain_jax.models import gpt_neox, hf, hub
+from selftrain_jax.models import gpt_neox, hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
     CONFIG,
@@ -315,46 +315,3 @@ def test_model_fingerprint_follows_contents_not_place(tmp_path):
     hf.save_pretrained(tmp_path / "weights", CONFIG, params)
     hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, layer_norm_eps=1e-6), params)
     assert len({hf.model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
-
-
-def test_hub_names_are_downloaded_without_pytorch_weights(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    calls = []
-
-    def snapshot_download(name, *, revision, allow_patterns):
-        calls.append((name, revision, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert hub.resolve_model("EleutherAI/pythia-14m", revision="step1000") == tmp_path
-    assert hub.resolve_model("EleutherAI/pythia-14m", weights=False) == tmp_path
-    assert calls == [
-        ("EleutherAI/pythia-14m", "step1000", ["*.json", "*.safetensors"]),
-        ("EleutherAI/pythia-14m", None, ["*.json"]),
-    ]
-
-
-@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("odd"), RuntimeError()])
-def test_hub_failures_become_one_line(monkeypatch, error):
-    import huggingface_hub
-
-    def snapshot_download(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    words = ["EleutherAI/pythia-14m", "step1", "HF_HUB_OFFLINE", "local directory"]
-    refuses(lambda: hub.resolve_model("EleutherAI/pythia-14m", revision="step1"), *words)
-
-
-def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("asked the hub"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "model").mkdir(parents=True)
-    (tmp_path / "runs" / "file").write_text("")
-    assert hub.resolve_model("runs/model").samefile(tmp_path / "runs" / "model")
-    refuses(lambda: hub.resolve_model("runs/model", revision="step1"), "revision", "step1", "runs/model")
-    for name in ("pythia-14m", "./a/b", "/a/b", "a/b/c", "runs/file"):
-        refuses(lambda: hub.resolve_model(name), name, "not found")

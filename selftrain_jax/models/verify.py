@@ -1,0 +1,271 @@
+"""Our model against transformers and PyTorch on the same checkpoint: how far apart are logits and hidden states?
+
+The reference runs on the CPU, one dtype at a time, before our parameters are loaded; ours runs on the default device.
+PyTorch is needed here and nowhere else.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import importlib.util
+import os
+import pathlib
+from typing import Any, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.models import gpt_neox, hf, ops
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import Params
+from selftrain_jax.models.hub import resolve_model
+from selftrain_jax.models.tokenizer import check_tokenizer, import_transformers, load_tokenizer
+
+DTYPES = ("fp32", "bf16")
+LOGIT_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-5
+"""Some ten times the rounding of an fp32 pass that sums in another order; a wrong model is off by 1e-3 and more."""
+
+_LONGEST = 512
+_TEXTS = (
+    "The river rose slowly in the night, and by the morning the lower fields were under water. Nobody in the village "
+    "was surprised: it had happened in 1953, and again in 1997.",
+    "def area(radius):\n    return 3.14159 * radius**2\n\n# Größe: 12 µm, température −4 °C, 東京\n",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitGap:
+    """Distance between two models' logits, over all positions of all prompts."""
+
+    left: str  # "ours fp32", ...
+    right: str
+    max: float
+    mean: float
+    same_argmax: float  # share of positions in [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What `verify` found."""
+
+    model: str
+    backend: str  # where ours ran: "cpu", "gpu", "tpu"
+    num_prompts: int
+    num_positions: int
+    largest_logit: float  # absolute value, fp32 reference
+    logits: tuple[LogitGap, ...]  # the first is ours against theirs in fp32
+    layers: tuple[tuple[str, float], ...]  # (name, relative gap in fp32: max |a - b| / max |b|, worst prompt)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest fp32 gap that passes: 1e-4, but never less than 1e-5 of the largest logit.
+
+        The logits of pythia-70m lie near 1,070 (transformers' own tests), where neighbouring fp32 numbers are 1.2e-4
+        apart: no two implementations can agree within 1e-4 there.
+        """
+        return max(LOGIT_TOLERANCE, RELATIVE_TOLERANCE * self.largest_logit)
+
+    @property
+    def ok(self) -> bool:
+        return self.logits[0].max <= self.tolerance
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first place whose relative gap is not below 1e-5, from the embedding to the output layer."""
+        for name, gap in self.layers:
+            if not gap <= RELATIVE_TOLERANCE:
+                return name
+        return None if self.ok else "output layer"
+
+
+def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequence[str] = DTYPES) -> Verdict:
+    """Compares our forward pass with `transformers.GPTNeoXForCausalLM` on a few fixed prompts.
+
+    Args:
+      model: a local directory or a hub name.
+      revision: branch, tag or commit of a hub name.
+      dtypes: compute dtypes, of `DTYPES`; fp32 is always measured since it decides. In bf16 both sides are compared
+        with the fp32 reference too, which tells whose rounding is the better one.
+
+    Raises:
+      InputError: PyTorch is not installed, or the checkpoint cannot be used.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("verify compares with transformers on PyTorch, which is not installed here: pip install torch")
+    directory = resolve_model(model, revision)
+    config = hf.load_config(directory)
+    prompts = make_prompts(config, directory)
+    theirs, their_states = _reference(directory, prompts, "fp32")
+    sets = {"transformers fp32": theirs}
+    pairs = [("ours fp32", "transformers fp32")]
+    if "bf16" in dtypes:
+        sets["transformers bf16"], _ = _reference(directory, prompts, "bf16")
+        pairs += [
+            ("ours bf16", "transformers bf16"),
+            ("ours bf16", "transformers fp32"),
+            ("transformers bf16", "transformers fp32"),
+        ]
+
+    _, params = hf.load_pretrained(directory)
+    params = jax.device_put(params)
+    # Accelerators multiply fp32 matrices at a lower precision unless told otherwise.
+    with jax.default_matmul_precision("highest"):
+        sets["ours fp32"] = _logits(config, params, prompts, jnp.float32)
+        layers = _layer_gaps(config, params, prompts, their_states)
+    if "bf16" in dtypes:
+        sets["ours bf16"] = _logits(config, params, prompts, jnp.bfloat16)
+    return Verdict(
+        model=os.fspath(model) + (f" at revision {revision}" if revision else ""),
+        backend=jax.default_backend(),
+        num_prompts=len(prompts),
+        num_positions=len(theirs),
+        largest_logit=float(np.max(np.abs(theirs))),
+        logits=tuple(_logit_gap(sets, left, right) for left, right in pairs),
+        layers=layers,
+    )
+
+
+def make_prompts(config: ModelConfig, directory: pathlib.Path) -> list[np.ndarray]:
+    """Token ids int32 `[1, T]`, the same at every call: BOS alone, random ids of several lengths, and, where there is a
+    tokenizer, two texts. Random ids stay below the tokenizer's last one: rows past it are padding."""
+    size, texts = config.vocab_size, []
+    if (directory / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(directory)
+        check_tokenizer(config, tokenizer)
+        size = max(tokenizer.get_vocab().values()) + 1
+        texts = tokenizer(list(_TEXTS), add_special_tokens=False, verbose=False)["input_ids"]
+    longest = min(config.max_position, _LONGEST)
+    rng = np.random.default_rng(0)
+    # One short of the longest: no multiple of any block size.
+    lengths = sorted({min(n, longest) for n in (7, 64, max(longest - 1, 1))})
+    rows = [[config.bos_token_id], *(rng.integers(0, size, n) for n in lengths), *(ids[:longest] for ids in texts if ids)]
+    return [np.asarray(row, np.int32)[None] for row in rows]
+
+
+def hidden_states(
+    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+) -> Iterator[tuple[str, Float[Array, "B T D"]]]:
+    """(name, state) of the embedding, of every layer's output, and of the final norm, in fp32."""
+    x = params["embed"]["embedding"][tokens].astype(jnp.float32)
+    yield "embedding", x
+    for i in range(config.num_layers):
+        x = _one_layer(config, params["layers"], i, x)
+        yield f"layer {i}", x
+    yield "final norm", gpt_neox.LayerNorm(config.layer_norm_eps).apply({"params": params["final_norm"]}, x)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _one_layer(config, layers, i, x):
+    rotary = ops.rotary_tables(jnp.arange(x.shape[1]), config.rotary_dim, config.rotary_base)
+    params = jax.tree.map(lambda leaf: leaf[i], layers)
+    (x, _), _ = gpt_neox.Block(config).apply({"params": params}, (x, None), i, rotary, None, 0)
+    return x
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _forward(model, params, tokens):
+    return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")[0]
+
+
+def _logits(config: ModelConfig, params: Params, prompts: list[np.ndarray], dtype: Any) -> np.ndarray:
+    """fp32 `[positions of all prompts, V]`."""
+    model = gpt_neox.GPTNeoX(config, dtype=dtype)
+    return np.concatenate([np.asarray(_forward(model, params, tokens)) for tokens in prompts])
+
+
+def _layer_gaps(config, params, prompts, their_states) -> tuple[tuple[str, float], ...]:
+    worst: dict[str, float] = {}
+    for tokens, expected in zip(prompts, their_states, strict=True):
+        for (name, found), state in zip(hidden_states(config, params, tokens), expected, strict=True):
+            gap = float(np.max(np.abs(np.asarray(found) - state)) / np.max(np.abs(state)))
+            worst[name] = float(np.maximum(worst.get(name, 0.0), gap))  # unlike max(), keeps NaN
+    return tuple(worst.items())
+
+
+def _logit_gap(sets: dict[str, np.ndarray], left: str, right: str) -> LogitGap:
+    a, b = sets[left], sets[right]
+    gap = np.abs(a - b)
+    same = np.mean(np.argmax(a, axis=-1) == np.argmax(b, axis=-1))
+    return LogitGap(left, right, float(gap.max()), float(gap.mean(dtype=np.float64)), float(same))
+
+
+def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -> tuple[np.ndarray, list]:
+    """Logits as fp32 `[positions, V]` and, for fp32, per prompt the states that `hidden_states` yields."""
+    with _quiet(import_transformers()) as transformers:
+        import torch
+
+        try:
+            model, loading = transformers.GPTNeoXForCausalLM.from_pretrained(
+                directory,
+                dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as e:  # a file that is missing, broken or of another shape: each has a class of its own
+            raise InputError(f"transformers cannot load {directory} ({one_line(e)[:300]}); download it again") from None
+    if loading["missing_keys"]:
+        raise InputError(f"{directory}: transformers misses {min(loading['missing_keys'])!r}; download it again")
+    model.eval()
+    last = []  # transformers hands out the last layer's state after the final norm only
+    model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
+    logits, states = [], []
+    with torch.no_grad():
+        for tokens in prompts:
+            out = model(torch.from_numpy(tokens).long(), output_hidden_states=dtype == "fp32", use_cache=False)
+            logits.append(out.logits[0].float().numpy())
+            if dtype == "fp32":
+                *before, final = out.hidden_states
+                states.append([x.numpy() for x in (*before, last.pop(), final)])
+            last.clear()
+    del model
+    gc.collect()
+    return np.concatenate(logits), states
+
+
+@contextlib.contextmanager
+def _quiet(transformers) -> Iterator[Any]:
+    """Without transformers' progress bars and warnings, which would stand in the middle of the table."""
+    logging = transformers.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def format_tables(verdict: Verdict) -> str:
+    """The gaps as text; layers are listed up to the first that diverges."""
+    lines = [
+        f"{verdict.model}: ours on {verdict.backend}, transformers on PyTorch (cpu); {verdict.num_prompts} prompts, "
+        f"{verdict.num_positions} positions, largest logit {verdict.largest_logit:.4g}",
+        "",
+        f"{'logits':40} {'max gap':>10} {'mean gap':>10} {'same argmax':>12}",
+    ]
+    for row in verdict.logits:
+        pair = f"{row.left} - {row.right}"
+        lines.append(f"{pair:40} {row.max:10.2e} {row.mean:10.2e} {row.same_argmax:12.2%}")
+    lines += ["", f"{'hidden states in fp32':40} {'relative gap':>12}"]
+    for name, gap in verdict.layers:
+        diverges = name == verdict.first_divergence
+        lines.append(f"{name:40} {gap:12.2e}" + (f"  above {RELATIVE_TOLERANCE:.0e}: diverges here" if diverges else ""))
+        if diverges:
+            break
+    return "\n".join(lines)
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """The outcome in a few words, without a line break."""
+    gap, where = verdict.logits[0].max, verdict.first_divergence
+    if verdict.ok:
+        note = f", although {where} is more than {RELATIVE_TOLERANCE:.0e} off" if where else ""
+        return f"fp32 logits agree within {verdict.tolerance:.1e} (max gap {gap:.1e}){note}"
+    return f"fp32 logits are up to {gap:.1e} apart (allowed: {verdict.tolerance:.1e}); first at: {where}"
