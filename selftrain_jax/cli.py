@@ -72,12 +72,24 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
     probes.add_argument("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
     probes.add_argument("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
+    text = "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`"
+    external = commands.add_parser("import", help=text, description=text[0].upper() + text[1:] + ".")
+    external.add_argument(
+        "source", metavar="SOURCE", help=".jsonl, .jsonl.gz or .json file, Hugging Face data set folder, tfds:NAME, tfds:/DIR"
+    )
+    external.add_argument("out", metavar="OUT", help="the corpus folder to make")
+    external.add_argument("--tokenizer", required=True, metavar="MODEL", help="whose tokenizer: the student's")
+    external.add_argument("--field", default="text", metavar="NAME", help="which field is the text (default: text)")
+    external.add_argument("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
+    external.add_argument("--limit", type=int, metavar="N", help="take the first N texts only")
     return parser
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
     if arguments.command == "probes":
         return _convert_probes(arguments, overrides)
+    if arguments.command == "import":
+        return _import_corpus(arguments, overrides)
     config = load_config(arguments.config, overrides)
     from selftrain_jax import stages
     from selftrain_jax.pipeline import Pipeline, save_config
@@ -161,13 +173,33 @@ def _start_jax() -> None:
 
 
 def _convert_probes(arguments: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain probes --help")
+    _refuse(unknown, "probes")
     from selftrain_jax.evaluation.probes import convert_arrays
 
     counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
     return 0
+
+
+def _import_corpus(arguments: argparse.Namespace, unknown: list[str]) -> int:
+    _refuse(unknown, "import")
+    from selftrain_jax.data.external import import_corpus
+
+    manifest = import_corpus(
+        arguments.source, arguments.out, arguments.tokenizer,
+        field=arguments.field, split=arguments.split, limit=arguments.limit,
+    )  # fmt: skip
+    counts = manifest["provenance"]
+    print(
+        f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {counts['num_empty']:,} empty texts "
+        f"dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
+    )
+    return 0
+
+
+def _refuse(unknown: list[str], command: str) -> None:
+    if unknown:
+        raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain {command} --help")
 
 
 def _show_documents(workdir: pathlib.Path, count: int) -> None:
