@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`"
     external = commands.add_parser("import", help=text, description=text[0].upper() + text[1:] + ".")
     external.add_argument(
-        "source", metavar="SOURCE", help=".jsonl, .jsonl.gz or .json file, Hugging Face data set folder, tfds:NAME, tfds:/DIR"
+        "source", metavar="SOURCE", help=".jsonl(.gz) or .json file, Hugging Face data set folder, tfds:NAME or tfds:/DIR"
     )
     external.add_argument("out", metavar="OUT", help="the corpus folder to make")
     external.add_argument("--tokenizer", required=True, metavar="MODEL", help="whose tokenizer: the student's")
@@ -109,7 +109,7 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     wanted = arguments.command
     stages.run(pipeline.workdir, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
     if wanted == "sample" and arguments.show:
-        _show_documents(pipeline.workdir, arguments.show)
+        _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
     if wanted in ("run", "report"):
         report = pipeline.workdir / "report"
         print("\n" + (report / "table.txt").read_text())
@@ -202,10 +202,10 @@ def _refuse(unknown: list[str], command: str) -> None:
         raise InputError(f"argument {unknown[0]!r} is not understood; see selftrain {command} --help")
 
 
-def _show_documents(workdir: pathlib.Path, count: int) -> None:
+def _show_documents(corpus: pathlib.Path, count: int) -> None:
     from selftrain_jax.data.corpus import read_corpus
 
-    for document in read_corpus(workdir / "sample" / "self" / "corpus")[:count]:
+    for document in read_corpus(corpus)[:count]:
         print(f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---\n{document.text}")
 
 

@@ -214,7 +214,7 @@ def _datasets():
         ) from None
     if int(datasets.__version__.split(".")[0]) < 4:
         raise InputError(
-            f"datasets {datasets.__version__} may run code of a data set: pip install 'selftrain_jax[datasets]' for 4 or later"
+            f"datasets {datasets.__version__} may run a data set's code; for a later one pip install 'selftrain_jax[datasets]'"
         )
     datasets.disable_progress_bars()
     return datasets
