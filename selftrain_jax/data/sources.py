@@ -212,9 +212,7 @@ def _datasets():
         raise InputError(
             "import of this folder needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
         ) from None
-    if int(datasets.__version__.split(".")[0]) < 4:
-        raise InputError(
-            f"datasets {datasets.__version__} may run a data set's code; for a later one pip install 'selftrain_jax[datasets]'"
-        )
+    if int((version := datasets.__version__).split(".")[0]) < 4:
+        raise InputError(f"datasets {version} may run a data set's code: pip install 'selftrain_jax[datasets]' for a new one")
     datasets.disable_progress_bars()
     return datasets
