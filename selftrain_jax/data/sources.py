@@ -213,6 +213,6 @@ def _datasets():
             "import of this folder needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
         ) from None
     if int((version := datasets.__version__).split(".")[0]) < 4:
-        raise InputError(f"datasets {version} may run a data set's code: pip install 'selftrain_jax[datasets]' for a new one")
+        raise InputError(f"datasets {version} may run a data set's code: pip install -U 'selftrain_jax[datasets]'")
     datasets.disable_progress_bars()
     return datasets

@@ -1,6 +1,8 @@
 """Runs that train on corpora made elsewhere: an imported one, and one that another run sampled."""
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +12,8 @@ import pytest
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.files import read_jsonl
 
-from .conftest import CONFIG, ROOT
+CONFIG = pathlib.Path(__file__).with_name("tiny.py")
+ROOT = CONFIG.parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,6 @@ def test_an_imported_corpus_alone_has_a_report_without_likelihood(selftrain, giv
 
 
 def test_a_corpus_that_changed_under_a_run_is_noticed(selftrain, finished, imported, given, copy_of, tmp_path):
-    import shutil
-
     workdir, copied = copy_of("lab"), tmp_path / "c"
     shutil.copytree(imported, copied)
     setting = f"--config.corpus={copied}"
@@ -93,15 +94,18 @@ def test_a_corpus_that_changed_under_a_run_is_noticed(selftrain, finished, impor
     assert done.returncode == 2 and "stage audit/corpus: input corpus is" in done.stderr
 
 
-BAD = [("missing", "corpus not found"), ("unfinished", "is unfinished"), ("cut", "is damaged"), ("foreign", "another tokenizer")]
+BAD = [
+    ("missing", "corpus not found"),
+    ("unfinished", "is unfinished"),
+    ("cut", "is damaged"),
+    ("foreign", "another tokenizer"),
+]
 
 
 @pytest.mark.parametrize("fault, message", BAD, ids=[fault for fault, _ in BAD])
 @pytest.mark.parametrize("setting", ["corpus", "controls.imported.corpus"])
 def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_path, fault, message, setting):
     """In this process: what is looked at is `check_files`, which every command calls before its first stage."""
-    import shutil
-
     from selftrain_jax import cli
     from selftrain_jax.errors import InputError
     from selftrain_jax.pipeline import Pipeline
