@@ -61,7 +61,8 @@ class Source:
 
 
 def open_source(name: str | os.PathLike, split: str = "train") -> Source:
-    """The source of that name; the package's README tells which there are.
+    """The source of that name: a .jsonl(.gz) or .json file, a folder of .jsonl or .parquet files, a Hugging Face data set
+    that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
 
     Raises:
       InputError: it is missing, broken or of no known kind, has no such split, or needs a library that is not installed.
