@@ -198,10 +198,10 @@ def _saved(name: str, path: pathlib.Path, split: str) -> Source:
     if split not in splits:
         raise InputError(f"import split={split!r}: {name} has the splits {', '.join(splits)}")
     if isinstance(data, library.DatasetDict):
-        data = data[split]
+        data, path = data[split], path / split
     # A saved format (torch, ...) would turn the fields into arrays.
     data = data.with_format(None)
-    files = [file["filename"] for file in data.cache_files]
+    files = sorted(path.glob("*.arrow"))
     return Source(name, "huggingface", file_fingerprint(*files), lambda: data)
 
 
