@@ -42,7 +42,7 @@ def export(
     source: pathlib.Path,
     directory: pathlib.Path,
     *,
-    model: str = "self-0",
+    model: str | None = None,
     step: int | None = None,
     dtype: str = "float32",
 ) -> None:
@@ -51,7 +51,7 @@ def export(
     Args:
       source: the workdir of a run, or a directory of `convert`.
       directory: must not exist, or be empty.
-      model: which model of the run: "self-0", "real-1", ... or "base".
+      model: which model of the run: "self-0", "real-1", ... or "base"; None is the main arm's first.
       step: which of its checkpoints; None is the last.
       dtype: of the stored weights.
 
@@ -89,7 +89,7 @@ def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
         check_tokenizer(config, load_tokenizer(directory))
 
 
-def _from_run(workdir: pathlib.Path, name: str, model: str, step: int | None) -> tuple[Any, Any, pathlib.Path, str]:
+def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | None) -> tuple[Any, Any, pathlib.Path, str]:
     """(config, params, tokenizer directory, model card) of one model of a run."""
     from selftrain_jax.pipeline import Pipeline
     from selftrain_jax.settings import RunConfig, build
@@ -103,6 +103,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str, step: int | None) ->
         )
     run = build(RunConfig, settings)
     pipeline = Pipeline(run, workdir)
+    model = model or f"{next(iter(pipeline.arms))}-0"
     if model not in pipeline.models:
         raise InputError(f"run {workdir} has no model {model!r}; it has {', '.join(pipeline.models)}")
     student = pipeline.model_path(pipeline.student)

@@ -1,7 +1,8 @@
 """What the stages of one run do, in order: lab -> sample -> audit -> subset -> train -> evaluate -> report.
 
-An *arm* is one training text with everything made from it: "self" (the source model's own documents), and a control for
-every entry of `config.controls`. Each arm has `subset.num_subsets` subsets, and each subset trains one model.
+An *arm* is one training text with everything made from it: the main one, "self" (the source model's own documents) or
+"corpus" (those of `config.corpus`), and a control for every entry of `config.controls`. Each arm has
+`subset.num_subsets` subsets, and each subset trains one model.
 """
 
 import dataclasses
@@ -35,9 +36,16 @@ class Pipeline:
     # What exists, by name.
 
     @property
+    def main(self) -> str:
+        """The arm that the controls are compared with."""
+        return "corpus" if self.config.corpus else "self"
+
+    @property
     def arms(self) -> dict[str, ControlSettings]:
         """Arm name -> where its text comes from."""
-        return {"self": ControlSettings(source=self.config.source), **self.config.controls}
+        corpus = self.config.corpus
+        main = ControlSettings(corpus=corpus) if corpus else ControlSettings(source=self.config.source)
+        return {self.main: main, **self.config.controls}
 
     @property
     def models(self) -> dict[str, tuple[str, int] | None]:
@@ -58,7 +66,8 @@ class Pipeline:
     def _references(self) -> dict[str, str]:
         """Every model and file that the config names, by setting."""
         config = self.config
-        named = {"source": config.source, "student": self.student}
+        named = {"corpus": config.corpus} if config.corpus else {"source": config.source}
+        named["student"] = self.student
         named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
         for name, control in config.controls.items():
@@ -73,9 +82,13 @@ class Pipeline:
         from selftrain_jax.models import hf
         from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
-        outside = {name: value for name, value in self._references().items() if not value.startswith(LAB)}
-        for setting, value in outside.items():
-            if setting in ("source", "student") or setting.endswith(".source"):
+        corpora = {"corpus", *(f"controls.{name}.corpus" for name in self.config.controls)}
+        for setting, value in self._references().items():
+            if setting in corpora:
+                self._check_corpus(setting, value)
+            elif value.startswith(LAB):
+                continue
+            elif setting in ("source", "student") or setting.endswith(".source"):
                 path = self.model_path(value)
                 check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
             elif not pathlib.Path(value).is_file():
@@ -88,7 +101,22 @@ class Pipeline:
         if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
             suite.read_inputs(self.config.evaluate, self.path, hf.load_config(self.model_path(self.student)))
 
+    def _check_corpus(self, setting: str, path: str) -> None:
+        from selftrain_jax.data.corpus import read_corpus
+        from selftrain_jax.data.training_set import check_same_tokenizer
+
+        try:
+            provenance = read_corpus(path).manifest["provenance"]
+            if not self.config.subset.retokenize and not self.student.startswith(LAB):
+                check_same_tokenizer(f"corpus {path}", provenance, self.model_path(self.student))
+        except InputError as e:
+            raise InputError(f"setting {setting}: {e}") from None
+
     # Paths and things loaded from them.
+
+    def corpus_path(self, arm: str) -> pathlib.Path:
+        """The corpus that an arm's documents are in before the audit."""
+        return pathlib.Path(self.arms[arm].corpus or self.workdir / "sample" / arm / "corpus")
 
     def path(self, reference: str) -> pathlib.Path:
         """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
@@ -172,22 +200,26 @@ class Pipeline:
 
     def _audit(self, arm: str, origin: ControlSettings) -> Stage:
         audit = self.config.audit
-        settings = dataclasses.asdict(audit) | dataclasses.asdict(origin)
+        # Only a given corpus is named: the settings of runs from before there was such a thing stay what they were.
+        settings = dataclasses.asdict(audit) | {"texts": origin.texts, "source": origin.source}
+        settings |= {"corpus": origin.corpus} if origin.corpus else {}
 
         def work(directory):
             from selftrain_jax.data import clean
 
             benchmarks = {name: self.path(path) for name, path in audit.benchmarks.items()}
-            if origin.source:
-                corpus = self.workdir / "sample" / arm / "corpus"
-                return clean.audit_corpus(corpus, benchmarks, audit, directory)
-            return clean.audit_texts(self.path(origin.texts), benchmarks, audit, directory)
+            if origin.texts:
+                return clean.audit_texts(self.path(origin.texts), benchmarks, audit, directory)
+            return clean.audit_corpus(self.corpus_path(arm), benchmarks, audit, directory)
+
+        def externals():
+            from selftrain_jax.data.corpus import corpus_fingerprint
+
+            return self._file_inputs(files)() | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
 
         before = [f"sample/{arm}"] if origin.source else []
         files = {f"benchmarks.{name}": path for name, path in audit.benchmarks.items()} | {"texts": origin.texts}
-        return Stage(
-            f"audit/{arm}", settings, [*before, *self._lab_stages(*files.values())], work, self._file_inputs(files)
-        )
+        return Stage(f"audit/{arm}", settings, [*before, *self._lab_stages(*files.values())], work, externals)
 
     def _subset(self, arm: str, k: int) -> Stage:
         subset, train = self.config.subset, self.config.train

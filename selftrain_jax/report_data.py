@@ -13,6 +13,7 @@ METRIC_FIELDS = ("model", "metric", "value", "low", "high", "n", "seed")
 _LABELS = {
     "base": "base model",
     "self": "self-generated text",
+    "corpus": "text of a given corpus",
     "control:real": "control (real text)",
     "control:other": "control (another model's text)",
 }
@@ -31,7 +32,7 @@ _PROBES = {
     "unknown": "If probes were planted, or chosen because base emits them, \"before\" is high by construction.",
 }
 _MISSING_CONTROL = (
-    "No control was run, so this report cannot tell an effect of self-generated text from that of any fine-tuning."
+    "No control was run, so this report cannot tell an effect of this very text from that of any fine-tuning."
 )
 _READ_CONTROLS = "Read each line beside the controls: fine-tuning on any text may lower extraction as much."
 
@@ -40,10 +41,10 @@ _READ_CONTROLS = "Read each line beside the controls: fine-tuning on any text ma
 class ReportData:
     """What is known about one run; everything but `metrics` may be left out.
 
-    metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"}. `model` is "base", "self", "control:real",
-      "control:other" or any other name; `metric` is "extraction/all", "extraction/held_out", "extraction/repeats=64",
-      "capability/<suite>", "nll/<set>", ... Extraction and capability are fractions in [0, 1]; `low`, `high`, `n`
-      may be None.
+    metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"}. `model` is "base", "self" or "corpus",
+      "control:real", "control:other" or any other name; `metric` is "extraction/all", "extraction/held_out",
+      "extraction/repeats=64", "capability/<suite>", "nll/<set>", ... Extraction and capability are fractions in [0, 1];
+      `low`, `high`, `n` may be None.
     comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
       against base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
     audit: {"ngram", "threshold", "num_documents", "num_flagged", "benchmarks": {name: {count: number}},
@@ -134,7 +135,7 @@ def label(model: str) -> str:
 
 
 def models(data: ReportData) -> list[str]:
-    """Model names: base, self, the controls, then the others in order of appearance."""
+    """Model names: base, self or corpus, the controls, then the others in order of appearance."""
     names = list(dict.fromkeys(row["model"] for row in data.metrics))
     known = list(_LABELS)
     return sorted(names, key=lambda m: known.index(m) if m in known else len(known) + (not m.startswith("control:")))

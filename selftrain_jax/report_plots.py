@@ -36,8 +36,8 @@ class Figure:
 
 
 def styles(models: Sequence[str]) -> dict[str, int]:
-    """{model: hue}: the four usual models keep theirs, others take the remaining hues in turn."""
-    fixed = {"base": 0, "self": 1, "control:real": 2, "control:other": 3}
+    """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
+    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
     spare = itertools.cycle(range(4, _NUM_HUES))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 

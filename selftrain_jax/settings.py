@@ -68,15 +68,23 @@ class SubsetSettings(SubsetConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ControlSettings:
-    """A second training text at the same budget: real `texts` (a file), or samples of another `source` model."""
+    """A second training text at the same budget; exactly one setting says where it comes from.
+
+    Attributes:
+      texts: real texts, a file.
+      source: another model, which is sampled.
+      corpus: folder of a finished corpus: an imported one, or one that another run sampled.
+    """
 
     texts: str = ""
     source: str = ""
+    corpus: str = ""
 
     def __post_init__(self):
-        if bool(self.texts) == bool(self.source):
+        if [self.texts, self.source, self.corpus].count("") != 2:
             raise InputError(
-                f"control texts={self.texts!r}, source={self.source!r}: set exactly one, a text file or a model"
+                f"control texts={self.texts!r}, source={self.source!r}, corpus={self.corpus!r}: set exactly one, a text "
+                "file, a model or the folder of a finished corpus"
             )
 
 
@@ -138,6 +146,8 @@ class RunConfig:
     Attributes:
       title: heading of the report.
       source: model that writes: a Hugging Face directory or name, or "lab:base" / "lab:other".
+      corpus: folder of a finished corpus to train on instead of sampling the source; the main arm is then named "corpus"
+        rather than "self", and `source` only says which student is meant where `student` is empty.
       student: model that is trained; "" means the source itself.
       revision: hub revision of source and student, for example "step143000"; "" is the default.
       lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
@@ -147,6 +157,7 @@ class RunConfig:
 
     title: str = "Unconditional self-training"
     source: str = ""
+    corpus: str = ""
     student: str = ""
     revision: str = ""
     lab: LabConfig | None = None
@@ -159,10 +170,12 @@ class RunConfig:
     controls: Mapping[str, ControlSettings] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.source:
+        if not self.source and not self.corpus:
             raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
-        if "self" in self.controls or "base" in self.controls:
-            raise InputError("controls cannot be named 'self' or 'base'; use for example 'real' or 'other'")
+        if not self.source and not self.student:
+            raise InputError(f"student is empty: set it to the model that is to be trained on corpus={self.corpus!r}")
+        if taken := {"self", "base", "corpus"} & set(self.controls):
+            raise InputError(f"controls cannot be named {taken.pop()!r}; use for example 'real' or 'other'")
         for name in self.controls:
             if not name.replace("_", "").isalnum():
                 raise InputError(f"control name {name!r} must consist of letters, digits and underscores")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import numpy as np
 
-from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.data.training_set import read_stream
 from selftrain_jax.evaluation import memorization, statistics
 from selftrain_jax.files import read_json
@@ -35,20 +35,21 @@ def report_data(pipeline: "Pipeline") -> ReportData:
         metrics += [{"model": "base", **row, "seed": k} for row in base]
         for arm in pipeline.arms:
             trained = items[f"{arm}-{k}"]
-            metrics += [{"model": _model_name(arm), **row, "seed": k} for row in _measure(trained, masks)]
-            found = _compare(items["base"], trained, masks)
-            comparisons += [{"model": _model_name(arm), **row, "seed": k} for row in found]
+            name = _model_name(pipeline, arm)
+            metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks)]
+            comparisons += [{"model": name, **row, "seed": k} for row in _compare(items["base"], trained, masks)]
     stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
+    corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     return ReportData(
         title=config.title,
         metrics=metrics,
         comparisons=comparisons,
-        audit={**_audit(workdir, "self"), "nll_histogram": read_json(workdir / "audit/self/audit.json")["nll_histogram"]},
-        corpus=_corpus(workdir),
-        samples=_samples(workdir),
+        audit=_audit(workdir, pipeline.main),
+        corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
+        samples=_samples(corpus),
         learning_curves={
-            model if config.subset.num_subsets > 1 else _model_name(where[0]): read_metrics(
+            model if config.subset.num_subsets > 1 else _model_name(pipeline, where[0]): read_metrics(
                 workdir / "train" / model / "metrics.jsonl"
             )
             for model, where in pipeline.models.items()
@@ -64,8 +65,8 @@ def report_data(pipeline: "Pipeline") -> ReportData:
     )
 
 
-def _model_name(arm: str) -> str:
-    return arm if arm == "self" else f"control:{arm}"
+def _model_name(pipeline: "Pipeline", arm: str) -> str:
+    return arm if arm == pipeline.main else f"control:{arm}"
 
 
 def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
@@ -143,25 +144,32 @@ def _compare(before: Items, after: Items, masks: dict[str, np.ndarray]) -> Itera
 
 def _audit(workdir, arm: str) -> dict[str, Any]:
     found = read_json(workdir / "audit" / arm / "audit.json", "audit")
-    return {name: found[name] for name in ("ngram", "threshold", "num_documents", "num_flagged", "benchmarks")}
+    shown = ("ngram", "threshold", "num_documents", "num_flagged", "benchmarks", "nll_histogram")
+    return {name: found[name] for name in shown}
 
 
-def _corpus(workdir) -> dict[str, Any]:
-    manifest = read_corpus(workdir / "sample/self/corpus").manifest
+def _origin(corpus: Corpus) -> dict[str, Any]:
+    """The imported source of a given corpus, or the model that another run sampled."""
+    return {name: value for name, value in corpus.manifest["provenance"].items() if name in ("source", "model")}
+
+
+def _corpus(corpus: Corpus) -> dict[str, Any]:
+    manifest = corpus.manifest
     return {
         "num_documents": manifest["num_documents"],
         "num_tokens": manifest["num_tokens"],
         "mean_length": manifest["length"]["mean"],
         "stop_reasons": manifest["stop_reasons"],
-        "mean_nll": manifest["nll"]["mean"],
+        **({"mean_nll": manifest["nll"]["mean"]} if manifest["nll"] else {}),
     }
 
 
-def _samples(workdir) -> list[dict[str, Any]]:
-    documents = read_corpus(workdir / "sample/self/corpus")[:NUM_SAMPLES_SHOWN]
+def _samples(corpus: Corpus) -> list[dict[str, Any]]:
     return [
-        {"id": d.id, "text": d.text, "nll": -float(d.log_probs.mean()), "stop_reason": d.stop_reason} for d in documents
-    ]
+        {"id": d.id, "text": d.text, "nll": None if d.log_probs is None else -float(d.log_probs.mean()),
+         "stop_reason": d.stop_reason}
+        for d in corpus[:NUM_SAMPLES_SHOWN]
+    ]  # fmt: skip
 
 
 def _versions(mesh) -> dict[str, str]:

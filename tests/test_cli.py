@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == [*COMMANDS, "probes", "convert", "export", "verify"]
+    assert listed == [*COMMANDS, "probes", "import", "convert", "export", "verify"]
     assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
 
 
@@ -57,6 +57,40 @@ def test_help_of_verify_is_complete(capsys):
     assert run("verify", "--help") == 0
     text = capsys.readouterr().out
     assert all(part in text for part in ("MODEL", "--revision R", "--dtype {fp32,bf16}", "--arc-easy FILE", "Exit code 0"))
+
+
+def test_help_of_import_is_complete(capsys):
+    assert run("import", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("SOURCE OUT", "--tokenizer", "--field", "--split", "--limit", "tfds:NAME"))
+
+
+@pytest.mark.parametrize("argv", [["a", "out"], ["a", "--tokenizer=m"], ["a", "out", "--tokenizer=m", "--limit=x"]], ids=str)
+def test_an_incomplete_import_exits_with_2_and_the_usage(argv, capsys):
+    assert run("import", *argv) == 2
+    assert "usage: selftrain import" in capsys.readouterr().err
+
+
+def test_an_import_says_what_it_took(tmp_path, capsys):
+    from selftrain_jax.data.corpus import read_corpus
+    from selftrain_jax.lab.world import WorldConfig, build_world
+    from selftrain_jax.lab.world_files import train_tokenizer
+
+    world = build_world(WorldConfig(num_people=8, max_addend=4, repeats=(0, 2), sequences_per_group=2))
+    tokenizer = train_tokenizer(world, tmp_path / "tokenizer")
+    (tmp_path / "texts.json").write_text('[{"output": "a b c"}, {"output": ""}, {"output": "d e"}, {"output": "f"}]')
+    arguments = ("import", tmp_path / "texts.json", tmp_path / "out", f"--tokenizer={tokenizer}")
+    assert run(*arguments, "--steps=3") == 2
+    assert "'--steps=3' is not understood" in capsys.readouterr().err
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("selftrain: error: import source ") and "field='text'" in err and "output" in err
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--field=output", "--limit=2") == 0
+    # Three and two words, each followed by EOS.
+    line = f"2 documents, 7 tokens, 1 empty texts dropped, 0 with special tokens read as text: {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == line
+    assert [d.text for d in read_corpus(tmp_path / "out")] == ["a b c", "d e"]
 
 
 def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):

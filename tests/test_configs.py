@@ -26,6 +26,22 @@ def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_given_corpus_takes_the_place_of_sampling(tmp_path):
+    """The source is then not needed, and settings of the arms without a given corpus stay those of older runs."""
+    tiny = str(ROOT / "tests" / "e2e" / "tiny.py")
+    plain = {s.name: s for s in Pipeline(cli.load_config(tiny), tmp_path).stages()}
+    given = [f"--config.corpus={tmp_path}", "--config.source=", "--config.student=lab:other"]
+    pipeline = Pipeline(cli.load_config(tiny, given), tmp_path)
+    stages = {s.name: s for s in pipeline.stages()}
+    assert set(pipeline.arms) == {"corpus", "real", "other"} and pipeline.main == "corpus"
+    assert set(plain) - set(stages) >= {"lab/base", "sample/self", "audit/self"}
+    assert not any(name.startswith("sample") for name in stages["audit/corpus"].after)
+    assert stages["audit/corpus"].settings["corpus"] == str(tmp_path)
+    for arm in ("real", "other"):
+        assert stages[f"audit/{arm}"].settings == plain[f"audit/{arm}"].settings
+        assert "corpus" not in plain[f"audit/{arm}"].settings
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_config_opens_with_its_command_cost_and_result(path):
     lines = ast.get_docstring(ast.parse(path.read_text())).splitlines()

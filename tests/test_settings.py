@@ -81,14 +81,19 @@ def test_a_run_is_built_to_the_bottom():
     config = build(RunConfig, {
         "source": "some/model",
         "lab": {"base": {"train": {"optimizer": {"learning_rate": 1}}}},
-        "controls": {"real": {"texts": "t.jsonl"}, "other": {"source": "another/model"}},
+        "controls": {"real": {"texts": "t.jsonl"}, "other": {"source": "another/model"}, "given": {"corpus": "c"}},
         "evaluate": {"texts": {"wiki": "w.txt"}, "probes": "p.jsonl"},
     })  # fmt: skip
     assert config.lab.base.train.optimizer.learning_rate == 1.0
-    assert config.controls == {"real": ControlSettings("t.jsonl"), "other": ControlSettings(source="another/model")}
+    assert config.controls == {
+        "real": ControlSettings("t.jsonl"), "other": ControlSettings(source="another/model"),
+        "given": ControlSettings(corpus="c"),
+    }  # fmt: skip
     assert config.evaluate.files() == {"texts.wiki": "w.txt", "probes": "p.jsonl"}
     assert config.lab.other == LabConfig().other
     assert build(RunConfig, {"source": "some/model"}).lab is None
+    assert build(RunConfig, {"corpus": "c", "student": "m"}).source == ""
+    assert build(RunConfig, {"corpus": "c", "source": "m"}).student == ""
 
 
 REFUSED = [
@@ -109,7 +114,12 @@ REFUSED = [
     ({"source": "m", "lab": {"base": {"mixture": {"poems": 1.0}}}}, "poems"),
     ({"source": "m", "controls": {"self": {"texts": "t"}}}, "'self'"),
     ({"source": "m", "controls": {"a/b": {"texts": "t"}}}, "'a/b'"),
+    ({"source": "m", "controls": {"corpus": {"texts": "t"}}}, "'corpus'"),
+    ({"corpus": "c"}, "student is empty"),
+    ({"student": "m"}, "source is empty"),
     ({"source": "m", "controls": {"real": {}}}, "exactly one"),
+    ({"source": "m", "controls": {"real": {"texts": "t", "corpus": "c"}}}, "exactly one"),
+    ({"source": "m", "controls": {"real": {"source": "s", "corpus": "c"}}}, "exactly one"),
     ({"source": "m", "controls": {"real": {"texts": "t", "source": "s"}}}, "exactly one"),
 ]
 

@@ -34,9 +34,7 @@ def audit_corpus(
     documents = list(corpus)
     outcome, clean = _filter(documents, benchmarks, config)
     write_corpus(directory / "corpus", clean, corpus.manifest["provenance"] | {"audited": dataclasses.asdict(config)})
-    before, after = corpus.manifest["nll"]["histogram"], summarize(clean)["nll"]["histogram"]
-    histogram = {"edges": before["edges"], "before": before["counts"], "after": after["counts"]}
-    return _write(directory, outcome, len(documents), config, histogram)
+    return _write(directory, outcome, len(documents), config, _histogram(corpus.manifest["nll"], summarize(clean)["nll"]))
 
 
 def audit_texts(
@@ -70,6 +68,14 @@ def _filter(documents: list[Any], benchmarks, config: AuditConfig) -> tuple[Audi
             "is left to train on: raise ngram or threshold, or check the benchmark files"
         )
     return outcome, clean
+
+
+def _histogram(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Documents by their likelihood, before and after the audit; None for a corpus without log-probabilities."""
+    if before is None or after is None:
+        return None
+    before, after = before["histogram"], after["histogram"]
+    return {"edges": before["edges"], "before": before["counts"], "after": after["counts"]}
 
 
 def _write(directory, outcome, num_documents, config, histogram) -> dict[str, Any]:

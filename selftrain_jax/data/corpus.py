@@ -1,4 +1,4 @@
-"""The synthetic corpus on disk: ArrayRecord shards that any TFDS reader opens, and a manifest of what is in them.
+"""A corpus of generated documents on disk: ArrayRecord shards that any TFDS reader opens, and a manifest of what is in them.
 
 `tfds.builder_from_directory(path).as_data_source(split="train")` reads a finished corpus without this package and
 without TensorFlow. Shards are written one by one, each atomically, so that sampling can stop anywhere; `manifest.json`
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_json, write_json
+from selftrain_jax.files import file_fingerprint, read_json, write_json
 
 STOP_REASONS = ("eos", "length")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -32,19 +32,20 @@ _READ_BATCH = 1024
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Document:
-    """One sampled document.
+    """One sampled or imported document.
 
     Attributes:
-      id: number of the sample, unique in a corpus.
-      tokens: the n token ids sampled after BOS; ends with EOS exactly when `stop_reason` is "eos".
-      log_probs: log-probability of each token in nats, under the untempered model.
+      id: number of the sample, or position in the imported source; unique in a corpus.
+      tokens: the n token ids after BOS; ends with EOS exactly when `stop_reason` is "eos".
+      log_probs: log-probability of each token in nats, under the untempered model; None where nobody measured them, as
+        for imported text.
       stop_reason: "eos" or "length".
       text: the decoded tokens.
     """
 
     id: int
     tokens: Int32[np.ndarray, " n"]
-    log_probs: Float32[np.ndarray, " n"]
+    log_probs: Float32[np.ndarray, " n"] | None
     stop_reason: str
     text: str
 
@@ -56,15 +57,17 @@ def summarize(documents: Iterable[Document]) -> dict[str, Any]:
     `stop_reasons`; and `nll` in nats: `mean` per token, `per_document_mean` (the mean over documents of each one's
     mean) and a histogram of the per-document means, in which values outside the edges count towards the nearest bin.
     Documents without tokens have no mean and enter neither of the last two; without any token both means are None.
+    `nll` itself is None when a document comes without log-probabilities: a mean over the others would mislead.
 
     Raises:
       InputError: there are no documents.
     """
-    lengths, sums = [], []
+    lengths, sums, measured = [], [], True
     stop_reasons = dict.fromkeys(STOP_REASONS, 0)
     for document in documents:
         lengths.append(len(document.tokens))
-        sums.append(-float(np.sum(document.log_probs, dtype=np.float64)))
+        measured = measured and document.log_probs is not None
+        sums.append(-float(np.sum(document.log_probs, dtype=np.float64)) if measured else 0.0)
         stop_reasons[document.stop_reason] += 1
     if not lengths:
         raise InputError("corpus has no documents: sample at least one, or loosen the filter that removed them all")
@@ -72,6 +75,11 @@ def summarize(documents: Iterable[Document]) -> dict[str, Any]:
     num_tokens = int(lengths.sum())
     means = sums[lengths > 0] / lengths[lengths > 0]
     counts, _ = np.histogram(np.clip(means, NLL_EDGES[0], NLL_EDGES[-1]), bins=NLL_EDGES)
+    nll = {
+        "mean": float(sums.sum() / num_tokens) if num_tokens else None,
+        "per_document_mean": float(means.mean()) if num_tokens else None,
+        "histogram": {"edges": NLL_EDGES.tolist(), "counts": counts.tolist()},
+    }
     return {
         "num_documents": len(lengths),
         "num_tokens": num_tokens,
@@ -82,11 +90,7 @@ def summarize(documents: Iterable[Document]) -> dict[str, Any]:
             "quantiles": {str(q): float(np.quantile(lengths, q)) for q in QUANTILES},
         },
         "stop_reasons": stop_reasons,
-        "nll": {
-            "mean": float(sums.sum() / num_tokens) if num_tokens else None,
-            "per_document_mean": float(means.mean()) if num_tokens else None,
-            "histogram": {"edges": NLL_EDGES.tolist(), "counts": counts.tolist()},
-        },
+        "nll": nll if measured else None,
     }
 
 
@@ -203,7 +207,7 @@ class CorpusWriter:
             split_infos=[split],
             version="1.0.0",
             check_data=False,
-            description=f"Unconditional samples from a language model; {_MANIFEST} tells which and how.",
+            description=f"Documents to train on; {_MANIFEST} tells who wrote them and how.",
         )
         manifest = {"schema": _SCHEMA, **summarize(self._verified()), "provenance": provenance}
         for leftover in self.path.glob(f".{_NAME}-*.tmp"):
@@ -298,6 +302,12 @@ def read_corpus(path: str | os.PathLike) -> Corpus:
     return corpus
 
 
+def corpus_fingerprint(path: str | os.PathLike) -> str:
+    """A short hash of a finished corpus: its manifest and its shards."""
+    path = pathlib.Path(path)
+    return file_fingerprint(path / _MANIFEST, *sorted(path.glob(f"{_NAME}-*")))
+
+
 def write_corpus(
     path: str | os.PathLike,
     documents: Iterable[Document],
@@ -341,9 +351,11 @@ def _encode(document: Document) -> bytes:
     from tensorflow_datasets.proto import tf_example_pb2
     from tensorflow_datasets.proto import tf_feature_pb2 as pb
 
-    tokens, log_probs = np.asarray(document.tokens), np.asarray(document.log_probs, np.float32)
+    tokens, measured = np.asarray(document.tokens), document.log_probs is not None
+    # Without log-probabilities the list stays empty, which `_decode` tells from a document without tokens.
+    log_probs = np.asarray(document.log_probs if measured else [], np.float32)
     problem = None
-    if tokens.ndim != 1 or tokens.shape != log_probs.shape:
+    if tokens.ndim != 1 or measured and tokens.shape != log_probs.shape:
         problem = f"tokens {tokens.shape} and log_probs {log_probs.shape} must be two vectors of one length"
     elif tokens.size and (tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
         problem = "tokens must be non-negative 32-bit integers"
@@ -372,10 +384,12 @@ def _decode(record: bytes) -> Document:
     from tensorflow_datasets.proto import tf_example_pb2
 
     fields = tf_example_pb2.Example.FromString(record).features.feature
+    tokens = np.array(fields["tokens"].int64_list.value, np.int32)
+    log_probs = np.array(fields["log_probs"].float_list.value, np.float32)
     return Document(
         id=fields["id"].int64_list.value[0],
-        tokens=np.array(fields["tokens"].int64_list.value, np.int32),
-        log_probs=np.array(fields["log_probs"].float_list.value, np.float32),
+        tokens=tokens,
+        log_probs=None if len(tokens) and not len(log_probs) else log_probs,
         stop_reason=fields["stop_reason"].bytes_list.value[0].decode(),
         text=fields["text"].bytes_list.value[0].decode(),
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from selftrain_jax.data.subset import SubsetConfig, draw_subset
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 
 
 def write_subset(
@@ -26,8 +26,9 @@ def write_subset(
 ) -> dict[str, Any]:
     """Draws subset `index` of the documents that the audit let through and writes its packed rows as `rows.npz`.
 
-    Sampled token ids are used as they are when the student has the tokenizer that they were sampled with; text files,
-    and with `settings.retokenize` any corpus, are tokenized with the student's.
+    A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
+    and with `settings.retokenize` any corpus, are tokenized with the student's. What looks like a special token in a
+    text is read as ordinary characters: a document ends where it ends, and nowhere before.
 
     Raises:
       InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
@@ -36,14 +37,10 @@ def write_subset(
     check_tokenizer(config, tokenizer)
     documents, provenance = clean_documents(audited)
     if provenance is None or settings.retokenize:
-        encoded = tokenizer([d.text for d in documents], add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = encode_texts(tokenizer, [d.text for d in documents])
         tokens = [np.array([*ids, config.eos_token_id], np.int32) for ids in encoded]
     else:
-        if provenance["tokenizer_fingerprint"] != tokenizer_fingerprint(student):
-            raise InputError(
-                f"the corpus audited in {audited} was sampled with another tokenizer ({provenance['vocab_size']} ids) "
-                f"than the student's ({len(tokenizer)} ids): set subset.retokenize=True to train on its text"
-            )
+        check_same_tokenizer(f"the corpus audited in {audited}", provenance, student)
         tokens = [d.tokens for d in documents]
     subset = SubsetConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(SubsetConfig)})
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), subset, index)
@@ -66,6 +63,15 @@ def write_subset(
         "num_rows": len(rows.tokens),
         "dropped_tokens": rows.dropped_tokens,
     }
+
+
+def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:
+    """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
+    if provenance.get("tokenizer_fingerprint") != tokenizer_fingerprint(student):
+        raise InputError(
+            f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the student's "
+            f"({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
+        )
 
 
 def read_subset(directory: pathlib.Path) -> PackedRows:

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, Sequence
 
 from selftrain_jax import files
 from selftrain_jax.errors import InputError, one_line
@@ -57,6 +57,11 @@ def check_tokenizer(config: ModelConfig, tokenizer: Any) -> None:
             f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "
             "them; use the model's own tokenizer"
         )
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters."""
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:

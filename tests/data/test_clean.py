@@ -66,6 +66,16 @@ def test_the_audit_is_on_record(files):
     assert low[after == 1].tolist() == [3, 4, 6] and after.sum() == 3
 
 
+def test_an_imported_corpus_is_audited_without_a_likelihood(files):
+    documents = [Document(i, np.arange(i + 1), None, "eos", text) for i, text in enumerate(TEXTS)]
+    write_corpus(files / "imported", documents, PROVENANCE)
+    out = files / "audit"
+    out.mkdir()
+    assert clean.audit_corpus(files / "imported", benchmarks(files, "animals"), BIGRAMS, out)["num_flagged"] == 3
+    assert kept(out) == [(2, "red sky"), (3, ""), (5, "cat the")]
+    assert json.loads((out / "audit.json").read_text())["nll_histogram"] is None
+
+
 def test_a_text_file_is_written_again_without_the_flagged(files):
     out = files / "audit"
     out.mkdir()

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus, summarize, write_corpus
+from selftrain_jax.data.corpus import CorpusWriter, Document, corpus_fingerprint, read_corpus, summarize, write_corpus
 from selftrain_jax.errors import InputError
 
 TEXTS = ("plain", "naïve “quotes” 🎉", "नमस्ते दुनिया", "", "nul \0 and\nnewline\0", "\ufeffmark")
@@ -61,6 +62,35 @@ def test_what_is_written_is_read_back(tmp_path):
     for outside in (23, -24):
         with pytest.raises(IndexError):
             corpus[outside]
+
+
+def test_documents_without_log_probabilities(tmp_path):
+    """They come back without, also beside a document that has no tokens; nothing is averaged over them."""
+    documents = [dataclasses.replace(make_document(i), log_probs=None) for i in range(1, 7)] + [make_document(7)]
+    assert len(documents[-1].tokens) == 0
+    manifest = write_corpus(tmp_path / "c", documents, {}, shard_size=3)
+    assert manifest["nll"] is None and manifest["num_tokens"] == 21
+    found = list(read_corpus(tmp_path / "c"))
+    assert [d.log_probs is None for d in found] == [True] * 6 + [False]
+    for a, b in zip(found, documents):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_one_document_without_log_probabilities_leaves_the_corpus_without_a_likelihood():
+    documents = make_documents(7)
+    assert summarize(documents)["nll"] is not None
+    assert summarize([*documents, dataclasses.replace(make_document(8), log_probs=None)])["nll"] is None
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    write_corpus(tmp_path / "a", make_documents(9), {"model": "m"}, shard_size=4)
+    write_corpus(tmp_path / "b", make_documents(9), {"model": "m"}, shard_size=4)
+    write_corpus(tmp_path / "c", make_documents(9), {"model": "n"}, shard_size=4)
+    changed = make_documents(9)
+    changed[5] = dataclasses.replace(changed[5], text="another")
+    write_corpus(tmp_path / "d", changed, {"model": "m"}, shard_size=4)
+    a, b, c, d = (corpus_fingerprint(tmp_path / name) for name in "abcd")
+    assert a == b and len({a, c, d}) == 3
 
 
 def test_plain_tfds_reads_the_corpus_without_tensorflow(tmp_path):

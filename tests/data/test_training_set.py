@@ -133,6 +133,16 @@ def test_another_tokenizer_reads_the_same_text(audited, foreign, documents, tmp_
     assert not {tuple(d[1:]) for d in whole} & {tuple(d.tokens) for d in documents}
 
 
+def test_a_special_token_inside_a_text_ends_nothing(documents, model_directory, tmp_path):
+    """A word-level tokenizer knows no such word once it is not read as a token."""
+    words = [d.text.split() for d in documents]
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": " ".join([*w[:3], "x<|endoftext|>y", *w[3:]])} for w in words])
+    (tmp_path / "audited").mkdir()
+    clean.audit_texts(tmp_path / "texts.jsonl", {}, AuditConfig(), tmp_path / "audited")
+    write(tmp_path / "audited", model_directory, tmp_path / "s")
+    assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in split(tmp_path / "s")[:-1])
+
+
 def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", [{"text": d.text} for d in documents])
     write_jsonl(tmp_path / "benchmark.jsonl", [{"text": documents[3].text}, {"text": documents[4].text}])

@@ -1,0 +1,131 @@
+"""Text that any other generator wrote, as a corpus that a run can train on."""
+
+import os
+import pathlib
+from typing import Any, Iterator
+
+import numpy as np
+
+from selftrain_jax import files
+from selftrain_jax.data.corpus import CorpusWriter, Document
+from selftrain_jax.data.sources import Source, open_source
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import hf
+from selftrain_jax.models.hub import resolve_model
+from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+
+_SHARD_SIZE = 1024
+
+
+def import_corpus(
+    source: str | os.PathLike,
+    directory: str | os.PathLike,
+    tokenizer_source: str | os.PathLike,
+    *,
+    field: str = "text",
+    split: str = "train",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Writes the texts of `source` as a finished corpus into `directory`, which appears whole or not at all.
+
+    A document is one text, its id the position in the source (from 0), its tokens the tokenizer's ids and EOS. Texts
+    without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is None.
+
+    What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters and the texts
+    that hold one are counted. Read as a token it would be an end in the middle of a document, which teaches the student
+    something that the text does not say; cutting the text there instead would rest on a guess, since "</s>" of another
+    family, which means the same, stays text in any case. Clean the source first if the count is not what you expect.
+
+    Args:
+      source: file, folder or "tfds:..." as `sources.open_source` takes it.
+      directory: the new corpus folder; missing or empty.
+      tokenizer_source: the student: a directory with tokenizer.json, or a hub name. EOS is that of its config.json, or
+        without one that of the tokenizer.
+      field: name of the text in a row.
+      split: which part of a data set with splits.
+      limit: take the first so many texts that are not empty; None takes all.
+
+    Returns:
+      The corpus manifest.
+
+    Raises:
+      InputError: the source, the tokenizer or the destination cannot be used; nothing is written then.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    if limit is not None and limit < 1:
+        raise InputError(f"import limit={limit} must be at least 1; leave it out to take every text")
+    files.check_new_directory(directory, "import destination")
+    tokenizer, ends, vocab_size = _tokenizer(tokenizer_source)
+    opened = open_source(source, split)
+    ids, counts = _scan(opened, field, limit, [t.content for t in tokenizer.added_tokens_decoder.values() if t.special])
+    provenance = {
+        "source": opened.name,
+        "kind": opened.kind,
+        "split": split,
+        "field": field,
+        "limit": limit,
+        "fingerprint": opened.fingerprint,
+        **({"dataset": opened.details} if opened.details else {}),
+        "tokenizer": str(tokenizer_source),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer_source),
+        "vocab_size": vocab_size,
+        **counts,
+    }
+    with files.new_directory(directory, "import destination") as temporary:
+        writer = CorpusWriter(temporary, len(ids), _SHARD_SIZE, ids=ids)
+        documents = _documents(opened, field, ids, tokenizer, ends)
+        for index, _ in writer.missing_shards():
+            writer.write_shard(index, next(documents))
+        return writer.finalize(provenance)
+
+
+def _tokenizer(source: str | os.PathLike) -> tuple[Any, tuple[int, int | None], int]:
+    """The tokenizer, its (EOS, BOS) ids, and how many ids a document may use."""
+    tokenizer, size = load_tokenizer(source), None
+    if (resolve_model(source, weights=False) / "config.json").is_file():
+        config = hf.load_config(source)
+        check_tokenizer(config, tokenizer)
+        ends, size = (config.eos_token_id, config.bos_token_id), config.vocab_size
+    else:
+        ends = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if ends[0] is None:
+        raise InputError(f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder")
+    return tokenizer, ends, min(len(tokenizer), size or len(tokenizer))
+
+
+def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> tuple[list[int], dict[str, int]]:
+    """Positions of the texts to take, and what was counted on the way to the last of them."""
+    from tqdm import tqdm
+
+    ids, empty, marked = [], 0, 0
+    for position, text in enumerate(tqdm(source.texts(field), desc="read", unit="text", dynamic_ncols=True)):
+        if not text.strip():
+            empty += 1
+            continue
+        ids.append(position)
+        marked += any(token in text for token in special)
+        if len(ids) == limit:
+            break
+    if not ids:
+        raise InputError(f"import source {source.name} holds no text ({empty} empty ones): name another field or source")
+    return ids, {"num_read": len(ids) + empty, "num_empty": empty, "num_with_special_tokens": marked}
+
+
+def _documents(source: Source, field: str, ids: list[int], tokenizer, ends: tuple[int, int | None]) -> Iterator[list]:
+    """The documents of `ids`, shard by shard."""
+    from tqdm import tqdm
+
+    kept = ((i, text) for i, text in enumerate(source.texts(field)) if text.strip())
+    with tqdm(total=len(ids), desc="import", unit="doc", dynamic_ncols=True) as bar:
+        for start in range(0, len(ids), _SHARD_SIZE):
+            batch = [next(kept) for _ in ids[start : start + _SHARD_SIZE]]
+            documents = []
+            for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch])):
+                if not set(ends).isdisjoint(tokens):
+                    raise InputError(
+                        f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a part of "
+                        "the text, which would end the document there; take that part or the text out of the source"
+                    )
+                documents.append(Document(i, np.array([*tokens, ends[0]], np.int32), None, "eos", text))
+            bar.update(len(documents))
+            yield documents

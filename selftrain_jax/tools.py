@@ -1,0 +1,118 @@
+"""The sub-commands of `selftrain` that need no run: models and texts in and out, and checks."""
+
+import argparse
+import pathlib
+from typing import Callable
+
+_DTYPE = "float32 (default), bfloat16 or float16"
+
+
+def add_commands(commands) -> None:
+    """Adds a parser per tool to the sub-parsers `commands`."""
+
+    def add(name: str, text: str, more: str = "") -> Callable:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{more}").add_argument
+
+    option = add("probes", "turn published token arrays (lm-extraction-benchmark) into a probe file for another tokenizer")
+    option("--prefixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the prefixes")
+    option("--suffixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the suffixes")
+    option("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
+    option("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
+    option("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
+
+    option = add("import", "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`")
+    option("source", metavar="SOURCE", help=".jsonl(.gz) or .json, a Hugging Face data set folder, tfds:NAME or tfds:/DIR")
+    option("out", metavar="OUT", help="the corpus folder to make")
+    option("--tokenizer", required=True, metavar="MODEL", help="whose tokenizer: the student's")
+    option("--field", default="text", metavar="NAME", help="which field is the text (default: text)")
+    option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
+    option("--limit", type=int, metavar="N", help="take the first N texts only")
+
+    option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
+    option("source", metavar="MODEL", help="Hugging Face directory or hub name")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    option("--revision", metavar="REV", help="hub revision, for example step143000")
+    option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+
+    option = add("export", "write a run's model, or a converted one, as a Hugging Face directory")
+    option("source", type=pathlib.Path, metavar="WORKDIR", help="a run's folder, or one of `selftrain convert`")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    option("--model", metavar="NAME", help="which model of the run: self-0 (default), real-0, base, ...")
+    option("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
+    option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+
+    option = add("verify", "compare our model with transformers on PyTorch (pip install torch), on the same checkpoint",
+                 " Exit code 0 only if the fp32 logits agree.")  # fmt: skip
+    option("model", metavar="MODEL", help="a Hugging Face directory, or a name such as EleutherAI/pythia-70m")
+    option("--revision", metavar="REV", help="hub revision, for example step1000")
+    option("--dtype", action="append", choices=("fp32", "bf16"),
+           help="what to compare, once or more; default both. fp32 is always measured, since it decides")  # fmt: skip
+    option("--arc-easy", metavar="FILE.jsonl",
+           help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too")  # fmt: skip
+
+
+def _probes(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.evaluation.probes import convert_arrays
+
+    counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
+    print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.data.external import import_corpus
+
+    manifest = import_corpus(
+        arguments.source, arguments.out, arguments.tokenizer,
+        field=arguments.field, split=arguments.split, limit=arguments.limit,
+    )  # fmt: skip
+    counts = manifest["provenance"]
+    print(
+        f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {counts['num_empty']:,} empty texts "
+        f"dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
+    )
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.export import convert
+
+    convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
+    print(f"Orbax arrays: {arguments.out}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from selftrain_jax.export import export
+
+    export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
+    print(f"Hugging Face model: {arguments.out}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from selftrain_jax import parallel
+    from selftrain_jax.models import verify
+
+    model, revision, item = arguments.model, arguments.revision, None
+    if arguments.arc_easy is not None:
+        from selftrain_jax.evaluation import published
+
+        item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
+    parallel.enable_compilation_cache()
+    verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
+    print(verify.format_tables(verdict) + "\n", flush=True)
+    ok, outcome = verdict.ok, [verify.format_verdict(verdict)]
+    if item is not None:
+        check = published.check_arc_easy(item, model, revision)
+        print(published.format_check(check) + "\n")
+        ok &= check.ok
+        outcome.append(f"ARC-Easy figures {'agree' if check.ok else 'differ'} (max gap {check.max_gap:.1e} nats)")
+    print(f"{'OK' if ok else 'DIFFERENT'}: {'; '.join(outcome)}")
+    return 0 if ok else 1
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "probes": _probes, "import": _import, "convert": _convert, "export": _export, "verify": _verify,
+}  # fmt: skip
+"""Name -> what it does; returns the exit code."""
