@@ -194,9 +194,13 @@ class Pipeline:
 
             return sample_corpus(self.model_path(source), self.config.sample, directory / "corpus", mesh=self.mesh, name=arm)
 
-        return Stage(
-            f"sample/{arm}", settings, self._lab_stages(source), work, lambda: self._model_input("source", source)
-        )
+        def externals():
+            from selftrain_jax.data.generate import sampling_dtype
+
+            # "auto" must not change in the middle of a corpus.
+            return self._model_input("source", source) | {"dtype": sampling_dtype(self.config.sample)}
+
+        return Stage(f"sample/{arm}", settings, self._lab_stages(source), work, externals, grows=("num_samples",))
 
     def _audit(self, arm: str, origin: ControlSettings) -> Stage:
         audit = self.config.audit

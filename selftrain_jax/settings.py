@@ -27,23 +27,27 @@ class SampleSettings(SamplingConfig):
     Attributes:
       num_samples: documents in the corpus.
       seed: the corpus's random key.
-      batch_size: documents drawn side by side.
-      shard_size: documents per corpus shard; a killed run loses at most the shard that it was drawing.
-      dtype: compute and cache dtype, "float32" or "bfloat16"; logits and log-probabilities are fp32 always.
+      batch_size: documents drawn side by side; "auto" takes as many as the device memory holds.
+      shard_size: documents per corpus shard; a killed run loses what it was drawing and the shard not yet full.
+      dtype: of weights, compute and cache, "float32" or "bfloat16"; "auto" is bfloat16 on accelerators and float32 on
+        CPUs. Logits and log-probabilities are fp32 always.
     """
 
     num_samples: int = 20_000
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int | str = "auto"
     shard_size: int = 1024
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_samples", "batch_size", "shard_size"):
+        for name in ("num_samples", "shard_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"sample {name}={getattr(self, name)} must be at least 1")
-        _check_dtype("sample", self.dtype)
+        if self.batch_size != "auto" and (isinstance(self.batch_size, str) or self.batch_size < 1):
+            raise InputError(f"sample batch_size={self.batch_size!r} must be at least 1, or 'auto'")
+        if self.dtype != "auto":
+            _check_dtype("sample", self.dtype)
 
     def sampling(self) -> SamplingConfig:
         """The part that the decode loop compiles for."""

@@ -27,6 +27,7 @@ class Stage:
       work: does it, in the folder it is given, and returns JSON values for the manifest. It may find its own unfinished
         work there and go on with it.
       externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
+      grows: settings that may be raised later; the stage then goes on from what is there.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     after: Sequence[str]
     work: Callable[[pathlib.Path], Mapping[str, Any] | None]
     externals: Callable[[], Mapping[str, str]] = dict
+    grows: Sequence[str] = ()
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -51,7 +53,7 @@ def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 def state(workdir: pathlib.Path, stage: Stage) -> str:
     """ "done", "started" or "waiting"."""
     if manifest_path(workdir, stage.name).is_file():
-        return "done"
+        return "started" if _grown(workdir, stage) else "done"
     return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
 
 
@@ -61,7 +63,19 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
         for file in ("manifest.json", "started.json"):
             path = workdir / stage.name / file
             if path.is_file():
-                _compare(workdir, stage, "settings", read_json(path)["settings"], _plain(stage.settings))
+                _compare(workdir, stage, "settings", *_fixed(stage, read_json(path)["settings"], _plain(stage.settings)))
+
+
+def _fixed(stage: Stage, found: dict, asked: dict) -> tuple[dict, dict]:
+    """Both without the settings that were raised and may be."""
+    raised = {name for name in stage.grows if name in found and asked[name] > found[name]}
+    return tuple({name: value for name, value in each.items() if name not in raised} for each in (found, asked))
+
+
+def _grown(workdir: pathlib.Path, stage: Stage) -> bool:
+    """Whether a finished stage is asked for more."""
+    path = manifest_path(workdir, stage.name)
+    return path.is_file() and any(read_json(path)["settings"].get(n) != stage.settings[n] for n in stage.grows)
 
 
 def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool], say: Callable[[str], None]) -> None:
@@ -71,9 +85,25 @@ def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], 
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
     check(workdir, stages)
+    _check_growth(workdir, [stage for stage in stages if wanted(stage.name)])
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
+
+
+def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
+    """Raises `InputError` when a stage would grow under others of `stages` that were made from the smaller one."""
+    stale = {stage.name for stage in stages if _grown(workdir, stage)}
+    grown = sorted(stale)
+    for stage in stages:
+        if stale & set(stage.after):
+            stale.add(stage.name)
+    made = [stage.name for stage in stages if stage.name in stale - set(grown) and (workdir / stage.name).is_dir()]
+    if made:
+        raise InputError(
+            f"stage {grown[0]} is asked for more than it has in {workdir}, and these were made from what it has: delete "
+            f"their folders first ({', '.join(made)}), or run `selftrain {grown[0].split('/')[0]}` alone"
+        )
 
 
 def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:
@@ -84,8 +114,10 @@ def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str
         if (directory / file).is_file():
             _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
     if (directory / "manifest.json").is_file():
-        say(f"{title}: done before")
-        return
+        if not _grown(workdir, stage):
+            say(f"{title}: done before")
+            return
+        (directory / "manifest.json").unlink()
     say(title)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "started.json", asked)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -164,3 +165,65 @@ def test_a_damaged_record_is_named(tmp_path, file):
     (tmp_path / "sample/self" / file).write_text(json.dumps({"settings": {}})[:-1])
     with pytest.raises(InputError, match=f"sample/self/{file} is not valid JSON"):
         run(tmp_path, plan())
+
+
+def growing(count, calls, other=0):
+    def sample(directory):
+        calls.append("sample")
+        (directory / "result").write_text(str(count))
+
+    def train(directory):
+        calls.append("train")
+        (directory / "result").write_text("trained")
+
+    return [
+        Stage("sample/self", {"count": count, "other": other}, [], sample, grows=("count",)),
+        Stage("train/self-0", {}, ["sample/self"], train),
+    ]
+
+
+def test_a_setting_that_grows_takes_the_stage_up_again(tmp_path):
+    calls = []
+    first, more = growing(5, calls), growing(8, calls)
+    run(tmp_path, first, lambda name: name == "sample/self")
+    assert [stages.state(tmp_path, stage) for stage in more] == ["started", "waiting"]
+    assert run(tmp_path, more) == ["[1/2] sample/self", "[2/2] train/self-0"]
+    assert calls == ["sample", "sample", "train"]
+    assert (tmp_path / "sample/self/result").read_text() == "8"
+    assert [stages.state(tmp_path, stage) for stage in more] == ["done", "done"]
+
+
+def test_growth_under_finished_stages_is_refused_before_any_work(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\), or run `selftrain sample` alone"):
+        run(tmp_path, growing(8, calls))
+    assert contents(tmp_path) == before and calls == ["sample", "train"]
+    shutil.rmtree(tmp_path / "train")
+    run(tmp_path, growing(8, calls))
+    assert calls == ["sample", "train", "sample", "train"]
+
+
+@pytest.mark.parametrize("asked", [growing(4, []), growing(8, [], other=1)], ids=["shrunk", "another setting"])
+def test_what_does_not_grow_is_refused_as_ever(tmp_path, asked):
+    run(tmp_path, growing(5, []), lambda name: name == "sample/self")
+    with pytest.raises(InputError, match="sample/self: setting (count is 4|other is 1)"):
+        run(tmp_path, asked)
+
+
+def test_a_killed_growth_goes_on(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls), lambda name: name == "sample/self")
+    more = growing(8, calls)
+
+    def killed(directory):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [dataclasses.replace(more[0], work=killed), more[1]])
+    assert stages.state(tmp_path, more[0]) == "started"
+    with pytest.raises(InputError, match="count is 5"):
+        run(tmp_path, growing(5, calls))
+    run(tmp_path, more)
+    assert calls == ["sample", "sample", "train"]

@@ -10,6 +10,7 @@ import dataclasses
 import operator
 import os
 import pathlib
+import re
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -99,7 +100,8 @@ class CorpusWriter:
 
     The ids are cut into consecutive groups of `shard_size` (the last may be smaller), one shard each, so the shards of
     a corpus do not depend on how often it was interrupted. Several processes may write different shards of one folder;
-    when all are done, one of them calls `finalize`.
+    when all are done, one of them calls `finalize`. A corpus grows by a new writer with more documents: what is there
+    of a smaller one with the same shard size is kept.
 
     Args:
       path: the folder; created when missing.
@@ -137,10 +139,39 @@ class CorpusWriter:
         ]
         strangers = {f.name for f in self.path.glob(f"{_NAME}-*")} - {f.name for f in self._files}
         if strangers:
-            raise InputError(
-                f"corpus {path} holds shards of another layout, such as {min(strangers)}: restore num_documents and "
-                "shard_size, or remove the folder"
-            )
+            self._adopt(sorted(strangers))
+
+    def _adopt(self, names: list[str]) -> None:
+        """Gives the shards of a smaller corpus the names that they have in this one, which counts as unfinished then."""
+        places = {}
+        for name in names:
+            place = re.fullmatch(rf"{_NAME}-.*-(\d+)-of-(\d+)", name)
+            index, length = (int(place[1]) if place else -1), _shard_length(self.path / name)
+            # Of a shard that was cut short nothing is used, so it may take any place.
+            if not 0 <= index < len(self._shards) or (
+                length and _shard_length(self.path / name, self._shards[index][:length]) != length
+            ):
+                raise InputError(
+                    f"corpus {self.path} holds shards of another layout, such as {name}: restore num_documents and "
+                    "shard_size, or remove the folder"
+                )
+            places[name] = index
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+        for name, index in places.items():
+            os.replace(self.path / name, self._files[index])
+
+    def partial(self, index: int) -> list[Document]:
+        """The documents that are there of a shard that `missing_shards` names, its first ones; often none."""
+        from array_record.python import array_record_module
+
+        file, ids = self._files[index], self._shards[index]
+        length = _shard_length(file)
+        if not 0 < length < len(ids) or _shard_length(file, ids[:length]) != length:
+            return []
+        reader = array_record_module.ArrayRecordReader(str(file))
+        documents = [_decode(record) for record in reader.read(0, length)]
+        reader.close()
+        return documents
 
     def missing_shards(self) -> list[tuple[int, Sequence[int]]]:
         """(index, document ids) of every shard that is absent, cut short, or holds other documents."""

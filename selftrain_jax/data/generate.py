@@ -1,64 +1,119 @@
 """A model's documents as a corpus on disk, shard by shard, so that a killed run draws only what is missing."""
 
+import concurrent.futures
 import dataclasses
 import pathlib
 import time
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax.data.corpus import CorpusWriter, Document
+from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
 from selftrain_jax.models import hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 
 
+def sampling_dtype(settings) -> str:
+    """The name of the dtype that `settings` mean on this machine."""
+    return jnp.dtype(sampler.default_dtype() if settings.dtype == "auto" else settings.dtype).name
+
+
 def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str) -> dict[str, Any]:
     """Draws `settings.num_samples` documents from the model and writes them as a finished corpus.
+
+    In a job of several processes each calls this with a mesh of its own devices, draws every so-many-th shard, and returns
+    when all are done; no tensor crosses between hosts. (With a mesh that spans processes, for a model that one host cannot
+    hold, all of them draw the same waves and the first one writes.)
 
     Args:
       model: Hugging Face directory.
       settings: `settings.SampleSettings`.
-      path: the corpus folder; shards that are there already are kept.
+      path: the corpus folder, shared by the processes; documents that are there already are kept.
       mesh: devices.
       name: shown on the progress bar.
 
     Returns:
       The corpus manifest.
     """
-    from tqdm import tqdm
-
     config = hf.load_config(model)
     tokenizer = load_tokenizer(model)
     check_tokenizer(config, tokenizer)
     vocab_limit = min(len(tokenizer), config.vocab_size)
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
-    writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
+    first = jax.process_index() == 0
+    if first:
+        writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
+    _wait_for_all("corpus folder ready")
+    if not first:
+        writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
     missing = writer.missing_shards()
+    _wait_for_all("missing shards counted")
+    spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1
+    if not spans_processes:
+        missing = missing[jax.process_index() :: jax.process_count()]
     if missing:
-        _, params = hf.load_pretrained(model, mesh=mesh)
-        key = jax.random.key(settings.seed)
-        todo = sum(len(ids) for _, ids in missing)
-        done = settings.num_samples - todo
-        with tqdm(
-            total=settings.num_samples, initial=done, desc=f"sample {name}", unit="doc", dynamic_ncols=True
-        ) as bar:
-            progress = _Progress(bar)
-            for index, ids in missing:
-                waves = sampler.sample_waves(
-                    params, config, settings.sampling(), key, list(ids),
-                    mesh=mesh, batch_size=settings.batch_size, vocab_limit=vocab_limit, dtype=jnp.dtype(settings.dtype),
-                )  # fmt: skip
-                writer.write_shard(index, [d for wave in waves for d in progress.count(_documents(wave, tokenizer))])
-    return writer.finalize({
-        "model": str(model),
-        "model_fingerprint": hf.model_fingerprint(model),
-        "tokenizer_fingerprint": tokenizer_fingerprint(model),
-        "vocab_size": vocab_limit,
-        "settings": dataclasses.asdict(settings),
-    })
+        dtype = sampling_dtype(settings)
+        kept = {d.id: d for index, _ in missing for d in writer.partial(index)}
+        ids = [i for _, shard in missing for i in shard if i not in kept]
+        # The weights as loaded are let go before the first wave: only what `prepare` made of them stays.
+        weights = sampler.prepare(
+            hf.load_pretrained(model, dtype=dtype, mesh=mesh, rules=sampler.RULES)[1], config, mesh=mesh, dtype=dtype
+        )
+        waves = sampler.sample_waves(
+            weights, config, settings.sampling(), jax.random.key(settings.seed), ids,
+            mesh=mesh, batch_size=settings.batch_size, vocab_limit=vocab_limit, dtype=dtype,
+        )  # fmt: skip
+        shown = _shown(waves, name, total=len(kept) + len(ids), todo=len(ids))
+        _write(writer if first or not spans_processes else None, missing, kept, shown, tokenizer)
+    _wait_for_all("all shards written")
+    if first:
+        writer.finalize({
+            "model": str(model),
+            "model_fingerprint": hf.model_fingerprint(model),
+            "tokenizer_fingerprint": tokenizer_fingerprint(model),
+            "vocab_size": vocab_limit,
+            "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
+        })
+    _wait_for_all("corpus finished")
+    return read_corpus(path).manifest
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _write(
+    writer: CorpusWriter | None,
+    shards: Sequence[tuple[int, Sequence[int]]],
+    documents: dict[int, Document],
+    waves: Iterator[sampler.Samples],
+    tokenizer,
+) -> None:
+    """Writes every shard as soon as its documents are there. `documents` are those that need not be drawn.
+
+    Text is decoded and shards are written in a thread beside the next wave, which leaves the host idle.
+    """
+    waiting = list(shards)
+
+    def finish(wave):
+        documents.update((d.id, d) for d in _documents(wave, tokenizer))
+        while waiting and documents.keys() >= set(waiting[0][1]):
+            index, ids = waiting.pop(0)
+            writer.write_shard(index, [documents.pop(i) for i in ids])
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pending = None
+        for wave in waves:
+            if pending is not None:
+                pending.result()
+            pending = pool.submit(finish, wave) if writer is not None else None
+        if pending is not None:
+            pending.result()
 
 
 def _documents(wave: sampler.Samples, tokenizer) -> list[Document]:
@@ -72,23 +127,20 @@ def _documents(wave: sampler.Samples, tokenizer) -> list[Document]:
     ]
 
 
-class _Progress:
-    """Tokens per second, mean length, share stopped by EOS and mean NLL of what has been drawn so far."""
+def _shown(waves: Iterator[sampler.Samples], name: str, total: int, todo: int) -> Iterator[sampler.Samples]:
+    """The waves, with tokens per second, mean length, share stopped by EOS and mean NLL so far on a progress bar."""
+    from tqdm import tqdm
 
-    def __init__(self, bar):
-        self._bar, self._start = bar, time.perf_counter()
-        self._documents = self._tokens = self._stopped = 0
-        self._nll = 0.0
-
-    def count(self, documents: list[Document]) -> Iterator[Document]:
-        self._documents += len(documents)
-        self._tokens += sum(len(d.tokens) for d in documents)
-        self._stopped += sum(d.stop_reason == "eos" for d in documents)
-        self._nll -= sum(float(d.log_probs.sum()) for d in documents)
-        self._bar.update(len(documents))
-        self._bar.set_postfix_str(
-            f"{self._tokens / (time.perf_counter() - self._start):,.0f} tok/s, "
-            f"length {self._tokens / self._documents:.1f}, eos {self._stopped / self._documents:.0%}, "
-            f"nll {self._nll / self._tokens:.3f}"
-        )
-        yield from documents
+    begin, documents, tokens, stopped, nll = time.perf_counter(), 0, 0, 0, 0.0
+    with tqdm(total=total, initial=total - todo, desc=f"sample {name}", unit="doc", dynamic_ncols=True) as bar:
+        for wave in waves:
+            documents += len(wave.ids)
+            tokens += int(wave.lengths.sum())
+            stopped += int(wave.stopped.sum())
+            nll -= float(wave.log_probs.sum(dtype=float))
+            bar.update(len(wave.ids))
+            bar.set_postfix_str(
+                f"{tokens / (time.perf_counter() - begin):,.0f} tok/s, length {tokens / documents:.1f}, "
+                f"eos {stopped / documents:.0%}, nll {nll / tokens:.3f}"
+            )
+            yield wave

@@ -29,24 +29,23 @@ Params = dict[str, Any]
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys (after rotation) and values of every layer, filled from slot 0 up."""
+    """Keys (after rotation) and values, filled from slot 0 up.
 
-    keys: Float[Array, "L B N S H"]
-    values: Float[Array, "L B N S H"]
+    One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which costs half of
+    the speed and several times the memory on a GPU.
+    """
+
+    keys: tuple[Float[Array, "B N S H"], ...]
+    values: tuple[Float[Array, "B N S H"], ...]
 
     @classmethod
     def zeros(cls, config: ModelConfig, batch_size: int, length: int, dtype=jnp.float32) -> "KVCache":
-        shape = (config.num_layers, batch_size, config.num_heads, length, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        shape = (batch_size, config.num_heads, length, config.head_dim)
+        return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
 
     @property
     def length(self) -> int:
-        return self.keys.shape[3]
-
-    def grow(self, length: int) -> "KVCache":
-        """The same cache with room for `length` positions."""
-        extra = [(0, 0)] * 3 + [(0, length - self.length), (0, 0)]
-        return KVCache(jnp.pad(self.keys, extra), jnp.pad(self.values, extra))
+        return self.keys[0].shape[2]
 
 
 class LayerNorm(nn.Module):
@@ -84,7 +83,7 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rotary, segment_ids, position):
+    def __call__(self, carry, rotary, segment_ids, position):
         c = self.config
         d, n, h, f = c.hidden_size, c.num_heads, c.head_dim, c.intermediate_size
         # GPT-NeoX's own initialization: "small init" inward (Nguyen & Salazar 2019), 2 / (L sqrt(D)) outward.
@@ -98,8 +97,8 @@ class Block(nn.Module):
         if cache is None:
             mixed = ops.causal_attention(q, k, v, segment_ids)
         else:
-            cache = _write(cache, k, v, layer, position)
-            mixed = ops.cached_attention(q, cache.keys[layer], cache.values[layer], position)
+            cache = _write(cache[0], k, position), _write(cache[1], v, position)
+            mixed = ops.cached_attention(q, *cache, position)
         out = Affine("btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 2, outward, name="out")
         attended = out(mixed)
 
@@ -113,12 +112,8 @@ class Block(nn.Module):
         return (constrain(x, "batch", "time", None), cache), None
 
 
-def _write(cache: KVCache, k, v, layer, position) -> KVCache:
-    def put(store, new):  # new [B, T, N, H]
-        new = jnp.swapaxes(new, 1, 2)[None].astype(store.dtype)
-        return jax.lax.dynamic_update_slice(store, new, (layer, 0, 0, position, 0))
-
-    return KVCache(put(cache.keys, k), put(cache.values, v))
+def _write(store, new, position):  # store [B, N, S, H], new [B, T, N, H]
+    return jax.lax.dynamic_update_slice(store, jnp.swapaxes(new, 1, 2).astype(store.dtype), (0, 0, position, 0))
 
 
 class GPTNeoX(nn.Module):
@@ -145,7 +140,7 @@ class GPTNeoX(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=c.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -160,29 +155,24 @@ class GPTNeoX(nn.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        position: Int[Array, ""] | int = 0,
-    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states after the final norm.
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm: a causal pass over whole rows.
 
-        Without a cache: a causal pass over whole rows; `segment_ids` keeps packed documents apart and `positions`
-        restarts their rotary positions. With a cache: `tokens` continue at `position`, and (hidden, cache) returns.
+        `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions.
         """
         x = self.embed()[tokens].astype(self.dtype)
         if positions is None:
-            positions = position + jnp.arange(tokens.shape[1])
+            positions = jnp.arange(tokens.shape[1])
         rotary = ops.rotary_tables(positions, self.config.rotary_dim, self.config.rotary_base)
-        layer_ids = jnp.arange(self.config.num_layers)
-        (x, cache_out), _ = self.layers((x, cache), layer_ids, rotary, segment_ids, position)
-        hidden = self.final_norm(x)
-        return hidden if cache is None else (hidden, cache_out)
+        (x, _), _ = self.layers((x, None), rotary, segment_ids, 0)
+        return self.final_norm(x)
 
     def output_kernel(self) -> Float[Array, "D V"]:
         return self.embed().T if self.config.tie_embeddings else self.head()
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """fp32 logits: comparing and sampling tokens is not safe at bf16 resolution."""
-        return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), self.output_kernel().astype(jnp.float32))
+        return _project(hidden, self.output_kernel())
 
     def init_all(self, tokens):
         return self.logits(self(tokens))
@@ -200,6 +190,38 @@ class _Table(nn.Module):
     def __call__(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         return self.param(self.param_name, init, self.shape)
+
+
+def unstack_layers(params: Params) -> Params:
+    """`params` with `layers` as a list of one dict per layer, as cached decoding reads them; a no-op on such."""
+    if isinstance(params["layers"], (list, tuple)):
+        return params
+    num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": [jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(num_layers)]}
+
+
+def continue_cached(
+    model: GPTNeoX, params: Params, tokens: Int[Array, "B T"], cache: KVCache, position: Int[Array, ""] | int
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Logits of the last of `tokens`, which continue at `position` of the rows in `cache`; and the cache with them in it.
+
+    `params` are stacked, or unstacked by `unstack_layers`, as a loop around this should pass them.
+    """
+    params, config = unstack_layers(params), model.config
+    x = params["embed"]["embedding"][tokens].astype(model.dtype)
+    rotary = ops.rotary_tables(position + jnp.arange(tokens.shape[1]), config.rotary_dim, config.rotary_base)
+    keys, values = [], []
+    for layer, k, v in zip(params["layers"], cache.keys, cache.values, strict=True):
+        (x, (k, v)), _ = Block(config).apply({"params": layer}, (x, (k, v)), rotary, None, position)
+        keys.append(k)
+        values.append(v)
+    hidden = LayerNorm(config.layer_norm_eps).apply({"params": params["final_norm"]}, x[:, -1])
+    kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+    return _project(hidden, kernel), KVCache(tuple(keys), tuple(values))
+
+
+def _project(hidden, kernel):
+    return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32))
 
 
 def default_unroll(config: ModelConfig) -> int:

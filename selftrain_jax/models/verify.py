@@ -163,7 +163,7 @@ def hidden_states(
 def _one_layer(config, layers, i, x):
     rotary = ops.rotary_tables(jnp.arange(x.shape[1]), config.rotary_dim, config.rotary_base)
     params = jax.tree.map(lambda leaf: leaf[i], layers)
-    (x, _), _ = gpt_neox.Block(config).apply({"params": params}, (x, None), i, rotary, None, 0)
+    (x, _), _ = gpt_neox.Block(config).apply({"params": params}, (x, None), rotary, None, 0)
     return x
 
 

@@ -1,23 +1,37 @@
 """The jitted decode loop with its KV cache.
 
 All rows start at the BOS token and stay in step, so there is one write position and no prefill. Time is cut into
-buckets (32, 64, 128, ...): inside a bucket the whole loop runs on the device against a cache of the bucket's length,
-and between buckets the host looks at which rows are done, drops them and grows the cache. Attention thus never reads
-far beyond what is filled, and the set of compiled shapes is small and known.
+buckets (`bucket_ends`): inside a bucket the whole loop runs on the device against a cache of the bucket's length, and
+between buckets the host looks at which rows are done, drops them and grows the cache. Attention thus never reads far
+beyond what is filled, and the set of compiled shapes is small and known.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params
+from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached, unstack_layers
 from selftrain_jax.sampling import warp
 from selftrain_jax.sampling.warp import SamplingConfig
 
 FIRST_BUCKET = 32
+_BUCKET_STEP = 128
+
+
+def bucket_ends(max_new_tokens: int) -> list[int]:
+    """Cache lengths: doubling from 32 to 256, then in steps of 128.
+
+    A bucket's steps read its whole cache, filled or not. Doubling on would read a third more than what is filled over 1,024
+    tokens, these steps a tenth; finer ones cost more in compilation than they save.
+    """
+    ends = [FIRST_BUCKET]
+    while ends[-1] < max_new_tokens:
+        ends.append(ends[-1] + min(ends[-1], _BUCKET_STEP))
+    return ends
 
 
 @flax.struct.dataclass
@@ -37,10 +51,27 @@ class DecodeState:
         bos = jnp.full((rows,), model.config.bos_token_id, jnp.int32)
         return cls(KVCache.zeros(model.config, rows, FIRST_BUCKET, model.dtype), jnp.int32(0), bos, done, keys)
 
-    def take(self, rows: Int[Array, "R"], length: int) -> "DecodeState":
-        """Rows `rows` alone, with a cache of `length` positions."""
-        cache = jax.tree.map(lambda x: x[:, rows], self.cache).grow(length)
-        return DecodeState(cache, self.position, self.last[rows], self.done[rows], self.keys[rows])
+
+def resize(cache: list[KVCache], length: int, rows: Int[Array, "R"] | None, sharding: Any = None) -> KVCache:
+    """The cache in the list `cache`, which is emptied, with room for `length` positions, and of `rows` alone if given.
+
+    It goes layer by layer, and lets go of each layer before it makes the next: two caches never exist side by side, as
+    long as the list holds the only reference to the old one.
+    """
+    old = cache.pop()
+    keys, values = list(old.keys), list(old.values)
+    del old
+    for arrays in (keys, values):
+        for i in range(len(arrays)):
+            arrays[i] = _resize_layer(arrays[i], length, rows, sharding)
+    return KVCache(tuple(keys), tuple(values))
+
+
+@functools.partial(jax.jit, static_argnames=("length", "sharding"))
+def _resize_layer(array, length: int, rows, sharding):
+    kept = array if rows is None else array[rows]
+    longer = jnp.pad(kept, [(0, 0), (0, 0), (0, length - array.shape[2]), (0, 0)])
+    return longer if sharding is None else jax.lax.with_sharding_constraint(longer, sharding)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "num_steps"), donate_argnames="state")
@@ -52,6 +83,7 @@ def decode_bucket(
     Returns the state, the tokens drawn and their log-probabilities (nats) under the untempered, unfiltered model, both
     `[num_steps, B]`. Entries of a row after its EOS are meaningless.
     """
+    params = unstack_layers(params)
     rows = state.last.shape[0]
     first = state.position
 
@@ -61,10 +93,7 @@ def decode_bucket(
 
     def step(carry):
         state, tokens, log_probs = carry
-        hidden, cache = model.apply(
-            {"params": params}, state.last[:, None], cache=state.cache, position=state.position
-        )
-        logits = model.apply({"params": params}, hidden[:, 0], method="logits")
+        logits, cache = continue_cached(model, params, state.last[:, None], state.cache, state.position)
         drawn = draw_token(logits, config, allowed, state.keys, state.position, model.config.eos_token_id)
         log_prob = jnp.take_along_axis(logits, drawn[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
         at = state.position - first
@@ -90,11 +119,11 @@ def greedy_continue(
     """The `num_tokens` most likely next tokens after each prompt, one by one (the lowest id wins ties; EOS does not
     stop). Only ids below `vocab_limit` are emitted."""
     rows, length = prompts.shape
+    params = unstack_layers(params)
     cache = KVCache.zeros(model.config, rows, length + num_tokens, model.dtype)
 
     def advance(tokens, cache, position):
-        hidden, cache = model.apply({"params": params}, tokens, cache=cache, position=position)
-        logits = model.apply({"params": params}, hidden[:, -1], method="logits")
+        logits, cache = continue_cached(model, params, tokens, cache, position)
         return jnp.argmax(logits[:, :vocab_limit], axis=-1).astype(jnp.int32), cache
 
     def step(carry, position):

@@ -3,10 +3,13 @@
 Sample i is a function of (key, i, weights, sampling settings) alone: which wave it rides in, how many rows the wave
 has, how many devices share it and what finished before it make no difference. (Arithmetic in another batch shape may
 differ in the last fp32 bit, so a draw that falls within about 1e-7 of the border between two tokens can go either way.)
+
+Finished rows are dropped between buckets of the decode loop, and no new ones take their places: all rows of a wave are
+at the same position, which is what makes the loop fast (one write position, one length, no prefill).
 """
 
 import functools
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import flax.struct
 import jax
@@ -18,9 +21,12 @@ from jaxtyping import PRNGKeyArray
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, default_unroll
-from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket
+from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, param_shardings, unstack_layers
+from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize
 from selftrain_jax.sampling.warp import SamplingConfig
+
+RULES = parallel.RULES | {"embed": None}
+"""Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
 
 _LEAST_ROWS = 8  # a wave is not compacted below this: smaller batches cost the same time per step
 
@@ -36,6 +42,11 @@ class Samples:
     stopped: np.ndarray  # bool [n]; True where EOS was drawn, False where max_new_tokens cut the document
 
 
+def default_dtype() -> Any:
+    """bfloat16 on accelerators, float32 on CPUs, where bfloat16 is slower."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
 def sample(
     params: Params,
     model_config: ModelConfig,
@@ -44,21 +55,21 @@ def sample(
     ids: Sequence[int],
     *,
     mesh: Mesh | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     vocab_limit: int | None = None,
-    dtype=jnp.float32,
+    dtype: Any = None,
 ) -> Samples:
     """Draws the documents with these ids.
 
     Args:
-      params: the model's weights, on the host or on the devices of `mesh`.
+      params: the model's weights, on the host or on the devices of `mesh`; or what `prepare` made of them.
       model_config, sampling_config: what is sampled, and how.
       key: the corpus's random key (`jax.random.key(seed)`).
       ids: sample ids, non-negative and below 2^32.
       mesh: devices over which the rows of a wave are spread.
-      batch_size: rows per wave.
+      batch_size: rows per wave; "auto" takes as many as the device memory holds (`memory.largest_wave`).
       vocab_limit: only token ids below it are emitted (the tokenizer's size; embeddings are padded beyond it).
-      dtype: compute and cache dtype.
+      dtype: of weights, compute and cache; None is `default_dtype()`. Logits and log-probabilities are fp32.
 
     Raises:
       InputError: no ids, `batch_size` below 1, more new tokens than the context holds, or `vocab_limit` out of range.
@@ -78,31 +89,57 @@ def sample_waves(
     ids: Sequence[int],
     *,
     mesh: Mesh | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = 64,
     vocab_limit: int | None = None,
-    dtype=jnp.float32,
+    dtype: Any = None,
 ) -> Iterator[Samples]:
     """Like `sample`, one wave of at most `batch_size` documents at a time."""
     check(model_config, sampling_config, batch_size, vocab_limit)
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
-    model = GPTNeoX(model_config, dtype=dtype, unroll=default_unroll(model_config))
+    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    model = GPTNeoX(model_config, dtype=dtype)
     allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
-    if dtype != jnp.float32:
-        params = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, params)
 
     def waves():
-        for start in range(0, len(ids), batch_size):
-            yield _wave(model, sampling_config, params, key, ids[start : start + batch_size], batch_size, allowed, mesh)
+        weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
+        rows = batch_size
+        if rows == "auto":
+            from selftrain_jax.sampling.memory import largest_wave
+
+            rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
+        for start in range(0, len(ids), rows):
+            yield _wave(model, sampling_config, weights, key, ids[start : start + rows], rows, allowed, mesh)
 
     return waves()
 
 
-def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int, vocab_limit: int | None) -> None:
+def prepare(params: Params, config: ModelConfig, *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+    """The weights as the decode loop reads them: in `dtype`, one dict per layer, placed by `RULES`.
+
+    For many calls of `sample` on the same weights, which would otherwise each do this. A no-op on its own result.
+    """
+    if isinstance(params["layers"], list):
+        return params
+    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    placement = None
+    if mesh is not None:
+        stacked = param_shardings(config, mesh, RULES)
+        params = jax.device_put(params, stacked)
+        one = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["layers"])
+        placement = {**stacked, "layers": [one] * config.num_layers}
+
+    def convert(params):
+        return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))
+
+    return jax.jit(convert, out_shardings=placement)(params)
+
+
+def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:
     """Raises `InputError` for settings that cannot be sampled, before any device work."""
-    if batch_size < 1:
-        raise InputError(f"sample batch_size={batch_size} must be at least 1")
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise InputError(f"sample batch_size={batch_size!r} must be at least 1, or 'auto'")
     if sampling.max_new_tokens > config.max_position:
         raise InputError(
             f"max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {config.max_position} tokens; "
@@ -112,17 +149,30 @@ def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int, vocab_
         raise InputError(f"vocab_limit={vocab_limit} must lie in [1, {config.vocab_size}]")
 
 
-def _bucket_ends(max_new_tokens: int) -> list[int]:
-    ends = [FIRST_BUCKET]
-    while ends[-1] < max_new_tokens:
-        ends.append(2 * ends[-1])
-    return ends
+def padded_rows(batch_size: int, mesh: Mesh | None) -> int:
+    """Rows of a wave: `batch_size`, rounded up to what the mesh divides."""
+    ways = parallel.batch_ways(mesh) if mesh is not None else 1
+    return -(-batch_size // ways) * ways
+
+
+def _fewer_rows(rows: int, alive: int, mesh: Mesh | None) -> int:
+    """The smallest of rows, 3/4 rows, 1/2 rows, 3/8 rows, ... that holds the rows still alive.
+
+    Few shapes, since each is compiled: at most a third of the rows is idle after this, a sixth on average.
+    """
+    ways = parallel.batch_ways(mesh) if mesh is not None else 1
+    best, half = rows, rows
+    while half >= max(alive, _LEAST_ROWS):
+        for candidate in (half, half * 3 // 4):
+            if candidate >= max(alive, _LEAST_ROWS) and candidate % ways == 0:
+                best = min(best, candidate)
+        half //= 2
+    return best
 
 
 def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Samples:
     """One wave. Rows are always padded to the same count, so a short last wave compiles nothing new."""
-    ways = parallel.batch_ways(mesh) if mesh is not None else 1
-    rows = -(-batch_size // ways) * ways
+    rows = padded_rows(batch_size, mesh)
     n, limit = len(ids), sampling.max_new_tokens
     tokens = np.zeros((n, limit), np.int32)
     log_probs = np.zeros((n, limit), np.float32)
@@ -134,49 +184,60 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
     padded = np.zeros(rows, np.uint32)
     padded[:n] = ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
-    state = _spread(DecodeState.start(model, keys, jnp.asarray(owner < 0)), mesh)
+    state = start(model, keys, jnp.asarray(owner < 0), mesh)
     begin = 0
-    for end in _bucket_ends(limit):
+    for end in bucket_ends(limit):
         steps = min(end, limit) - begin
         if begin:
-            alive = np.flatnonzero(~np.asarray(state.done))
-            if not alive.size:
+            done = np.asarray(state.done)
+            if done.all():
                 break
-            # Finished rows are dropped by halving the batch: few shapes to compile, and a row costs less than a compile.
-            while rows // 2 >= max(alive.size, _LEAST_ROWS) and (rows // 2) % ways == 0:
-                rows //= 2
-            chosen = np.concatenate([alive, np.flatnonzero(np.asarray(state.done))])[:rows]
-            owner = owner[chosen]
-            state = _spread(_take(state, jnp.asarray(chosen), end), mesh)
+            fewer = _fewer_rows(rows, int((~done).sum()), mesh)
+            chosen = None
+            if fewer < rows:
+                chosen = np.concatenate([np.flatnonzero(~done), np.flatnonzero(done)])[:fewer]
+                owner, rows = owner[chosen], fewer
+            cache, state = [state.cache], state.replace(cache=None)  # no second reference to the old cache
+            state = _next_bucket(model, state, cache, end, chosen, mesh)
         was_done = np.asarray(state.done)
         state, new_tokens, new_log_probs = decode_bucket(model, sampling, params, state, allowed, steps)
-        new_tokens, new_log_probs = np.asarray(new_tokens).T, np.asarray(new_log_probs).T
+        new_tokens, new_log_probs = jax.device_get((new_tokens, new_log_probs))
         for row in np.flatnonzero(~was_done):
-            at = np.flatnonzero(new_tokens[row] == model.config.eos_token_id)
+            drawn = new_tokens[:, row]
+            at = np.flatnonzero(drawn == model.config.eos_token_id)
             count = at[0] + 1 if at.size else steps
             who = owner[row]
-            tokens[who, begin : begin + count] = new_tokens[row, :count]
-            log_probs[who, begin : begin + count] = new_log_probs[row, :count]
+            tokens[who, begin : begin + count] = drawn[:count]
+            log_probs[who, begin : begin + count] = new_log_probs[:count, row]
             if at.size:
                 lengths[who], stopped[who] = begin + count, True
         begin += steps
     return Samples(ids.astype(np.int64), tokens, log_probs, lengths, stopped)
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def _take(state: DecodeState, rows, length: int) -> DecodeState:
-    return state.take(rows, length)
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def start(model: GPTNeoX, keys, done, mesh: Mesh | None) -> DecodeState:
+    """Every row at BOS."""
+    state = DecodeState.start(model, keys, done)
+    return state if mesh is None else jax.lax.with_sharding_constraint(state, state_shardings(model, mesh))
 
 
-def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+def state_shardings(model: GPTNeoX, mesh: Mesh) -> DecodeState:
     """Rows over the batch axes of the mesh, heads of the cache over its tensor axis where they divide."""
-    if mesh is None:
-        return state
-    batch = parallel.RULES["batch"]
+    batch = RULES["batch"]
     rows = NamedSharding(mesh, PartitionSpec(batch))
-    heads = "tensor" if state.cache.keys.shape[2] % mesh.shape["tensor"] == 0 else None
-    cache = NamedSharding(mesh, PartitionSpec(None, batch, heads))
-    everywhere = parallel.replicated(mesh)
-    return jax.device_put(
-        state, DecodeState(KVCache(cache, cache), position=everywhere, last=rows, done=rows, keys=rows)
-    )
+    heads = "tensor" if model.config.num_heads % mesh.shape["tensor"] == 0 else None
+    layers = (NamedSharding(mesh, PartitionSpec(batch, heads)),) * model.config.num_layers
+    return DecodeState(KVCache(layers, layers), position=parallel.replicated(mesh), last=rows, done=rows, keys=rows)
+
+
+def _next_bucket(model, state: DecodeState, cache: list[KVCache], length: int, rows, mesh) -> DecodeState:
+    """`state`, with a longer cache and only `rows` if given."""
+    placed = None if mesh is None else state_shardings(model, mesh)
+    longer = resize(cache, length, rows, placed and placed.cache.keys[0])
+    if rows is not None:
+        last, done, keys = state.last[rows], state.done[rows], state.keys[rows]
+        if placed:
+            last, done, keys = jax.device_put((last, done, keys), (placed.last, placed.done, placed.keys))
+        state = state.replace(last=last, done=done, keys=keys)
+    return state.replace(cache=longer)

@@ -1,17 +1,23 @@
 import dataclasses
+import os
+import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from selftrain_jax import parallel
-from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.corpus import CorpusWriter, read_corpus
 from selftrain_jax.data.generate import sample_corpus
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
 from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.sampling import sampler
 from selftrain_jax.settings import SampleSettings
 
 SETTINGS = SampleSettings(
@@ -128,3 +134,82 @@ def test_a_tokenizer_that_the_model_cannot_hold_is_refused(model_directory, one_
     with pytest.raises(InputError, match="vocab_size=100"):
         sample_corpus(tmp_path / "small", SETTINGS, tmp_path / "c", mesh=one_device, name="self")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("smaller", [12, 9, 1], ids=["whole shards", "a shard to fill", "one document"])
+def test_a_corpus_grows_by_drawing_only_the_rest(corpus, model_directory, one_device, tmp_path, monkeypatch, smaller):
+    sample_corpus(
+        model_directory, dataclasses.replace(SETTINGS, num_samples=smaller), tmp_path, mesh=one_device, name="self"
+    )
+    drawn, waves = [], sampler.sample_waves
+    monkeypatch.setattr(sampler, "sample_waves", lambda *a, **k: drawn.extend(a[4]) or waves(*a, **k))
+    manifest = sample_corpus(model_directory, SETTINGS, tmp_path, mesh=one_device, name="self")
+    assert drawn == list(range(smaller, 20))
+    assert_same_tokens(read_corpus(tmp_path), corpus)
+    assert manifest["num_documents"] == 20 and len(list(tmp_path.glob("*array_record*"))) == 4
+
+
+def test_a_corpus_does_not_shrink(corpus, model_directory, one_device, tmp_path):
+    shutil.copytree(corpus.path, tmp_path / "c")
+    with pytest.raises(InputError, match="layout"):
+        settings = dataclasses.replace(SETTINGS, num_samples=12)
+        sample_corpus(model_directory, settings, tmp_path / "c", mesh=one_device, name="self")
+    assert_same_tokens(read_corpus(tmp_path / "c"), corpus)
+
+
+def test_the_wave_size_and_dtype_may_be_left_to_the_device(corpus, model_directory, one_device, tmp_path):
+    settings = dataclasses.replace(SETTINGS, batch_size="auto", dtype="auto")
+    sample_corpus(model_directory, settings, tmp_path, mesh=one_device, name="self")
+    found = read_corpus(tmp_path)
+    assert_same_tokens(found, corpus)
+    assert found.manifest["provenance"]["settings"]["dtype"] == "float32"  # on a CPU
+
+
+def test_a_broken_write_ends_the_sampling(model_directory, one_device, tmp_path, monkeypatch):
+    """Shards are written in a thread beside the next wave; what fails there must not be lost."""
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(CorpusWriter, "write_shard", full)
+    with pytest.raises(OSError, match="No space left"):
+        sample_corpus(model_directory, SETTINGS, tmp_path, mesh=one_device, name="self")
+
+
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from selftrain_jax import parallel
+from selftrain_jax.data.generate import sample_corpus
+from selftrain_jax.settings import SampleSettings
+settings = SampleSettings(**eval(sys.argv[5]))
+devices = jax.devices() if sys.argv[6] == "all" else jax.local_devices()
+sizes = (1, 1, len(devices)) if sys.argv[6] == "all" else (len(devices), 1, 1)
+mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
+print(sample_corpus(sys.argv[3], settings, sys.argv[4], mesh=mesh, name="self")["num_documents"])
+"""
+
+
+@pytest.mark.parametrize("devices", ["local", "all"])
+def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
+    """Two processes: each with its own devices and ids, or both on one tensor-parallel mesh."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    root = pathlib.Path(__file__).resolve().parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": str(root), "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    arguments = [address, "", str(model_directory), str(tmp_path / "c"), repr(dataclasses.asdict(SETTINGS)), devices]
+    workers = []
+    for i in range(2):
+        arguments[1] = str(i)
+        command = [sys.executable, "-c", PROCESS, *arguments]
+        workers.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    for worker in workers:
+        out, err = worker.communicate(timeout=300)
+        assert worker.returncode == 0 and out.strip().endswith("20"), err[-3000:]
+    assert_same_tokens(read_corpus(tmp_path / "c"), corpus)

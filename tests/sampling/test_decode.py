@@ -6,7 +6,7 @@ import pytest
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 from selftrain_jax.sampling import decode
-from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue
+from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue, resize
 from selftrain_jax.sampling.warp import SamplingConfig
 
 CONFIG = ModelConfig(
@@ -90,12 +90,15 @@ def test_a_bucket_reports_the_models_own_log_probs(params):
 def test_buckets_continue_where_the_last_one_stopped(params):
     config = sampling()
     forbidden = ALLOWED.at[EOS].set(False)  # nobody stops
-    whole = start(4).take(jnp.arange(4), 64)
+    whole = start(4)
+    whole = whole.replace(cache=resize([whole.cache], 64, None))
     _, tokens, log_probs = decode_bucket(MODEL, config, params, whole, forbidden, 50)
 
     state, head, head_log_probs = decode_bucket(MODEL, config, params, start(4), forbidden, FIRST_BUCKET)
     kept = jnp.array([3, 1])
-    state = state.take(kept, 64)
+    state = state.replace(
+        cache=resize([state.cache], 64, kept), last=state.last[kept], done=state.done[kept], keys=state.keys[kept]
+    )
     _, tail, tail_log_probs = decode_bucket(MODEL, config, params, state, forbidden, 50 - FIRST_BUCKET)
     np.testing.assert_array_equal(head, tokens[:FIRST_BUCKET])
     np.testing.assert_array_equal(tail, tokens[FIRST_BUCKET:, kept])

@@ -178,13 +178,14 @@ def next_logits(config, params, tokens):
         {"temperature": 1.3, "min_new_tokens": 1},
         {"temperature": 3.0, "min_new_tokens": 2, "top_k": 4},
         {"temperature": 2.0, "top_k": 7, "top_p": 0.9},
+        {"temperature": 1.0, "top_p": 0.8},
     ],
     ids=str,
 )
 def test_frequencies_are_the_models_probabilities(settings):
     """Documents of at most two tokens, over a vocabulary of ten: (EOS) and every pair has a known probability."""
     config = SamplingConfig(**{"min_new_tokens": 0, "max_new_tokens": 2} | settings)
-    params, limit, n = make_params(SMALL), 10, 8192
+    params, limit, n = make_params(SMALL), 10, 50_000
 
     @jax.jit
     def distribution(prefixes, t):
@@ -201,7 +202,7 @@ def test_frequencies_are_the_models_probabilities(settings):
     pairs[EOS] = 0
     pairs[EOS, 0] = first[EOS]  # nothing follows EOS
 
-    drawn = sample(params, SMALL, config, KEY, range(n), batch_size=2048, vocab_limit=limit)
+    drawn = sample(params, SMALL, config, KEY, range(n), batch_size=10_000, vocab_limit=limit)
     for probs, counts in (
         (first, np.bincount(drawn.tokens[:, 0], minlength=SMALL.vocab_size)),
         (pairs.ravel(), np.bincount(drawn.tokens @ [SMALL.vocab_size, 1], minlength=SMALL.vocab_size**2)),

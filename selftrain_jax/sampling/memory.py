@@ -1,0 +1,83 @@
+"""How many rows of a wave fit into the device memory: from what the compiler says a step needs, before anything runs."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.models.gpt_neox import GPTNeoX, Params
+from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket
+from selftrain_jax.sampling.sampler import padded_rows, state_shardings
+from selftrain_jax.sampling.warp import SamplingConfig
+
+HEADROOM = 0.92
+"""Share of the free memory that is planned for; the rest is for fragments, since caches of growing sizes come and go."""
+MOST_ROWS_ON_CPU = 256
+"""More rows gain nothing on a CPU and delay the first documents."""
+
+
+def wave_bytes(weights: Params, model: GPTNeoX, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None) -> int:
+    """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
+    step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing.
+    """
+    limit = sampling.max_new_tokens
+    end = bucket_ends(limit)[-1]
+    steps = limit - ([0, *bucket_ends(limit)][-2])
+
+    def state(done):
+        keys = jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32))
+        begin = DecodeState.start(model, keys, done)
+        grow = [(0, 0), (0, 0), (0, end - begin.cache.length), (0, 0)]
+        return begin.replace(cache=jax.tree.map(lambda x: jnp.pad(x, grow), begin.cache))
+
+    shapes = jax.eval_shape(state, jax.ShapeDtypeStruct((rows,), bool))
+    if mesh is not None:
+        shapes = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
+        )
+    allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
+    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
+    weight_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(weights))
+    return (
+        used.argument_size_in_bytes - weight_bytes + used.temp_size_in_bytes
+        + used.output_size_in_bytes - used.alias_size_in_bytes
+    )  # fmt: skip
+
+
+def largest_wave(
+    weights: Params, model: GPTNeoX, sampling: SamplingConfig, num_samples: int, *, mesh: Mesh | None = None
+) -> int:
+    """The largest `batch_size` whose wave fits beside what is in the device memory now, at most `num_samples`.
+
+    Raises:
+      InputError: not even the smallest wave fits.
+    """
+    least = padded_rows(8, mesh)
+    most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if jax.default_backend() == "cpu" else num_samples), mesh)
+    budget = HEADROOM * free_bytes(mesh)
+    few = min(64 * (least // 8), most)
+    known = {rows: wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in {few, 2 * few}}
+    per_row = (known[2 * few] - known[few]) / few
+    rows = min(most, int((budget - known[few]) / max(per_row, 1)) + few)
+    while True:
+        rows = max(rows // least * least, least) if rows < most else most
+        if wave_bytes(weights, model, sampling, rows, mesh=mesh) <= budget:
+            return rows
+        if rows == least:
+            raise InputError(
+                f"sample batch_size='auto': the smallest wave ({least} rows of {sampling.max_new_tokens} tokens) does not "
+                f"fit into the {budget / 2**30:.1f} GiB planned for it on the device: shard the model (mesh.tensor), or "
+                "lower max_new_tokens"
+            )
+        rows = int(rows * 0.95)
+
+
+def free_bytes(mesh: Mesh | None = None) -> int:
+    """Memory that is free on the fullest device of this process; of the host, shared by its devices, on a CPU."""
+    devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
+    stats = [device.memory_stats() for device in devices]
+    if all(stats):
+        return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
