@@ -6,11 +6,13 @@
 
 Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its own,
 started once and then asked in turns (ours, theirs, ours, ...), so that both meet the same machine; the first round compiles
-and is not counted. `--reference` is eager `generate`, or `static`: a static cache and `torch.compile`.
+and is not counted. `--reference` is eager `generate`; `static`, with a static cache and `torch.compile`; or `none`: ours
+alone, where `--batch=auto` takes the largest wave that the device memory holds.
 
 The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory: of
 the process on a CPU, of the device elsewhere), both figures, and on an accelerator `floor_share`: the time that the bytes
-which must be read would take at the measured copy bandwidth, over ours.
+which must be read would take at the measured copy bandwidth, over ours; and `predicted_ratio`, the predicted over the
+measured peak memory.
 """
 
 import argparse
@@ -58,7 +60,8 @@ def ours(arguments: argparse.Namespace):
 
     from selftrain_jax import parallel
     from selftrain_jax.models import hf
-    from selftrain_jax.sampling.sampler import sample
+    from selftrain_jax.models.gpt_neox import GPTNeoX
+    from selftrain_jax.sampling import memory, sampler
     from selftrain_jax.sampling.warp import SamplingConfig
 
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
@@ -68,33 +71,40 @@ def ours(arguments: argparse.Namespace):
         temperature=1.0, top_p=arguments.top_p, top_k=arguments.top_k,
         min_new_tokens=arguments.length, max_new_tokens=arguments.length,
     )  # fmt: skip
-    rounds = iter(range(10**6))
+    params = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
+    model, rounds = GPTNeoX(config, dtype=dtype), iter(range(10**6))
+    batch = arguments.batch
+    if batch == "auto":
+        batch = memory.largest_wave(params, model, settings, 10**6, mesh=mesh)
 
     def draw():
-        ids = np.arange(arguments.batch) + next(rounds) * arguments.batch
-        drawn = sample(
-            params, config, settings, jax.random.key(0), ids, mesh=mesh, batch_size=arguments.batch, dtype=dtype
-        )
-        assert drawn.lengths.sum() == arguments.batch * arguments.length
+        ids = np.arange(batch) + next(rounds) * batch
+        drawn = sampler.sample(params, config, settings, jax.random.key(0), ids, mesh=mesh, batch_size=batch, dtype=dtype)
+        assert drawn.lengths.sum() == batch * arguments.length
 
     def facts():
         device = jax.devices()[0]
         if device.platform == "cpu":
-            return {"peak_bytes": peak_resident(), "device": "cpu"}
-        floor = floor_seconds(config, params, arguments, dtype.itemsize)
-        return {"peak_bytes": device.memory_stats()["peak_bytes_in_use"], "device": device.device_kind, **floor}
+            return {"peak_bytes": peak_resident(), "device": "cpu", "batch": batch}
+        peak = device.memory_stats()["peak_bytes_in_use"]
+        predicted = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        predicted += memory.wave_bytes(params, model, settings, batch, mesh=mesh)
+        floor = floor_seconds(config, params, batch, arguments.length, dtype.itemsize)
+        return {"peak_bytes": peak, "predicted_bytes": predicted, "device": device.device_kind, "batch": batch, **floor}
 
     return draw, facts
 
 
-def floor_seconds(config, params, arguments: argparse.Namespace, itemsize: int) -> dict:
+def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dict:
     """Time that reading every weight and every filled cache entry once per step takes at the device's copy bandwidth."""
     import jax
     import jax.numpy as jnp
 
-    x = jnp.zeros(2**30, jnp.float32)
+    x = jnp.zeros(2**28, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    copy(x).block_until_ready()
+    for _ in range(5):
+        y = copy(x)
+    y.block_until_ready()
     begin = time.perf_counter()
     for _ in range(10):
         y = copy(x)
@@ -102,8 +112,8 @@ def floor_seconds(config, params, arguments: argparse.Namespace, itemsize: int) 
     bandwidth = 10 * 2 * x.nbytes / (time.perf_counter() - begin)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embed"]["embedding"].nbytes
     per_position = 2 * config.num_layers * config.hidden_size * itemsize
-    filled = arguments.length * (arguments.length + 1) // 2
-    moved = arguments.length * weights + arguments.batch * filled * per_position
+    filled = length * (length + 1) // 2
+    moved = length * weights + batch * filled * per_position
     return {"copy_bandwidth": bandwidth, "floor_seconds": moved / bandwidth}
 
 
@@ -185,7 +195,7 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="pythia-14m", help="a Pythia size, or quickstart: the model of that config")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=lambda text: text if text == "auto" else int(text), default=64)
     parser.add_argument("--length", type=int, default=256, help="tokens per document")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
@@ -198,6 +208,8 @@ def main() -> None:
     if arguments.side:
         serve(arguments)
         return
+    if arguments.batch == "auto" and arguments.reference != "none":
+        parser.error("--batch=auto takes the whole device, so it goes with --reference=none only")
     names = ["ours"] if arguments.reference == "none" else ["ours", "theirs"]
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary) / "model"
@@ -210,14 +222,15 @@ def main() -> None:
         for number in range(arguments.rounds + 1):
             for name, side in sides.items():
                 taken = float(side.ask("draw"))
-                speed = arguments.batch * arguments.length / taken
-                print(f"round {number} {name}: {taken:.2f} s, {speed:,.0f} tokens/s" + (" (compiles)" if not number else ""))
+                print(f"round {number} {name}: {taken:.2f} s" + (" (compiles)" if not number else ""), flush=True)
                 if number:
                     seconds[name].append(taken)
         facts = {name: json.loads(side.ask("end")) for name, side in sides.items()}
-    speeds = {name: arguments.batch * arguments.length / statistics.median(times) for name, times in seconds.items()}
+    batch = facts["ours"]["batch"]
+    speeds = {name: batch * arguments.length / statistics.median(times) for name, times in seconds.items()}
     result = {
-        **{name: getattr(arguments, name) for name in ("preset", "batch", "length", "top_p", "dtype", "reference")},
+        **{name: getattr(arguments, name) for name in ("preset", "length", "top_p", "dtype", "reference")},
+        "batch": batch,
         "device": facts["ours"]["device"],
         "ours_tokens_per_second": speeds["ours"],
         "ours_peak_bytes": facts["ours"]["peak_bytes"],
@@ -231,7 +244,8 @@ def main() -> None:
         }
     if "floor_seconds" in facts["ours"]:
         share = facts["ours"]["floor_seconds"] / statistics.median(seconds["ours"])
-        result |= {"floor_share": share, "copy_bandwidth": facts["ours"]["copy_bandwidth"]}
+        predicted = facts["ours"]["predicted_bytes"] / facts["ours"]["peak_bytes"]
+        result |= {"floor_share": share, "copy_bandwidth": facts["ours"]["copy_bandwidth"], "predicted_ratio": predicted}
     print(json.dumps(result))
 
 
