@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py --preset=pythia-14m --batch=64 --length=256
     python benchmarks/sampling.py --preset=quickstart --batch=64 --length=63
-    python benchmarks/sampling.py --preset=pythia-410m --batch=512 --length=1024 --dtype=bfloat16 --reference=static
+    python benchmarks/sampling.py --preset=pythia-410m --batch=256 --length=1024 --dtype=bfloat16 --reference=static
 
 Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its own,
 started once and then asked in turns (ours, theirs, ours, ...), so that both meet the same machine; the first round compiles
@@ -16,44 +16,12 @@ measured peak memory.
 """
 
 import argparse
-import json
-import os
-import pathlib
-import statistics
-import subprocess
-import sys
-import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+import sides
 
 
-def model_config(preset: str):
-    from selftrain_jax.models import config
-
-    if preset != "quickstart":
-        return config.preset(preset)
-    from selftrain_jax.cli import load_config
-    from selftrain_jax.lab.world import build_world
-
-    lab = load_config(str(ROOT / "configs" / "quickstart.py")).lab
-    return lab.base.model_config(build_world(lab.world))
-
-
-def write_checkpoint(preset: str, directory: pathlib.Path, dtype: str) -> None:
-    import jax
-    import ml_dtypes
-
-    from selftrain_jax.models import gpt_neox, hf
-
-    config = model_config(preset)
-    with jax.default_device(jax.devices("cpu")[0]):
-        params = gpt_neox.init_params(config, jax.random.key(0))
-    hf.save_pretrained(directory, config, params, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
-
-
-def ours(arguments: argparse.Namespace):
-    """(draw, facts): `draw()` samples one batch and returns nothing; `facts()` are figures known at the end."""
+def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -83,19 +51,18 @@ def ours(arguments: argparse.Namespace):
         assert drawn.lengths.sum() == batch * arguments.length
 
     def facts():
-        device = jax.devices()[0]
-        if device.platform == "cpu":
-            return {"peak_bytes": peak_resident(), "device": "cpu", "batch": batch}
-        peak = device.memory_stats()["peak_bytes_in_use"]
+        found = sides.peak_bytes() | {"batch": batch}
+        if found["device"] == "cpu":
+            return found
         predicted = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         predicted += memory.wave_bytes(params, model, settings, batch, mesh=mesh)
         floor = floor_seconds(config, params, batch, arguments.length, dtype.itemsize)
-        return {"peak_bytes": peak, "predicted_bytes": predicted, "device": device.device_kind, "batch": batch, **floor}
+        return found | {"predicted_bytes": predicted} | floor
 
     return draw, facts
 
 
-def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dict:
+def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dict[str, float]:
     """Time that reading every weight and every filled cache entry once per step takes at the device's copy bandwidth."""
     import jax
     import jax.numpy as jnp
@@ -117,7 +84,7 @@ def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dic
     return {"copy_bandwidth": bandwidth, "floor_seconds": moved / bandwidth}
 
 
-def theirs(arguments: argparse.Namespace):
+def theirs(arguments: argparse.Namespace) -> sides.Work:
     import torch
     import transformers
 
@@ -140,112 +107,28 @@ def theirs(arguments: argparse.Namespace):
         if device == "cuda":
             torch.cuda.synchronize()
 
-    def facts():
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident()
-        return {"peak_bytes": peak, "device": device}
-
-    return draw, facts
-
-
-def peak_resident() -> int:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
-
-
-def serve(arguments: argparse.Namespace) -> None:
-    """Draws a batch for every line on standard input; answers with seconds, and at the end with the facts."""
-    draw, facts = {"ours": ours, "theirs": theirs}[arguments.side](arguments)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            print(json.dumps(facts()), flush=True)
-            return
-        begin = time.perf_counter()
-        draw()
-        print(time.perf_counter() - begin, flush=True)
-
-
-class Side:
-    """One side's process."""
-
-    def __init__(self, name: str, directory: pathlib.Path):
-        command = [sys.executable, __file__, *sys.argv[1:], f"--side={name}", f"--directory={directory}"]
-        environment = {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }  # fmt: skip
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | environment)
-        if self._answer() != "ready":
-            sys.exit(f"{name} could not start")
-
-    def ask(self, what: str) -> str:
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("a side of the benchmark failed")
-        return line.strip()
+    return draw, sides.torch_peak_bytes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="pythia-14m", help="a Pythia size, or quickstart: the model of that config")
+    sides.add_arguments(parser, ("eager", "static"))
     parser.add_argument("--batch", type=lambda text: text if text == "auto" else int(text), default=64)
     parser.add_argument("--length", type=int, default=256, help="tokens per document")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--reference", default="eager", choices=("eager", "static", "none"))
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--directory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        serve(arguments)
-        return
     if arguments.batch == "auto" and arguments.reference != "none":
         parser.error("--batch=auto takes the whole device, so it goes with --reference=none only")
-    names = ["ours"] if arguments.reference == "none" else ["ours", "theirs"]
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = pathlib.Path(temporary) / "model"
-        write = [sys.executable, "-c", "import sys; sys.path[:0] = sys.argv[1:3]; import pathlib, sampling as s; "
-                 "s.write_checkpoint(sys.argv[3], pathlib.Path(sys.argv[4]), sys.argv[5])",
-                 str(ROOT), str(ROOT / "benchmarks"), arguments.preset, str(directory), arguments.dtype]  # fmt: skip
-        subprocess.run(write, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-        sides = {name: Side(name, directory) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(arguments.rounds + 1):
-            for name, side in sides.items():
-                taken = float(side.ask("draw"))
-                print(f"round {number} {name}: {taken:.2f} s" + (" (compiles)" if not number else ""), flush=True)
-                if number:
-                    seconds[name].append(taken)
-        facts = {name: json.loads(side.ask("end")) for name, side in sides.items()}
-    batch = facts["ours"]["batch"]
-    speeds = {name: batch * arguments.length / statistics.median(times) for name, times in seconds.items()}
-    result = {
-        **{name: getattr(arguments, name) for name in ("preset", "length", "top_p", "dtype", "reference")},
-        "batch": batch,
-        "device": facts["ours"]["device"],
-        "ours_tokens_per_second": speeds["ours"],
-        "ours_peak_bytes": facts["ours"]["peak_bytes"],
-    }
-    if "theirs" in names:
-        result |= {
-            "ratio": speeds["ours"] / speeds["theirs"],
-            "memory_ratio": facts["ours"]["peak_bytes"] / facts["theirs"]["peak_bytes"],
-            "theirs_tokens_per_second": speeds["theirs"],
-            "theirs_peak_bytes": facts["theirs"]["peak_bytes"],
+    facts = sides.run(arguments, ours, theirs)
+    found, more = facts["ours"], {"batch": facts["ours"]["batch"]}
+    if "floor_seconds" in found:
+        more |= {
+            "floor_share": found["floor_seconds"] / found["seconds"],
+            "copy_bandwidth": found["copy_bandwidth"],
+            "predicted_ratio": found["predicted_bytes"] / found["peak_bytes"],
         }
-    if "floor_seconds" in facts["ours"]:
-        share = facts["ours"]["floor_seconds"] / statistics.median(seconds["ours"])
-        predicted = facts["ours"]["predicted_bytes"] / facts["ours"]["peak_bytes"]
-        result |= {"floor_share": share, "copy_bandwidth": facts["ours"]["copy_bandwidth"], "predicted_ratio": predicted}
-    print(json.dumps(result))
+    sides.report(arguments, facts, found["batch"] * arguments.length, **more)
 
 
 if __name__ == "__main__":

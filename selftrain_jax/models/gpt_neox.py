@@ -81,6 +81,7 @@ class Block(nn.Module):
     """One layer: attention and MLP, side by side (parallel residual) or one after the other."""
 
     config: ModelConfig
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, carry, rotary, segment_ids, position):
@@ -95,7 +96,7 @@ class Block(nn.Module):
         q, k, v = jnp.unstack(qkv(normed), axis=2)
         q, k = ops.apply_rotary(q, *rotary), ops.apply_rotary(k, *rotary)
         if cache is None:
-            mixed = ops.causal_attention(q, k, v, segment_ids)
+            mixed = ops.causal_attention(q, k, v, segment_ids, self.attention)
         else:
             cache = _write(cache[0], k, position), _write(cache[1], v, position)
             mixed = ops.cached_attention(q, *cache, position)
@@ -124,12 +125,14 @@ class GPTNeoX(nn.Module):
       dtype: compute dtype of matmuls and activations; norms, softmax and logits are fp32 regardless.
       remat: recompute each layer's activations in the backward pass instead of keeping them.
       unroll: layers per step of the layer scan; `config.num_layers` gives straight-line code.
+      attention: which implementation, of `ops.ATTENTION`; "auto" goes by device, dtype and head size.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: bool = False
     unroll: int = 1
+    attention: str = "auto"
 
     def setup(self):
         c = self.config
@@ -144,7 +147,7 @@ class GPTNeoX(nn.Module):
             length=c.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        )(c, self.attention)
         self.final_norm = LayerNorm(c.layer_norm_eps)
         if not c.tie_embeddings:
             self.head = _Table("kernel", (c.hidden_size, c.vocab_size), ("embed", "vocab"), stddev)

@@ -5,11 +5,15 @@ B batch, T time (queries), S time (keys), D model, N heads, H head, F feed-forwa
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from selftrain_jax.errors import InputError
+
+ATTENTION = ("auto", "xla", "cudnn")
 ATTENTION_BLOCK = 256
 
 
@@ -45,17 +49,46 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Ar
     return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
+def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: bool) -> str:
+    """"cudnn" or "xla" for `requested`, one of `ATTENTION`; "auto" takes cuDNN's flash attention wherever it can.
+
+    Args:
+      packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
+
+    Raises:
+      InputError: `requested` is unknown, or is "cudnn" where that cannot be; the line says why.
+    """
+    if requested not in ATTENTION:
+        raise InputError(f"attention={requested!r} must be one of {', '.join(ATTENTION)}")
+    device = jax.devices()[0]
+    capability = float(getattr(device, "compute_capability", 0) or 0)
+    most = 256 if capability >= 9 else 128
+    reasons = {
+        f"the device is a {device.platform}, not a GPU": device.platform != "gpu",
+        f"its dtype must be bfloat16 or float16, not {jnp.dtype(dtype).name}": jnp.dtype(dtype).itemsize != 2,
+        f"head_dim={head_dim} must be a multiple of 8, at most {most} on this GPU": head_dim % 8 or head_dim > most,
+        "it cannot keep packed documents apart (document_boundaries)": packed,
+    }
+    against = [reason for reason, holds in reasons.items() if holds]
+    if requested == "cudnn" and against:
+        raise InputError(f"attention='cudnn' is not possible here: {against[0]}; use 'auto' or 'xla'")
+    return "xla" if requested == "xla" or against else "cudnn"
+
+
 def causal_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T N H"],
     v: Float[Array, "B T N H"],
     segment_ids: Int[Array, "B T"] | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of every position to itself and what came before it, within its own segment when given.
 
-    Queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked half of
-    the scores is mostly never computed and the largest temporary is `[B, N, block, T]`.
+    "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked half
+    of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention.
     """
+    if attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None) == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     length = q.shape[1]
     blocks = []
     for start in range(0, length, ATTENTION_BLOCK):

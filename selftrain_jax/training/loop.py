@@ -19,6 +19,7 @@ from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic
+from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
 from selftrain_jax.training.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ class TrainConfig:
       seed: order of the rows.
       dtype: compute dtype, "float32" or "bfloat16"; master weights and optimizer state are fp32 always.
       remat: recompute activations in the backward pass.
+      attention: "auto" (by device, dtype and head size), "xla" or "cudnn".
       document_boundaries: keep packed documents apart (positions restart, no attention and no target across).
       checkpoint_every: steps between checkpoints; 0 saves after every epoch.
       keep: checkpoints kept.
@@ -52,6 +54,7 @@ class TrainConfig:
     seed: int = 0
     dtype: str = "bfloat16"
     remat: bool = True
+    attention: str = "auto"
     document_boundaries: bool = False
     checkpoint_every: int = 0
     keep: int = 2
@@ -66,6 +69,8 @@ class TrainConfig:
             raise InputError(f"train checkpoint_every={self.checkpoint_every} must be 0 (every epoch) or positive")
         if self.batch_size % self.grad_accum:
             raise InputError(f"train batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum}")
+        if self.attention not in ops.ATTENTION:
+            raise InputError(f"train attention={self.attention!r} must be one of {', '.join(ops.ATTENTION)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"train dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
@@ -119,9 +124,11 @@ def train(
 
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
+    ops.attention_implementation(config.attention, config.dtype, model_config.head_dim, config.document_boundaries)
     model = GPTNeoX(
-        model_config, dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=default_unroll(model_config)
-    )
+        model_config, dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=default_unroll(model_config),
+        attention=config.attention,
+    )  # fmt: skip
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=config.grad_accum)
 
     checkpoints = Checkpoints(directory / "checkpoints", config.keep)

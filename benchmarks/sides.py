@@ -1,0 +1,162 @@
+"""Two implementations side by side: each a process of its own, asked in turns, so that both meet the same machine."""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+Work = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
+"""What a side does in one round, and figures that it knows at the end."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, references: tuple[str, ...]) -> None:
+    """The options that every benchmark takes; a reference "none" runs ours alone."""
+    parser.add_argument("--preset", default="pythia-14m", help="a Pythia size, or quickstart: the model of that config")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reference", default=references[0], choices=(*references, "none"))
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+
+
+def run(
+    arguments: argparse.Namespace, ours: Callable[[Any], Work], theirs: Callable[[Any], Work]
+) -> dict[str, dict[str, Any]]:
+    """The figures of each side, with `seconds`: the median round, after a first one that compiles and is not counted.
+
+    In a side's own process this does its rounds instead and ends the program.
+    """
+    if arguments.side:
+        _serve({"ours": ours, "theirs": theirs}[arguments.side](arguments))
+        sys.exit()
+    names = ["ours"] if arguments.reference == "none" else ["ours", "theirs"]
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = pathlib.Path(temporary) / "model"
+        # In a process of its own, so that this one never takes hold of an accelerator.
+        code = "import sys; sys.path[:0] = sys.argv[1:3]; import sides; sides.write_checkpoint(*sys.argv[3:])"
+        write = [sys.executable, "-c", code, ROOT, ROOT / "benchmarks", arguments.preset, directory, arguments.dtype]
+        subprocess.run(list(map(str, write)), check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+        sides = {name: _Side(name, directory) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(arguments.rounds + 1):
+            for name, side in sides.items():
+                taken = float(side.ask("round"))
+                print(f"round {number} {name}: {taken:.2f} s" + (" (compiles)" if not number else ""), flush=True)
+                seconds[name].append(taken)
+        return {
+            name: json.loads(side.ask("end")) | {"first": seconds[name][0], "seconds": statistics.median(seconds[name][1:])}
+            for name, side in sides.items()
+        }
+
+
+def report(arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:
+    """Prints the closing JSON object; `tokens` of a round give the speeds."""
+    ours, theirs = facts["ours"], facts.get("theirs")
+    asked = {name: value for name, value in vars(arguments).items() if name not in ("side", "directory", "rounds")}
+    result = asked | {
+        "device": ours["device"],
+        "ours_tokens_per_second": tokens / ours["seconds"],
+        "ours_peak_bytes": ours["peak_bytes"],
+        "ours_first_round_seconds": ours["first"],
+    }
+    if theirs:
+        result |= {
+            "ratio": theirs["seconds"] / ours["seconds"],
+            "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
+            "theirs_tokens_per_second": tokens / theirs["seconds"],
+            "theirs_peak_bytes": theirs["peak_bytes"],
+            "theirs_first_round_seconds": theirs["first"],
+        }
+    print(json.dumps(result | more))
+
+
+def model_config(preset: str):
+    from selftrain_jax.models import config
+
+    if preset != "quickstart":
+        return config.preset(preset)
+    from selftrain_jax.cli import load_config
+    from selftrain_jax.lab.world import build_world
+
+    lab = load_config(str(ROOT / "configs" / "quickstart.py")).lab
+    return lab.base.model_config(build_world(lab.world))
+
+
+def write_checkpoint(preset: str, directory: str, dtype: str) -> None:
+    """Random weights of the preset's shape, as a Hugging Face directory that both sides load."""
+    import jax
+    import ml_dtypes
+
+    from selftrain_jax.models import gpt_neox, hf
+
+    config = model_config(preset)
+    params = gpt_neox.init_params(config, jax.random.key(0))
+    hf.save_pretrained(directory, config, params, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
+
+
+def peak_bytes() -> dict[str, Any]:
+    """Peak memory of JAX's first device, or on a CPU of this process (Linux); and the device's name."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return {"peak_bytes": peak_resident(), "device": "cpu"}
+    return {"peak_bytes": device.memory_stats()["peak_bytes_in_use"], "device": device.device_kind}
+
+
+def peak_resident() -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
+
+
+def torch_peak_bytes() -> dict[str, Any]:
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {"peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_resident()}
+
+
+def _serve(work: Work) -> None:
+    do_round, facts = work
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            print(json.dumps(facts()), flush=True)
+            return
+        begin = time.perf_counter()
+        do_round()
+        print(time.perf_counter() - begin, flush=True)
+
+
+class _Side:
+    """One side's process."""
+
+    def __init__(self, name: str, directory: pathlib.Path):
+        self._name = name
+        command = [sys.executable, sys.argv[0], *sys.argv[1:], f"--side={name}", f"--directory={directory}"]
+        environment = os.environ | {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }  # fmt: skip
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self._answer()
+
+    def ask(self, what: str) -> str:
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"the process of {self._name} failed")
+        return line.strip()
