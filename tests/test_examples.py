@@ -15,6 +15,16 @@ def test_the_train_step_example_learns():
     assert losses[0] > 5 and losses[-1] < 0.5 * losses[0]  # ln 256 = 5.5 nats before, then learned by heart
 
 
+def test_the_step_runs_in_another_projects_mesh_and_loop():
+    losses = runpy.run_path(str(ROOT / "examples" / "own_mesh_and_loop.py"))["main"]()
+    assert losses[0] > 3.5 and losses[-1] < 0.5 * losses[0]  # a bigram table can learn this text by heart
+
+
+def test_the_step_takes_another_loss():
+    divergences = runpy.run_path(str(ROOT / "examples" / "distillation.py"))["main"]()
+    assert divergences[-1] < 0.6 * divergences[0] and divergences[-1] > 0
+
+
 def test_the_sample_example_draws_the_same_document_alone():
     example = runpy.run_path(str(ROOT / "examples" / "sample.py"))
     first, again = example["main"](), example["main"]()
