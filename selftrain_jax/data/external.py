@@ -1,7 +1,6 @@
 """Text that any other generator wrote, as a corpus that a run can train on."""
 
 import os
-import pathlib
 from typing import Any, Iterator
 
 import numpy as np
@@ -51,7 +50,7 @@ def import_corpus(
     Raises:
       InputError: the source, the tokenizer or the destination cannot be used; nothing is written then.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = files.user_path(directory)
     if limit is not None and limit < 1:
         raise InputError(f"import limit={limit} must be at least 1; leave it out to take every text")
     files.check_new_directory(directory, "import destination")

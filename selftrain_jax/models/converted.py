@@ -12,8 +12,9 @@ import numpy as np
 from selftrain_jax import files
 from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.dtypes import narrower
 from selftrain_jax.models.hf_config import write_config
-from selftrain_jax.models.tokenizer import tokenizer_files
+from selftrain_jax.models.tokenizer import copy_tokenizer
 
 Params = dict[str, Any]
 
@@ -47,10 +48,13 @@ def save(
     with files.new_directory(directory, "converted model", sum(leaf.nbytes for leaf in leaves)) as temporary:
         dtype = leaves[0].dtype.name
         write_config(temporary, config, dtype)
-        for extra in tokenizer_files(tokenizer_source) if tokenizer_source is not None else []:
-            files.write_atomic(temporary / extra.name, extra.read_bytes())
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / _PARAMS, params)
+        if tokenizer_source is not None:
+            copy_tokenizer(tokenizer_source, temporary)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / _PARAMS, params)
+        except Exception as e:  # the storage layer has its own spellings of a full disk
+            raise OSError(one_line(e)[:200]) from None
         files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
 
 
@@ -65,9 +69,27 @@ def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, sharding
     check(directory, config)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
+            params = checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(_damaged(directory, e)) from e
+    _check_range(directory, params, dtype)
+    return params
+
+
+def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> None:
+    """Raises `InputError` when a cast to `dtype` may have made numbers infinite."""
+    import jax
+    import jax.numpy as jnp
+
+    stored = read_record(directory).get("dtype")
+    if not isinstance(stored, str) or not narrower(dtype, jnp.dtype(stored)):
+        return
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
+            raise InputError(
+                f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or that are "
+                f"not finite; load it as {stored}"
+            )
 
 
 def restore_target(config: ModelConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
@@ -91,8 +113,10 @@ def check(directory: pathlib.Path, config: ModelConfig) -> None:
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata.tree
-        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(stored)}
+            metadata = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
+        if metadata is None:
+            raise ValueError("its _METADATA is missing or damaged")
+        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(metadata.tree)}
     except Exception as e:  # as above
         raise InputError(_damaged(directory, e)) from e
     wanted = jax.tree.leaves_with_path(gpt_neox.param_shapes(config))
@@ -105,11 +129,14 @@ def check(directory: pathlib.Path, config: ModelConfig) -> None:
             )
 
 
-def fingerprint(directory: pathlib.Path) -> str:
-    record = files.read_json(directory / _RECORD, "conversion record")
-    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
+def read_record(directory: pathlib.Path) -> dict[str, Any]:
+    """`conversion.json`; `InputError` when it is not one of `save`."""
+    found = files.read_json(directory / _RECORD, "conversion record")
+    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
         raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
-    return record["fingerprint"]
+    if not isinstance(found.get("source", ""), str):
+        raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
+    return found
 
 
 def _damaged(directory: pathlib.Path, error: Exception) -> str:
