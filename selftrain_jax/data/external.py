@@ -1,5 +1,6 @@
 """Text that any other generator wrote, as a corpus that a run can train on."""
 
+import contextlib
 import os
 from typing import Any, Iterator
 
@@ -72,9 +73,9 @@ def import_corpus(
     }
     with files.new_directory(directory, "import destination") as temporary:
         writer = CorpusWriter(temporary, len(ids), _SHARD_SIZE, ids=ids)
-        documents = _documents(opened, field, ids, tokenizer, ends)
-        for index, _ in writer.missing_shards():
-            writer.write_shard(index, next(documents))
+        with contextlib.closing(_documents(opened, field, ids, tokenizer, ends)) as documents:
+            for index, _ in writer.missing_shards():
+                writer.write_shard(index, next(documents))
         return writer.finalize(provenance)
 
 

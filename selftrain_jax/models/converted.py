@@ -4,8 +4,12 @@ The directory holds `config.json` and the tokenizer as a Hugging Face one does; 
 stacked parameters, and `conversion.json` says what they were made from.
 """
 
+import contextlib
+import logging
+import os
 import pathlib
-from typing import Any
+import re
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -50,12 +54,23 @@ def save(
         write_config(temporary, config, dtype)
         if tokenizer_source is not None:
             copy_tokenizer(tokenizer_source, temporary)
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(temporary / _PARAMS, params)
-        except Exception as e:  # the storage layer has its own spellings of a full disk
-            raise OSError(one_line(e)[:200]) from None
+        with _system_errors(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / _PARAMS, params)
         files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raises what the storage layer meets as the `OSError` that it is, without the tracebacks that its threads log."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    except Exception as e:
+        code = re.search(r"os_error_code='(\d+)'", str(e))
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(e)[-200:])) from None
+    finally:
+        log.disabled = before
 
 
 def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, shardings: Params | None) -> Params:
