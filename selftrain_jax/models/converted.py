@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import sys
 from typing import Any, Iterator
 
 import numpy as np
@@ -54,21 +55,29 @@ def save(
         write_config(temporary, config, dtype)
         if tokenizer_source is not None:
             copy_tokenizer(tokenizer_source, temporary)
-        with _system_errors(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / _PARAMS, params)
+        try:
+            with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / _PARAMS, params)
+        except Exception as e:
+            raise _system_error(e) from None
         files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
 
 
+def _system_error(error: Exception) -> OSError:
+    """What the storage layer met, as the system spells it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error)[-200:])
+
+
 @contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """Raises what the storage layer meets as the `OSError` that it is, without the tracebacks that its threads log."""
-    log = logging.getLogger("absl")
+def quiet_storage() -> Iterator[None]:
+    """Keeps away the tracebacks that the storage layer prints of a failure besides raising it."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
     before, log.disabled = log.disabled, True
+    sys.unraisablehook = lambda e: None if str(e.exc_value) == "Event loop is closed" else hook(e)
     try:
         yield
-    except Exception as e:
-        code = re.search(r"os_error_code='(\d+)'", str(e))
-        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(e)[-200:])) from None
+        sys.unraisablehook = hook  # not after a failure, when threads that are still at work print theirs later
     finally:
         log.disabled = before
 
@@ -83,7 +92,7 @@ def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, sharding
 
     check(directory, config)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(_damaged(directory, e)) from e
@@ -127,7 +136,7 @@ def check(directory: pathlib.Path, config: ModelConfig) -> None:
     from selftrain_jax.models import gpt_neox
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
         if metadata is None:
             raise ValueError("its _METADATA is missing or damaged")

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.converted import restore_target
+from selftrain_jax.models.converted import quiet_storage, restore_target
 from selftrain_jax.models.gpt_neox import param_shardings
 from selftrain_jax.training.step import TrainState
 
@@ -94,7 +94,8 @@ def saved_steps(directory: str | pathlib.Path) -> list[int]:
 @contextlib.contextmanager
 def _readable(path: pathlib.Path, step: int) -> Iterator[None]:
     try:
-        yield
+        with quiet_storage():
+            yield
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(
             f"checkpoint {path / str(step)} cannot be read ({one_line(e)[:200]}); if its files are damaged, delete that "
