@@ -41,8 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as e:
         print(f"selftrain: error: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        if e.filename is None:
+            raise
+        # A path that the system refuses: unreadable, too long, on a full disk, ...
+        print(f"selftrain: error: {e.filename}: {e.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("selftrain: interrupted; the same command goes on from here", file=sys.stderr)
+        tool = arguments.command in tools.COMMANDS
+        outcome = "nothing was written" if tool else "the same command goes on from here"
+        print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
         return 1
 
 

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
-
-import numpy as np
 
 from selftrain_jax import __version__, files
 from selftrain_jax import report_data as rd
@@ -29,10 +28,11 @@ def convert(source: str, directory: pathlib.Path, *, revision: str | None = None
     Raises:
       InputError: the model cannot be loaded or the directory cannot be written; nothing is left behind.
     """
+    _check_dtype(dtype)
     files.check_new_directory(directory, "converted model")
     model = resolve_model(source, revision)
     _check_tokenizer(model, hf.check_pretrained(model))
-    config, params = hf.load_pretrained(model, dtype=_dtype(dtype))
+    config, params = hf.load_pretrained(model, dtype=dtype)
     fingerprint = files.fingerprint([hf.model_fingerprint(model), dtype])
     record = {"source": str(source), "revision": revision, "fingerprint": fingerprint, "selftrain_jax": __version__}
     converted.save(directory, config, params, record, model if _has_tokenizer(model) else None)
@@ -59,25 +59,26 @@ def export(
       InputError: `source` is neither, has no such model or checkpoint, or the directory cannot be written; nothing is
         left behind.
     """
+    _check_dtype(dtype)
     files.check_new_directory(directory, "export directory")
+    source = files.user_path(source)
     if converted.is_converted(source):
+        if model is not None or step is not None:
+            raise InputError(f"model={model!r} and step={step!r} are for runs, but {source} is a converted model; drop them")
+        record = converted.read_record(source)
         config, params = hf.load_pretrained(source)
-        record = files.read_json(source / "conversion.json")
-        card = _card(directory.name, {"source": record.get("source"), "revision": record.get("revision")}, None, "")
+        card = _card(directory.name, {name: record.get(name) for name in ("source", "revision")}, "", [])
         tokenizer = source if _has_tokenizer(source) else None
     else:
         config, params, tokenizer, card = _from_run(source, directory.name, model, step)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, config)
-    hf.save_pretrained(directory, config, params, tokenizer, dtype=_dtype(dtype), model_card=card)
+    hf.save_pretrained(directory, config, params, tokenizer, dtype=dtype, model_card=card)
 
 
-def _dtype(name: str) -> np.dtype:
-    import ml_dtypes
-
+def _check_dtype(name: str) -> None:
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} must be one of {', '.join(DTYPES)}")
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def _has_tokenizer(directory: pathlib.Path) -> bool:
@@ -91,9 +92,9 @@ def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
 
 def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | None) -> tuple[Any, Any, pathlib.Path, str]:
     """(config, params, tokenizer directory, model card) of one model of a run."""
-    from selftrain_jax.pipeline import Pipeline
+    from selftrain_jax.pipeline import LAB, Pipeline
     from selftrain_jax.settings import RunConfig, build
-    from selftrain_jax.training.checkpoint import restore_params
+    from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
     settings = files.read_json(workdir / "config.json", "run (config.json of a workdir)")
     if not isinstance(settings, dict) or "train" not in settings:
@@ -101,66 +102,78 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
             f"{workdir} is neither the workdir of a run nor a directory of `selftrain convert`; a Hugging Face directory "
             "needs no export"
         )
-    run = build(RunConfig, settings)
-    pipeline = Pipeline(run, workdir)
+    pipeline = Pipeline(build(RunConfig, settings), workdir)
     model = model or f"{next(iter(pipeline.arms))}-0"
     if model not in pipeline.models:
         raise InputError(f"run {workdir} has no model {model!r}; it has {', '.join(pipeline.models)}")
-    student = pipeline.model_path(pipeline.student)
+    try:
+        student = pipeline.model_path(pipeline.student)
+    except InputError as e:
+        relative = not pipeline.student.startswith(LAB) and not files.user_path(pipeline.student).is_absolute()
+        advice = "; if it is a path relative to where the run was started, export from there" if relative else ""
+        raise InputError(f"run {workdir}: student {pipeline.student!r} of its config.json: {e}{advice}") from None
+    settings = dataclasses.asdict(pipeline.config)
+    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
+    shown["model"] = model
     if model == "base":
         if step is not None:
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")
-        config, params = hf.load_pretrained(student)
-    else:
-        config = hf.load_config(student)
-        params = restore_params(workdir / "train" / model / "checkpoints", config, step=step)
-    fields = ("title", "source", "student", "revision", "sample", "audit", "subset", "train")
-    shown = {field: settings[field] for field in fields}
-    shown |= {"model": model, "checkpoint": "last" if step is None else step, "text": _text_of(pipeline, model)}
+        return *hf.load_pretrained(student), student, _card(name, shown, model, [])
+    config = hf.load_config(student)
+    checkpoints = workdir / "train" / model / "checkpoints"
+    last = saved_steps(checkpoints)[-1]
+    step = last if step is None else step
+    params = restore_params(checkpoints, config, step=step)
+    text = pipeline.arms[pipeline.models[model][0]]
+    shown |= {"checkpoint": step, "text": dataclasses.asdict(text)} | ({"sample": settings["sample"]} if text.source else {})
+    finished = (workdir / "train" / model / "manifest.json").is_file()
     # Figures were measured on the last checkpoint.
-    report = workdir / "report" / "report.json"
-    rows = files.read_json(report)["metrics"] if report.is_file() and step is None else None
-    return config, params, student, _card(name, shown, rows, model)
+    measured = _measured(workdir, model) if finished and step == last else []
+    if not finished:
+        measured = [f"Training of this model was under way: these are the weights of step {step}."]
+    return config, params, student, _card(name, shown, model, measured or ["This checkpoint was not evaluated."])
 
 
-def _text_of(pipeline: Any, model: str) -> Any:
-    where = pipeline.models[model]
-    return None if where is None else dataclasses.asdict(pipeline.arms[where[0]])
-
-
-def _card(name: str, settings: dict[str, Any], rows: list[dict[str, Any]] | None, model: str) -> str:
-    """The text of `README.md`: what the model is, what was measured, and the settings that made it."""
+def _card(name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
+    """The text of `README.md`: what the model is, the lines on what was measured, and the settings that made it."""
     base = settings.get("student") or settings["source"]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base and not pathlib.Path(base).exists() and base.count("/") == 1:
-        front += [f"base_model: {base}"]
+    if base and not os.path.exists(base) and base.count("/") == 1:
+        front += [f"base_model: {json.dumps(base)}"]
     lines = [*front, "tags:", "- selftrain_jax", "- gpt_neox", "---", "", f"# {name}", ""]
     if model and model != "base":
         lines += [
             f"`{base}`, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
-            f"\"{settings['title']}\").",
-        ]
+            f"\"{settings['title']}\", step {settings['checkpoint']}).",
+            "", *measured,
+        ]  # fmt: skip
     else:
         lines += [f"The weights of `{base}`, written by selftrain_jax {__version__}."]
-    if rows is not None and model != "base":
-        lines += ["", "## Before and after", "", *_table(rows, model)]
-    elif model and model != "base":
-        lines += ["", "This checkpoint was not evaluated."]
     lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""]
     return "\n".join(lines)
 
 
+def _measured(workdir: pathlib.Path, model: str) -> list[str]:
+    """The report's figures for the student and for `model`, as a section with a table; nothing when there are none."""
+    path = workdir / "report" / "report.json"
+    if not path.is_file():
+        return []
+    report = files.read_json(path, "report")
+    try:
+        return _table(report["metrics"], model)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise InputError(f"{path} is not a report of this program; delete its folder and run `selftrain report`") from None
+
+
 def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
-    """The run's figures for the student and for `model`, as a Markdown table."""
     arm, _, seed = model.rpartition("-")
     after = {r["metric"]: r for r in rows if r["model"] in (arm, f"control:{arm}") and r["seed"] == int(seed)}
     # Of the untouched student only what depends on the subset was measured for every seed.
     before = {r["metric"]: r for r in rows if r["model"] == "base" and r["seed"] in (0, int(seed))}
-    lines = ["| metric | n | before | after |", "|---|---|---|---|"]
-    for metric, row in after.items():
-        lines.append(f"| {metric} | {row['n']} | {_cell(before.get(metric))} | {_cell(row)} |")
-    return [
-        *lines, "", "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token. "
+    lines = [f"| {metric} | {row['n']} | {_cell(before.get(metric))} | {_cell(row)} |" for metric, row in after.items()]
+    return lines and [
+        "## Before and after", "", "| metric | n | before | after |", "|---|---|---|---|", *lines, "",
+        "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token. "
         "Which change is due to this text, only the run's controls can tell.",
     ]  # fmt: skip
 

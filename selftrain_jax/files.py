@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import json
@@ -29,10 +30,22 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def user_path(path: str | os.PathLike) -> pathlib.Path:
+    """`path` with the home folder in place of a leading `~`; `InputError` when there is none of that user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"path {path}: there is no such user's home folder; write the path in full") from None
+
+
 def check_new_directory(path: str | os.PathLike, what: str) -> None:
     """Raises `InputError` when `path` is anything but absent or an empty folder."""
-    path = pathlib.Path(path).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = user_path(path)
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be used ({e.strerror}); choose another place") from None
+    if taken:
         raise InputError(f"{what} {path} exists and is not empty; choose another or remove it")
 
 
@@ -40,32 +53,57 @@ def check_new_directory(path: str | os.PathLike, what: str) -> None:
 def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator[pathlib.Path]:
     """A temporary folder to fill, which appears at `path` complete, or not at all when the body fails.
 
+    What a killed process leaves behind (`.NAME.partial`) goes when the same folder is written again.
+
     Args:
       path: must not exist, or be an empty folder.
       what: its name in errors.
       size: bytes that will be written, as far as known; refused up front when the disk has less room.
 
     Raises:
-      InputError: the path is taken, or the system refuses to write there (a full disk, a quota, no permission).
+      InputError: the path is taken, another process is writing it, or the system refuses to write there (a full disk, a
+        quota, no permission).
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = user_path(path)
     try:
         check_new_directory(path, what)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
+        target = pathlib.Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
         if size > free:
             raise InputError(f"{what} {path} needs {size:,} bytes, but its disk has {free:,} free; choose another place")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
+        temporary = target.with_name(f".{target.name}.partial")
+        with _sole_writer(target.with_name(f".{target.name}.lock"), f"{what} {path}"):
             shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                yield temporary
+                os.replace(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as e:
         reason = " ".join((e.strerror or str(e)).split())
         raise InputError(f"{what} {path} cannot be written ({reason}); make room or choose another place") from None
+
+
+@contextlib.contextmanager
+def _sole_writer(lock: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds a lock file, which the system releases when its process ends in whatever way."""
+    with open(lock, "wb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file since it was opened.
+            free = os.path.samestat(os.fstat(f.fileno()), os.stat(lock))
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        except OSError:  # some network file systems have no locks
+            free = True
+        if not free:
+            raise InputError(f"{what} is being written by another process; wait for it, or choose another place")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -76,10 +114,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
     """The JSON value in `path`; `InputError` naming `what` when it is missing or broken."""
     try:
-        return json.loads(pathlib.Path(path).read_text())
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{what} {path} is not valid JSON: {e}") from None
 
 
@@ -92,28 +132,30 @@ def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = 
     """Yields the objects of a JSON-lines file (`.gz` too); blank lines are skipped.
 
     Raises:
-      InputError: the file is missing, or a line (named by number) is broken or lacks one of `fields`.
+      InputError: the file is missing or unreadable, or a line (named by number) is broken or lacks one of `fields`.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{what} not found: {path}")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-        try:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
             for number, line in enumerate(f, 1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode())
+                    row = json.loads(line.decode("utf-8-sig"))
                 except UnicodeDecodeError:
                     raise InputError(f"{what} {path}, line {number}: not valid UTF-8") from None
-                except json.JSONDecodeError as e:
-                    raise InputError(f"{what} {path}, line {number}: not valid JSON ({e.msg})") from None
+                except (ValueError, RecursionError) as e:
+                    raise InputError(f"{what} {path}, line {number}: not valid JSON ({getattr(e, 'msg', e)})") from None
                 missing = [name for name in fields if not isinstance(row, dict) or name not in row]
                 if missing:
                     raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
                 yield row
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-            raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
 
 
 def fingerprint(value: Any) -> str:
@@ -129,11 +171,14 @@ def fingerprint(value: Any) -> str:
 
 
 def file_fingerprint(*paths: str | os.PathLike) -> str:
-    """A short hash of the contents of `paths`, in the order given."""
+    """A short hash of the contents of `paths`, in the order given; `InputError` when one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
+        try:
+            with open(path, "rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise InputError(f"file {path} cannot be read ({e.strerror})") from None
         digest.update(b"\0")
     return digest.hexdigest()[:16]

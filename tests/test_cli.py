@@ -151,6 +151,33 @@ def test_an_interrupt_exits_with_1_and_says_how_to_go_on(tmp_path, monkeypatch, 
     assert capsys.readouterr().err == "selftrain: interrupted; the same command goes on from here\n"
 
 
+def test_an_interrupted_tool_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selftrain_jax.export.convert", interrupted)
+    assert run("convert", tmp_path, tmp_path / "out") == 1
+    assert capsys.readouterr().err == "selftrain: interrupted; nothing was written\n"
+
+
+def test_a_path_that_the_system_refuses_exits_with_2_and_one_line(tmp_path, capsys):
+    name = "a" * 300
+    for argv in (["status", f"--config={TINY}", f"--workdir={tmp_path / name}"], ["export", tmp_path / name, tmp_path / "x"],
+                 ["status", f"--config={tmp_path / name}", f"--workdir={tmp_path}"]):  # fmt: skip
+        assert run(*argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"selftrain: error: {tmp_path / name}") and err.endswith("File name too long\n"), err
+
+
+def test_an_error_of_the_system_that_names_no_path_is_not_bad_input(tmp_path, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(stages, "check", broken)
+    with pytest.raises(BrokenPipeError):
+        run("status", f"--config={TINY}", f"--workdir={tmp_path}")
+
+
 OVERRIDES = [
     ("sample.temperature=0.5", lambda c: c.sample.temperature, 0.5),
     ("train.optimizer.learning_rate=1", lambda c: c.train.optimizer.learning_rate, 1.0),

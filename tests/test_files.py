@@ -3,6 +3,8 @@ import gzip
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -127,3 +129,79 @@ def test_file_fingerprints_depend_on_contents_and_on_where_a_file_ends(tmp_path)
 
     assert fingerprint("ab", "c") == fingerprint("ab", "c")
     assert len({fingerprint(*c) for c in (("ab", "c"), ("a", "bc"), ("c", "ab"), ("abc",), ("ab", "c", ""))}) == 5
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000 + b"]" * 100_000, b"9" * 5_000], ids=["deep", "long number"])
+def test_json_past_the_parser_is_refused(tmp_path, content):
+    (tmp_path / "f.json").write_bytes(content)
+    with pytest.raises(InputError, match="not valid JSON") as e:
+        files.read_json(tmp_path / "f.json")
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match="line 1: not valid JSON"):
+        list(files.read_jsonl(tmp_path / "f.json"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert files.read_json(tmp_path / "f") == {"a": 1} and list(files.read_jsonl(tmp_path / "f")) == [{"a": 1}]
+
+
+LONG = "a" * 300
+
+
+def test_paths_that_the_system_refuses_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("{}")
+    odd = [tmp_path, tmp_path / LONG, tmp_path / "file" / "below"]
+    for path in odd:
+        with pytest.raises(InputError, match="cannot be read"):
+            files.read_json(path)
+        with pytest.raises(InputError, match="cannot be read"):
+            files.file_fingerprint(path)
+        with pytest.raises(InputError, match="not found"):
+            list(files.read_jsonl(path))
+    with pytest.raises(InputError, match="out .* cannot be used .File name too long"):
+        files.check_new_directory(tmp_path / LONG, "out")
+    for action in (files.user_path, lambda path: files.check_new_directory(path, "out")):
+        with pytest.raises(InputError, match="~nobody-of-that-name/x"):
+            action("~nobody-of-that-name/x")
+
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(InputError, match="text set .*file cannot be read .Permission denied"):
+        list(files.read_jsonl(tmp_path / "file", what="text set"))
+
+
+def test_a_new_directory_goes_where_an_empty_link_points(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with files.new_directory(tmp_path / "link", "out") as directory:
+        (directory / "f").touch()
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "there") == ["f"]
+    assert sorted(os.listdir(tmp_path)) == ["link", "there"]
+
+
+WRITER = """
+import sys, time
+from selftrain_jax import files
+with files.new_directory(sys.argv[1], "out") as directory:
+    (directory / "half").touch()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_writes_a_new_directory_and_what_it_leaves_when_killed_goes(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "writing\n"
+    with pytest.raises(InputError, match="out .*out is being written by another process"):
+        with files.new_directory(tmp_path / "out", "out"):
+            pass
+    assert (tmp_path / ".out.partial" / "half").exists()
+    writer.kill()
+    writer.communicate()
+    assert not (tmp_path / "out").exists()
+    with files.new_directory(tmp_path / "out", "out") as directory:
+        (directory / "whole").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["whole"]

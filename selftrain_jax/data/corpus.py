@@ -7,6 +7,7 @@ is written last and is what makes a folder a corpus.
 
 import collections.abc
 import dataclasses
+import errno
 import operator
 import os
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.files import file_fingerprint, read_json, write_json
 
 STOP_REASONS = ("eos", "length")
@@ -182,6 +183,7 @@ class CorpusWriter:
 
         Raises:
           InputError: the documents are not the shard's, in order, or one of them is malformed.
+          OSError: the system refuses the write, for example on a full disk.
         """
         from array_record.python import array_record_module
 
@@ -198,11 +200,14 @@ class CorpusWriter:
         (self.path / _MANIFEST).unlink(missing_ok=True)
         temporary = self.path / f".{self._files[index].name}.{os.getpid()}.tmp"
         try:
-            # Readers that fetch single documents (Grain, TFDS) need one record per group.
-            writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-            for record in records:
-                writer.write(record)
-            writer.close()
+            try:
+                # Readers that fetch single documents (Grain, TFDS) need one record per group.
+                writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+                for record in records:
+                    writer.write(record)
+                writer.close()
+            except RuntimeError as e:  # its spelling of a full disk
+                raise OSError(errno.EIO, one_line(e)[:200], str(self._files[index])) from None
             with open(temporary, "rb") as f:
                 os.fsync(f.fileno())
             os.replace(temporary, self._files[index])

@@ -1,7 +1,7 @@
 """Text that any other generator wrote, as a corpus that a run can train on."""
 
+import contextlib
 import os
-import pathlib
 from typing import Any, Iterator
 
 import numpy as np
@@ -51,7 +51,7 @@ def import_corpus(
     Raises:
       InputError: the source, the tokenizer or the destination cannot be used; nothing is written then.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = files.user_path(directory)
     if limit is not None and limit < 1:
         raise InputError(f"import limit={limit} must be at least 1; leave it out to take every text")
     files.check_new_directory(directory, "import destination")
@@ -73,9 +73,9 @@ def import_corpus(
     }
     with files.new_directory(directory, "import destination") as temporary:
         writer = CorpusWriter(temporary, len(ids), _SHARD_SIZE, ids=ids)
-        documents = _documents(opened, field, ids, tokenizer, ends)
-        for index, _ in writer.missing_shards():
-            writer.write_shard(index, next(documents))
+        with contextlib.closing(_documents(opened, field, ids, tokenizer, ends)) as documents:
+            for index, _ in writer.missing_shards():
+                writer.write_shard(index, next(documents))
         return writer.finalize(provenance)
 
 

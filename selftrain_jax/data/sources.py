@@ -12,12 +12,12 @@ import re
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from selftrain_jax.errors import InputError, one_line
-from selftrain_jax.files import file_fingerprint, read_json, read_jsonl
+from selftrain_jax.files import file_fingerprint, read_json, read_jsonl, user_path
 
 TFDS = "tfds:"
 
-# A name with a namespace ("kaggle:...", "huggingface:...") would make TFDS fetch code.
-_TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:[\w.*]+)?")
+# A name with a namespace ("kaggle:...", "huggingface:...") would make TFDS fetch code; after a name, ":" starts a version.
+_TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:(\d[\w.*]*|\*))?")
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _FORMATS = "a .jsonl, .jsonl.gz or .json file, a Hugging Face data set folder, or tfds:NAME"
 
@@ -70,10 +70,10 @@ def open_source(name: str | os.PathLike, split: str = "train") -> Source:
     name = os.fspath(name)
     if name.startswith(TFDS):
         return _tfds(name, split)
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
+    path = user_path(name)
+    if os.path.isdir(path):
         return _folder(name, path, split)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"import source not found: {name} (name {_FORMATS})")
     jsonl = path.name.endswith((".jsonl", ".jsonl.gz"))
     if not jsonl and path.suffix != ".json":
@@ -118,8 +118,8 @@ def _tfds(name: str, split: str) -> Source:
     import tensorflow_datasets as tfds
 
     reference = name.removeprefix(TFDS)
-    folder = pathlib.Path(reference).expanduser() if reference.startswith(("/", ".", "~")) else None
-    if folder is not None and not (folder / "dataset_info.json").is_file():
+    folder = user_path(reference) if reference.startswith(("/", ".", "~")) else None
+    if folder is not None and not os.path.isfile(folder / "dataset_info.json"):
         raise InputError(f"import source {name}: {folder} holds no dataset_info.json; name the folder of one version")
     if folder is None and not _TFDS_NAME.fullmatch(reference):
         raise InputError(f"import source {name} must be tfds:NAME, tfds:NAME/CONFIG:VERSION or tfds:/directory")
@@ -162,7 +162,10 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
     files = _of_split(name, path, files, split)
     if kind == "parquet":
         library = _datasets()
-        items = library.load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
+        try:
+            items = library.load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
+        except Exception as e:  # Arrow and the file system each raise their own
+            raise InputError(f"import source {name} is not readable parquet ({one_line(e)[:200]})") from None
         # The streamed data set reads the files anew at each iteration.
         return Source(name, kind, file_fingerprint(*files), lambda: items)
     return Source(

@@ -11,7 +11,7 @@ import numpy as np
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation.likelihood import choice_log_probs, load_multiple_choice
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.files import fingerprint
+from selftrain_jax.files import fingerprint, user_path
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS
 from selftrain_jax.models.hub import resolve_model
@@ -52,7 +52,7 @@ def first_arc_easy_item(path: str | pathlib.Path, model: str, revision: str | No
     row = load_multiple_choice(path)[0]
     if fingerprint(row["question"]) != _QUESTION or len(row["choices"]) != len(_LOG_LIKELIHOODS):
         raise InputError(f"question file {path} must start with the first item of the ARC-Easy test set, as published")
-    if pathlib.Path(model).expanduser().is_dir():
+    if user_path(model).is_dir():
         known = hf.load_config(model) == PRESETS["pythia-70m"]
     else:
         known = model == _MODEL and revision in _REVISIONS

@@ -4,16 +4,22 @@ The directory holds `config.json` and the tokenizer as a Hugging Face one does; 
 stacked parameters, and `conversion.json` says what they were made from.
 """
 
+import contextlib
+import logging
+import os
 import pathlib
-from typing import Any
+import re
+import sys
+from typing import Any, Iterator
 
 import numpy as np
 
 from selftrain_jax import files
 from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.dtypes import narrower
 from selftrain_jax.models.hf_config import write_config
-from selftrain_jax.models.tokenizer import tokenizer_files
+from selftrain_jax.models.tokenizer import copy_tokenizer
 
 Params = dict[str, Any]
 
@@ -47,11 +53,33 @@ def save(
     with files.new_directory(directory, "converted model", sum(leaf.nbytes for leaf in leaves)) as temporary:
         dtype = leaves[0].dtype.name
         write_config(temporary, config, dtype)
-        for extra in tokenizer_files(tokenizer_source) if tokenizer_source is not None else []:
-            files.write_atomic(temporary / extra.name, extra.read_bytes())
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / _PARAMS, params)
+        if tokenizer_source is not None:
+            copy_tokenizer(tokenizer_source, temporary)
+        try:
+            with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / _PARAMS, params)
+        except Exception as e:
+            raise _system_error(e) from None
         files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
+
+
+def _system_error(error: Exception) -> OSError:
+    """What the storage layer met, as the system spells it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error)[-200:])
+
+
+@contextlib.contextmanager
+def quiet_storage() -> Iterator[None]:
+    """Keeps away the tracebacks that the storage layer prints of a failure besides raising it."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    before, log.disabled = log.disabled, True
+    sys.unraisablehook = lambda e: None if str(e.exc_value) == "Event loop is closed" else hook(e)
+    try:
+        yield
+        sys.unraisablehook = hook  # not after a failure, when threads that are still at work print theirs later
+    finally:
+        log.disabled = before
 
 
 def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, shardings: Params | None) -> Params:
@@ -64,10 +92,28 @@ def load(directory: pathlib.Path, config: ModelConfig, dtype: np.dtype, sharding
 
     check(directory, config)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(_damaged(directory, e)) from e
+    _check_range(directory, params, dtype)
+    return params
+
+
+def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> None:
+    """Raises `InputError` when a cast to `dtype` may have made numbers infinite."""
+    import jax
+    import jax.numpy as jnp
+
+    stored = read_record(directory).get("dtype")
+    if not isinstance(stored, str) or not narrower(dtype, jnp.dtype(stored)):
+        return
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
+            raise InputError(
+                f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or that are "
+                f"not finite; load it as {stored}"
+            )
 
 
 def restore_target(config: ModelConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
@@ -90,9 +136,11 @@ def check(directory: pathlib.Path, config: ModelConfig) -> None:
     from selftrain_jax.models import gpt_neox
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            stored = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata.tree
-        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(stored)}
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
+        if metadata is None:
+            raise ValueError("its _METADATA is missing or damaged")
+        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(metadata.tree)}
     except Exception as e:  # as above
         raise InputError(_damaged(directory, e)) from e
     wanted = jax.tree.leaves_with_path(gpt_neox.param_shapes(config))
@@ -105,11 +153,14 @@ def check(directory: pathlib.Path, config: ModelConfig) -> None:
             )
 
 
-def fingerprint(directory: pathlib.Path) -> str:
-    record = files.read_json(directory / _RECORD, "conversion record")
-    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
+def read_record(directory: pathlib.Path) -> dict[str, Any]:
+    """`conversion.json`; `InputError` when it is not one of `save`."""
+    found = files.read_json(directory / _RECORD, "conversion record")
+    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
         raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
-    return record["fingerprint"]
+    if not isinstance(found.get("source", ""), str):
+        raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
+    return found
 
 
 def _damaged(directory: pathlib.Path, error: Exception) -> str:

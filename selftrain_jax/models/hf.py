@@ -8,6 +8,7 @@ import concurrent.futures
 import math
 import os
 import pathlib
+import re
 import shutil
 import warnings
 from typing import Any, Iterator
@@ -18,17 +19,18 @@ from selftrain_jax import files
 from selftrain_jax.errors import InputError, InputWarning
 from selftrain_jax.models import converted
 from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.dtypes import cast, narrower, to_dtype
 from selftrain_jax.models.hf_config import load_config, write_config
 from selftrain_jax.models.hub import resolve_model
 from selftrain_jax.models.layout import HEAD, PREFIX, Tensor, layout
-from selftrain_jax.models.tokenizer import tokenizer_files
+from selftrain_jax.models.tokenizer import copy_tokenizer, tokenizer_files
 from selftrain_jax.models.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 Params = dict[str, Any]
 PathLike = str | os.PathLike
 
 # Buffers that older transformers versions stored; their values follow from the configuration.
-_IGNORED = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
+_IGNORED = re.compile(rf"({re.escape(PREFIX)})?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
 _DTYPES = ("BF16", "F16", "F32", "F64")
 _CHUNK_BYTES = 8 << 20
 _ALIGNMENT = 64
@@ -43,7 +45,8 @@ def load_pretrained(
     Args:
       name_or_dir: a local directory, or a hub name such as `EleutherAI/pythia-410m`.
       revision: branch, tag or commit on the hub, such as `step143000`.
-      dtype: of every returned leaf, cast while reading; fp32 holds fp16, bf16 and fp32 checkpoints exactly.
+      dtype: of every returned leaf, cast while reading; fp32, which None stands for, holds fp16, bf16 and fp32
+        checkpoints exactly. Others are bfloat16, float16 and float64.
       mesh: `jax.sharding.Mesh` to spread the parameters over. Each process reads only what its own devices hold, and
         besides that keeps at most one stacked parameter's shards in host memory. None returns numpy arrays.
       rules: logical axis name -> mesh axis; default `parallel.RULES`.
@@ -53,16 +56,18 @@ def load_pretrained(
       `[L, in, out]`.
 
     Raises:
-      InputError: the configuration is not supported, or a file or tensor (named) is missing, unexpected, or broken.
+      InputError: the configuration or dtype is not supported, or a file or tensor (named) is missing, unexpected, or
+        broken, or a tensor (named) holds a finite number that is too large for `dtype`.
 
     Warns:
       InputWarning: a tensor (named) holds NaN or infinite values.
     """
+    dtype = to_dtype(dtype)
     directory = resolve_model(name_or_dir, revision)
     config = load_config(directory)
     shardings = _shardings(config, mesh, rules)
     if converted.is_converted(directory):
-        return config, converted.load(directory, config, np.dtype(dtype), shardings)
+        return config, converted.load(directory, config, dtype, shardings)
     found = _find_tensors(weight_files(directory), config)
     _check_tied(config, found)
     parts: dict[tuple[str, ...], list[tuple[int | None, Tensor, StoredTensor]]] = {}
@@ -73,7 +78,7 @@ def load_pretrained(
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = _load_leaf(config, pieces, np.dtype(dtype), shardings and _leaf(shardings, path))
+        node[path[-1]] = _load_leaf(config, pieces, dtype, shardings and _leaf(shardings, path))
     return config, params
 
 
@@ -102,28 +107,29 @@ def check_pretrained(directory: PathLike) -> ModelConfig:
 
 def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, StoredTensor]:
     """Name without prefix -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any copying."""
+    tensors = [stored for path in paths for stored in stored_tensors(path) if not _IGNORED.fullmatch(stored.key)]
+    if config.num_layers > len(tensors):  # before a name is made for every layer that a wrong number asks for
+        raise InputError(
+            f"{paths[0].parent}: config.json asks for {config.num_layers:,} layers, but there are {len(tensors)} tensors; "
+            "the checkpoint is incomplete, or config.json is not its own"
+        )
     names = layout(config, head=True)
     found: dict[str, StoredTensor] = {}
-    for path in paths:
-        for stored in stored_tensors(path):
-            if stored.key.endswith(_IGNORED):
-                continue
-            name = HEAD if stored.key == "lm_head.weight" else stored.key.removeprefix(PREFIX)
-            if name not in names:
-                raise InputError(f"{path}: unexpected tensor {stored.key!r}; is config.json that of this checkpoint?")
-            if name in found:
-                raise InputError(f"{path}: tensor {stored.key!r} occurs twice (also in {found[name].path.name})")
-            shape = names[name][0].shape
-            if stored.shape != shape:
-                raise InputError(
-                    f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}"
-                )
-            if stored.dtype not in _DTYPES:
-                raise InputError(
-                    f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(_DTYPES)}; "
-                    "quantized checkpoints are not supported"
-                )
-            found[name] = stored
+    for stored in tensors:
+        path, name = stored.path, HEAD if stored.key == "lm_head.weight" else stored.key.removeprefix(PREFIX)
+        if name not in names:
+            raise InputError(f"{path}: unexpected tensor {stored.key!r}; is config.json that of this checkpoint?")
+        if name in found:
+            raise InputError(f"{path}: tensor {stored.key!r} occurs twice (also in {found[name].path.name})")
+        shape = names[name][0].shape
+        if stored.shape != shape:
+            raise InputError(f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}")
+        if stored.dtype not in _DTYPES:
+            raise InputError(
+                f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(_DTYPES)}; "
+                "quantized checkpoints are not supported"
+            )
+        found[name] = stored
     optional = {HEAD} if config.tie_embeddings else set()
     missing = [name for name in names if name not in found and name not in optional]
     if missing:
@@ -219,8 +225,11 @@ def _copy_piece(
     layer: int | None, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]
 ) -> str | None:
     """Reads a chunk and copies it where it belongs; the tensor's name when it is not finite."""
-    data = stored.read(tensor.split, box)
-    found = None if np.isfinite(data).all() else f"{stored.key!r} in {stored.path}"
+    data, where = stored.read(tensor.split, box), f"{stored.key!r} in {stored.path}"
+    found = None if np.isfinite(data).all() else where
+    dtype = next(iter(buffers.values())).dtype
+    if narrower(dtype, data.dtype):
+        data = cast(data, dtype, where)
     data, box = data.transpose(tensor.order), tuple(box[axis] for axis in tensor.order)
     if layer is not None:
         data, box = data[None], ((layer, layer + 1), *box)
@@ -263,18 +272,20 @@ def save_pretrained(
       model_card: text of `README.md`.
 
     Raises:
-      InputError: the destination is taken or its disk too small, the tokenizer is missing, or `params` do not fit
-        `config`.
+      InputError: the destination is taken or its disk too small, the tokenizer is missing, `params` do not fit `config`,
+        or one of them (named) holds a finite number that is too large for `dtype`.
     """
-    extras = tokenizer_files(tokenizer_source) if tokenizer_source is not None else []
+    dtype = None if dtype is None else to_dtype(dtype)
+    if tokenizer_source is not None:
+        tokenizer_files(tokenizer_source)
     leaves = _checked_leaves(config, params)
     size = _stored_bytes(config, leaves, dtype)
     with files.new_directory(directory, "export directory", size) as temporary:
         dtypes = {np.dtype(dtype or leaf.dtype).name for leaf in leaves.values()}
         write_config(temporary, config, dtypes.pop() if len(dtypes) == 1 else "float32")
         _write_weights(temporary, config, leaves, max_shard_bytes, dtype)
-        for extra in extras:
-            files.write_atomic(temporary / extra.name, extra.read_bytes())
+        if tokenizer_source is not None:
+            copy_tokenizer(tokenizer_source, temporary)
         if model_card is not None:
             files.write_atomic(temporary / "README.md", model_card)
 
@@ -322,7 +333,7 @@ def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, m
             leaf = leaves[tensor.path]
             value = np.asarray(leaf if layer is None else leaf[layer])
             key = name if name == HEAD else PREFIX + name
-            tensors[key] = tensor.to_hf(value if dtype is None else value.astype(dtype))
+            tensors[key] = tensor.to_hf(value if dtype in (None, value.dtype) else cast(value, dtype, repr(key)))
             weight_map[key] = file
         try:
             save_file(tensors, directory / file, metadata={"format": "pt"})
@@ -339,5 +350,5 @@ def model_fingerprint(directory: PathLike) -> str:
     directory = resolve_model(directory)
     load_config(directory)
     if converted.is_converted(directory):
-        return converted.fingerprint(directory)
+        return converted.read_record(directory)["fingerprint"]
     return files.file_fingerprint(directory / "config.json", *weight_files(directory))

@@ -23,6 +23,10 @@ def load_config(directory: str | os.PathLike) -> ModelConfig:
     if not isinstance(raw, dict) or raw.get("model_type") != "gpt_neox":
         found = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(f"{path}: model_type={found!r} is not supported; only 'gpt_neox' (Pythia, GPT-NeoX) is")
+    if raw.get("quantization_config") is not None:
+        raise InputError(f"{path}: quantized checkpoints (quantization_config) are not supported; name the original model")
+    if raw.get("num_attention_heads") == 0:  # transformers divides by it
+        raise InputError(f"{path}: num_attention_heads=0 must be at least 1")
     try:
         hf = import_transformers().GPTNeoXConfig.from_dict(raw)
         rope = hf.rope_parameters

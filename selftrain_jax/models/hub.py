@@ -8,6 +8,7 @@ import pathlib
 import re
 
 from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.files import user_path
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SAFETENSORS, _PYTORCH = "model.safetensors", "pytorch_model.bin"
@@ -28,13 +29,13 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
       InputError: no such directory, a revision was given for a local directory, or the hub gave no complete model: the
         line says why (name, revision, network, rights, disk, ...) and what to do.
     """
-    path = pathlib.Path(name_or_dir).expanduser()
-    if path.is_dir():
+    path = user_path(name_or_dir)
+    if os.path.isdir(path):
         if revision is not None:
             raise InputError(f"revision={revision!r} applies to hub names, but {path} is a local directory; drop it")
         return path
     name = os.fspath(name_or_dir)
-    if not _HUB_NAME.fullmatch(name) or path.exists():
+    if not _HUB_NAME.fullmatch(name) or os.path.exists(path):
         raise InputError(
             f"model directory not found: {name} (pass a directory holding config.json and model.safetensors, "
             "or a hub name such as EleutherAI/pythia-14m)"

@@ -1,5 +1,6 @@
 """Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
 
+import json
 import os
 import pathlib
 from typing import Any, Sequence
@@ -35,6 +36,17 @@ def tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
     return [directory / name for name in (_TOKENIZER, *_EXTRAS) if (directory / name).is_file()]
 
 
+def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
+    """Copies the tokenizer's files; `tokenizer_config.json` without its reference to code that is not copied."""
+    for path in tokenizer_files(source):
+        data = path.read_bytes()
+        if path.name == "tokenizer_config.json" and b'"auto_map"' in data:
+            settings = files.read_json(path, "tokenizer settings")
+            del settings["auto_map"]
+            data = json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+        files.write_atomic(directory / path.name, data)
+
+
 def load_tokenizer(directory: str | os.PathLike) -> Any:
     """The `transformers.PreTrainedTokenizerFast` in `directory`, which needs no more than `tokenizer.json`.
 
@@ -50,8 +62,10 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
 
 
 def check_tokenizer(config: ModelConfig, tokenizer: Any) -> None:
-    """Raises `InputError` when `tokenizer` has ids past the model's embedding rows."""
-    size = max(tokenizer.get_vocab().values()) + 1
+    """Raises `InputError` when `tokenizer` has no ids, or ids past the model's embedding rows."""
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if not size:
+        raise InputError("the tokenizer has an empty vocabulary; use the model's own tokenizer")
     if size > config.vocab_size:
         raise InputError(
             f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "

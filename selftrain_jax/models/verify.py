@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from selftrain_jax import files
 from selftrain_jax.errors import InputError, one_line
-from selftrain_jax.models import gpt_neox, hf, ops
+from selftrain_jax.models import converted, gpt_neox, hf, ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import Params
 from selftrain_jax.models.hub import resolve_model
@@ -93,12 +94,14 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
         with the fp32 reference too, which tells whose rounding is the better one.
 
     Raises:
-      InputError: PyTorch is not installed, or the checkpoint cannot be used.
+      InputError: PyTorch is not installed, or the checkpoint cannot be used by us or by transformers.
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError("verify compares with transformers on PyTorch, which is not installed here: pip install torch")
     directory = resolve_model(model, revision)
-    config = hf.load_config(directory)
+    if converted.is_converted(directory):
+        raise InputError(f"{directory} holds Orbax arrays, which transformers cannot read: `selftrain export` it first")
+    config = hf.check_pretrained(directory)
     prompts = make_prompts(config, directory)
     theirs, their_states = _reference(directory, prompts, "fp32")
     sets = {"transformers fp32": theirs}
@@ -199,17 +202,24 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
     with _quiet(import_transformers()) as transformers:
         import torch
 
+        # Some settings name code on the hub that transformers would fetch and run.
+        raw = files.read_json(directory / "config.json", "model configuration")
+        config = {name: value for name, value in raw.items() if "implementation" not in name}
         try:
             model, loading = transformers.GPTNeoXForCausalLM.from_pretrained(
                 directory,
+                config=transformers.GPTNeoXConfig.from_dict(config),
+                attn_implementation="sdpa",
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except Exception as e:  # a file that is missing, broken or of another shape: each has a class of its own
-            raise InputError(f"transformers cannot load {directory} ({one_line(e)[:300]}); download it again") from None
+        except Exception as e:  # each fault has a class of its own
+            raise InputError(
+                f"transformers cannot load {directory}, whose tensors are complete: {one_line(e)[:300]}"
+            ) from None
     if loading["missing_keys"]:
-        raise InputError(f"{directory}: transformers misses {min(loading['missing_keys'])!r}; download it again")
+        raise InputError(f"{directory}: transformers does not find {min(loading['missing_keys'])!r}, which is there")
     model.eval()
     last = []  # transformers hands out the last layer's state after the final norm only
     model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))

@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import struct
+import warnings
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -71,7 +72,7 @@ def _indexed_files(directory: pathlib.Path, index: pathlib.Path) -> list[pathlib
     shards = sorted({str(name) for name in weight_map.values()})
     for name in shards:
         # A path in the index must not lead out of the checkpoint.
-        if pathlib.PurePath(name).name != name or not (directory / name).is_file():
+        if pathlib.PurePath(name).name != name or not os.path.isfile(directory / name):
             raise InputError(f"{index} names the shard {name!r}, which is missing from {directory}; download it again")
     return [directory / name for name in shards]
 
@@ -91,12 +92,14 @@ def _safetensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="numpy"):  # checks the header, and the length against it
-            pass
         with open(path, "rb") as f:
+            with safetensors.safe_open(path, framework="numpy"):  # checks the header, and the length against it
+                pass
             (length,) = struct.unpack("<Q", f.read(8))
             header = json.loads(f.read(length))
-    except (safetensors.SafetensorError, OSError) as e:
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror or one_line(e)})") from None
+    except safetensors.SafetensorError as e:
         raise InputError(f"{path} is not a readable safetensors file ({one_line(e)}); download it again") from None
     dtypes = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
     header.pop("__metadata__", None)
@@ -144,12 +147,13 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     import torch
 
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as e:
-            if "mmap" not in str(e):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # the format of PyTorch before 1.6
+        with warnings.catch_warnings(action="ignore"):  # PyTorch warns of the pickles that it then refuses
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as e:
+                if "mmap" not in str(e):
+                    raise
+                state = torch.load(path, map_location="cpu", weights_only=True)  # the format of PyTorch before 1.6
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} is refused: it is damaged, or holds more than tensors, and reading that would run code from the file; "
@@ -162,6 +166,9 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{path}: {key!r} is not a tensor but a {type(tensor).__name__}; export the model again")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "has no values (device meta)" if tensor.is_meta else f"is stored as {tensor.layout}"
+            raise InputError(f"{path}: tensor {key!r} {kind}; export the model again with dense tensors")
         dtype = _TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
         yield StoredTensor(path, str(key), tuple(tensor.shape), dtype, _torch_reader(tensor))
 

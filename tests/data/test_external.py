@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -289,6 +291,11 @@ BAD = {
     "tfds typo": (lambda _: "tfds:mnits", {}, "no data set 'mnits'; did you mean 'mnist'"),
     "tfds unknown": (lambda _: "tfds:xyzzy_plugh", {}, "no data set 'xyzzy_plugh'"),
     "tfds with code": (lambda _: "tfds:huggingface:some/thing", {}, "must be tfds:NAME"),
+    "tfds of a hub": (lambda _: "tfds:huggingface:squad", {}, "must be tfds:NAME"),
+    "tfds of Kaggle": (lambda _: "tfds:kaggle:x", {}, "must be tfds:NAME"),
+    "nobody's home": (lambda _: "~nobody-of-that-name/a.json", {}, "no such user's home"),
+    "nobody's tfds": (lambda _: "tfds:~nobody-of-that-name/a", {}, "no such user's home"),
+    "long name": (lambda path: path / ("a" * 300), {}, "import source not found"),
     "tfds unprepared": (lambda _: "tfds:selftrain_away", {}, "neither read nor prepared .*no route to host"),
     "tfds folder": (lambda path: f"tfds:{path}", {}, "no dataset_info.json"),
     "tfds split": (lambda _: "tfds:selftrain_things", {"split": "dev"}, "split='dev'.*has the splits t"),
@@ -323,6 +330,12 @@ def test_splits_and_damage_of_hugging_face_folders(datasets, byte_tokenizer, tmp
     with pytest.raises(InputError, match="not a readable saved data set"):
         import_corpus(folder, tmp_path / "c", byte_tokenizer)
     file = parquet(tmp_path) / "1.parquet"
+    whole = (file.parent / "0.parquet").read_bytes()
+    (file.parent / "0.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not readable parquet|damaged") as e:
+        import_corpus(file.parent, tmp_path / "c", byte_tokenizer)
+    assert "\n" not in str(e.value)
+    (file.parent / "0.parquet").write_bytes(whole)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(InputError, match="damaged") as e:
         import_corpus(file.parent, tmp_path / "c", byte_tokenizer)
@@ -371,6 +384,31 @@ def test_an_interrupted_import_leaves_nothing(monkeypatch, byte_tokenizer, tmp_p
     with pytest.raises(KeyboardInterrupt):
         import_corpus(tmp_path / "a.jsonl", tmp_path / "c", byte_tokenizer)
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_versions_are_no_namespaces():
+    from selftrain_jax.data.sources import _TFDS_NAME
+
+    for name in ("mnist", "mnist:3.0.1", "mnist:3.*.*", "mnist:*", "wiki40b/en:1.3.0", "c4/en"):
+        assert _TFDS_NAME.fullmatch(name), name
+
+
+def test_a_disk_that_fills_up_is_one_line(byte_tokenizer, tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    write_jsonl(tmp_path / "a.jsonl", rows(["some text " * 20] * 2_000))
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "from selftrain_jax.cli import main; sys.exit(main(sys.argv[2:]))"
+    )
+    arguments = ["import", tmp_path / "a.jsonl", tmp_path / "out", f"--tokenizer={byte_tokenizer}"]
+    code = "import sys; sys.path.insert(0, sys.argv[1]);" + code
+    root = pathlib.Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, root, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-3000:]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"selftrain: error: import destination {tmp_path / 'out'} cannot be written (")
+    assert "File too large" in last and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_tokenizer_without_eos_is_refused(byte_tokenizer, tmp_path):

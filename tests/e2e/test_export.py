@@ -41,12 +41,73 @@ def test_base_is_the_student_and_an_earlier_step_another_model(finished, tmp_pat
     base, early, last = (hf.load_pretrained(tmp_path / name)[1] for name in ("base", "early", "last"))
     assert_same_bits(base, hf.load_pretrained(finished[0] / "lab/base/model")[1])
     assert (early["head"]["kernel"] != last["head"]["kernel"]).any()
-    assert "not evaluated" in (tmp_path / "early" / "README.md").read_text()
+    cards = {name: (tmp_path / name / "README.md").read_text() for name in ("base", "early", "last")}
+    assert "not evaluated" in cards["early"] and "Before and after" not in cards["early"]
+    assert "Before and after" in cards["last"]
+    for name, step in (("early", steps[0]), ("last", steps[-1])):
+        assert f"step {step})" in cards[name] and settings_of(cards[name])["checkpoint"] == step
+    assert "checkpoint" not in settings_of(cards["base"])
+
+
+def settings_of(card):
+    return json.loads(card.split("```json\n")[1].split("```")[0])
+
+
+@pytest.fixture
+def run_copy(finished, copy_of):
+    """A copy of what an export reads, to change."""
+    workdir = copy_of("lab", "train", "report")
+    shutil.copy(finished[0] / "config.json", workdir)
+    return workdir
+
+
+def test_the_card_of_an_unfinished_training_says_so(run_copy, tmp_path):
+    (run_copy / "train" / "self-0" / "manifest.json").unlink()
+    export.export(run_copy, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    step = settings_of(card)["checkpoint"]
+    assert f"under way: these are the weights of step {step}." in card and "Before and after" not in card
+
+
+def test_a_report_that_measured_nothing_gives_no_table(run_copy, tmp_path):
+    (run_copy / "report" / "report.json").write_text('{"metrics": []}')
+    export.export(run_copy, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "This checkpoint was not evaluated." in card and "Before and after" not in card
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"metrics": 5}', '{"metrics": [{}]}', '{"metrics": [5]}', "5", "null"])
+def test_a_report_of_another_kind_is_refused(run_copy, tmp_path, text):
+    path = run_copy / "report" / "report.json"
+    path.write_text(text)
+    refuses(lambda: export.export(run_copy, tmp_path / "out"), path, "selftrain report")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_relative_student_is_named_as_such(run_copy, tmp_path, monkeypatch):
+    settings = json.loads((run_copy / "config.json").read_text())
+    (run_copy / "config.json").write_text(json.dumps(settings | {"student": "./models/mine"}))
+    refuses(lambda: export.export(run_copy, tmp_path / "out"), run_copy, "'./models/mine'", "export from there")
+    start = tmp_path / "start"
+    shutil.copytree(run_copy / "lab" / "base" / "model", start / "models" / "mine")
+    monkeypatch.chdir(start)
+    export.export(run_copy, tmp_path / "out")
+
+
+def test_settings_of_sampling_belong_to_sampled_text(exported, finished, tmp_path):
+    export.export(finished[0], tmp_path / "real", model="real-0")
+    assert "sample" in settings_of((exported / "README.md").read_text())
+    assert "sample" not in settings_of((tmp_path / "real" / "README.md").read_text())
+
+
+def test_names_on_the_hub_are_quoted():
+    card = export._card("m", {"source": 'a: "b"/c'}, "", [])
+    assert 'base_model: "a: \\"b\\"/c"' in card
 
 
 def test_the_card_states_settings_and_measured_figures(selftrain, finished, exported):
     card = (exported / "README.md").read_text()
-    settings = json.loads(card.split("```json\n")[1].split("```")[0])
+    settings = settings_of(card)
     asked = json.loads((finished[0] / "config.json").read_text())
     assert {name: settings[name] for name in ("sample", "train")} == {name: asked[name] for name in ("sample", "train")}
     cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from selftrain_jax.errors import InputWarning
 from selftrain_jax.models import gpt_neox, hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
@@ -155,6 +156,8 @@ def test_config_fields_reach_the_model_config(tmp_path, change, expected):
         ({"rotary_pct": "some"}, ["some"]),
         ({"rotary_pct": 1.5}, ["rotary_pct"]),
         ({"num_attention_heads": 3}, ["config.json"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads=0"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantized"]),
     ],
 )
 def test_unsupported_configurations_are_refused_by_field(tmp_path, change, words):
@@ -220,6 +223,7 @@ def test_shard_faults_are_refused(tmp_path):
         ("{", ["JSON"]),
         ("{}", ["weight_map"]),
         (json.dumps({"weight_map": {"embed_in.weight": "../outside.safetensors"}}), ["../outside.safetensors"]),
+        (json.dumps({"weight_map": {"embed_in.weight": "x" * 5_000}}), ["missing"]),
     ):
         index.write_text(text)
         (tmp_path / "outside.safetensors").write_bytes(b"")
@@ -315,3 +319,76 @@ def test_model_fingerprint_follows_contents_not_place(tmp_path):
     hf.save_pretrained(tmp_path / "weights", CONFIG, params)
     hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, layer_norm_eps=1e-6), params)
     assert len({hf.model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
+
+
+TOO_LARGE = [(np.float32, 1e6, "float16"), (np.float64, 1e300, "float32"), (np.float32, 3.4e38, "bfloat16")]
+
+
+@pytest.mark.parametrize("stored, value, dtype", TOO_LARGE, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.filterwarnings("error")
+def test_a_cast_that_would_overflow_is_refused_by_name(tmp_path, stored, value, dtype):
+    tensors = old_tensors(dtype=stored)
+    tensors[KEY][3] = value
+    model = write_checkpoint(tmp_path / "model", tensors)
+    refuses(lambda: hf.load_pretrained(model, dtype=dtype), KEY, model, f"{value:.4g}", dtype)
+    params = random_params(CONFIG, stored)
+    params["layers"]["down"]["bias"][1, 3] = value
+    refuses(lambda: hf.save_pretrained(tmp_path / "out", CONFIG, params, dtype=dtype), KEY, f"{value:.4g}", dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_no_overflow(tmp_path, value):
+    params = random_params(CONFIG)
+    params["layers"]["down"]["bias"][1, 3] = value
+    hf.save_pretrained(tmp_path / "model", CONFIG, params, dtype="float16")
+    with pytest.warns(InputWarning, match=KEY):
+        _, found = hf.load_pretrained(tmp_path / "model", dtype="float16")
+    np.testing.assert_array_equal(found["layers"]["down"]["bias"][1, 3], np.float16(value))
+
+
+def test_dtypes_are_those_of_weights(tmp_path):
+    model = write_checkpoint(tmp_path / "old", old_tensors())
+    assert_same_bits(hf.load_pretrained(model, dtype=None)[1], hf.load_pretrained(model)[1])
+    for dtype in ("foo", np.int8, "complex64"):
+        refuses(lambda: hf.load_pretrained(model, dtype=dtype), "dtype=", "float32, bfloat16")
+        refuses(lambda: hf.save_pretrained(tmp_path / "m", CONFIG, random_params(CONFIG), dtype=dtype), "dtype=")
+
+
+def test_buffers_are_dropped_only_where_layers_have_them(tmp_path):
+    tensors = old_tensors() | {"foo.attention.bias": np.ones(1, np.float32)}
+    refuses(lambda: hf.load_pretrained(write_checkpoint(tmp_path / "m", tensors)), "foo.attention.bias", "unexpected")
+
+
+def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path):
+    model = write_checkpoint(tmp_path / "m", old_tensors(), OLD_CONFIG | {"num_hidden_layers": 10**7})
+    refuses(lambda: hf.check_pretrained(model), model, "10,000,000 layers")
+
+
+def test_an_unreadable_weight_file_says_why(tmp_path, monkeypatch):
+    model = write_checkpoint(tmp_path / "m", old_tensors())
+
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    load_config = hf.load_config(model)
+    monkeypatch.setattr(hf, "load_config", lambda _: load_config)
+    monkeypatch.setattr("builtins.open", denied)
+    refuses(lambda: hf.check_pretrained(model), model / "model.safetensors", "Permission denied")
+
+
+def test_the_exported_tokenizer_refers_to_no_code(tmp_path):
+    source = write_tokenizer(tmp_path / "tokenizer")
+    settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "MyOwn", "auto_map": {"AutoTokenizer": ["my.MyOwn", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), tokenizer_source=source)
+    written = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert written == {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    assert load_tokenizer(tmp_path / "model").eos_token_id == 0
+
+
+def test_an_empty_vocabulary_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({}, unk_token="")).save(str(tmp_path / "tokenizer.json"))
+    refuses(lambda: check_tokenizer(CONFIG, load_tokenizer(tmp_path)), "empty vocabulary")

@@ -1,6 +1,7 @@
 """A checkpoint read straight into shards is the checkpoint read whole, on every mesh, and in Orbax form on any other."""
 
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputWarning
-from selftrain_jax.export import convert
+from selftrain_jax.export import convert, export
 from selftrain_jax.models import converted, gpt_neox, hf
 from tests.models.checkpoints import (
     CONFIG,
@@ -163,10 +164,41 @@ def test_faults_of_converted_directories(model, tmp_path):
 
     damaged("no-params", lambda d: shutil.rmtree(d / "params"))
     damaged("wider", lambda d: (d / "config.json").write_text(json.dumps(OLD_CONFIG | {"intermediate_size": 41})))
-    damaged("no-metadata", lambda d: (d / "params" / "_METADATA").unlink())
+    damaged("bad-metadata", lambda d: (d / "params" / "_METADATA").write_text("{}"))
+    directory = damaged("no-metadata", lambda d: (d / "params" / "_METADATA").unlink())
+    refuses(lambda: hf.load_pretrained(directory), "_METADATA is missing or damaged")
     directory = shutil.copytree(tmp_path / "orbax", tmp_path / "record")
-    (directory / "conversion.json").write_text("{}")
-    refuses(lambda: hf.model_fingerprint(directory), "fingerprint", "convert")
+    for text in ("{}", "[]", "5", "null", '{"fingerprint": "f", "source": 5}'):
+        (directory / "conversion.json").write_text(text)
+        refuses(lambda: hf.model_fingerprint(directory), directory / "conversion.json", "convert")
+        refuses(lambda: export(directory, tmp_path / "out"), directory / "conversion.json", "convert")
+    refuses(lambda: export(tmp_path / "orbax", tmp_path / "out", step=3), "step=3", "drop")
+    refuses(lambda: export(tmp_path / "orbax", tmp_path / "out", model="base"), "'base'", "drop")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mesh", [None, (1, 4, 2)], ids=["host", "mesh"])
+def test_numbers_too_large_for_the_dtype_of_a_restore_are_refused(tmp_path, mesh):
+    params = random_params(CONFIG)
+    params["layers"]["up"]["bias"][1, 3] = 1e6
+    converted.save(tmp_path / "orbax", CONFIG, params, {"fingerprint": "any"})
+    place = mesh and mesh_of(mesh)
+    assert hf.load_pretrained(tmp_path / "orbax", dtype="bfloat16", mesh=place)
+    refuses(lambda: hf.load_pretrained(tmp_path / "orbax", dtype="float16", mesh=place), "['up']['bias']", "float16")
+
+
+def test_a_disk_that_fills_up_is_one_line(model, tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def full(*_):
+        logging.getLogger("absl").error("Traceback")
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing\n... Failed to write to file: ... [os_error_code='28']")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    logged = []
+    monkeypatch.setattr(logging.getLogger("absl"), "handle", logged.append)
+    refuses(lambda: convert(str(model), tmp_path / "out"), "converted model", tmp_path / "out", "(No space left on device)")
+    assert not logged and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_convert_refuses_before_it_writes(model, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -214,6 +215,38 @@ def test_a_broken_checkpoint_is_refused(checkpoint, tmp_path, capsys):
     assert len(errors) == 2 and all(str(tmp_path) in error for error in errors)
 
 
+def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    evil = {name: "evil/kernel:fn" for name in ("attn_implementation", "_attn_implementation", "experts_implementation")}
+    (model / "config.json").write_text(json.dumps(config | evil))
+    prompts = [np.array([[0, 5, 7]], np.int32)]
+    found, expected = (verify._reference(directory, prompts, "fp32")[0] for directory in (model, checkpoint))
+    np.testing.assert_array_equal(found, expected)
+    (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(InputError, match="quantized"):
+        verify.verify(model)
+
+
+def test_a_converted_directory_is_to_be_exported_first(checkpoint, tmp_path):
+    from selftrain_jax.export import convert
+
+    convert(str(checkpoint), tmp_path / "orbax")
+    with pytest.raises(InputError, match="`selftrain export` it first"):
+        verify.verify(tmp_path / "orbax")
+
+
+def test_what_transformers_alone_refuses_is_not_called_damaged(checkpoint, monkeypatch):
+    import transformers
+
+    def refused(*_, **__):
+        raise KeyError("metadata")
+
+    monkeypatch.setattr(transformers.GPTNeoXForCausalLM, "from_pretrained", refused)
+    with pytest.raises(InputError, match="transformers cannot load .*, whose tensors are complete: 'metadata'"):
+        verify.verify(checkpoint)
+
+
 def test_wrong_use_is_refused(tmp_path, capsys):
     for argv, word in (
         (["verify", str(tmp_path / "none")], "not found"),
@@ -254,8 +287,6 @@ def test_published_figures_are_for_one_model_and_one_item(checkpoint, arc_easy, 
 
 def test_published_figures_decide_as_well(checkpoint, arc_easy, monkeypatch, capsys, tmp_path):
     """The small model stands in for pythia-70m; once its own figures are "published", and once they are not."""
-    import shutil
-
     model = shutil.copytree(checkpoint, tmp_path / "model")
     write_tokenizer(model, 20)
     monkeypatch.setitem(PRESETS, "pythia-70m", hf.load_config(model))

@@ -144,6 +144,18 @@ def test_pytorch_files_of_other_things_are_refused(torch, tmp_path):
     refuses(lambda: hf.load_pretrained(model), "'epoch'", "int")
 
 
+@pytest.mark.filterwarnings("error")
+def test_pytorch_tensors_that_are_not_dense_are_refused_by_name(torch, tmp_path):
+    tensors = old_tensors()
+    model = write_torch_checkpoint(torch, tmp_path / "bin", tensors)
+    key = "gpt_neox.embed_in.weight"
+    value = torch.from_numpy(tensors[key])
+    for odd, word in ((value.to_sparse(), "sparse_coo"), (value.to("meta"), "meta")):
+        state = {name: torch.from_numpy(x) for name, x in tensors.items()} | {key: odd}
+        torch.save(state, model / "pytorch_model.bin")
+        refuses(lambda: hf.load_pretrained(model), model / "pytorch_model.bin", key, word)
+
+
 def test_pytorch_files_without_pytorch_say_what_to_install(tmp_path, monkeypatch):
     model = write_checkpoint(tmp_path / "bin", old_tensors())
     (model / "model.safetensors").rename(model / "pytorch_model.bin")

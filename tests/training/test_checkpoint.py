@@ -1,5 +1,7 @@
 """What is saved comes back bit for bit, on whatever devices, and old checkpoints go only when newer ones are whole."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,26 @@ def test_saving_copies_the_state(tmp_path):
     jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)(saved)
     checkpoints.close()
     assert_same_bits(restore(tmp_path, state_at(0)), expected)
+
+
+DAMAGE = {
+    "cut data": lambda step: [path.write_bytes(b"") for path in step.glob("params/**/d/*")],
+    "wrong data": lambda step: [path.write_bytes(path.read_bytes()[::-1]) for path in step.glob("params/**/d/*")],
+    "metadata": lambda step: (step / "params" / "_METADATA").write_text("{"),
+    "no text": lambda step: (step / "params" / "_METADATA").write_bytes(b"\xff\xfe"),
+    "empty": lambda step: [shutil.rmtree(path) if path.is_dir() else path.unlink() for path in step.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
+    saved = state_at(3)
+    save(tmp_path, saved)
+    damage(tmp_path / "3")
+    for read in (lambda: restore_params(tmp_path, CONFIG), lambda: restore(tmp_path, saved)):
+        with pytest.raises(InputError, match=f"checkpoint {tmp_path / '3'} cannot be read .* delete that folder") as e:
+            read()
+        assert "\n" not in str(e.value)
 
 
 def test_missing_checkpoints_are_refused_with_the_way_out(tmp_path):
