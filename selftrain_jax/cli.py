@@ -12,7 +12,7 @@ import warnings
 from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__, tools
-from selftrain_jax.errors import InputError, InputWarning
+from selftrain_jax.errors import InputError, InputWarning, RunStopped
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -27,7 +27,7 @@ _EPILOG = """\
 settings:
   --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does.
   --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
-exit codes: 0 done, 2 bad input (one line says what and how to mend it), 1 anything else.
+exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 stopped by SIGTERM, 1 anything else.
 """
 
 
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as e:
         print(f"selftrain: error: {e}", file=sys.stderr)
         return 2
+    except RunStopped as e:
+        print(f"selftrain: stopped: {e}", file=sys.stderr)
+        return e.exit_code
     except OSError as e:
         if e.filename is None:
             raise

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong, and here is the way out"."""
+"""The exceptions whose message is all that a user needs: one line that says what is wrong, and the way out."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,15 @@ class InputError(ValueError):
     The message is one line: it names the setting or file, the value, what is allowed, and what to do instead.
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class RunStopped(RuntimeError):
+    """Work that could not go on: its numbers broke, its disk failed, or it was told to stop. What was saved is safe.
+
+    The command line prints the message without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 1
 
 
 class InputWarning(UserWarning):

@@ -59,11 +59,11 @@ def save(
             with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / _PARAMS, params)
         except Exception as e:
-            raise _system_error(e) from None
+            raise system_error(e) from None
         files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
 
 
-def _system_error(error: Exception) -> OSError:
+def system_error(error: Exception) -> OSError:
     """What the storage layer met, as the system spells it."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error)[-200:])

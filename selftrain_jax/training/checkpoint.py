@@ -1,58 +1,130 @@
 """Orbax checkpoints of a training run: parameters and optimizer state as separate items, so that either can be read."""
 
 import contextlib
+import os
 import pathlib
+import warnings
 from typing import Any, Iterator
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.converted import quiet_storage, restore_target
+from selftrain_jax.models.converted import quiet_storage, restore_target, system_error
 from selftrain_jax.models.gpt_neox import param_shardings
 from selftrain_jax.training.step import TrainState
 
+_ITEMS = ("params", "training", "checksums")
+
+
+class CheckpointNotSaved(RunStopped):
+    """A checkpoint could not be written; the message names the last one that was."""
+
 
 class Checkpoints:
-    """The checkpoints of one run, newest last. Saving is asynchronous; `close` waits and raises what went wrong."""
+    """The checkpoints of one run, newest last. Saving is asynchronous; what goes wrong is raised by the next call.
+
+    Every checkpoint holds checksums of its arrays, which are compared when it is read.
+    """
 
     def __init__(self, directory: str | pathlib.Path, keep: int | None = 2):
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
+        self._ocp, self._keep = ocp, keep
+        self._path = pathlib.Path(directory).absolute()
+        self._open()
+
+    def _open(self) -> None:
         # Orbax renames a finished checkpoint into place and removes older ones only afterwards.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        path = pathlib.Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(path, options=options, item_names=("params", "training"))
+        options = self._ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        self._manager = self._ocp.CheckpointManager(self._path, options=options, item_names=_ITEMS)
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState) -> None:
-        """Starts saving `state` under its step number."""
+        """Starts saving `state` under its step number.
+
+        Raises:
+          CheckpointNotSaved: this checkpoint or the one before could not be written.
+        """
         ocp = self._ocp
         items = {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}}
+        items["checksums"] = {name: checksums(item) for name, item in items.items()}
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
-        self._manager.save(int(state.step), args=args)
+        with self._saving():
+            self._manager.save(int(state.step), args=args)
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest state, placed like `abstract` (`jax.ShapeDtypeStruct` with shardings); None when there is none.
 
+        A damaged checkpoint is moved out of the way, to `damaged-STEP` beside the folder, and the one before is taken.
+
         Raises:
-          InputError: it is damaged.
+          InputError: all of them are damaged.
+
+        Warns:
+          InputWarning: one is, and which is taken instead.
         """
-        ocp, step = self._ocp, self._manager.latest_step()
-        if step is None:
-            return None
+        broken = None
+        for step in reversed(self.steps()):
+            try:
+                state = self._restore(step, abstract)
+            except InputError as e:
+                broken = broken or (step, e)
+                continue
+            if broken:
+                newer = [s for s in self.steps() if s > step]
+                self._manager.close()
+                if jax.process_index() == 0:
+                    for s in newer:
+                        os.replace(self._path / str(s), self._path.with_name(f"damaged-{s}"))
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices("damaged checkpoints moved")
+                self._open()
+                warnings.warn(f"{broken[1]}. Going on from step {step}", InputWarning, stacklevel=2)
+            return state
+        if broken:
+            raise broken[1]
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> TrainState:
+        ocp = self._ocp
         items = {"params": abstract.params, "training": {"step": abstract.step, "opt_state": abstract.opt_state}}
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in items.items()})
-        with _readable(self._manager.directory, step):
-            restored = self._manager.restore(step, args=args)
+        args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        with _readable(self._path, step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args, checksums=ocp.args.StandardRestore()))
+        for name in items:
+            _compare(restored[name], restored.checksums[name], self._path / str(step), name)
         return TrainState(restored.training["step"], restored.params, restored.training["opt_state"])
 
+    def wait(self) -> None:
+        """Returns when everything is written; raises `CheckpointNotSaved`."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            with quiet_storage():
+                yield
+        except Exception as e:  # Orbax, its storage layer and the system raise many kinds
+            kept = sorted(int(p.name) for p in self._path.glob("*") if p.name.isdigit())
+            reason = system_error(e).strerror or one_line(e)[-200:]
+            raise CheckpointNotSaved(
+                f"a checkpoint could not be saved in {self._path} ({reason}); last good checkpoint: "
+                f"{f'step {kept[-1]}' if kept else 'none'}. Make room, then the same command goes on from there"
+            ) from e
 
 
 def restore_params(
@@ -72,9 +144,11 @@ def restore_params(
     if step not in steps:
         raise InputError(f"no checkpoint of step {step} in {path}; there are {', '.join(map(str, steps))}")
     target = restore_target(config, None if mesh is None else param_shardings(config, mesh))
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-    with ocp.CheckpointManager(path, item_names=("params", "training")) as manager, _readable(path, step):
-        return manager.restore(step, args=args).params
+    args = ocp.args.Composite(params=ocp.args.StandardRestore(target), checksums=ocp.args.StandardRestore())
+    with ocp.CheckpointManager(path, item_names=_ITEMS) as manager, _readable(path, step):
+        restored = manager.restore(step, args=args)
+    _compare(restored.params, restored.checksums["params"], path / str(step), "params")
+    return restored.params
 
 
 def saved_steps(directory: str | pathlib.Path) -> list[int]:
@@ -84,11 +158,40 @@ def saved_steps(directory: str | pathlib.Path) -> list[int]:
     path = pathlib.Path(directory).absolute()
     if not path.is_dir():
         raise InputError(f"checkpoint directory not found: {path}; train first")
-    with ocp.CheckpointManager(path, item_names=("params", "training")) as manager:
+    with ocp.CheckpointManager(path, item_names=_ITEMS) as manager:
         steps = sorted(manager.all_steps())
     if not steps:
         raise InputError(f"no checkpoint in {path}; train first")
     return steps
+
+
+def checksums(tree: Any) -> np.ndarray:
+    """uint32 `[leaves]`: per array, the sum of its bit patterns, each times an odd number that depends on its place.
+
+    Integer sums come out the same in any order, so a checksum does not depend on the mesh.
+    """
+    return np.array([_checksum(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+
+
+@jax.jit
+def _checksum(x):
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    place = jnp.uint32(1)
+    for axis, multiplier in enumerate((2, 65_538, 4_098, 1_030, 262)[: x.ndim]):
+        place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(multiplier)
+    return jnp.sum(x.astype(jnp.uint32) * place, dtype=jnp.uint32)
+
+
+def _compare(tree: Any, expected: Any, path: pathlib.Path, what: str) -> None:
+    found = checksums(tree)
+    wrong = np.flatnonzero(found != np.asarray(expected))
+    if wrong.size:
+        name = jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[wrong[0]][0])
+        raise InputError(
+            f"checkpoint {path} is damaged: {what}{name} is not what was saved; delete that folder to go back to the "
+            "checkpoint before it, or train again"
+        )
 
 
 @contextlib.contextmanager

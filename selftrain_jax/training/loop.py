@@ -4,20 +4,24 @@ The only data state is the step number, since the batch of a step is a pure func
 goes on from its last checkpoint and ends with the parameters that it would have had.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import signal
+import threading
 import time
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, RunStopped
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
@@ -75,8 +79,14 @@ class TrainConfig:
             raise InputError(f"train dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RunStopped):
     """The loss or a parameter is no longer finite; the message names the last good checkpoint."""
+
+
+class Preempted(RunStopped):
+    """SIGTERM, or the notice of a preemption, came; the step that it found is saved."""
+
+    exit_code = 128 + signal.SIGTERM
 
 
 def train(
@@ -101,6 +111,8 @@ def train(
       InputError: rows longer than the context or not of `sequence_length`, too few rows for one batch, or a batch that
         the mesh does not divide; before any device work.
       TrainingDiverged: the loss or a parameter is not finite.
+      CheckpointNotSaved: the disk is full, or the folder is gone.
+      Preempted: SIGTERM came (in a job of several processes: to any of them); the state was saved first.
     """
     if config.sequence_length > model_config.max_position:
         raise InputError(
@@ -140,25 +152,47 @@ def train(
     batch_at = _batches(rows, config, mesh)
     log = _Log(metrics_path, directory / "tensorboard", schedule, per_epoch, config, first, num_steps, description)
     try:
-        for step in range(first, num_steps):
-            state, metrics = train_step(state, batch_at(step))
-            done = step + 1
-            saves = done % every == 0 or done == num_steps
-            if saves or done % config.log_every == 0:
-                values = log.write(done, metrics)
-                # A finite loss with a broken gradient would still leave broken parameters to be saved.
-                if not np.isfinite([values["loss"], values["param_norm"]]).all():
-                    kept = checkpoints.steps()
-                    raise TrainingDiverged(
-                        f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
-                        f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or clip_norm"
-                    )
-            if saves:
-                checkpoints.save(state)
+        with _told_to_stop() as told_to_stop:
+            for step in range(first, num_steps):
+                state, metrics = train_step(state, batch_at(step))
+                done = step + 1
+                stops = told_to_stop(done)
+                saves = done % every == 0 or done == num_steps or stops
+                if saves or done % config.log_every == 0:
+                    values = log.write(done, metrics)
+                    # A finite loss with a broken gradient would still leave broken parameters to be saved.
+                    if not np.isfinite([values["loss"], values["param_norm"]]).all():
+                        kept = checkpoints.steps()
+                        raise TrainingDiverged(
+                            f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
+                            f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or clip_norm"
+                        )
+                if saves:
+                    checkpoints.save(state)
+                if stops and done < num_steps:
+                    checkpoints.wait()
+                    raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     finally:
         log.close()
         checkpoints.close()
     return read_metrics(metrics_path)[-1]
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[Callable[[int], bool]]:
+    """`told_to_stop(step)`: whether SIGTERM has come. Several processes agree on the step, through JAX's own notice."""
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
+        yield lambda step: False
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield lambda step: came.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftrain, tmp_path):
-    """`kill -9` inside pre-training, sampling, training and evaluation, and Ctrl-C once; always the same command."""
+    """`kill -9` inside pre-training, sampling, training and evaluation, Ctrl-C once, SIGTERM once; always one command."""
 
     def checkpoints(stage):
         return len([p for p in (tmp_path / stage / "checkpoints").glob("*") if p.name.isdigit()])
@@ -35,6 +35,8 @@ def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftr
     assert (code, err.splitlines()[-1]) == (1, "selftrain: interrupted; the same command goes on from here")
     assert "Traceback" not in err
     stop_inside("train/self-0", lambda: checkpoints("train/self-0"))
+    code, err = stop_inside("train/other-0", lambda: checkpoints("train/other-0"), signal.SIGTERM)
+    assert code == 143 and "selftrain: stopped: SIGTERM came; step " in err and "Traceback" not in err
     stop_inside("evaluate/real-0", lambda: (tmp_path / "evaluate" / "base" / "started.json").exists())
     assert 0 < kept < 16 == shards("sample/self")
 

@@ -1,6 +1,11 @@
 """What is saved comes back bit for bit, on whatever devices, and old checkpoints go only when newer ones are whole."""
 
+import itertools
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +13,11 @@ import numpy as np
 import pytest
 
 from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, InputWarning
 from selftrain_jax.models import gpt_neox
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.training import checkpoint
 from selftrain_jax.training.checkpoint import Checkpoints, restore_params
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer
 from selftrain_jax.training.step import TrainState, state_shardings
@@ -146,3 +152,97 @@ def test_missing_checkpoints_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(InputError, match="no checkpoint in .*empty; train first"):
         restore_params(tmp_path / "empty", CONFIG, mesh)
     assert restore(tmp_path / "empty", state_at(0)) is None
+
+
+def flip(path, position=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * position)] ^= 1
+    path.write_bytes(data)
+
+
+def largest_file(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("item", ["params", "training"])
+@pytest.mark.parametrize(
+    "damage",
+    [flip, lambda path: os.truncate(path, path.stat().st_size // 2), lambda path: path.unlink()],
+    ids=["bit", "cut", "gone"],
+)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, item, damage):
+    states = [state_at(step) for step in (3, 5)]
+    save(tmp_path / "checkpoints", *states)
+    damage(largest_file(tmp_path / "checkpoints" / "5" / item))
+    with pytest.warns(InputWarning, match="checkpoint .*/5 .*[Gg]oing on from step 3"):
+        found = restore(tmp_path / "checkpoints", states[0])
+    assert_same_bits(found, states[0])
+    # It is kept for a look, and step 5 can be saved again.
+    assert (tmp_path / "damaged-5").is_dir()
+    save(tmp_path / "checkpoints", states[1])
+    assert_same_bits(restore(tmp_path / "checkpoints", states[0]), states[1])
+
+
+def test_when_all_checkpoints_are_damaged_nothing_starts_over_in_silence(tmp_path):
+    states = [state_at(step) for step in (3, 5)]
+    save(tmp_path, *states)
+    for step in ("3", "5"):
+        flip(largest_file(tmp_path / step / "params"))
+    with pytest.raises(InputError, match="/5 .*damaged"):
+        restore(tmp_path, states[0])
+    assert (tmp_path / "3").is_dir() and (tmp_path / "5").is_dir()
+
+
+def test_a_flipped_bit_in_saved_parameters_is_found(tmp_path):
+    """Wherever it is: what cannot be read is refused, and what can is what was saved."""
+    state = state_at(3)
+    save(tmp_path / "c", state)
+    file, refused = largest_file(tmp_path / "c" / "3" / "params"), 0
+    whole = file.read_bytes()
+    for mesh, position in itertools.product((None, make_mesh(FSDP)), np.linspace(0, 0.99, 8)):
+        flip(file, position)
+        try:
+            assert_same_bits(restore_params(tmp_path / "c", CONFIG, mesh), state.params)
+        except InputError as e:
+            assert "/3 " in str(e) and "damaged" in str(e)
+            refused += 1
+        file.write_bytes(whole)
+    assert refused > 4
+
+
+def test_checksums_see_every_bit_and_every_place():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 7, 3)).astype(np.float32)
+    expected = checkpoint.checksums([x])
+    for bit in range(32):
+        y = x.copy()
+        y.view(np.uint32).reshape(-1)[rng.integers(x.size)] ^= np.uint32(1) << np.uint32(bit)
+        assert checkpoint.checksums([y]) != expected
+    for axis in range(3):
+        assert checkpoint.checksums([np.roll(x, 1, axis)]) != expected
+    placed = jax.device_put(x[:4], jax.sharding.NamedSharding(make_mesh(EIGHT), jax.sharding.PartitionSpec("data")))
+    assert checkpoint.checksums([placed]) == checkpoint.checksums([x[:4]])
+
+
+def test_a_checkpoint_that_cannot_be_written_says_which_is_the_last_good_one(tmp_path):
+    """In a process of its own, whose files may not grow beyond some kilobytes once the first checkpoint is there."""
+    code = f"""
+import resource, sys
+sys.path[:0] = {[str(pathlib.Path(__file__).parents[2])]!r}
+from tests.training.test_checkpoint import Checkpoints, state_at
+from selftrain_jax.errors import RunStopped
+checkpoints = Checkpoints({str(tmp_path / "c")!r}, 2)
+checkpoints.save(state_at(3))
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    checkpoints.save(state_at(5))
+    checkpoints.wait()
+except RunStopped as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = done.stdout.strip()
+    assert "could not be saved" in message and "File too large" in message, done.stderr[-2000:]
+    assert "last good checkpoint: step 3" in message
+    assert_same_bits(restore(tmp_path / "c", state_at(0)), state_at(3))
