@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import errno
 import pathlib
 import runpy
 import shlex
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"selftrain: stopped: {e}", file=sys.stderr)
         return e.exit_code
     except OSError as e:
-        if e.filename is None:
+        # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
+        if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        # A path that the system refuses: unreadable, too long, on a full disk, ...
-        print(f"selftrain: error: {e.filename}: {e.strerror}", file=sys.stderr)
+        print(f"selftrain: error: {f'{e.filename}: ' if e.filename else ''}{e.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         tool = arguments.command in tools.COMMANDS
@@ -112,8 +113,9 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     plan = pipeline.stages()
     if arguments.command == "status":
         stages.check(pipeline.workdir, plan)
+        stale = stages.stale(pipeline.workdir, plan)
         for stage in plan:
-            print(f"{stages.state(pipeline.workdir, stage):8} {stage.name}")
+            print(f"{'stale' if stage.name in stale else stages.state(pipeline.workdir, stage):8} {stage.name}")
         return 0
     stages.check(pipeline.workdir, plan)
     pipeline.check_files()

@@ -188,6 +188,7 @@ class Pipeline:
 
     def _sample(self, arm: str, source: str) -> Stage:
         settings = dataclasses.asdict(self.config.sample) | {"source": source}
+        del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
 
         def work(directory):
             from selftrain_jax.data.generate import sample_corpus

@@ -85,25 +85,50 @@ def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], 
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
     check(workdir, stages)
-    _check_growth(workdir, [stage for stage in stages if wanted(stage.name)])
+    _check_growth(workdir, stages, wanted)
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
 
 
-def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
-    """Raises `InputError` when a stage would grow under others of `stages` that were made from the smaller one."""
-    stale = {stage.name for stage in stages if _grown(workdir, stage)}
-    grown = sorted(stale)
+def stale(workdir: pathlib.Path, stages: Sequence[Stage]) -> list[str]:
+    """Names of the stages on disk that were made, in part or whole, from less than is asked for now."""
+    found: set[str] = set()
+    asked = {stage.name: _asked_fingerprint(workdir, stage) for stage in stages if stage.grows}
     for stage in stages:
-        if stale & set(stage.after):
-            stale.add(stage.name)
-    made = [stage.name for stage in stages if stage.name in stale - set(grown) and (workdir / stage.name).is_dir()]
-    if made:
+        record = _record(workdir, stage.name)
+        if record and any(name in found or (asked.get(name) or old) != old for name, old in record["inputs"].items()):
+            found.add(stage.name)
+    return [stage.name for stage in stages if stage.name in found]
+
+
+def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """What is on disk of a stage: its manifest, or else what it was started with."""
+    for file in ("manifest.json", "started.json"):
+        if (workdir / name / file).is_file():
+            return read_json(workdir / name / file)
+    return None
+
+
+def _asked_fingerprint(workdir: pathlib.Path, stage: Stage) -> str | None:
+    """The fingerprint that the stage will have once it is done, if it has been started."""
+    record = _record(workdir, stage.name)
+    return record and fingerprint({"stage": stage.name, "settings": _plain(stage.settings), "inputs": record["inputs"]})
+
+
+def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool]) -> None:
+    """Raises `InputError` when a wanted stage was made from less than is asked for, or would be."""
+    outdated = stale(workdir, stages)
+    if any(wanted(name) for name in outdated):
         raise InputError(
-            f"stage {grown[0]} is asked for more than it has in {workdir}, and these were made from what it has: delete "
-            f"their folders first ({', '.join(made)}), or run `selftrain {grown[0].split('/')[0]}` alone"
+            f"these stages in {workdir} were made from less than is asked for now: delete their folders first "
+            f"({', '.join(outdated)})"
         )
+    small = {stage.name for stage in stages if _grown(workdir, stage) and not wanted(stage.name)}
+    for stage in stages:
+        if wanted(stage.name) and small & set(stage.after):
+            name = min(small & set(stage.after))
+            raise InputError(f"stage {name} has less than is asked for: run `selftrain {name.split('/')[0]}` first")
 
 
 def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:

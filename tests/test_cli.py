@@ -125,7 +125,7 @@ def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, caps
     plan = {stage.name: stage for stage in Pipeline(cli.load_config(TINY), workdir).stages()}
     for name, file in (("lab/world", "manifest.json"), ("lab/base", "started.json")):
         (workdir / name).mkdir(parents=True)
-        stages.write_json(workdir / name / file, {"settings": plan[name].settings})
+        stages.write_json(workdir / name / file, {"settings": plan[name].settings, "inputs": {}})
     before = sorted(workdir.rglob("*"))
     assert run(*arguments) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

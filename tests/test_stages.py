@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -197,12 +198,43 @@ def test_growth_under_finished_stages_is_refused_before_any_work(tmp_path):
     calls = []
     run(tmp_path, growing(5, calls))
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\), or run `selftrain sample` alone"):
+    with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
         run(tmp_path, growing(8, calls))
     assert contents(tmp_path) == before and calls == ["sample", "train"]
     shutil.rmtree(tmp_path / "train")
     run(tmp_path, growing(8, calls))
     assert calls == ["sample", "train", "sample", "train"]
+
+
+def test_growth_that_was_cut_off_or_done_alone_keeps_later_stages_out_of_date(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls))
+    more = growing(8, calls)
+
+    def killed(directory):
+        raise KeyboardInterrupt
+
+    def only_sample(name):
+        return name == "sample/self"
+
+    for work in (killed, more[0].work):
+        with contextlib.suppress(KeyboardInterrupt):
+            run(tmp_path, [dataclasses.replace(more[0], work=work), more[1]], only_sample)
+        assert stages.stale(tmp_path, more) == ["train/self-0"]
+        with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
+            run(tmp_path, more)
+    shutil.rmtree(tmp_path / "train")
+    assert stages.stale(tmp_path, more) == []
+    run(tmp_path, more)
+    assert calls == ["sample", "train", "sample", "train"]
+
+
+def test_a_stage_does_not_run_on_less_than_is_asked_for(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls), lambda name: name == "sample/self")
+    with pytest.raises(InputError, match="sample/self has less than is asked for: run `selftrain sample` first"):
+        run(tmp_path, growing(8, calls), lambda name: name != "sample/self")
+    assert calls == ["sample"]
 
 
 @pytest.mark.parametrize("asked", [growing(4, []), growing(8, [], other=1)], ids=["shrunk", "another setting"])

@@ -169,8 +169,11 @@ class CorpusWriter:
         length = _shard_length(file)
         if not 0 < length < len(ids) or _shard_length(file, ids[:length]) != length:
             return []
-        reader = array_record_module.ArrayRecordReader(str(file))
-        documents = [_decode(record) for record in reader.read(0, length)]
+        try:
+            reader = array_record_module.ArrayRecordReader(str(file))
+            documents = [_decode(record) for record in reader.read(0, length)]
+        except Exception:  # damaged in the middle: drawn again
+            return []
         reader.close()
         return documents
 

@@ -1,6 +1,7 @@
 """A model's documents as a corpus on disk, shard by shard, so that a killed run draws only what is missing."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from selftrain_jax import parallel
 from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
+from selftrain_jax.errors import InputError
 from selftrain_jax.models import hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
@@ -53,6 +56,11 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     missing = writer.missing_shards()
     _wait_for_all("missing shards counted")
     spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1
+    if spans_processes and parallel.batch_ways(mesh) > 1:
+        raise InputError(
+            f"sampling on a mesh that spans processes needs data=1 and fsdp=1, not {dict(mesh.shape)}: give each process a "
+            "mesh of its own devices, or use the tensor axis alone"
+        )
     if not spans_processes:
         missing = missing[jax.process_index() :: jax.process_count()]
     if missing:
@@ -106,7 +114,7 @@ def _write(
             index, ids = waiting.pop(0)
             writer.write_shard(index, [documents.pop(i) for i in ids])
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.closing(waves):
         pending = None
         for wave in waves:
             if pending is not None:

@@ -4,6 +4,8 @@ import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax.errors import InputError
@@ -58,7 +60,7 @@ def largest_wave(
     least = padded_rows(8, mesh)
     most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if jax.default_backend() == "cpu" else num_samples), mesh)
     budget = HEADROOM * free_bytes(mesh)
-    few = min(64 * (least // 8), most)
+    few = min(8 * least, most)
     known = {rows: wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in {few, 2 * few}}
     per_row = (known[2 * few] - known[few]) / few
     rows = min(most, int((budget - known[few]) / max(per_row, 1)) + few)
@@ -76,9 +78,13 @@ def largest_wave(
 
 
 def free_bytes(mesh: Mesh | None = None) -> int:
-    """Memory that is free on the fullest device of this process; of the host, shared by its devices, on a CPU."""
+    """Memory that is free on the fullest device of the mesh; of the host, shared by its devices, on a CPU."""
     devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
     stats = [device.memory_stats() for device in devices]
     if all(stats):
-        return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+        free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    if mesh is not None and len(devices) < mesh.size:  # every process must come to the same wave
+        free = int(np.min(multihost_utils.process_allgather(np.float64(free))))
+    return free

@@ -2,7 +2,8 @@
 
 Sample i is a function of (key, i, weights, sampling settings) alone: which wave it rides in, how many rows the wave
 has, how many devices share it and what finished before it make no difference. (Arithmetic in another batch shape may
-differ in the last fp32 bit, so a draw that falls within about 1e-7 of the border between two tokens can go either way.)
+differ in the last fp32 bit, so a draw that falls within about 1e-7 of the border between two tokens can go either way. In
+bfloat16 a tensor axis rounds partial sums, so documents there belong to that number of tensor devices.)
 
 Finished rows are dropped between buckets of the decode loop, and no new ones take their places: all rows of a wave are
 at the same position, which is what makes the loop fast (one write position, one length, no prefill).
@@ -98,6 +99,8 @@ def sample_waves(
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
+    if dtype is None and isinstance(params["layers"], list):
+        dtype = params["embed"]["embedding"].dtype
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     model = GPTNeoX(model_config, dtype=dtype)
     allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
@@ -118,9 +121,13 @@ def sample_waves(
 def prepare(params: Params, config: ModelConfig, *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
     """The weights as the decode loop reads them: in `dtype`, one dict per layer, placed by `RULES`.
 
-    For many calls of `sample` on the same weights, which would otherwise each do this. A no-op on its own result.
+    For many calls of `sample` on the same weights, which would otherwise each do this. A no-op on its own result, which
+    must be of the same dtype and mesh.
     """
     if isinstance(params["layers"], list):
+        found = params["embed"]["embedding"].dtype
+        if dtype is not None and found != jnp.dtype(dtype):
+            raise InputError(f"the weights were prepared as {found}, not as {jnp.dtype(dtype)}; prepare them again")
         return params
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     placement = None
@@ -138,8 +145,9 @@ def prepare(params: Params, config: ModelConfig, *, mesh: Mesh | None = None, dt
 
 def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:
     """Raises `InputError` for settings that cannot be sampled, before any device work."""
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise InputError(f"sample batch_size={batch_size!r} must be at least 1, or 'auto'")
+    is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+    if batch_size != "auto" and not (is_number and batch_size >= 1):
+        raise InputError(f"sample batch_size={batch_size!r} must be a whole number from 1 on, or 'auto'")
     if sampling.max_new_tokens > config.max_position:
         raise InputError(
             f"max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {config.max_position} tokens; "
@@ -147,6 +155,8 @@ def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, 
         )
     if vocab_limit is not None and not 0 < vocab_limit <= config.vocab_size:
         raise InputError(f"vocab_limit={vocab_limit} must lie in [1, {config.vocab_size}]")
+    if sampling.min_new_tokens and (vocab_limit or config.vocab_size) == 1:
+        raise InputError(f"min_new_tokens={sampling.min_new_tokens} needs a token other than EOS; there is none")
 
 
 def padded_rows(batch_size: int, mesh: Mesh | None) -> int:

@@ -16,7 +16,7 @@ class SamplingConfig:
     """How documents are drawn from the BOS token.
 
     Attributes:
-      temperature: logits are divided by it; must be positive (greedy decoding is `top_k=1`).
+      temperature: logits are divided by it; from 0.001 to 1000 (greedy decoding is `top_k=1`).
       top_k: only the k most likely tokens stay; 0 keeps all.
       top_p: only the smallest set of tokens whose probability reaches it stays (after temperature and top-k); 1 keeps
         all (Holtzman et al. 2020).
@@ -31,9 +31,9 @@ class SamplingConfig:
     max_new_tokens: int = 1024
 
     def __post_init__(self):
-        if not 0 < self.temperature < float("inf"):
+        if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits over- or underflow in fp32
             raise InputError(
-                f"temperature={self.temperature} must be a positive number; for greedy decoding set top_k=1 instead"
+                f"temperature={self.temperature} must lie in [0.001, 1000]; for greedy decoding set top_k=1 instead"
             )
         if self.top_k < 0:
             raise InputError(f"top_k={self.top_k} must be 0 (off) or positive")

@@ -149,6 +149,17 @@ def test_a_corpus_grows_by_drawing_only_the_rest(corpus, model_directory, one_de
     assert manifest["num_documents"] == 20 and len(list(tmp_path.glob("*array_record*"))) == 4
 
 
+def test_a_damaged_shard_is_drawn_again_when_the_corpus_grows(corpus, model_directory, one_device, tmp_path):
+    smaller = dataclasses.replace(SETTINGS, num_samples=9)
+    sample_corpus(model_directory, smaller, tmp_path, mesh=one_device, name="self")
+    last = max(tmp_path.glob("*array_record*"))
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 255
+    last.write_bytes(data)
+    sample_corpus(model_directory, SETTINGS, tmp_path, mesh=one_device, name="self")
+    assert_same_tokens(read_corpus(tmp_path), corpus)
+
+
 def test_a_corpus_does_not_shrink(corpus, model_directory, one_device, tmp_path):
     shutil.copytree(corpus.path, tmp_path / "c")
     with pytest.raises(InputError, match="layout"):

@@ -6,6 +6,7 @@ server in this process that speaks as much of the protocol as the client needs.
 
 import hashlib
 import http.server
+import importlib.util
 import json
 import os
 import re
@@ -193,6 +194,12 @@ def test_json_files_alone_are_fetched_when_no_weights_are_wanted(resolve):
     assert resolve().files() == only(SAFE, "config.json", "model.safetensors")
 
 
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch, which reads .bin files, is not installed"
+)
+
+
+@needs_torch
 @pytest.mark.parametrize(
     "revision, files", [("step1", only(OLD, "config.json", "pytorch_model.bin")), ("step2", SHARDED)]
 )
@@ -315,6 +322,7 @@ def test_the_cache_has_no_room_or_may_not_be_written(monkeypatch, tmp_path):
     refused(fails(ValueError("odd\nthing")), "ValueError: odd thing", "local directory")
 
 
+@needs_torch
 def test_one_lost_shard_makes_a_cached_model_incomplete(resolve):
     found = resolve(revision="step2")
     os.remove(os.path.join(found, "pytorch_model-00002-of-00002.bin"))

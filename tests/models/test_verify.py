@@ -248,6 +248,7 @@ def test_what_transformers_alone_refuses_is_not_called_damaged(checkpoint, monke
 
 
 def test_wrong_use_is_refused(tmp_path, capsys):
+    pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
     for argv, word in (
         (["verify", str(tmp_path / "none")], "not found"),
         (["verify", str(tmp_path), "--revision=step1"], "revision"),

@@ -60,3 +60,11 @@ def test_a_model_that_leaves_no_room_is_refused(weights, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: 4 * CACHE)
     with pytest.raises(InputError, match=r"8 rows of 200 tokens.*mesh.tensor"):
         memory.largest_wave(weights, MODEL, SETTINGS, 100)
+
+
+@pytest.mark.parametrize("ways", [3, 5, 6])
+def test_any_number_of_devices_can_share_a_wave(weights, monkeypatch, ways):
+    mesh = parallel.make_mesh(parallel.MeshConfig(ways, 1, 1), jax.devices()[:ways])
+    spread = sampler.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
+    rows = memory.largest_wave(spread, MODEL, SETTINGS, 100, mesh=mesh)
+    assert rows % ways == 0 and 100 <= rows < 100 + ways

@@ -216,6 +216,13 @@ def test_frequencies_are_the_models_probabilities(settings):
         assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
 
 
+def test_prepared_weights_serve_their_own_dtype_only(params, corpus):
+    weights = sampler.prepare(params, CONFIG, dtype=jnp.float32)
+    assert_same(sample(weights, CONFIG, WHOLE, KEY, IDS[:8], batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, slice(0, 8))
+    with pytest.raises(InputError, match="prepared as float32, not as bfloat16"):
+        sample(weights, CONFIG, WHOLE, KEY, IDS[:8], dtype=jnp.bfloat16)
+
+
 def test_half_precision_models_can_be_sampled(params):
     settings = dataclasses.replace(WHOLE, max_new_tokens=20)
     drawn = sample(params, CONFIG, settings, KEY, range(16), batch_size=16, dtype=jnp.bfloat16)
@@ -234,6 +241,9 @@ def test_half_precision_models_can_be_sampled(params):
         ({"ids": [[0, 1]]}, "sample ids"),
         ({"ids": [0.5]}, "sample ids"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"batch_size": "many"}, "batch_size='many'"),
+        ({"vocab_limit": 1}, "min_new_tokens=3 needs a token other than EOS"),
         ({"vocab_limit": 0}, "vocab_limit=0"),
         ({"vocab_limit": 161}, "vocab_limit=161"),
         ({"sampling_config": dataclasses.replace(WHOLE, max_new_tokens=81)}, "max_new_tokens=81.*80 tokens"),
