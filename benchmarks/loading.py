@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 
+import sides
+
 
 def write_checkpoint(arguments: argparse.Namespace, directory: pathlib.Path) -> None:
     import jax
@@ -54,11 +56,11 @@ def load(arguments: argparse.Namespace, directory: pathlib.Path) -> dict:
         jax.distributed.initialize(f"localhost:{arguments.port}", arguments.processes, arguments.load)
     mesh = parallel.make_mesh(parallel.MeshConfig(*map(int, arguments.mesh.split(","))))
     hf.load_config(directory)  # imports transformers, and PyTorch where it is installed
-    at_start = proc("status", "VmHWM")
-    read, begin = proc("io", "rchar"), time.perf_counter()
+    at_start = sides.proc("status", "VmHWM")
+    read, begin = sides.proc("io", "rchar"), time.perf_counter()
     _, params = hf.load_pretrained(directory, mesh=mesh, dtype=np.dtype(arguments.dtype))
-    seconds, read = time.perf_counter() - begin, proc("io", "rchar") - read
-    peak = proc("status", "VmHWM")
+    seconds, read = time.perf_counter() - begin, sides.proc("io", "rchar") - read
+    peak = sides.proc("status", "VmHWM")
     # Devices of one host share its memory, but each holds its own copy of what is not sharded.
     held = sum(s.data.nbytes for leaf in jax.tree.leaves(params) for s in leaf.addressable_shards)
     return {
@@ -69,13 +71,6 @@ def load(arguments: argparse.Namespace, directory: pathlib.Path) -> dict:
         "read_bytes": read,
         "seconds": seconds,
     }
-
-
-def proc(file: str, field: str) -> int:
-    """A figure of this process in bytes, from Linux: `rchar`, all it asked to read; `VmHWM`, its peak resident memory."""
-    text = pathlib.Path(f"/proc/self/{file}").read_text()
-    value = dict(line.split(":", 1) for line in text.splitlines())[field].split()
-    return int(value[0]) * (1024 if value[-1] == "kB" else 1)
 
 
 def main() -> None:

@@ -48,11 +48,11 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     vocab_limit = min(len(tokenizer), config.vocab_size)
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
     first = jax.process_index() == 0
+    if not first:  # the first process may have shards of a smaller corpus to rename
+        _wait_for_all("corpus folder ready")
+    writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
     if first:
-        writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
-    _wait_for_all("corpus folder ready")
-    if not first:
-        writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
+        _wait_for_all("corpus folder ready")
     missing = writer.missing_shards()
     _wait_for_all("missing shards counted")
     spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1

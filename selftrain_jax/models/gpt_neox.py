@@ -31,8 +31,8 @@ Params = dict[str, Any]
 class KVCache:
     """Keys (after rotation) and values, filled from slot 0 up.
 
-    One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which costs half of
-    the speed and several times the memory on a GPU.
+    One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which takes a third
+    longer and several times the memory on a GPU.
     """
 
     keys: tuple[Float[Array, "B N S H"], ...]

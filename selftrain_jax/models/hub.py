@@ -9,9 +9,9 @@ import re
 
 from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.files import user_path
+from selftrain_jax.models.weights import TORCH_WEIGHTS, WEIGHTS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SAFETENSORS, _PYTORCH = "model.safetensors", "pytorch_model.bin"
 
 
 def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, weights: bool = True) -> pathlib.Path:
@@ -58,24 +58,24 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
 
     patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
     found = pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
-    if not weights or _holds(found, _SAFETENSORS):
+    if not weights or _holds(found, WEIGHTS):
         return found
-    if not _holds(found, _PYTORCH):
+    if not _holds(found, TORCH_WEIGHTS):
         try:
             listed = huggingface_hub.HfApi().list_repo_files(name, revision=found.name)
         except Exception as e:  # without a network, older hub clients return whatever part is cached
             raise _Incomplete from e
-        if not any(_is_part(file, _PYTORCH) for file in listed):
+        if not any(_is_part(file, TORCH_WEIGHTS) for file in listed):
             raise InputError(
-                f"{model} holds neither {_SAFETENSORS} nor {_PYTORCH}, in one file or several; name a model that does"
+                f"{model} holds neither {WEIGHTS} nor {TORCH_WEIGHTS}, in one file or several; name a model that does"
             )
     if importlib.util.find_spec("torch") is None:
         raise InputError(
-            f"{model} holds only PyTorch weights ({_PYTORCH}), and reading them needs PyTorch: pip install torch (or "
+            f"{model} holds only PyTorch weights ({TORCH_WEIGHTS}), and reading them needs PyTorch: pip install torch (or "
             "choose a revision with safetensors files)"
         )
-    if not _holds(found, _PYTORCH):
-        stem, extension = _PYTORCH.split(".")
+    if not _holds(found, TORCH_WEIGHTS):
+        stem, extension = TORCH_WEIGHTS.split(".")
         patterns = ["*.json", f"{stem}*.{extension}"]
         # The commit that was listed, in case that the branch has moved meanwhile.
         huggingface_hub.snapshot_download(name, revision=found.name, allow_patterns=patterns)

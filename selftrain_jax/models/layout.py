@@ -23,9 +23,6 @@ class Tensor:
     def leaf_shape(self) -> tuple[int, ...]:
         return tuple(self.split[axis] for axis in self.order)
 
-    def from_hf(self, x: np.ndarray) -> np.ndarray:
-        return x.reshape(self.split).transpose(self.order)
-
     def to_hf(self, x: np.ndarray) -> np.ndarray:
         # The safetensors writer reads raw memory and ignores strides.
         return np.ascontiguousarray(x.transpose(np.argsort(self.order))).reshape(self.shape)
