@@ -8,9 +8,8 @@ autocast). Theirs is `GPTNeoXForCausalLM` with SDPA attention and PyTorch's Adam
 `torch.compile`. Each side is a process of its own, asked in turns; the first round compiles and is not counted.
 
 The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory: of
-the process on a CPU, of the device elsewhere), both figures, and with `--peak-tflops` the `mfu` of ours: model FLOPs
-utilisation (Chowdhery et al. 2022, PaLM, appendix B), 6 N + 6 L D T operations per token, where N counts the weights of all
-matrix products, the output layer among them, and causal attention half of the T x T products.
+the process on a CPU, of the device elsewhere), both figures, and with `--peak-tflops` (known for some devices) the `mfu` of
+ours: model FLOPs utilisation, the rate of `ModelConfig.train_flops_per_token` over that peak.
 """
 
 import argparse
@@ -27,6 +26,8 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     from selftrain_jax import parallel
     from selftrain_jax.models import hf
     from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
+    from selftrain_jax.training.log import peak_flops
+    from selftrain_jax.training.loop import default_grad_accum
     from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
 
     mesh = parallel.make_mesh(devices=jax.devices()[:1])
@@ -39,10 +40,7 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
         config, dtype=jnp.dtype(arguments.dtype), remat=arguments.remat, unroll=arguments.unroll or default_unroll(config),
         attention=arguments.attention,
     )  # fmt: skip
-    slices = arguments.grad_accum
-    if not slices:  # small slices stay in a CPU's caches
-        small = max(1, min(arguments.batch, arguments.batch * arguments.length // 1024))
-        slices = small if jax.default_backend() == "cpu" else 1
+    slices = arguments.grad_accum or default_grad_accum(arguments.batch, arguments.length, mesh)
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=slices)
     rng, box = np.random.default_rng(0), [state]
     del state
@@ -54,9 +52,10 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
         assert np.isfinite(float(metrics["loss"]))
 
     def facts():
-        matrices = config.num_params - config.vocab_size * config.hidden_size
-        flops = 6 * matrices + 6 * config.num_layers * config.hidden_size * arguments.length
-        return sides.peak_bytes() | {"flops_per_token": flops, "grad_accum": slices}
+        known = peak_flops(jax.devices()[0].device_kind) if arguments.dtype == "bfloat16" else None
+        flops = config.train_flops_per_token(arguments.length)
+        peak = arguments.peak_tflops * 1e12 or known
+        return sides.peak_bytes() | {"flops_per_token": flops, "peak_flops": peak, "grad_accum": slices}
 
     return do_round, facts
 
@@ -99,14 +98,13 @@ def main() -> None:
     parser.add_argument("--grad-accum", type=int, default=0, help="slices of a batch, ours; 0 chooses")
     parser.add_argument("--remat", action="store_true", help="recompute activations, both sides")
     parser.add_argument("--unroll", type=int, default=0, help="layers per step of the layer scan, ours; 0 chooses")
-    parser.add_argument("--attention", default="auto", help="ours: auto, xla or cudnn")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="the device's peak rate, for the MFU")
+    parser.add_argument("--attention", default="auto", help="ours: auto, xla, cudnn or splash")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="the device's peak rate, for the MFU; 0 looks it up")
     arguments = parser.parse_args()
     facts = sides.run(arguments, ours, theirs)
     tokens, more = arguments.steps * arguments.batch * arguments.length, {"grad_accum": facts["ours"]["grad_accum"]}
-    if arguments.peak_tflops:
-        rate = tokens / facts["ours"]["seconds"] * facts["ours"]["flops_per_token"]
-        more["mfu"] = rate / (arguments.peak_tflops * 1e12)
+    if peak := facts["ours"]["peak_flops"]:
+        more["mfu"] = tokens / facts["ours"]["seconds"] * facts["ours"]["flops_per_token"] / peak
     sides.report(arguments, facts, tokens, **more)
 
 

@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's folder")
         if name == "sample":
             command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+        if name in ("run", "train"):
+            command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
+            command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
     tools.add_commands(commands)
     return parser
 
@@ -107,9 +110,11 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     config = load_config(arguments.config, overrides)
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
+    from selftrain_jax.training.log import check_wandb
 
     command = "selftrain " + shlex.join(argv)
-    pipeline = Pipeline(config, arguments.workdir, command)
+    watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
+    pipeline = Pipeline(config, arguments.workdir, command, **watched)
     plan = pipeline.stages()
     if arguments.command == "status":
         stages.check(pipeline.workdir, plan)
@@ -119,6 +124,7 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         return 0
     stages.check(pipeline.workdir, plan)
     pipeline.check_files()
+    check_wandb(pipeline.wandb)
     parallel.enable_compilation_cache()
     save_config(pipeline.workdir, config)
     wanted = arguments.command

@@ -18,6 +18,10 @@ class RunStopped(RuntimeError):
     exit_code = 1
 
 
+class PeerLost(RunStopped):
+    """Another process of the job is gone. Nothing that waits for it may follow, not even an orderly exit of JAX."""
+
+
 class InputWarning(UserWarning):
     """An input that can be used but is probably not what its user wants. The command line prints it as one line."""
 

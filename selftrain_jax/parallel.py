@@ -3,19 +3,23 @@
 A user's `pjit` is `jax.jit` with these shardings: one process and one device is the same program as a pod.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
-from typing import Any
+import re
+from typing import Any, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, PeerLost, one_line
 
 MESH_AXES = ("data", "fsdp", "tensor")
+PEER_TIMEOUT = 30
+"""Seconds without a sign of life after which a process of the job counts as dead."""
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -65,6 +69,38 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | Non
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def initialize(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to the others of its job; call it before anything asks JAX for its devices.
+
+    The arguments are those of `jax.distributed.initialize`. A process that dies is noticed within `PEER_TIMEOUT` seconds,
+    instead of JAX's 100.
+    """
+    jax.distributed.initialize(
+        coordinator_address, num_processes, process_id,
+        heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming_lost_peers(doing: str) -> Iterator[None]:
+    """In a job of several processes, turns the runtime's error of a broken connection into `PeerLost`.
+
+    `doing` begins the message. Nothing that waits for the other processes may follow.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        lost = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", str(e), re.IGNORECASE)
+        if jax.process_count() == 1 or not lost:
+            raise
+        raise PeerLost(
+            f"{doing}: another process of the job is gone, or its network ({one_line(e)[:200]}). Start all "
+            f"{jax.process_count()} again: the same command goes on from what is saved"
+        ) from e
 
 
 def enable_compilation_cache() -> None:

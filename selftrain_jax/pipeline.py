@@ -20,11 +20,16 @@ LAB = "lab:"
 
 @dataclasses.dataclass
 class Pipeline:
-    """The stages of `config` in `workdir`; `mesh` is made when a stage first needs it."""
+    """The stages of `config` in `workdir`; `mesh` is made when a stage first needs it.
+
+    `wandb` and `profile` are those of `training.loop.train`.
+    """
 
     config: RunConfig
     workdir: pathlib.Path
     command: str = ""
+    wandb: str = ""
+    profile: bool = False
 
     def __post_init__(self):
         self.workdir = pathlib.Path(self.workdir)
@@ -254,8 +259,9 @@ class Pipeline:
             rows = read_subset(self.workdir / "subset" / f"{arm}-{k}")
             train_config = dataclasses.replace(self.config.train, seed=self.config.train.seed + k)
             return train(
-                params, model_config, rows, train_config, directory, mesh=self.mesh, description=f"train {arm}-{k}"
-            )
+                params, model_config, rows, train_config, directory, mesh=self.mesh, description=f"train {arm}-{k}",
+                donate=True, wandb=self.wandb, profile=self.profile,
+            )  # fmt: skip
 
         return Stage(
             f"train/{arm}-{k}",

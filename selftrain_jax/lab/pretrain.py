@@ -85,7 +85,7 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
         documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length
     )
     params = init_params(model_config, jax.random.key(config.seed))
-    train(params, model_config, rows, config.train, directory, mesh=mesh, description=description)
+    train(params, model_config, rows, config.train, directory, mesh=mesh, description=description, donate=True)
     if not (directory / "model").exists():
         params = restore_params(directory / "checkpoints", model_config)
         save_pretrained(directory / "model", model_config, params, tokenizer_source=directory.parent / "world" / "tokenizer")

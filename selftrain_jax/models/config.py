@@ -62,6 +62,16 @@ class ModelConfig:
         embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + embeddings + 2 * d
 
+    def train_flops_per_token(self, length: int) -> int:
+        """Operations of one training step per token, in rows of `length`: 6 N + 6 L D T.
+
+        The model FLOPs of Chowdhery et al. 2022 (PaLM, appendix B), without what recomputation adds. N counts the weights
+        of all matrix products, the output layer among them and the embedding look-up not; causal attention does half of the
+        T x T products.
+        """
+        look_up = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
+        return 6 * (self.num_params - look_up) + 6 * self.num_layers * self.hidden_size * length
+
 
 def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> ModelConfig:
     return ModelConfig(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from selftrain_jax.errors import InputError
 
-ATTENTION = ("auto", "xla", "cudnn")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
 ATTENTION_BLOCK = 256
 
 
@@ -50,29 +50,35 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Ar
 
 
 def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: bool) -> str:
-    """"cudnn" or "xla" for `requested`, one of `ATTENTION`; "auto" takes cuDNN's flash attention wherever it can.
+    """Which back end `requested`, one of `ATTENTION`, means here; "auto" takes the device's own kernel wherever it can.
 
     Args:
       packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
 
     Raises:
-      InputError: `requested` is unknown, or is "cudnn" where that cannot be; the line says why.
+      InputError: `requested` is unknown, or cannot be here; the line says why.
     """
     if requested not in ATTENTION:
         raise InputError(f"attention={requested!r} must be one of {', '.join(ATTENTION)}")
     device = jax.devices()[0]
     capability = float(getattr(device, "compute_capability", 0) or 0)
     most = 256 if capability >= 9 else 128
-    reasons = {
+    against_cudnn = {
         f"the device is a {device.platform}, not a GPU": device.platform != "gpu",
         f"its dtype must be bfloat16 or float16, not {jnp.dtype(dtype).name}": jnp.dtype(dtype).itemsize != 2,
         f"head_dim={head_dim} must be a multiple of 8, at most {most} on this GPU": head_dim % 8 or head_dim > most,
         "it cannot keep packed documents apart (document_boundaries)": packed,
     }
-    against = [reason for reason, holds in reasons.items() if holds]
-    if requested == "cudnn" and against:
-        raise InputError(f"attention='cudnn' is not possible here: {against[0]}; use 'auto' or 'xla'")
-    return "xla" if requested == "xla" or against else "cudnn"
+    against_splash = {f"the device is a {device.platform}, not a TPU": device.platform != "tpu"}
+    reasons = {
+        name: [reason for reason, holds in conditions.items() if holds]
+        for name, conditions in (("cudnn", against_cudnn), ("splash", against_splash))
+    }
+    if requested == "auto":
+        return next((name for name, against in reasons.items() if not against), "xla")
+    if reasons.get(requested):
+        raise InputError(f"attention={requested!r} is not possible here: {reasons[requested][0]}; use 'auto' or 'xla'")
+    return requested
 
 
 def causal_attention(
@@ -85,10 +91,16 @@ def causal_attention(
     """Softmax attention of every position to itself and what came before it, within its own segment when given.
 
     "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked half
-    of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention.
+    of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention on a
+    GPU. "splash": `splash.splash_attention`, on a TPU.
     """
-    if attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None) == "cudnn":
+    chosen = attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None)
+    if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    if chosen == "splash":
+        from selftrain_jax.models.splash import splash_attention
+
+        return splash_attention(q, k, v, segment_ids)
     length = q.shape[1]
     blocks = []
     for start in range(0, length, ATTENTION_BLOCK):

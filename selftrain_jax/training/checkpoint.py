@@ -51,13 +51,39 @@ class Checkpoints:
 
         Raises:
           CheckpointNotSaved: this checkpoint or the one before could not be written.
+
+        Warns:
+          InputWarning: earlier checkpoints were removed by someone else; this one is saved all the same.
         """
         ocp = self._ocp
+        try:
+            self.wait()
+        except CheckpointNotSaved:
+            if not self._removed():
+                raise
+        if self._removed():
+            self._start_anew()
         items = {"params": state.params, "training": {"step": state.step, "opt_state": state.opt_state}}
         items["checksums"] = {name: checksums(item) for name, item in items.items()}
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
         with self._saving():
             self._manager.save(int(state.step), args=args)
+
+    def _removed(self) -> bool:
+        """Whether what was saved is no longer there; process 0 says so for all."""
+        gone = not self._path.is_dir() or not all((self._path / str(step)).is_dir() for step in self.steps())
+        return bool(multihost_utils.broadcast_one_to_all(np.array(gone)))
+
+    def _start_anew(self) -> None:
+        if not self._path.parent.is_dir():
+            raise CheckpointNotSaved(
+                f"checkpoints can no longer be saved: {self._path.parent} is gone, with those that were in it"
+            )
+        with contextlib.suppress(Exception):  # it may hold the error of a save that lost its folder
+            self._manager.close()
+        self._open()
+        what = f"checkpoints in {self._path} were removed while training went on: only the coming ones will be there"
+        warnings.warn(what, InputWarning, stacklevel=3)
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest state, placed like `abstract` (`jax.ShapeDtypeStruct` with shardings); None when there is none.
@@ -170,10 +196,18 @@ def checksums(tree: Any) -> np.ndarray:
 
     Integer sums come out the same in any order, so a checksum does not depend on the mesh.
     """
-    return np.array([_checksum(leaf) for leaf in jax.tree.leaves(tree)], np.uint32)
+    leaves = jax.tree.leaves(tree)
+    # One program for all: several at once, each with its own collectives, may wait for each other across processes.
+    # Arrays of the host go to the device one by one.
+    parts = [leaves] if all(isinstance(leaf, jax.Array) for leaf in leaves) else [[leaf] for leaf in leaves]
+    return np.concatenate([_checksums(part) for part in parts])
 
 
 @jax.jit
+def _checksums(leaves):
+    return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
 def _checksum(x):
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])

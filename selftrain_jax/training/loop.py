@@ -6,11 +6,9 @@ goes on from its last checkpoint and ends with the parameters that it would have
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import signal
 import threading
-import time
 from typing import Any, Callable, Iterator
 
 import jax
@@ -21,12 +19,12 @@ from jax.sharding import Mesh
 
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
-from selftrain_jax.errors import InputError, RunStopped
-from selftrain_jax.files import write_atomic
+from selftrain_jax.errors import InputError, PeerLost, RunStopped
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
 from selftrain_jax.training.checkpoint import Checkpoints
+from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
 
@@ -39,11 +37,11 @@ class TrainConfig:
       batch_size: rows per optimizer update, all slices together.
       sequence_length: targets per row.
       epochs: passes over the rows; the last incomplete batch of an epoch is left out.
-      grad_accum: slices that a batch is processed in, one after the other.
+      grad_accum: slices that a batch is processed in, one after the other; 0 chooses (`default_grad_accum`).
       seed: order of the rows.
       dtype: compute dtype, "float32" or "bfloat16"; master weights and optimizer state are fp32 always.
       remat: recompute activations in the backward pass.
-      attention: "auto" (by device, dtype and head size), "xla" or "cudnn".
+      attention: "auto" (by device, dtype and head size), "xla", "cudnn" (GPUs) or "splash" (TPUs).
       document_boundaries: keep packed documents apart (positions restart, no attention and no target across).
       checkpoint_every: steps between checkpoints; 0 saves after every epoch.
       keep: checkpoints kept.
@@ -54,7 +52,7 @@ class TrainConfig:
     batch_size: int = 64
     sequence_length: int = 2048
     epochs: int = 40
-    grad_accum: int = 1
+    grad_accum: int = 0
     seed: int = 0
     dtype: str = "bfloat16"
     remat: bool = True
@@ -66,17 +64,22 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self):
-        for name in ("batch_size", "sequence_length", "epochs", "grad_accum", "keep", "log_every"):
+        for name in ("batch_size", "sequence_length", "epochs", "keep", "log_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"train {name}={getattr(self, name)} must be at least 1")
+        if self.grad_accum < 0:
+            raise InputError(f"train grad_accum={self.grad_accum} must be 0 (chosen) or positive")
         if self.checkpoint_every < 0:
             raise InputError(f"train checkpoint_every={self.checkpoint_every} must be 0 (every epoch) or positive")
-        if self.batch_size % self.grad_accum:
+        if self.grad_accum and self.batch_size % self.grad_accum:
             raise InputError(f"train batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum}")
         if self.attention not in ops.ATTENTION:
             raise InputError(f"train attention={self.attention!r} must be one of {', '.join(ops.ATTENTION)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"train dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
+
+
+PROFILED_STEPS = 3
 
 
 class TrainingDiverged(RunStopped):
@@ -98,11 +101,22 @@ def train(
     *,
     mesh: Mesh,
     description: str = "train",
+    donate: bool = False,
+    wandb: str = "",
+    profile: bool = False,
 ) -> dict[str, float]:
     """Trains `params` on `rows`, or goes on where an earlier call in `directory` was cut off.
 
     Writes `checkpoints/` (Orbax), `metrics.jsonl` (one line per `log_every` steps: step, epoch, loss in nats per token,
-    learning_rate, grad_norm, param_norm, update_norm, tokens_per_second) and `tensorboard/`.
+    learning_rate, grad_norm, param_norm, update_norm, targets, tokens_per_second; tflops_per_device and, in bfloat16 on
+    devices whose peak is known, mfu, the share of it: `ModelConfig.train_flops_per_token` over `log.PEAK_FLOPS`) and
+    `tensorboard/`.
+
+    Args:
+      mesh: devices, of one process or several; every process calls this with the same arguments.
+      donate: give `params` away: where they lie on `mesh` already, their memory is used for the trained ones.
+      wandb: a project of Weights & Biases that the metrics also go to.
+      profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
 
     Returns:
       The last line of metrics.
@@ -113,7 +127,9 @@ def train(
       TrainingDiverged: the loss or a parameter is not finite.
       CheckpointNotSaved: the disk is full, or the folder is gone.
       Preempted: SIGTERM came (in a job of several processes: to any of them); the state was saved first.
+      PeerLost: another process of the job is gone.
     """
+    check_wandb(wandb)
     if config.sequence_length > model_config.max_position:
         raise InputError(
             f"train sequence_length={config.sequence_length} exceeds the model's context of {model_config.max_position}"
@@ -123,11 +139,12 @@ def train(
             f"train sequence_length={config.sequence_length} does not match rows packed for "
             f"{rows.tokens.shape[1] - 1}: pack them again with the same sequence_length"
         )
-    per_slice = config.batch_size // config.grad_accum
-    if per_slice % parallel.batch_ways(mesh):
+    grad_accum = config.grad_accum or default_grad_accum(config.batch_size, config.sequence_length, mesh)
+    per_slice, ways = config.batch_size // grad_accum, parallel.batch_ways(mesh)
+    if per_slice % ways:
         raise InputError(
-            f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {parallel.batch_ways(mesh)} "
-            "data-parallel devices: make it a multiple, or use fewer devices on the data and fsdp axes"
+            f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {ways} data-parallel devices: make it "
+            "a multiple, or use fewer devices on the data and fsdp axes"
         )
     per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
     num_steps = per_epoch * config.epochs
@@ -141,25 +158,38 @@ def train(
         model_config, dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=default_unroll(model_config),
         attention=config.attention,
     )  # fmt: skip
-    train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=config.grad_accum)
+    train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
 
     checkpoints = Checkpoints(directory / "checkpoints", config.keep)
-    state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh)
+    state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
+    del params
     first = int(state.step)
-    metrics_path = directory / "metrics.jsonl"
-    _forget_after(metrics_path, first)
     every = config.checkpoint_every or per_epoch
     batch_at = _batches(rows, config, mesh)
-    log = _Log(metrics_path, directory / "tensorboard", schedule, per_epoch, config, first, num_steps, description)
+    log = TrainingLog(
+        directory,
+        first=first,
+        num_steps=num_steps,
+        tokens_per_step=config.batch_size * config.sequence_length,
+        flops_per_token=model_config.train_flops_per_token(config.sequence_length),
+        half_precision=config.dtype == "bfloat16",
+        description=description,
+        wandb=wandb,
+        settings=dataclasses.asdict(config),
+    )
+    tracing = _Trace(directory / "profile", first) if profile else None
     try:
-        with _told_to_stop() as told_to_stop:
+        with _told_to_stop() as told_to_stop, parallel.naming_lost_peers(f"{description} stopped"):
             for step in range(first, num_steps):
+                if tracing:
+                    tracing.before(step, state)
                 state, metrics = train_step(state, batch_at(step))
                 done = step + 1
                 stops = told_to_stop(done)
                 saves = done % every == 0 or done == num_steps or stops
                 if saves or done % config.log_every == 0:
-                    values = log.write(done, metrics)
+                    more = {"epoch": done / per_epoch, "learning_rate": float(schedule(step))}
+                    values = log.write(done, metrics, more)
                     # A finite loss with a broken gradient would still leave broken parameters to be saved.
                     if not np.isfinite([values["loss"], values["param_norm"]]).all():
                         kept = checkpoints.steps()
@@ -172,10 +202,53 @@ def train(
                 if stops and done < num_steps:
                     checkpoints.wait()
                     raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
-    finally:
-        log.close()
+            checkpoints.wait()
+    except PeerLost:
+        raise  # closing the checkpoints would wait for the one that is gone
+    except BaseException:
         checkpoints.close()
-    return read_metrics(metrics_path)[-1]
+        raise
+    else:
+        checkpoints.close()
+    finally:
+        if tracing:
+            tracing.stop()
+        log.close()
+    return values if first < num_steps else read_metrics(log.path)[-1]
+
+
+def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int:
+    """Slices of a batch that suit the devices: of at most some 512 tokens per device on CPUs, whose caches hold no more;
+    elsewhere one, the whole batch."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return 1
+    ways = parallel.batch_ways(mesh)
+    fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % ways == 0]
+    small = [n for n in fits if batch_size // n * sequence_length <= 512 * ways]
+    return min(small) if small else max(fits, default=1)
+
+
+class _Trace:
+    """A JAX trace of a few steps, from the third one on: the first compiles, the second still warms up."""
+
+    def __init__(self, directory: pathlib.Path, first: int):
+        self._directory, self._begin, self._running = directory, first + 2, False
+
+    def before(self, step: int, state: TrainState) -> None:
+        if step in (self._begin, self._begin + PROFILED_STEPS):
+            jax.block_until_ready(state.step)
+        if step == self._begin:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # what Python does while devices work fills gigabytes
+            jax.profiler.start_trace(self._directory, profiler_options=options)
+            self._running = True
+        elif step == self._begin + PROFILED_STEPS:
+            self.stop()
+
+    def stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 @contextlib.contextmanager
@@ -195,27 +268,16 @@ def _told_to_stop() -> Iterator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; a line cut short by a kill is left out."""
-    lines = []
-    if pathlib.Path(path).exists():
-        for line in pathlib.Path(path).read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return lines
-
-
-def _start_or_resume(checkpoints, params, optimizer, model_config, mesh) -> TrainState:
+def _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate) -> TrainState:
     abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
     placement = state_shardings(abstract, mesh, param_axes(model_config))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placement)
     restored = checkpoints.restore(abstract)
     if restored is not None:
         return restored
-    # The step donates its state: `params` are copied so that the caller's arrays stay alive.
-    params = jax.tree.map(jnp.copy, parallel.to_global(mesh, params, placement.params))
+    params = parallel.to_global(mesh, params, placement.params)
+    if not donate:  # the step donates its state: copies keep the caller's arrays alive
+        params = jax.tree.map(jnp.copy, params)
     return jax.jit(lambda p: TrainState.create(p, optimizer), out_shardings=placement, donate_argnums=0)(params)
 
 
@@ -230,47 +292,3 @@ def _batches(rows: PackedRows, config: TrainConfig, mesh: Mesh):
         return parallel.to_global(mesh, batch, sharding)
 
     return batch_at
-
-
-def _forget_after(path: pathlib.Path, step: int) -> None:
-    """Drops the lines of steps that will be taken again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-class _Log:
-    """metrics.jsonl, TensorBoard and the progress bar."""
-
-    def __init__(self, path, tensorboard, schedule, per_epoch, config, first, num_steps, description):
-        from tensorboardX import SummaryWriter
-        from tqdm import tqdm
-
-        self._file = open(path, "a")
-        # TensorBoard hides what an earlier writer logged from `purge_step` on; step `first` itself is kept.
-        self._writer = SummaryWriter(str(tensorboard), purge_step=first + 1, write_to_disk=True)
-        self._bar = tqdm(total=num_steps, initial=first, desc=description, unit="step", dynamic_ncols=True)
-        self._schedule, self._per_epoch = schedule, per_epoch
-        self._tokens_per_step = config.batch_size * config.sequence_length
-        self._last = (first, time.perf_counter())
-
-    def write(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
-        """Logs the metrics of update number `step` (counted from 1) and returns them as numbers."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        now, (last_step, last_time) = time.perf_counter(), self._last
-        speed = (step - last_step) * self._tokens_per_step / (now - last_time)
-        line = {"step": step, "epoch": step / self._per_epoch, "learning_rate": float(self._schedule(step - 1))}
-        line |= values | {"tokens_per_second": speed}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._bar.update(step - last_step)
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{speed:,.0f}")
-        self._last = (step, now)
-        return values
-
-    def close(self) -> None:
-        self._bar.close()
-        self._writer.close()
-        self._file.close()

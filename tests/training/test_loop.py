@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import random
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,12 @@ import pytest
 
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, pack
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, InputWarning
 from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.config import PRESETS, ModelConfig
 from selftrain_jax.parallel import MeshConfig
-from selftrain_jax.training import loop
-from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.training import log, loop
+from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
 from selftrain_jax.training.optimizer import OptimizerConfig, make_schedule
 from selftrain_jax.training.step import next_token_loss
 
@@ -43,9 +46,8 @@ CONFIG = loop.TrainConfig(
     optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-5),
 )
 STEPS, LOGGED, SAVED = 15, [3, 4, 6, 8, 9, 12, 15], [12, 15]
-FIELDS = {
-    "step", "epoch", "loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "tokens_per_second", "targets"
-}
+SPEEDS = {"tokens_per_second", "tflops_per_device"}
+FIELDS = {"step", "epoch", "loss", "learning_rate", "grad_norm", "param_norm", "update_norm", "targets"} | SPEEDS
 
 
 def make_rows(seed=0, rows=22, sequence_length=16):
@@ -85,10 +87,11 @@ def whole(params, rows, mesh, tmp_path_factory):
 
 
 def results(directory, mesh):
-    """Final parameters as bits, and every metric but the speed."""
+    """Final parameters as bits, and every metric but the speeds."""
     final = jax.tree.map(np.asarray, restore_params(directory / "checkpoints", MODEL, mesh, STEPS))
     lines = loop.read_metrics(directory / "metrics.jsonl")
-    return jax.tree.map(lambda x: x.tobytes(), final), [{**line, "tokens_per_second": None} for line in lines]
+    timeless = [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
+    return jax.tree.map(lambda x: x.tobytes(), final), timeless
 
 
 def wrap_step(monkeypatch, wrapper):
@@ -349,7 +352,7 @@ def test_runs_that_cannot_work_are_refused_before_they_start(rows, tmp_path, cha
         {"epochs": 0},
         {"keep": 0},
         {"log_every": 0},
-        {"grad_accum": 0},
+        {"grad_accum": -1},
         {"grad_accum": 3},
         {"checkpoint_every": -1},
         {"dtype": "float16"},
@@ -360,6 +363,119 @@ def test_bad_settings_are_refused_by_name(change):
     (name, value), = change.items()
     with pytest.raises(InputError, match=f"{name}={value!r}"):
         dataclasses.replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize("delay", [0, 0.05, 1])
+def test_checkpoints_removed_under_a_run_cost_nothing_more(whole, params, rows, mesh, tmp_path, monkeypatch, delay):
+    """Their folder vanishes right after a save begins, a little later, or when it is done."""
+
+    def wrapper(call, train_step, state, batch):
+        if call == 9:  # the save after step 8 has begun
+            time.sleep(delay)
+            shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        return train_step(state, batch)
+
+    wrap_step(monkeypatch, wrapper)
+    with pytest.warns(InputWarning, match="were removed while training went on"):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    assert results(tmp_path, mesh) == results(whole, mesh)
+
+
+def test_a_folder_that_is_gone_ends_the_run_in_one_line(params, rows, mesh, tmp_path, monkeypatch):
+    def wrapper(call, train_step, state, batch):
+        if call == 5:
+            time.sleep(1)  # so that nothing is still being written there
+            shutil.rmtree(tmp_path / "run")
+        return train_step(state, batch)
+
+    wrap_step(monkeypatch, wrapper)
+    with pytest.raises(CheckpointNotSaved, match="can no longer be saved: .*run is gone"):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigterm_during_a_save_leaves_a_whole_checkpoint(whole, params, rows, mesh, tmp_path, monkeypatch, signals):
+    """It comes when the save after step 4 has begun and not ended: that one is finished, and step 5 is saved."""
+    save = loop.Checkpoints.save
+
+    def interrupted(self, state):
+        save(self, state)
+        if int(state.step) == 4:
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", interrupted)
+        with pytest.raises(loop.Preempted, match="step 5 of train is saved"):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    assert saved_steps(tmp_path / "checkpoints") == [4, 5]
+    loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    found, lines = results(tmp_path, mesh)
+    expected, wanted = results(whole, mesh)
+    assert found == expected and [line for line in lines if line["step"] != 5] == wanted
+
+
+def test_parameters_are_given_away_only_on_request(params, rows, mesh, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1)
+    placed = jax.device_put(params, parallel.replicated(mesh))
+    for donate in (False, True):
+        loop.train(placed, MODEL, rows, config, tmp_path / str(donate), mesh=mesh, donate=donate)
+        assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(placed))
+
+
+def test_a_profile_is_written_on_request(params, rows, mesh, tmp_path):
+    loop.train(params, MODEL, rows, dataclasses.replace(CONFIG, epochs=2), tmp_path, mesh=mesh, profile=True)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_weights_and_biases_gets_the_metrics_and_goes_on_in_the_same_run(params, rows, mesh, tmp_path, monkeypatch):
+    """A stand-in for the package: it records what is asked of it."""
+    begun, logged = [], []
+
+    def init(**settings):
+        begun.append(settings)
+        return types.SimpleNamespace(id="abc", log=lambda line, step: logged.append((step, line)), finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for epochs in (1, 2):
+        config = dataclasses.replace(CONFIG, epochs=epochs)
+        loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh, description="my run", wandb="project")
+    assert [(run["project"], run["id"], run["name"]) for run in begun] == [
+        ("project", None, "my run"), ("project", "abc", "my run")
+    ]  # fmt: skip
+    assert begun[1]["config"]["optimizer"]["learning_rate"] == 1e-2
+    assert [line for _, line in logged] == loop.read_metrics(tmp_path / "metrics.jsonl")
+    assert all(step == line["step"] for step, line in logged)
+
+
+def test_weights_and_biases_that_are_not_installed_are_refused_first(rows, mesh, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb='project' needs Weights & Biases: pip install wandb"):
+        loop.train(None, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh, wandb="project")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "batch_size, sequence_length, sizes, expected",
+    [
+        (16, 64, (1, 1, 1), 2),  # 1,024 tokens
+        (8, 512, (1, 1, 1), 8),
+        (8, 2048, (1, 1, 1), 8),  # never less than a row
+        (4, 64, (1, 1, 1), 1),
+        (32, 512, (2, 2, 2), 8),  # four devices share the rows
+        (6, 512, (2, 2, 2), 1),  # no number of slices will do; the error is elsewhere
+    ],
+)
+def test_slices_that_are_chosen_fit_the_caches_of_a_cpu(batch_size, sequence_length, sizes, expected):
+    mesh = parallel.make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+    assert loop.default_grad_accum(batch_size, sequence_length, mesh) == expected
+
+
+def test_utilisation_is_that_of_the_devices_peak():
+    """6 N + 6 L D T for pythia-70m: 18.9 M weights in layers, 25.8 M in the output layer, 6 layers of 512, 2,048 tokens."""
+    assert PRESETS["pythia-70m"].train_flops_per_token(2048) == pytest.approx(6 * 44.67e6 + 6 * 6 * 512 * 2048, rel=1e-3)
+    assert log.peak_flops("NVIDIA H200") == 989e12 and log.peak_flops("TPU v5 lite") == 197e12
+    assert log.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and log.peak_flops("cpu") is None
 
 
 def test_broken_lines_of_metrics_are_left_out(tmp_path):

@@ -1,0 +1,64 @@
+"""Attention by JAX's Pallas "splash" kernel for TPUs, which never holds the scores in memory and knows packed documents."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from selftrain_jax import parallel
+
+_LANES = 128  # the kernel's unit along time, and along a head
+
+
+def splash_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """`ops.causal_attention` as one kernel; on a mesh, each device takes its own rows and heads.
+
+    Time and heads are padded to multiples of 128. `interpret` runs the kernel's logic on any device, slowly.
+    """
+    head_dim, dtype = q.shape[-1], q.dtype
+    segments = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    q = (q.astype(jnp.float32) * head_dim**-0.5).astype(dtype)
+    more_time, more_head = -q.shape[1] % _LANES, -head_dim % _LANES
+    padding = ((0, 0), (0, 0), (0, more_time), (0, more_head))
+    q, k, v = (jnp.pad(jnp.swapaxes(x, 1, 2), padding) for x in (q, k, v))
+    # What pads the end comes after every real query, so the causal mask hides it.
+    segments = jnp.pad(segments, ((0, 0), (0, more_time)), mode="edge")
+
+    def local(q, k, v, segments):
+        return _kernel(q.shape[1], q.shape[2], interpret)(q, k, v, segments)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and set(parallel.MESH_AXES) <= set(mesh.axis_names):
+        rows = parallel.RULES["batch"] if q.shape[0] % parallel.batch_ways(mesh) == 0 else None
+        heads = parallel.RULES["heads"] if q.shape[1] % mesh.shape["tensor"] == 0 else None
+        spec = PartitionSpec(rows, heads)
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False
+        )
+    mixed = jnp.swapaxes(local(q, k, v, segments), 1, 2)
+    return mixed[:, : mixed.shape[1] - more_time, :, :head_dim]
+
+
+def _kernel(num_heads: int, length: int, interpret: bool):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    block = math.gcd(length, 4 * _LANES)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = splash_attention_kernel.BlockSizes(
+        **{name: block for name in (*names, "block_q_dq", "block_kv_dq")}, use_fused_bwd_kernel=False
+    )
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * num_heads)
+    kernel = splash_attention_kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    ids = splash_attention_kernel.SegmentIds
+    return jax.vmap(lambda q, k, v, segments: kernel(q, k, v, ids(segments, segments)))

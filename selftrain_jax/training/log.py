@@ -1,0 +1,124 @@
+"""Where the figures of a training run go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on request."""
+
+import json
+import pathlib
+import time
+from typing import Any, Mapping
+
+import jax
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import write_atomic
+
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+"""Dense bfloat16 operations per second of one device, by the start of its name (the vendors' data sheets)."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The entry of `PEAK_FLOPS` for a `jax.Device.device_kind`, None where there is none."""
+    name = device_kind.removeprefix("NVIDIA ")
+    return next((peak for start, peak in PEAK_FLOPS.items() if name.startswith(start)), None)
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; a line cut short by a kill is left out."""
+    lines = []
+    if pathlib.Path(path).exists():
+        for line in pathlib.Path(path).read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def check_wandb(project: str) -> None:
+    """Raises `InputError` when Weights & Biases is asked for and not installed."""
+    if project:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise InputError(f"wandb={project!r} needs Weights & Biases: pip install wandb, or leave it out") from None
+
+
+class TrainingLog:
+    """Everything is written by process 0 alone; the others only read the numbers.
+
+    Args:
+      directory: gets `metrics.jsonl` and `tensorboard/`. Lines of steps after `first` are dropped: they are taken again.
+      first, num_steps: finished updates at the start, and at the end.
+      tokens_per_step, flops_per_token: for the speed; the latter is `ModelConfig.train_flops_per_token`.
+      half_precision: whether matrix products run in bfloat16, so that `PEAK_FLOPS` is their peak.
+      wandb: project of Weights & Biases; "" for none. The run's id is kept in `wandb.id`, and a resumed run goes on in it.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, *, first: int, num_steps: int, tokens_per_step: int, flops_per_token: float,
+        half_precision: bool, description: str, wandb: str = "", settings: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        self.path = directory / "metrics.jsonl"
+        self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
+        self._peak = peak_flops(jax.devices()[0].device_kind) if half_precision else None
+        self._last = (first, time.perf_counter())
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        from tensorboardX import SummaryWriter
+        from tqdm import tqdm
+
+        kept = [line for line in read_metrics(self.path) if line["step"] <= first]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self.path, "a")
+        # TensorBoard hides what an earlier writer logged from `purge_step` on; step `first` itself is kept.
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1, write_to_disk=True)
+        self._bar = tqdm(total=num_steps, initial=first, desc=description, unit="step", dynamic_ncols=True)
+        self._wandb = _wandb_run(wandb, directory / "wandb.id", description, dict(settings or {})) if wandb else None
+
+    def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> dict[str, float]:
+        """Logs the metrics of update number `step` (counted from 1), and `more` beside them; returns the line."""
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        now, (last_step, last_time) = time.perf_counter(), self._last
+        speed = (step - last_step) * self._tokens_per_step / (now - last_time)
+        flops = speed * self._flops_per_token / jax.device_count()
+        line = {"step": step, **more, **values, "tokens_per_second": speed, "tflops_per_device": flops / 1e12}
+        if self._peak:
+            line["mfu"] = flops / self._peak
+        self._last = (step, now)
+        if self._writes:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in line.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, step)
+            if self._wandb:
+                self._wandb.log(line, step=step)
+            self._bar.update(step - last_step)
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{speed:,.0f}")
+        return line
+
+    def close(self) -> None:
+        if self._writes:
+            self._bar.close()
+            self._writer.close()
+            self._file.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def _wandb_run(project: str, id_file: pathlib.Path, name: str, settings: dict[str, Any]):
+    import wandb
+
+    known = id_file.read_text().strip() if id_file.exists() else None
+    run = wandb.init(project=project, id=known, resume="allow" if known else None, name=name, config=settings)
+    write_atomic(id_file, run.id + "\n")
+    return run

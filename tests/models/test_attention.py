@@ -1,0 +1,117 @@
+"""Which attention runs where, and that every back end keeps packed documents apart or refuses to try."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models import ops
+from selftrain_jax.models.splash import splash_attention
+
+
+def xla(q, k, v, segments):
+    return ops.causal_attention(q, k, v, segments, "xla")
+
+
+def splash(q, k, v, segments):
+    return splash_attention(q, k, v, segments, interpret=True)
+
+
+def rows(length=150, heads=2, head_dim=16, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v, weights = (rng.normal(size=(2, length, heads, head_dim)).astype(np.float32) for _ in range(4))
+    return q, k, v, weights, np.sort(rng.integers(0, 4, (2, length)).astype(np.int32), axis=1)
+
+
+def value_and_gradients(attend, q, k, v, weights, segments):
+    def loss(q, k, v):
+        return jnp.sum(weights * attend(q, k, v, segments))
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_tpu_kernel_equals_the_plain_one(packed):
+    """A length and a head size that both need padding; sums of some 5,000 terms of order 1 in fp32."""
+    *arrays, segments = rows()
+    segments = segments if packed else None
+    expected = value_and_gradients(xla, *arrays, segments)
+    found = value_and_gradients(splash, *arrays, segments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
+def test_the_tpu_kernel_is_spread_over_rows_and_heads():
+    *arrays, segments = rows(length=128)
+    expected = value_and_gradients(splash, *arrays, segments)
+    with jax.set_mesh(parallel.make_mesh(parallel.MeshConfig(2, 1, 2), jax.devices()[:4])):
+        found = value_and_gradients(splash, *arrays, segments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
+def test_the_tpu_kernel_lowers_for_tpus_with_every_head_size_of_pythia(head_dim):
+    """No TPU is needed for that; what its compiler then says is not tested here."""
+    x = jax.ShapeDtypeStruct((2, 2048, 2, head_dim), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((2, 2048), jnp.int32)
+    gradients = jax.grad(lambda *args: splash_attention(*args).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    lowered = jax.export.export(jax.jit(gradients), platforms=["tpu"])(x, x, x, segments)
+    assert lowered.mlir_module().count("tpu_custom_call") == 3  # forward, dq, dkv
+
+
+@pytest.mark.parametrize("attend", [xla, splash])
+def test_documents_of_a_row_do_not_see_each_other(attend):
+    """Changing one of two documents changes nothing in the other, in neither direction."""
+    q, k, v, _, _ = rows(length=128)
+    segments = np.repeat(np.int32([[0, 1]] * 2), [50, 78], axis=1)
+    before = attend(q, k, v, segments)
+    for other, mine in ((slice(0, 50), slice(50, 128)), (slice(50, 128), slice(0, 50))):
+        changed = [x.copy() for x in (q, k, v)]
+        for x in changed:
+            x[:, other] += 1
+        after = attend(*changed, segments)
+        np.testing.assert_array_equal(before[:, mine], after[:, mine])
+        assert np.abs(before[:, other] - after[:, other]).max() > 0.1
+
+
+def device(platform, capability=None):
+    return types.SimpleNamespace(platform=platform, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    "where, dtype, head_dim, packed, expected",
+    [
+        (device("cpu"), "float32", 64, False, "xla"),
+        (device("tpu"), "bfloat16", 64, True, "splash"),
+        (device("tpu"), "float32", 80, False, "splash"),
+        (device("gpu", "9.0"), "bfloat16", 256, False, "cudnn"),
+        (device("gpu", "8.0"), "bfloat16", 256, False, "xla"),
+        (device("gpu", "8.0"), "bfloat16", 128, False, "cudnn"),
+        (device("gpu", "9.0"), "float32", 64, False, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 64, True, "xla"),
+    ],
+)
+def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, expected):
+    monkeypatch.setattr(jax, "devices", lambda: [where])
+    assert ops.attention_implementation("auto", dtype, head_dim, packed) == expected
+    assert ops.attention_implementation("xla", dtype, head_dim, packed) == "xla"
+
+
+@pytest.mark.parametrize(
+    "where, asked, settings, message",
+    [
+        (device("cpu"), "cudnn", ("bfloat16", 64, False), "'cudnn' is not possible here: the device is a cpu, not a GPU"),
+        (device("gpu", "9.0"), "splash", ("bfloat16", 64, False), "'splash' .* the device is a gpu, not a TPU"),
+        (device("gpu", "9.0"), "cudnn", ("float32", 64, False), "must be bfloat16 or float16, not float32"),
+        (device("gpu", "8.0"), "cudnn", ("bfloat16", 256, False), "head_dim=256 must be a multiple of 8, at most 128"),
+        (device("gpu", "9.0"), "cudnn", ("bfloat16", 64, True), "cannot keep packed documents apart"),
+        (device("cpu"), "flash", ("float32", 64, False), "attention='flash' must be one of auto, xla, cudnn, splash"),
+    ],
+)
+def test_what_cannot_be_is_refused(monkeypatch, where, asked, settings, message):
+    monkeypatch.setattr(jax, "devices", lambda: [where])
+    with pytest.raises(InputError, match=message):
+        ops.attention_implementation(asked, *settings)

@@ -1,0 +1,114 @@
+"""Two processes of four devices each train as one process does; one that dies does not leave the other waiting."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.training import loop
+from selftrain_jax.training.checkpoint import restore_params
+from tests.training import test_loop
+from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROCESS = """
+import os, sys, time
+from selftrain_jax import parallel
+from selftrain_jax.errors import PeerLost
+parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import jax
+import numpy as np
+from selftrain_jax.training import loop
+from tests.training import test_loop
+original = loop.batch_indices
+def slow(*args, **settings):
+    time.sleep(float(sys.argv[4]))
+    return original(*args, **settings)
+loop.batch_indices = slow
+params = jax.tree.map(np.asarray, test_loop.make_params())
+mesh = parallel.make_mesh(parallel.MeshConfig(2, 2, 2))
+assert mesh.devices.size == 8 and jax.process_count() == 2
+try:
+    last = loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, sys.argv[3], mesh=mesh)
+except PeerLost as e:
+    print(e, flush=True)
+    os._exit(e.exit_code)
+print("finished step", last["step"])
+"""
+
+
+def start(directory, pause=0.0):
+    """Two workers, each a process, with their output."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+    workers = []
+    for i in range(2):
+        log = open(directory.with_name(f"worker{i}.log"), "w+")
+        command = [sys.executable, "-c", PROCESS, address, str(i), str(directory), str(pause)]
+        workers.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), pathlib.Path(log.name)))
+        log.close()
+    return workers
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def whole(mesh, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    loop.train(make_params(), MODEL, make_rows(), CONFIG, directory, mesh=mesh)
+    return directory
+
+
+def assert_same_run(found, whole, mesh):
+    """Sums over devices round differently by some 1e-8, which Adam divides by no less than eps."""
+    params = (restore_params(path / "checkpoints", MODEL, mesh, STEPS) for path in (found, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *params)
+    lines = [loop.read_metrics(path / "metrics.jsonl") for path in (found, whole)]
+    assert [line["step"] for line in lines[0]] == test_loop.LOGGED
+    assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-5)
+
+
+def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            loop.train(make_params(), MODEL, make_rows(), CONFIG, run, mesh=mesh)
+    for process, log in start(run):
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert f"finished step {STEPS}" in log.read_text()
+    assert_same_run(run, whole, mesh)
+
+
+def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mesh, tmp_path):
+    run = tmp_path / "run"
+    (survivor, log), (victim, _) = workers = start(run, pause=0.4)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(line["step"] >= 6 for line in loop.read_metrics(run / "metrics.jsonl")):
+            assert time.monotonic() < deadline and survivor.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.05)
+        victim.send_signal(signal.SIGKILL)
+        assert survivor.wait(timeout=60) == 1
+        assert "train stopped: another process of the job is gone" in log.read_text(), log.read_text()[-3000:]
+    finally:
+        for process, _ in workers:
+            process.kill()
+            process.wait()
+    loop.train(make_params(), MODEL, make_rows(), CONFIG, run, mesh=mesh)
+    assert_same_run(run, whole, mesh)
