@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from selftrain_jax.training.step import TrainState, make_train_step
+from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss
 
 
 def apply_fn(params, tokens):
@@ -16,28 +16,21 @@ def apply_fn(params, tokens):
     return jax.nn.gelu(params["embedding"][tokens]) @ params["output"]
 
 
-def loss_fn(params, batch):
-    """(sum of losses, number of targets): all that the step asks of a model."""
-    logits = apply_fn(params, batch["tokens"][:, :-1])
-    targets = batch["tokens"][:, 1:]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum(), jnp.float32(targets.size)
-
-
 def main(num_steps: int = 40) -> list[float]:
     mesh = jax.make_mesh((len(jax.devices()),), ("replica",), axis_types=(AxisType.Auto,))  # not one of our axis names
-    rows, everywhere = NamedSharding(mesh, PartitionSpec("replica")), NamedSharding(mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     keys = jax.random.split(jax.random.key(0))
     params = {"embedding": jax.random.normal(keys[0], (64, 32)), "output": 0.1 * jax.random.normal(keys[1], (32, 64))}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5, momentum=0.9))
     state = jax.device_put(TrainState.create(params, optimizer), everywhere)
-    # Without `mesh=` the step is plain jit: it follows the shardings of what it is given.
-    train_step = make_train_step(loss_fn, optimizer, grad_accum=2)
+    rules = {"batch": "replica"}  # all that the step needs to know of the mesh; without mesh= it is plain jit
+    train_step = make_train_step(next_token_loss(apply_fn), optimizer, mesh=mesh, rules=rules, grad_accum=2)
 
     tokens = jnp.arange(32 * 17).reshape(32, 17) * 5 % 64
     losses = []
     for _ in range(num_steps):
-        state, metrics = train_step(state, {"tokens": jax.device_put(tokens, rows)})
+        state, metrics = train_step(state, {"tokens": tokens})
         losses.append(float(metrics["loss"]))
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per token on {mesh.size} device(s)")
     return losses

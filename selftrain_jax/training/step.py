@@ -37,24 +37,45 @@ class TrainState:
 
 
 def next_token_loss(model, chunk: int = 256) -> LossFn:
-    """The loss of a `GPTNeoX`: `(params, batch) -> (summed -log p in nats, number of targets)`.
+    """Next-token cross-entropy of a language model: `(params, batch) -> (summed -log p in nats, number of targets)`.
 
     `batch["tokens"]` is int `[B, T + 1]`. With `batch["segment_ids"]`, of the same shape, packed documents do not see
     each other: attention stays inside a segment, positions restart, and no target is predicted across a boundary.
+
+    Args:
+      model: a `GPTNeoX`; or any function `(params, tokens [B, T]) -> logits [B, T, V]`, or `-> (hidden states [B, T, D],
+        output kernel [D, V])`, whose logits then never exist as a whole.
+      chunk: time steps whose logits exist at once.
+
+    Raises:
+      InputError: on the first call, when a function is given packed documents, which it could not keep apart.
     """
+
+    def of_module(params, inputs, segments):
+        positions = None if segments is None else positions_in_segment(segments)
+        hidden = model.apply({"params": params}, inputs, segment_ids=segments, positions=positions)
+        return hidden, model.apply({"params": params}, method="output_kernel")
+
+    def of_function(params, inputs, segments):
+        if segments is not None:
+            raise InputError("segment_ids need a model that takes them: leave them out, or write a loss of your own")
+        return model(params, inputs)
+
+    forward = of_module if hasattr(model, "apply") else of_function
 
     def loss_fn(params, batch):
         tokens = batch["tokens"]
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         weights = jnp.ones(targets.shape, jnp.float32)
-        segments = positions = None
+        segments = None
         if "segment_ids" in batch:
             segments = batch["segment_ids"][:, :-1]
             weights = (batch["segment_ids"][:, 1:] == segments).astype(jnp.float32)
-            positions = positions_in_segment(segments)
-        hidden = model.apply({"params": params}, inputs, segment_ids=segments, positions=positions)
-        kernel = model.apply({"params": params}, method="output_kernel")
-        return ops.cross_entropy_sum(hidden, kernel, targets, weights, chunk), jnp.sum(weights)
+        out = forward(params, inputs, segments)
+        if isinstance(out, tuple):
+            return ops.cross_entropy_sum(*out, targets, weights, chunk), jnp.sum(weights)
+        losses = optax.softmax_cross_entropy_with_integer_labels(out.astype(jnp.float32), targets)
+        return jnp.sum(weights * losses), jnp.sum(weights)
 
     return loss_fn
 
@@ -88,7 +109,12 @@ def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tupl
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, mesh: Mesh | None = None, grad_accum: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    rules: dict = parallel.RULES,
+    grad_accum: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`; `state` is donated.
 
@@ -97,6 +123,7 @@ def make_train_step(
         it is cut up.
       optimizer: any optax transformation.
       mesh: devices to spread the batch over. The state keeps the shardings it arrives with (`state_shardings`).
+      rules: the table that says which mesh axes a batch is spread over, for a mesh with axis names of its own.
       grad_accum: number of slices that the batch is processed in, one after the other.
 
     Returns:
@@ -129,7 +156,7 @@ def make_train_step(
 
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
-    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh)))
+    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh, rules)))
 
     def on_mesh(state, batch):
         with jax.set_mesh(mesh):

@@ -171,7 +171,8 @@ loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pat
 """
 
 
-def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path):
+@pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.large) for i in range(1, 10))])
+def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path, trial):
     """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, or between."""
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
     wait = random.uniform(0, 1.5)

@@ -13,7 +13,7 @@ import pytest
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.config import PRESETS, ModelConfig
 from selftrain_jax.parallel import MeshConfig
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from selftrain_jax.training.step import (
@@ -235,6 +235,23 @@ def test_flax_users_can_bring_their_own_module():
     assert metrics["loss"] < 0.1 and state.step == 100
 
 
+@pytest.mark.parametrize("gives", ["logits", "hidden states and kernel"])
+def test_a_function_of_parameters_and_tokens_is_a_model(params, batches, gives):
+    """Ours, taken apart and given as a plain function, trains as the module does."""
+
+    def apply_fn(params, tokens):
+        hidden = MODEL.apply({"params": params}, tokens)
+        kernel = params["head"]["kernel"]
+        return hidden @ kernel if gives == "logits" else (hidden, kernel)
+
+    batch = {"tokens": batches[0]["tokens"]}
+    expected = jax.value_and_grad(lambda p: next_token_loss(MODEL)(p, batch)[0])(params)
+    found = jax.value_and_grad(lambda p: next_token_loss(apply_fn, chunk=7)(p, batch)[0])(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
+    with pytest.raises(InputError, match="segment_ids need a model that takes them"):
+        next_token_loss(apply_fn)(params, batches[0])
+
+
 def test_the_step_does_not_import_a_model():
     code = "import sys, selftrain_jax.training.step; print('selftrain_jax.models.gpt_neox' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
@@ -248,8 +265,11 @@ def test_batches_that_cannot_be_cut_are_refused(params, batches):
         make_train_step(next_token_loss(MODEL), sgd(), grad_accum=3)(state, batches[0])
 
 
-def test_training_equals_pytorch(tmp_path):
-    """transformers' model under torch.optim.AdamW, with clipping, decay groups and the schedule: 6 steps in fp32.
+@pytest.mark.parametrize(
+    "config, steps, learning_rate", [(CONFIG, 6, 1e-3), (PRESETS["pythia-70m"], 20, 1e-4)], ids=["small", "pythia-70m"]
+)
+def test_training_equals_pytorch(tmp_path, config, steps, learning_rate):
+    """transformers' model under torch.optim.AdamW, with clipping, decay groups and the schedule, step for step in fp32.
 
     Adam divides a gradient by its own size, so where the true gradient is zero (key biases) it would blow rounding up
     to a full step; eps = 1e-5, well over that rounding of some 1e-9, keeps the comparison about the algorithm.
@@ -260,14 +280,14 @@ def test_training_equals_pytorch(tmp_path):
     torch.manual_seed(0)
     reference = transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(
-            vocab_size=CONFIG.vocab_size,
-            hidden_size=CONFIG.hidden_size,
-            num_hidden_layers=CONFIG.num_layers,
-            num_attention_heads=CONFIG.num_heads,
-            intermediate_size=CONFIG.intermediate_size,
-            max_position_embeddings=CONFIG.max_position,
-            rotary_pct=CONFIG.rotary_pct,
-            initializer_range=0.2,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position,
+            rotary_pct=config.rotary_pct,
+            initializer_range=0.2 if config is CONFIG else 0.02,
             hidden_dropout=0.0,
             attention_dropout=0.0,
             bos_token_id=0,
@@ -275,12 +295,13 @@ def test_training_equals_pytorch(tmp_path):
         )
     )
     reference.save_pretrained(tmp_path / "start")
-    config, params = hf.load_pretrained(tmp_path / "start")
-    assert config == CONFIG
+    loaded, params = hf.load_pretrained(tmp_path / "start")
+    assert loaded == config
 
-    steps = 6
-    settings = OptimizerConfig(learning_rate=1e-3, warmup=0.4, weight_decay=0.1, eps=1e-5, beta2=0.95, clip_norm=0.5)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (steps, 4, 21))
+    settings = OptimizerConfig(
+        learning_rate=learning_rate, warmup=0.4, weight_decay=0.1, eps=1e-5, beta2=0.95, clip_norm=0.5
+    )
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (steps, 2, 21))
 
     matrices = [p for p in reference.parameters() if p.ndim > 1]
     others = [p for p in reference.parameters() if p.ndim == 1]
@@ -289,7 +310,7 @@ def test_training_equals_pytorch(tmp_path):
         lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps,
     )
     optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
-    train_step = make_train_step(next_token_loss(MODEL, chunk=8), optimizer, grad_accum=2)
+    train_step = make_train_step(next_token_loss(gpt_neox.GPTNeoX(config), chunk=8), optimizer, grad_accum=2)
     state, start = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer), jax.tree.map(np.copy, params)
     for step in range(steps):
         ids = torch.from_numpy(tokens[step])
@@ -302,11 +323,11 @@ def test_training_equals_pytorch(tmp_path):
         adamw.step()
         state, metrics = train_step(state, {"tokens": tokens[step].astype(np.int32)})
         assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
-        assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-4)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=5e-4)
         assert norm > settings.clip_norm  # clipping is at work
 
     reference.save_pretrained(tmp_path / "end")
     expected = hf.load_pretrained(tmp_path / "end")[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), state.params, expected)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, expected)
-    assert min(jax.tree.leaves(moved)) > 1e-3  # a hundred times the bound, in every tensor
+    assert min(jax.tree.leaves(moved)) > learning_rate  # many times the bound, in every tensor
