@@ -104,6 +104,8 @@ def train(
     donate: bool = False,
     wandb: str = "",
     profile: bool = False,
+    measure: Callable[[int, Any], None] | None = None,
+    measure_points: int = 0,
 ) -> dict[str, float]:
     """Trains `params` on `rows`, or goes on where an earlier call in `directory` was cut off.
 
@@ -117,6 +119,9 @@ def train(
       donate: give `params` away: where they lie on `mesh` already, their memory is used for the trained ones.
       wandb: a project of Weights & Biases that the metrics also go to.
       profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
+      measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before that
+        step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement of a
+        step that is saved.
 
     Returns:
       The last line of metrics.
@@ -177,6 +182,7 @@ def train(
         wandb=wandb,
         settings=dataclasses.asdict(config),
     )
+    measured = measure_steps(num_steps, measure_points)
     tracing = _Trace(directory / "profile", first) if profile else None
     try:
         with _told_to_stop() as told_to_stop, parallel.naming_lost_peers(f"{description} stopped"):
@@ -197,6 +203,8 @@ def train(
                             f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
                             f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or clip_norm"
                         )
+                if measure and done in measured:
+                    measure(done, state.params)
                 if saves:
                     checkpoints.save(state)
                 if stops and done < num_steps:
@@ -226,6 +234,11 @@ def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int
     fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % ways == 0]
     small = [n for n in fits if batch_size // n * sequence_length <= 512 * ways]
     return min(small) if small else max(fits, default=1)
+
+
+def measure_steps(num_steps: int, points: int) -> list[int]:
+    """Up to `points` steps from the first to the last, ever further apart: most of a curve's change comes early."""
+    return sorted({int(step) for step in np.round(np.geomspace(1, num_steps, points))}) if points else []
 
 
 class _Trace:
