@@ -91,7 +91,8 @@ def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting those below q keeps the false discovery rate <= q.
+    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= q keeps the false discovery
+    rate at or below q.
 
     adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg, "Controlling the
     false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent tests.
@@ -165,8 +166,8 @@ def tpr_at_fpr(
     """(TPR, low, high): the share of positives found when at most the share `fpr` of the negatives is accused.
 
     Accused is who scores above the threshold, the lowest that accuses floor(fpr N) negatives or fewer; with fewer than
-    1 / fpr negatives that is the highest of them. Below some 4.4 / fpr negatives `low` is 0 (at 95 %): so few cannot tell how
-    far out the threshold truly lies.
+    1 / fpr negatives that is the highest of them. Below some 4.4 / fpr negatives `low` is 0 (at 95 %): so few cannot tell
+    how far out the threshold truly lies.
 
     The interval is for the population's rate at the population's threshold and holds for any distribution of scores: half
     of the allowed error goes to the threshold, which lies between two order statistics of the negatives (binomial),
