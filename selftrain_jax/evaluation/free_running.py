@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax import parallel
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
-from selftrain_jax.evaluation.score import check_sequences
+from selftrain_jax.evaluation.score import check_sequences, exact_matmuls
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached, unstack_layers
 from selftrain_jax.sampling.sampler import padded_rows, state_shardings
@@ -66,7 +66,8 @@ def continue_greedily(
             tokens[row, : starts[i]] = sequences[i][: starts[i]]
         if mesh is not None:
             tokens, lengths = parallel.to_global(mesh, (tokens, lengths), (parallel.batch_sharding(mesh),) * 2)
-        written = np.asarray(_continue(model, params, tokens, lengths, first, mesh))
+        with exact_matmuls(dtype):
+            written = np.asarray(_continue(model, params, tokens, lengths, first, mesh))
         for row, i in enumerate(chosen):
             results[i] = written[row, starts[i] - first : len(sequences[i]) - first]
     return results

@@ -4,8 +4,9 @@ Likelihood, multiple choice, minimal pairs and greedy extraction are reductions 
 they are sorted by length, batched, and padded on the right, where a causal model cannot look.
 """
 
+import contextlib
 import functools
-from typing import Sequence
+from typing import ContextManager, Sequence
 
 import flax.struct
 import jax
@@ -165,13 +166,20 @@ def score(
             tokens[row, : len(sequences[i])] = sequences[i]
         if mesh is not None:
             tokens = parallel.to_global(mesh, tokens, parallel.batch_sharding(mesh))
-        scores = score_batch(model, params, tokens, first, moments=moments, sampling=sampling, ways=ways)
+        with exact_matmuls(dtype):
+            scores = score_batch(model, params, tokens, first, moments=moments, sampling=sampling, ways=ways)
         pending.append((chosen, first, scores))
         if len(pending) > 2:  # keep the device busy while the host unpacks
             _unpack(*pending.pop(0), sequences, starts, results)
     for item in pending:
         _unpack(*item, sequences, starts, results)
     return results
+
+
+def exact_matmuls(dtype) -> ContextManager:
+    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16, which
+    moves logits by far more than `MARGIN_NOISE` allows. Half precision is left as it is."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
 def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: ModelConfig) -> None:

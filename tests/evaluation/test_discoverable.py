@@ -72,14 +72,6 @@ def test_top_1_is_greedy_extraction(params):
     assert exact.any() and np.array_equal(log_probs == 0, exact) and np.array_equal(log_probs == -np.inf, ~exact)
 
 
-def test_without_warping_it_is_the_models_own_probability(params):
-    probes = [Probe(np.array([1, 2]), np.array([3, 4, 5])), Probe(np.array([9]), np.array([0, 0]))]
-    scorer = functools.partial(score, params, CONFIG, batch_size=2)
-    plain = SamplingConfig(temperature=1.0, min_new_tokens=0)
-    expected = extract(scorer, probes).log_prob
-    np.testing.assert_allclose(sampled_suffix_log_probs(scorer, probes, plain), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "p_z, p, n", [(0.5, 0.75, 2), (0.5, 0.5, 1), (0.1, 0.5, 7), (0.9, 0.999, 3), (1.0, 0.99, 1), (0.0, 0.1, math.inf)]
 )

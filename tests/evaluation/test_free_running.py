@@ -8,15 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from selftrain_jax import parallel
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
 from selftrain_jax.evaluation.memorization import MARGIN_NOISE, Probe, extract
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
+from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 
 CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=23, rotary_pct=0.5
+    vocab_size=64, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=23, rotary_pct=0.5
 )
 LENGTH = 24
 MODEL = GPTNeoX(CONFIG)
@@ -57,7 +56,7 @@ def probes(sequences):
     """2,000: trained sequences, the same with one wrong token somewhere, and unknown ones, cut at eight places."""
     rng = np.random.default_rng(1)
     texts = [*sequences[:40], *sequences[:40], *sequences[:40], *sequences[40:170]]
-    cut = np.array([4, 5, 7, 8, 11, 14, 17, 20])
+    cut = np.array([4, 5, 7, 8, 9, 11, 13, 15])
     found = []
     for i, text in enumerate(texts):
         for at in cut:
@@ -106,17 +105,6 @@ def test_teacher_forcing_equals_free_running_on_2000_probes(capsys, probes, writ
     assert 300 < exact.sum() < 800 and ((first_mismatch > 0) & ~exact).sum() > 300 and ambiguous.sum() < 40
 
 
-def test_half_precision_overturns_only_ambiguous_probes(capsys, params, probes, found):
-    """bf16 moves logits by hundredths: where decoding disagrees with the fp32 pass, the count must have said so."""
-    written = continue_greedily(params, CONFIG, probes, batch_size=512, dtype=jnp.bfloat16)
-    agrees = [p.suffix == w for p, w in zip(probes, written)]
-    differ = found.first_mismatch != [len(a) if a.all() else np.argmin(a) for a in agrees]
-    ambiguous = found.ambiguous(MARGIN_NOISE["bfloat16"])
-    with capsys.disabled():
-        print(f"\nin bf16: {ambiguous.sum()} ambiguous, {differ.sum()} differ", end=" ")
-    assert not (differ & ~ambiguous).any() and 0 < ambiguous.sum() < 500
-
-
 def test_without_an_allowance_for_noise_nothing_is_ambiguous(found):
     assert not found.ambiguous(0.0).any() and found.ambiguous(np.inf).all() and MARGIN_NOISE["float32"] == 1e-4
 
@@ -151,22 +139,10 @@ def test_graded_is_neither_exact_match_nor_the_teacher_forced_share(probes, writ
     assert graded_score(slipped, [np.array([9, 5, 6, 7])]).tolist() == [0.0]
 
 
-@pytest.mark.parametrize("mesh_sizes, batch_size", [(None, 3), ((2, 2, 2), 16)], ids=str)
-def test_batch_size_order_and_mesh_change_nothing(params, probes, written, mesh_sizes, batch_size):
-    chosen = np.random.default_rng(2).permutation(len(probes))[:24]
-    options = {}
-    if mesh_sizes:
-        options["mesh"] = mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
-        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
-    again = continue_greedily(params, CONFIG, [probes[i] for i in chosen], batch_size=batch_size, **options)
-    for i, tokens in zip(chosen, again, strict=True):
-        np.testing.assert_array_equal(tokens, written[i])
-
-
 def test_bos_takes_part_in_the_prefix(params, probes):
     few = probes[:8]
     cut = [Probe(p.prefix[1:], p.suffix) for p in few]
-    found = continue_greedily(params, CONFIG, cut, bos_token_id=5, batch_size=8)
-    same = continue_greedily(params, CONFIG, [Probe(np.append(5, p.prefix), p.suffix) for p in cut], batch_size=8)
+    found = continue_greedily(params, CONFIG, cut, bos_token_id=5, batch_size=256)
+    same = continue_greedily(params, CONFIG, [Probe(np.append(5, p.prefix), p.suffix) for p in cut], batch_size=256)
     for a, b in zip(found, same):
         np.testing.assert_array_equal(a, b)
