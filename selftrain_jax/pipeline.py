@@ -273,7 +273,7 @@ class Pipeline:
 
     def _evaluate(self, model: str) -> Stage:
         evaluate = self.config.evaluate
-        settings = dataclasses.asdict(evaluate) | {"student": self.student}
+        settings = evaluate.stage_settings() | {"student": self.student}
 
         def work(directory):
             from selftrain_jax.evaluation import suite

@@ -21,6 +21,14 @@ UNITS = {
     "extraction": "% of probes",
     "token_share": "% of suffix tokens",
     "first_mismatch": "tokens",
+    "strength": "% of suffix tokens",
+    "graded": "% of suffix tokens",
+    "approximate": "% of probes",
+    "edit_similarity": "% of characters",
+    "ambiguous": "% of probes",
+    "membership_auc": "0.5: chance",
+    "tpr_at_fpr_0.01": "% of members",
+    "tpr_at_fpr_0.001": "% of members",
     "capability": "% of items",
     "nll": "nats per token",
 }
@@ -220,12 +228,20 @@ def metric_name(metric: str) -> str:
         return "held-out, " + metric_name(f"extraction/{rest[9:]}")
     if (count := repeats(metric)) is not None:
         return f"{count} repeat" + "s" * (count != 1)
-    return {"all": "all probes", "held_out": "held-out"}.get(rest, rest)
+    if match := re.fullmatch(r"held_out=(\w+)", rest):
+        return f"held-out, {match[1]}" + "-gram" * match[1].isdigit()
+    if match := re.fullmatch(r"suffix=(\d+)", rest):
+        return f"first {match[1]} tokens"
+    return {"all": "all probes", "held_out": "held-out"}.get(rest, rest.replace("offset=", "offset "))
 
 
 def group_name(kind: str) -> str:
     """The words for a kind of metric."""
-    return {"nll": "negative log-likelihood"}.get(kind, kind.replace("_", " "))
+    words = {"nll": "negative log-likelihood", "strength": "extraction strength", "graded": "graded memorization score",
+             "approximate": "approximate match", "membership_auc": "membership, AUC",
+             "tpr_at_fpr_0.01": "membership, TPR at 1 % FPR",
+             "tpr_at_fpr_0.001": "membership, TPR at 0.1 % FPR"}  # fmt: skip
+    return words.get(kind, kind.replace("_", " "))
 
 
 def extraction_change(data: ReportData, model: str) -> str | None:
@@ -277,9 +293,23 @@ def explanations(data: ReportData) -> dict[str, str]:
             "repeated them.",
         ),
         "extraction/repeats=": ("repeats", "The same over sequences that occur that often in the pre-training text."),
+        "extraction/held_out=": (
+            "held-out, 13-gram or suffix", "The same with a weaker filter: no 13-gram, or just not the whole suffix.",
+        ),
+        "extraction/suffix=": ("first tokens", "Share of probes that greedy decoding continues so far without an error."),
+        "extraction/offset=": ("offset", "Extraction of probes by the tokens that come before them in training."),
         "extraction/": ("extraction", "Verbatim extraction; lower means that less is memorized."),
         "token_share/": ("token share", "Share of suffix tokens that are the likeliest after the true text so far."),
         "first_mismatch/": ("first mismatch", "Suffix tokens that greedy decoding reproduces before its first error."),
+        "strength/": (
+            "extraction strength", "Share of the suffix that need not be given for greedy decoding to complete it.",
+        ),
+        "graded/": ("graded memorization score", "Share of suffix tokens right, one by one, in free greedy decoding."),
+        "approximate/": ("approximate match", "Share of probes whose continuation has a BLEU above 0.75 with the suffix."),
+        "edit_similarity/": ("edit similarity", "1 - edit distance / length of the continuation's text and the true one."),
+        "ambiguous/": ("ambiguous", "Probes decided by a margin that another batch shape or device could overturn."),
+        "membership_auc/": ("membership", "How well an attack tells planted probes from others: AUC, and members found at a "
+                            "fixed rate of false accusations."),
         "capability/": ("capability", "Share of the suite's items answered correctly; higher is better."),
         "nll/": ("negative log-likelihood", "Mean over the tokens of that text, in nats; lower is better."),
     }

@@ -102,12 +102,22 @@ class EvaluateSettings:
       minimal_pairs: name -> JSON lines with "sentence_good", "sentence_bad".
       probes: JSON lines with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
       probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
-      rules: how multiple choice is decided, "acc" (highest log-probability) and "acc_norm" (highest per character).
+      rules: how multiple choice is decided, "acc" (highest log-probability), "acc_norm" (highest per character) and
+        "acc_bytes" (highest per UTF-8 byte).
       template: prompt of a multiple-choice question; a space and the choice follow it.
       add_bos: put BOS before questions and probe prefixes (for models whose documents start with it).
-      held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset.
+      held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also given
+        for 13-grams and for the whole suffix.
       batch_size: sequences scored at once.
       dtype: compute dtype; published Pythia figures are only reproduced in float32.
+      context_len: tokens that every scored token of `texts` has before it, at least; more is slower (`rolling_windows`).
+      suffix_lengths: extraction is also given for that many first tokens of the suffix, at no cost.
+      offset_edges: token offsets at which a new group begins; extraction is also given by the probes' distance from the
+        start of their training sequence. Needs probes with "offset".
+      free_running: decode greedily after every prefix, for the graded score and the approximate match; several times the
+        cost of extraction.
+      nonmembers: group of probes that the base model's training text does not hold, for example "repeats=0": all others
+        count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
     """
 
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -121,13 +131,22 @@ class EvaluateSettings:
     held_out_ngram: int = 8
     batch_size: int = 64
     dtype: str = "float32"
+    context_len: int = 1
+    suffix_lengths: tuple[int, ...] = ()
+    offset_edges: tuple[int, ...] = ()
+    free_running: bool = False
+    nonmembers: str = ""
 
     def __post_init__(self):
-        for name in ("held_out_ngram", "batch_size"):
+        for name in ("held_out_ngram", "batch_size", "context_len"):
             if getattr(self, name) < 1:
                 raise InputError(f"evaluate {name}={getattr(self, name)} must be at least 1")
-        if not self.rules or set(self.rules) - {"acc", "acc_norm"}:
-            raise InputError(f"evaluate rules={self.rules} must be 'acc', 'acc_norm' or both")
+        for name in ("suffix_lengths", "offset_edges"):
+            values = getattr(self, name)
+            if any(b <= a for a, b in zip((0, *values), values)):
+                raise InputError(f"evaluate {name}={values} must rise, and start at 1 or more")
+        if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:
+            raise InputError(f"evaluate rules={self.rules} must be some of 'acc', 'acc_norm' and 'acc_bytes'")
         if "{question}" not in self.template:
             raise InputError(f"evaluate template={self.template!r} must contain {{question}}")
         if self.probes_chosen not in ("planted", "emitted", "random", "unknown"):
@@ -135,6 +154,14 @@ class EvaluateSettings:
                 f"evaluate probes_chosen={self.probes_chosen!r} must be 'planted', 'emitted', 'random' or 'unknown'"
             )
         _check_dtype("evaluate", self.dtype)
+
+    def stage_settings(self) -> dict[str, Any]:
+        """What decides the result of an evaluation. Later additions are left out at their defaults: the settings of runs
+        from before there was such a thing stay what they were."""
+        added = ("context_len", "suffix_lengths", "offset_edges", "free_running", "nonmembers")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        settings = dataclasses.asdict(self)
+        return {name: v for name, v in settings.items() if name not in added or v != defaults[name]}
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""

@@ -7,10 +7,11 @@ import numpy as np
 
 from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.data.training_set import read_stream
-from selftrain_jax.evaluation import memorization, statistics
+from selftrain_jax.evaluation import approximate, membership, memorization, statistics
 from selftrain_jax.files import read_json
 from selftrain_jax.models import hf
 from selftrain_jax.report_data import ReportData
+from selftrain_jax.settings import EvaluateSettings
 from selftrain_jax.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
@@ -24,6 +25,7 @@ NUM_SAMPLES_SHOWN = 6
 def report_data(pipeline: "Pipeline") -> ReportData:
     """All that the report shows, from what the finished stages left in the workdir."""
     config, workdir = pipeline.config, pipeline.workdir
+    evaluate = config.evaluate
     items = {}
     for model in pipeline.models:
         with np.load(workdir / "evaluate" / model / "items.npz") as arrays:
@@ -31,13 +33,14 @@ def report_data(pipeline: "Pipeline") -> ReportData:
     metrics, comparisons = [], []
     for k, masks in enumerate(_probe_masks(pipeline)):
         # Of the base model only the held-out probes differ between subset numbers.
-        base = [row for row in _measure(items["base"], masks) if k == 0 or "held_out" in row["metric"]]
+        base = [row for row in _measure(items["base"], masks, evaluate) if k == 0 or "held_out" in row["metric"]]
         metrics += [{"model": "base", **row, "seed": k} for row in base]
         for arm in pipeline.arms:
             trained = items[f"{arm}-{k}"]
             name = _model_name(pipeline, arm)
-            metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks)]
-            comparisons += [{"model": name, **row, "seed": k} for row in _compare(items["base"], trained, masks)]
+            metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
+            changes = _compare(_hits(items["base"], masks, evaluate), _hits(trained, masks, evaluate))
+            comparisons += [{"model": name, **row, "seed": k} for row in changes]
     stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
@@ -85,6 +88,11 @@ def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
     fixed = {"extraction/all": np.ones(len(probes), bool)}
     if len(set(groups)) > 1:
         fixed |= {f"extraction/{group}": groups == group for group in dict.fromkeys(groups)}
+    if evaluate.offset_edges:
+        offsets = np.array(memorization.offset_labels(probes, evaluate.offset_edges))
+        by_offset = {f"extraction/offset={label}": offsets == label for label in sorted(set(offsets), key=_first_number)}
+    else:
+        by_offset = {}
     masks = []
     for k in range(subset.num_subsets):
         streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in pipeline.arms]
@@ -94,27 +102,61 @@ def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
             for name, mask in fixed.items()
             if name != "extraction/all"
         }
-        masks.append(fixed | {"extraction/held_out": held_out} | by_group)
+        weaker = {
+            f"extraction/held_out={name}": memorization.held_out(probes, streams, n)
+            for name, n in (("13", 13), ("suffix", None))
+            if n != evaluate.held_out_ngram
+        }
+        masks.append(fixed | by_offset | {"extraction/held_out": held_out} | weaker | by_group)
     return masks
 
 
-def _measure(items: Items, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Rows {"metric", "value", "low", "high", "n"} of one model."""
-    for metric, mask in masks.items():
-        if mask.any():
-            yield _rate(metric, items["probe/exact"][mask])
+def _first_number(label: str) -> float:
+    head = label.rstrip("+").split("-")[0]
+    return float(head) if head.isdigit() else float("inf")
+
+
+def _hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Items:
+    """bool arrays by metric: everything that is a share of items, and compared with the base model item by item."""
+    found = {metric: items["probe/exact"][mask] for metric, mask in masks.items() if mask.any()}
     if masks:
-        for field in ("token_share", "first_mismatch"):
-            values = items[f"probe/{field}"].astype(float)
-            low, high = statistics.bootstrap_mean(values)
-            yield {"metric": f"{field}/all", "value": values.mean(), "low": low, "high": high, "n": len(values)}
+        found |= {f"extraction/suffix={k}": items["probe/first_mismatch"] >= k for k in evaluate.suffix_lengths}
+    if "probe/bleu" in items:
+        found["approximate/all"] = items["probe/bleu"] > approximate.BLEU_THRESHOLD
+    return found | {name: values for name, values in items.items() if name.startswith("capability/")}
+
+
+def _measure(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
+    """Rows {"metric", "value", "low", "high", "n"} of one model."""
+    for metric, hits in _hits(items, masks, evaluate).items():
+        yield _rate(metric, hits)
+    if masks:
+        yield _rate("ambiguous/all", items["probe/least_margin"] < memorization.MARGIN_NOISE[evaluate.dtype])
+        for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity"):
+            if (values := items.get(f"probe/{field}")) is not None:  # a run from before it was measured has none
+                values = values.astype(float)
+                low, high = statistics.bootstrap_mean(values)
+                yield {"metric": f"{field}/all", "value": values.mean(), "low": low, "high": high, "n": len(values)}
+    yield from _membership(items)
     for name, values in items.items():
-        if name.startswith("capability/"):
-            yield _rate(name, values)
-        elif name.startswith("nll/") and not name.endswith(":tokens"):
+        if name.startswith("nll/") and not name.endswith(":tokens"):
             tokens = items[f"{name}:tokens"]
             low, high = _bootstrap_ratio(values, tokens)
             yield {"metric": name, "value": values.sum() / tokens.sum(), "low": low, "high": high, "n": int(tokens.sum())}
+
+
+def _membership(items: Items) -> Iterator[dict[str, Any]]:
+    attacks = {name.partition("/")[2]: values for name, values in items.items() if name.startswith("membership/")}
+    if not attacks:
+        return
+    members = items["membership:members"]
+    for attack, result in membership.membership_results(attacks, members).items():
+        for kind, (value, low, high) in (
+            ("membership_auc", result.auc),
+            ("tpr_at_fpr_0.01", result.tpr_at_1_percent),
+            ("tpr_at_fpr_0.001", result.tpr_at_01_percent),
+        ):
+            yield {"metric": f"{kind}/{attack}", "value": value, "low": low, "high": high, "n": len(members)}
 
 
 def _rate(metric: str, hits: np.ndarray) -> dict[str, Any]:
@@ -130,11 +172,10 @@ def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int
     return float(low), float(high)
 
 
-def _compare(before: Items, after: Items, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _compare(before: Items, after: Items) -> Iterator[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value"}, paired item by item against the base model."""
-    pairs = {metric: (before["probe/exact"][m], after["probe/exact"][m]) for metric, m in masks.items() if m.any()}
-    pairs |= {name: (before[name], after[name]) for name in after if name.startswith("capability/")}
-    for metric, (old, new) in pairs.items():
+    for metric, new in after.items():
+        old = before[metric]
         difference, low, high = statistics.paired_bootstrap_difference(old, new)
         yield {
             "metric": metric, "difference": difference, "low": low, "high": high,

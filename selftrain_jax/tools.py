@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from typing import Callable
 
+from selftrain_jax.errors import InputError
+
 _DTYPE = "float32 (default), bfloat16 or float16"
 
 
@@ -13,11 +15,21 @@ def add_commands(commands) -> None:
     def add(name: str, text: str, more: str = "") -> Callable:
         return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{more}").add_argument
 
-    option = add("probes", "turn published token arrays (lm-extraction-benchmark) into a probe file for another tokenizer")
-    option("--prefixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the prefixes")
-    option("--suffixes", required=True, metavar="FILE.npy", help="token ids [n, length] of the suffixes")
-    option("--source", required=True, metavar="MODEL", help="whose tokenizer the ids belong to, e.g. gpt2")
-    option("--target", required=True, metavar="MODEL", help="whose tokenizer the probes are for")
+    option = add("probes", "make a probe file of published token arrays, of any text or of EleutherAI's memorized-evals",
+                 " Give --text, --dataset, or --prefixes with --suffixes and --source.")  # fmt: skip
+    option("--text", metavar="FILE", help="windows of a text set: JSON lines with text, or one plain text file")
+    option("--dataset", metavar="NAME", help="rows of a data set with columns index and tokens, e.g. "
+           "EleutherAI/pythia-memorized-evals: a hub name or a saved folder")  # fmt: skip
+    option("--split", metavar="NAME", help="part of the data set, e.g. deduped.1.4b")
+    option("--prefixes", metavar="FILE.npy", help="lm-extraction-benchmark: token ids [n, length] of the prefixes")
+    option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
+    option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
+    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (with --text or arrays)")
+    option("--prefix-length", type=int, default=32, metavar="K", help="tokens given (--text, --dataset; default: 32)")
+    option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
+    option("--stride", type=int, metavar="N", help="tokens between windows of a text (default: K + M)")
+    option("--limit", type=int, metavar="N", help="keep N probes, drawn at random")
+    option("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
     option("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
 
     option = add("import", "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`")
@@ -52,10 +64,23 @@ def add_commands(commands) -> None:
 
 
 def _probes(arguments: argparse.Namespace) -> int:
-    from selftrain_jax.evaluation.probes import convert_arrays
+    from selftrain_jax.evaluation import probes
 
-    counts = convert_arrays(arguments.prefixes, arguments.suffixes, arguments.source, arguments.target, arguments.out)
-    print(", ".join(f"{count} {name}" for name, count in counts.items()) + f": {arguments.out}")
+    a = arguments
+    arrays = a.prefixes or a.suffixes or a.source
+    if sum(map(bool, (a.text, a.dataset, arrays))) != 1:
+        raise InputError("probes: give one of --text, --dataset, or --prefixes with --suffixes and --source")
+    needed = ("split",) if a.dataset else ("target",) if a.text else ("prefixes", "suffixes", "source", "target")
+    if missing := [f"--{name}" for name in needed if not getattr(a, name)]:
+        raise InputError(f"probes: {', '.join(missing)} is missing; see selftrain probes --help")
+    drawn = {"prefix_length": a.prefix_length, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
+    if a.text:
+        counts = probes.window_probes(a.text, a.target, a.out, stride=a.stride, **drawn)
+    elif a.dataset:
+        counts = probes.dataset_probes(a.dataset, a.split, a.out, **drawn)
+    else:
+        counts = probes.convert_arrays(a.prefixes, a.suffixes, a.source, a.target, a.out)
+    print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) + f": {a.out}")
     return 0
 
 

@@ -106,6 +106,10 @@ REFUSED = [
     ({"source": "m", "evaluate": {"dtype": "int8"}}, "dtype='int8'"),
     ({"source": "m", "evaluate": {"template": "Q:"}}, "template='Q:'"),
     ({"source": "m", "evaluate": {"held_out_ngram": 0}}, "held_out_ngram=0"),
+    ({"source": "m", "evaluate": {"context_len": 0}}, "context_len=0"),
+    ({"source": "m", "evaluate": {"suffix_lengths": [8, 8]}}, "suffix_lengths=(8, 8)"),
+    ({"source": "m", "evaluate": {"offset_edges": [0, 64]}}, "offset_edges=(0, 64)"),
+    ({"source": "m", "evaluate": {"rules": ["acc_chars"]}}, "rules=('acc_chars',)"),
     ({"source": "m", "evaluate": {"probes_chosen": "guessed"}}, "probes_chosen='guessed'"),
     ({"source": "m", "audit": {"ngram": 0}}, "ngram=0"),
     ({"source": "m", "subset": {"num_tokens": 0}}, "num_tokens=0"),
@@ -137,6 +141,13 @@ def test_the_decode_loop_is_compiled_for_sampling_settings_only():
     small, large = SampleSettings(num_samples=5, top_k=3), SampleSettings(num_samples=9, batch_size=1, top_k=3)
     assert small.sampling() == large.sampling() != SampleSettings(top_k=4).sampling()
     assert hash(small.sampling()) == hash(large.sampling())
+
+
+def test_additions_to_the_evaluation_leave_older_runs_alone():
+    plain = EvaluateSettings().stage_settings()
+    assert "suffix_lengths" not in plain and plain["held_out_ngram"] == 8
+    added = EvaluateSettings(suffix_lengths=(4, 8), free_running=True).stage_settings()
+    assert added == plain | {"suffix_lengths": (4, 8), "free_running": True}
 
 
 def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():

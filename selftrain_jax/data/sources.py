@@ -161,7 +161,7 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
     files = _of_split(name, path, files, split)
     if kind == "parquet":
-        library = _datasets()
+        library = datasets_library()
         try:
             items = library.load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
         except Exception as e:  # Arrow and the file system each raise their own
@@ -192,7 +192,7 @@ def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: s
 
 
 def _saved(name: str, path: pathlib.Path, split: str) -> Source:
-    library = _datasets()
+    library = datasets_library()
     try:
         data = library.load_from_disk(str(path))
     except Exception as e:  # Arrow, JSON and the file system each raise their own
@@ -208,13 +208,13 @@ def _saved(name: str, path: pathlib.Path, split: str) -> Source:
     return Source(name, "huggingface", file_fingerprint(*files), lambda: data)
 
 
-def _datasets():
-    """The Hugging Face library, in a version that cannot run a data set's script."""
+def datasets_library(what: str = "import of this folder"):
+    """The Hugging Face `datasets` library, in a version that cannot run a data set's script; `InputError` without it."""
     try:
         import datasets
     except ImportError:
         raise InputError(
-            "import of this folder needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
+            f"{what} needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
         ) from None
     if int((version := datasets.__version__).split(".")[0]) < 4:
         raise InputError(f"datasets {version} may run a data set's code: pip install -U 'selftrain_jax[datasets]'")

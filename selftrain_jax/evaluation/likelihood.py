@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from typing import Callable, Sequence
+import re
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from selftrain_jax.files import read_jsonl
 from selftrain_jax.models.config import ModelConfig
 
 Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list]
-"""`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in."""
+"""`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also takes the
+keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class TextLikelihood:
     nll: np.ndarray  # float64 [W], summed nats
     num_tokens: np.ndarray  # int64 [W]
     num_bytes: int  # UTF-8 bytes of the whole set
+    num_chars: int  # Unicode code points of the whole set
+    num_words: int  # pieces between runs of white space, as the harness counts them
 
     @property
     def nll_per_token(self) -> float:
@@ -33,23 +37,80 @@ class TextLikelihood:
         """Comparable between tokenizers (Gao et al. 2020, The Pile, section 3.1)."""
         return float(self.nll.sum() / np.log(2) / self.num_bytes)
 
+    @property
+    def bits_per_char(self) -> float:
+        """Per Unicode character: above bits per byte wherever the text is not all ASCII."""
+        return float(self.nll.sum() / np.log(2) / self.num_chars)
 
-def text_likelihood(scorer: Scorer, config: ModelConfig, tokenizer, texts: Sequence[str]) -> TextLikelihood:
-    """Every token of every text is scored once, in windows of the model's whole context.
+    @property
+    def byte_perplexity(self) -> float:
+        """exp(nll / bytes), the harness's `byte_perplexity`: 2 to the bits per byte."""
+        return float(np.exp(self.nll.sum() / self.num_bytes))
 
-    The first window of a text starts at BOS, each later one at the last token of the one before (the harness's
-    `loglikelihood_rolling` with one token of context).
+    @property
+    def word_perplexity(self) -> float:
+        """exp(nll / words), the harness's `word_perplexity` (as WikiText's is usually given); infinite past 1e308."""
+        with np.errstate(over="ignore"):  # some text has hardly any white space
+            return float(np.exp(self.nll.sum() / self.num_words))
+
+
+def text_likelihood(
+    scorer: Scorer, config: ModelConfig, tokenizer, texts: Sequence[str], *, context_len: int = 1
+) -> TextLikelihood:
+    """Every token of every text is scored once, in the windows of `rolling_windows` over the model's whole context.
+
+    The first token of a text is scored given BOS alone. `context_len` is explained at `rolling_windows`.
     """
-    windows = []
+    _check_context(context_len, config.max_position)
+    windows, starts = [], []
     for ids in encode_all(tokenizer, texts):
-        ids = np.concatenate([[config.bos_token_id], ids]).astype(np.int32)
-        windows += [ids[i : i + config.max_position + 1] for i in range(0, len(ids) - 1, config.max_position)]
-    scores = scorer(windows, [1] * len(windows))
+        for sequence, start in rolling_windows(ids, config.bos_token_id, config.max_position, context_len):
+            windows.append(sequence)
+            starts.append(start)
+    scores = scorer(windows, starts)
     return TextLikelihood(
         nll=np.array([-s.log_probs.sum(dtype=np.float64) for s in scores]),
         num_tokens=np.array([s.log_probs.size for s in scores]),
         num_bytes=sum(len(text.encode()) for text in texts),
+        num_chars=sum(map(len, texts)),
+        num_words=sum(len(re.split(r"\s+", text)) for text in texts),
     )
+
+
+def rolling_windows(
+    ids: Sequence[int], prefix_id: int, max_seq_len: int, context_len: int = 1
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Cuts a long text into (sequence, first scored index): every id is scored exactly once, given at least
+    `context_len` ids before it (fewer only at the text's own beginning, where `prefix_id` comes first).
+
+    These are the windows of the harness's rolling log-likelihood: the first scores `max_seq_len` ids; each later one moves
+    on by the stride max_seq_len - context_len + 1 and scores as many. The last one, with fewer left to score, is filled
+    up with older context rather than left short. `context_len` 1 is the fastest and gives the worst likelihood;
+    `max_seq_len` scores one id per window, each given all that the model can see.
+
+    Args:
+      ids: the text.
+      prefix_id: stands before the text, usually BOS.
+      max_seq_len: inputs that the model can see; a window holds at most one id more, its last being scored only.
+      context_len: from 1 to `max_seq_len`.
+
+    Raises:
+      InputError: `context_len` is out of range.
+    """
+    _check_context(context_len, max_seq_len)
+    ids = np.concatenate([[prefix_id], ids]).astype(np.int32)  # from here on id i is the input, id i + 1 its target
+    stride = max_seq_len - context_len + 1
+    scored = 0
+    while scored < len(ids) - 1:
+        end = min(scored + (stride if scored else max_seq_len), len(ids) - 1)
+        begin = max(end - max_seq_len, 0)
+        yield ids[begin : end + 1], scored + 1 - begin
+        scored = end
+
+
+def _check_context(context_len: int, max_seq_len: int) -> None:
+    if not 1 <= context_len <= max_seq_len:
+        raise InputError(f"context_len={context_len} must lie between 1 and the model's context of {max_seq_len}")
 
 
 def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -101,18 +162,19 @@ def choice_log_probs(
 def multiple_choice(
     scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
 ) -> dict[str, np.ndarray]:
-    """Which questions are answered right: bool `[n]` for each of two rules.
+    """Which questions are answered right: bool `[n]` for each of three rules.
 
-    "acc" picks the choice of the highest log-probability, "acc_norm" that of the highest per character (both as in
-    lm-evaluation-harness; the first choice wins ties).
+    "acc" picks the choice of the highest log-probability, "acc_norm" that of the highest per character, "acc_bytes" per
+    UTF-8 byte (all as in lm-evaluation-harness; the first choice wins ties).
 
     The arguments are those of `choice_log_probs`.
     """
-    hits = {"acc": [], "acc_norm": []}
+    hits = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for row, log_probs in zip(rows, choice_log_probs(scorer, config, tokenizer, rows, template, add_bos=add_bos)):
-        lengths = np.array([len(choice.lstrip()) for choice in row["choices"]])
+        choices = [choice.lstrip() for choice in row["choices"]]
         hits["acc"].append(np.argmax(log_probs) == row["gold"])
-        hits["acc_norm"].append(np.argmax(log_probs / lengths) == row["gold"])
+        hits["acc_norm"].append(np.argmax(log_probs / list(map(len, choices))) == row["gold"])
+        hits["acc_bytes"].append(np.argmax(log_probs / [len(c.encode()) for c in choices]) == row["gold"])
     return {rule: np.array(values) for rule, values in hits.items()}
 
 

@@ -1,4 +1,8 @@
-"""Verbatim memorization: greedy extraction of known training sequences, by one teacher-forced pass."""
+"""Verbatim memorization: greedy extraction of known training sequences, by one teacher-forced pass.
+
+Its relatives have rooms of their own: `free_running` (graded score), `approximate` (nearly the same text), `discoverable`
+(extraction by sampling), `exposure` (canaries) and `membership`.
+"""
 
 import dataclasses
 import pathlib
@@ -7,9 +11,14 @@ from typing import Sequence
 import numpy as np
 
 from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer
 from selftrain_jax.files import read_jsonl
 from selftrain_jax.models.config import ModelConfig
+
+MARGIN_NOISE = {"float32": 1e-4, "bfloat16": 0.125}
+"""By compute dtype: two passes over the same tokens in other shapes (another batch, a cache) may differ by this much in the
+gap of two logits. fp32: what `selftrain verify` allows; bf16: its eight bits at hidden states that make logits of 30."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +28,15 @@ class Probe:
     prefix: np.ndarray  # int32
     suffix: np.ndarray  # int32
     group: str = "all"  # for example how often the sequence was seen in training
+    offset: int | None = None  # tokens of the training sequence that come before the prefix, where known
 
 
 def load_probes(path: str | pathlib.Path, config: ModelConfig, *, add_bos: bool = False) -> list[Probe]:
-    """Probes of a JSON-lines file with "prefix" and "suffix" (token ids) and, if it likes, "group".
+    """Probes of a JSON-lines file with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
 
     Raises:
-      InputError: a broken line, an empty part, ids outside the vocabulary, or a probe longer than the context; each
-        named by its number.
+      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, or a probe longer
+        than the context; each named by its number.
     """
     probes = []
     for number, row in enumerate(read_jsonl(path, ("prefix", "suffix"), "probe file"), 1):
@@ -43,7 +53,10 @@ def load_probes(path: str | pathlib.Path, config: ModelConfig, *, add_bos: bool 
                 f"{where}: {prefix.size + suffix.size} tokens are longer than the model's context of "
                 f"{config.max_position}; use shorter probes"
             )
-        probes.append(Probe(prefix, suffix, str(row.get("group", "all"))))
+        offset = row.get("offset")
+        if offset is not None and (type(offset) is not int or offset < 0):
+            raise InputError(f"{where}: offset={offset!r} must count the tokens before the prefix, 0 or more")
+        probes.append(Probe(prefix, suffix, str(row.get("group", "all")), offset))
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
     return probes
@@ -56,27 +69,126 @@ class Extraction:
     exact: np.ndarray  # bool [n]; greedy decoding reproduces the whole suffix
     first_mismatch: np.ndarray  # int64 [n]; suffix tokens reproduced before the first miss (its length when exact)
     token_share: np.ndarray  # float64 [n]; share of suffix tokens that are the argmax given the TRUE tokens before
+    strength: np.ndarray  # float64 [n]; extraction strength of the suffix given the prefix, see `extraction_strength`
     log_prob: np.ndarray  # float64 [n]; nats of the whole suffix
     least_margin: np.ndarray  # float64 [n]; smallest gap between the two best logits up to where it is decided
+    length: np.ndarray  # int64 [n]; suffix tokens
+
+    def extracted(self, num_tokens: int) -> np.ndarray:
+        """bool `[n]`: greedy decoding reproduces the first `num_tokens` of the suffix.
+
+        Every shorter suffix is free: it is reproduced when the first miss comes later. So one pass over 32 + 32 tokens
+        also gives extraction at 32 + 1, ..., 32 + 31.
+
+        Raises:
+          InputError: the number is below 1 or above the shortest suffix.
+        """
+        if not 1 <= num_tokens <= self.length.min():
+            raise InputError(
+                f"suffix length {num_tokens} must lie between 1 and {self.length.min()}, the shortest suffix of the probes"
+            )
+        return self.first_mismatch >= num_tokens
+
+    def ambiguous(self, noise: float = MARGIN_NOISE["float32"]) -> np.ndarray:
+        """bool `[n]`: some token up to the first miss won by a margin below `noise`, in logits.
+
+        Only of these probes may `exact` and `first_mismatch` come out otherwise in a pass of another shape, precision or
+        device, such as a decode loop with a cache. A miss with a clear winner is not ambiguous.
+        """
+        return self.least_margin < noise
 
 
 def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None = None) -> Extraction:
-    """Exact-match extraction (Carlini et al. 2023, section 3: "extractable with k tokens of context").
+    """Exact-match extraction (Carlini et al. 2023, arXiv 2202.07646, section 3: "extractable with k tokens of context").
 
-    Greedy decoding emits the suffix exactly when every suffix token is the argmax of the teacher-forced pass: up to
-    the first miss both condition on the same tokens. `bos_token_id` is put before every prefix when given.
+    A suffix s of m tokens is extractable with the k tokens p before it if greedy decoding from p emits s. The published
+    settings are k = m = 50 (Carlini et al.) and k = m = 32 (Biderman et al. 2023, arXiv 2304.11158); here every probe
+    brings its own lengths. Greedy decoding emits the suffix exactly when every suffix token is the argmax of the
+    teacher-forced pass: up to the first miss both condition on the same tokens.
+
+    Args:
+      scorer: the model.
+      probes: what to extract.
+      bos_token_id: put before every prefix when given.
+
+    Raises:
+      InputError: a probe that `score` cannot score (an empty part, too long, ids outside the vocabulary).
     """
-    head = [] if bos_token_id is None else [bos_token_id]
-    sequences = [np.concatenate([head, p.prefix, p.suffix]).astype(np.int32) for p in probes]
-    scores = scorer(sequences, [len(head) + len(p.prefix) for p in probes])
+    sequences, starts = probe_sequences(probes, bos_token_id)
+    scores = scorer(sequences, starts)
     mismatch = [len(s.hits) if s.hits.all() else int(np.argmin(s.hits)) for s in scores]
     return Extraction(
         exact=np.array([bool(s.hits.all()) for s in scores]),
         first_mismatch=np.array(mismatch),
         token_share=np.array([s.hits.mean() for s in scores]),
+        strength=np.array([_strength(s.hits) for s in scores]),
         log_prob=np.array([s.log_probs.sum(dtype=np.float64) for s in scores]),
         least_margin=np.array([s.margins[: m + 1].min() for s, m in zip(scores, mismatch)], np.float64),
+        length=np.array([len(s.hits) for s in scores]),
     )
+
+
+def probe_sequences(probes: Sequence[Probe], bos_token_id: int | None = None) -> tuple[list[np.ndarray], list[int]]:
+    """Every probe as one array, and where its suffix starts: the arguments of a scorer."""
+    head = np.array([] if bos_token_id is None else [bos_token_id], np.int32)
+    parts = [[head, np.asarray(p.prefix), np.asarray(p.suffix)] for p in probes]
+    # An empty list would be an array of floats, and make the whole sequence one.
+    sequences = [np.concatenate([x for x in three if x.size] or [head]) for three in parts]
+    return sequences, [len(head) + len(p.prefix) for p in probes]
+
+
+def extraction_strength(scorer: Scorer, sequences: Sequence[np.ndarray], *, bos_token_id: int | None = None) -> np.ndarray:
+    """float64 `[n]`: how little of a sequence must be given for greedy decoding to emit all the rest, in [0, 1].
+
+    1 - k / T with the smallest k such that greedy decoding from the first k of the T tokens emits the other T - k (Carlini
+    et al. 2021, arXiv 2012.07805; in this form Wang et al. 2025, arXiv 2406.09179, "extraction strength"). One
+    teacher-forced pass suffices: k is the position behind the last token that is not the argmax. Without
+    `bos_token_id` the first token has no predecessor and always belongs to what is given (k >= 1).
+
+    Raises:
+      InputError: a sequence that `score` cannot score.
+    """
+    head = [] if bos_token_id is None else [bos_token_id]
+    scores = scorer([np.concatenate([np.array(head, np.int32), np.asarray(s)]) for s in sequences], [1] * len(sequences))
+    free = 1 - len(head)
+    return np.array([_strength(np.concatenate([np.zeros(free, bool), s.hits])) for s in scores])
+
+
+def _strength(hits: np.ndarray) -> float:
+    misses = np.flatnonzero(~hits)
+    return 1.0 - (int(misses[-1]) + 1) / len(hits) if misses.size else 1.0
+
+
+def breakdown(hits: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, float, float, int]]:
+    """Label -> (rate, low, high, n) of the hits `[n]` that carry it, with 95 % Clopper-Pearson intervals."""
+    labels = np.asarray(labels)
+    found = {}
+    for label in dict.fromkeys(labels.tolist()):
+        part = hits[labels == label]
+        found[label] = (float(part.mean()), *statistics.clopper_pearson(int(part.sum()), len(part)), len(part))
+    return found
+
+
+def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
+    """The bin of every probe's distance from the start of its training sequence: "0-63", "64-511", "512+", "unknown".
+
+    A model recalls what it met early in its context window better than the same text further in (the offset effect, arXiv
+    2505.13171), so that extraction rates at different distances are not comparable.
+
+    Args:
+      probes: probes, of which some know their `offset`.
+      edges: rising tokens counts at which a new bin begins, for example (64, 512); 0 begins one anyway.
+
+    Raises:
+      InputError: edges that do not rise.
+    """
+    starts = [0, *edges]
+    if any(b <= a for a, b in zip(starts, starts[1:])):
+        raise InputError(f"offset edges {tuple(edges)} must rise, and start above 0")
+    names = [f"{a}-{b - 1}" for a, b in zip(starts, starts[1:])] + [f"{starts[-1]}+"]
+    return [
+        "unknown" if p.offset is None else names[int(np.searchsorted(starts, p.offset, side="right")) - 1] for p in probes
+    ]
 
 
 def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
@@ -91,14 +203,16 @@ def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
     return hashes
 
 
-def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int = 8) -> np.ndarray:
+def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int | None = 8) -> np.ndarray:
     """bool `[n]`: no n-gram of the probe (prefix and suffix together) occurs in any of the training token arrays.
 
-    A probe shorter than n tokens is held out when it does not occur whole. Hashes of 64 bits stand in for n-grams: a
-    chance collision can only call a probe seen that was not, once in about 10^10 probes at 10^9 training tokens.
+    The usual sizes are 8 (strict) and 13 (Brown et al. 2020, arXiv 2005.14165, appendix C); None asks for the least, that
+    the whole suffix does not occur. A probe shorter than n tokens is held out when it does not occur whole. Hashes of 64
+    bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10 probes at
+    10^9 training tokens.
     """
-    sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
-    orders = np.array([min(n, len(ids)) for ids in sequences])
+    sequences = [p.suffix if n is None else np.concatenate([p.prefix, p.suffix]) for p in probes]
+    orders = np.array([len(ids) if n is None else min(n, len(ids)) for ids in sequences])
     clean = np.ones(len(probes), bool)
     for m in set(orders.tolist()):
         chosen = np.flatnonzero(orders == m)

@@ -1,14 +1,18 @@
-"""Extraction probes from published token arrays of another tokenizer."""
+"""Extraction probes from published token arrays of another tokenizer, from any text, and from EleutherAI's data sets."""
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.data.sources import datasets_library
+from selftrain_jax.data.texts import load_texts
+from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.files import write_jsonl
-from selftrain_jax.models.tokenizer import load_tokenizer
+from selftrain_jax.models.tokenizer import encode_texts, load_tokenizer
+
+MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"
 
 
 def convert_arrays(
@@ -52,6 +56,133 @@ def convert_arrays(
         raise InputError(f"no pair of {prefixes} and {suffixes} keeps its boundary under the tokenizer of {target}")
     write_jsonl(out, rows)
     return {"read": len(joined), "written": len(rows), "dropped": len(joined) - len(rows)}
+
+
+def window_probes(
+    path: str | os.PathLike,
+    target: str,
+    out: str | os.PathLike,
+    *,
+    prefix_length: int = 32,
+    suffix_length: int = 32,
+    stride: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes windows of `prefix_length` + `suffix_length` tokens of a text set as a probe file.
+
+    Each row also says which text of the set it is from ("document", from 1) and how many of its tokens come before
+    ("offset"). Windows never reach over the end of a text.
+
+    Args:
+      path: JSON lines with "text", or one plain text file.
+      target: model or tokenizer directory (or hub name) whose tokens the probes hold.
+      out: the JSON-lines file to write.
+      stride: tokens from the start of one window to the next; default: one window ends where the next begins.
+      limit: keep that many windows, drawn at random with `seed`, in the order of the text.
+
+    Returns:
+      {"texts", "too_short" (texts without a window), "windows", "written"}.
+
+    Raises:
+      InputError: a setting below 1, a missing file, a broken line (named by number), or no text that is long enough.
+    """
+    length = prefix_length + suffix_length
+    stride = length if stride is None else stride
+    _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, stride=stride, limit=limit)
+    documents = encode_texts(load_tokenizer(target), load_texts(path))
+    places = [(i, at) for i, ids in enumerate(documents) for at in range(0, len(ids) - length + 1, stride)]
+    if not places:
+        raise InputError(f"text set {path}: no text has {length} tokens; lower prefix_length or suffix_length")
+    rows = []
+    for n in _chosen(len(places), limit, seed):
+        i, at = places[n]
+        ids = documents[i][at : at + length]
+        rows.append({"prefix": ids[:prefix_length], "suffix": ids[prefix_length:], "document": i + 1, "offset": at})
+    write_jsonl(out, rows)
+    too_short = sum(len(ids) < length for ids in documents)
+    return {"texts": len(documents), "too_short": too_short, "windows": len(places), "written": len(rows)}
+
+
+def dataset_probes(
+    source: str,
+    split: str,
+    out: str | os.PathLike,
+    *,
+    prefix_length: int = 32,
+    suffix_length: int = 32,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Writes the rows of a data set of Pythia tokens as a probe file, each with its "index", the sequence's number.
+
+    Made for `EleutherAI/pythia-memorized-evals` (columns index, tokens; splits such as duped.70m or deduped.1.4b: the first
+    64 tokens of training sequences, of which the model emits the last 32 after the first 32, so that extraction "before" is
+    100 % by construction) and for its random base rate, `EleutherAI/pile-deduped-pythia-random-sampled` (Index, Tokens).
+
+    Args:
+      source: name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
+      split: which part of it.
+      out: the JSON-lines file to write.
+      prefix_length, suffix_length: how a row is cut; tokens beyond are left out.
+      limit: keep that many rows, drawn at random with `seed`, in the order of the data set.
+
+    Returns:
+      {"read", "written"}.
+
+    Raises:
+      InputError: the library is not installed, the hub cannot be reached, there is no such split or column, or a row
+        (named by number, from 1) has too few tokens.
+    """
+    _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, limit=limit)
+    data = _open_dataset(source, split)
+    columns = {name.lower(): name for name in data.column_names}
+    if missing := [name for name in ("index", "tokens") if name not in columns]:
+        known = ", ".join(data.column_names)
+        raise InputError(f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set")
+    chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
+    for number, row in zip(chosen, data.select(chosen)):
+        ids = row[columns["tokens"]]
+        if len(ids) < length:
+            raise InputError(
+                f"probe data set {source}, row {number + 1}: {len(ids)} tokens are fewer than prefix_length={prefix_length} "
+                f"+ suffix_length={suffix_length}; lower them"
+            )
+        cut = {"prefix": ids[:prefix_length], "suffix": ids[prefix_length:length]}
+        rows.append(cut | {"offset": 0, "index": row[columns["index"]]})
+    if not rows:
+        raise InputError(f"probe data set {source}: split {split!r} is empty")
+    write_jsonl(out, rows)
+    return {"read": len(data), "written": len(rows)}
+
+
+def _open_dataset(source: str, split: str) -> Any:
+    library = datasets_library(f"probe data set {source}")
+    try:
+        if not pathlib.Path(source).is_dir():
+            return library.load_dataset(source, split=split).with_format(None)
+        data = library.load_from_disk(source)
+    except Exception as e:  # the hub, Arrow and the file system each raise their own
+        raise InputError(
+            f"probe data set {source}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face "
+            "hub or its cache: elsewhere, give a folder that datasets' save_to_disk wrote"
+        ) from None
+    parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}
+    if split not in parts:
+        raise InputError(f"probe data set {source} has no split {split!r}; it has {', '.join(parts)}")
+    return parts[split].with_format(None)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"probes {name}={count} must be at least 1")
+
+
+def _chosen(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    if limit is None or limit >= count:
+        return range(count)
+    return sorted(np.random.default_rng(seed).choice(count, limit, replace=False).tolist())
 
 
 def _load(path: str | os.PathLike) -> np.ndarray:

@@ -4,8 +4,9 @@ Likelihood, multiple choice, minimal pairs and greedy extraction are reductions 
 they are sorted by length, batched, and padded on the right, where a causal model cannot look.
 """
 
+import contextlib
 import functools
-from typing import Sequence
+from typing import ContextManager, Sequence
 
 import flax.struct
 import jax
@@ -18,63 +19,97 @@ from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, Params
+from selftrain_jax.sampling.warp import SamplingConfig, warp
 
-_CHUNK = 64  # time steps whose logits exist at once
+_LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
 _ROUND = 16  # sequence lengths and first scored positions are rounded to it at least: few shapes to compile
 
 
 @flax.struct.dataclass
 class TokenScores:
-    """One entry per scored token of one sequence (or `[B, K]` inside jit)."""
+    """One entry per scored token of one sequence (or `[B, K]` inside jit); None where it was not asked for."""
 
     log_probs: Float[Array, "K"]  # nats
     ranks: Int[Array, "K"]  # tokens ahead of it; 0 = greedy decoding emits it (the lowest id wins ties)
     margins: Float[Array, "K"]  # logit of the most likely token minus that of the runner-up, >= 0
+    means: Float[Array, "K"] | None = None  # nats; expected log-prob of a token drawn from the model here (-entropy)
+    variances: Float[Array, "K"] | None = None  # nats^2; variance of the same
+    sampled_log_probs: Float[Array, "K"] | None = None  # nats; under temperature, top-k and top-p; -inf: never drawn
 
     @property
     def hits(self):
         return self.ranks == 0
 
 
-@functools.partial(jax.jit, static_argnames=("model", "start"))
-def score_batch(model: GPTNeoX, params: Params, tokens: Int[Array, "B T"], start: int = 1) -> TokenScores:
+@functools.partial(jax.jit, static_argnames=("model", "start", "moments", "sampling", "ways"))
+def score_batch(
+    model: GPTNeoX,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    start: int = 1,
+    *,
+    moments: bool = False,
+    sampling: SamplingConfig | None = None,
+    ways: int = 1,
+) -> TokenScores:
     """Scores tokens `start ... T-1` of every row given those before them; fields are `[B, T - start]`.
 
-    Only the scored positions are projected to the vocabulary, `_CHUNK` of them at a time, in fp32.
+    Only the scored positions are projected to the vocabulary, in fp32, and only so many at a time that their logits fit in
+    `_LOGIT_BYTES` on each of the `ways` devices that share the rows (a divisor of B).
     """
     hidden = model.apply({"params": params}, tokens[:, :-1])[:, start - 1 :]
     targets = tokens[:, start:]
-    count = targets.shape[1]
-    chunk = min(_CHUNK, count)
-    extra = -count % chunk
+    rows, count = targets.shape
+    per_device = rows * count // ways
+    num_chunks = -(-per_device // max(_LOGIT_BYTES // (4 * model.config.vocab_size), 1))
+    chunk = -(-per_device // num_chunks)
 
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    # Rows and positions in one axis would tear rows from their device: a leading axis keeps the devices apart.
+    def split(x):  # [B, K, ...] -> [chunks, ways, positions, ...]
+        x = x.reshape(ways, per_device, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, num_chunks * chunk - per_device)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(ways, num_chunks, chunk, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(ways, -1)[:, :per_device].reshape(rows, count)
 
     def one_chunk(xs):
         h, target = xs
-        logits = model.apply({"params": params}, h, method="logits")
-        ids = jnp.arange(logits.shape[-1])
-        picked = jnp.take_along_axis(logits, target[..., None], axis=-1)
-        ahead = (logits > picked) | ((logits == picked) & (ids < target[..., None]))
-        # Comparing with the maximum instead of asking for its index: argmax is ten times slower than max on a CPU.
-        best = jnp.max(logits, axis=-1, keepdims=True)
-        is_best = logits == best
-        runner_up = jnp.max(jnp.where(is_best, -jnp.inf, logits), axis=-1)
-        tied = jnp.sum(is_best, axis=-1) > 1
-        return TokenScores(
-            log_probs=picked[..., 0] - jax.nn.logsumexp(logits, axis=-1),
-            ranks=jnp.sum(ahead, axis=-1, dtype=jnp.int32),
-            margins=jnp.where(tied, 0.0, best[..., 0] - runner_up),
-        )
+        return _score_logits(model.apply({"params": params}, h, method="logits"), target, moments, sampling)
 
-    scores = jax.lax.map(one_chunk, (split(hidden), split(targets)))
+    return jax.tree.map(join, jax.lax.map(one_chunk, (split(hidden), split(targets))))
 
-    def join(x):
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :count]
 
-    return jax.tree.map(join, scores)
+def _score_logits(logits, target, moments: bool, sampling: SamplingConfig | None) -> TokenScores:
+    """The fields `[..., C]` of targets `[..., C]` under logits `[..., C, V]`."""
+    ids = jnp.arange(logits.shape[-1])
+    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)
+    ahead = (logits > picked) | ((logits == picked) & (ids < target[..., None]))
+    # Comparing with the maximum instead of asking for its index: argmax is ten times slower than max on a CPU.
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    is_best = logits == best
+    runner_up = jnp.max(jnp.where(is_best, -jnp.inf, logits), axis=-1)
+    tied = jnp.sum(is_best, axis=-1) > 1
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    scores = TokenScores(
+        log_probs=picked[..., 0] - normalizer,
+        ranks=jnp.sum(ahead, axis=-1, dtype=jnp.int32),
+        margins=jnp.where(tied, 0.0, best[..., 0] - runner_up),
+    )
+    if moments:
+        # The mean first, then squares of what is left: the difference of two large moments would lose fp32's digits.
+        log_probs = logits - normalizer[..., None]
+        probs = jnp.exp(log_probs)
+        means = jnp.sum(probs * log_probs, axis=-1)
+        variances = jnp.sum(probs * jnp.square(log_probs - means[..., None]), axis=-1)
+        scores = scores.replace(means=means, variances=variances)
+    if sampling is not None:
+        flat = logits.reshape(-1, logits.shape[-1])
+        # Nothing is forbidden here: with min_new_tokens=0 even EOS is a token like others.
+        warped = warp(flat, sampling, jnp.array(True), jnp.array(False), 0).reshape(logits.shape)
+        chosen = jnp.take_along_axis(warped, target[..., None], axis=-1)[..., 0]
+        scores = scores.replace(sampled_log_probs=chosen - jax.nn.logsumexp(warped, axis=-1))
+    return scores
 
 
 def score(
@@ -86,6 +121,8 @@ def score(
     mesh: Mesh | None = None,
     batch_size: int = 64,
     dtype=jnp.float32,
+    moments: bool = False,
+    sampling: SamplingConfig | None = None,
 ) -> list[TokenScores]:
     """Scores token `starts[i]` and all after it of every sequence i, given the tokens before.
 
@@ -96,6 +133,9 @@ def score(
       mesh: devices over which the rows of a batch are spread.
       batch_size: rows per pass.
       dtype: compute dtype of the forward pass; the projection and the results are fp32 always.
+      moments: also fill in `means` and `variances`, which costs two more passes over the logits.
+      sampling: also fill in `sampled_log_probs`, the log-probabilities under its temperature, top-k and top-p (its limits
+        on length are ignored: no token is forbidden, and EOS does not stop).
 
     Returns:
       `TokenScores` of numpy arrays `[len(sequence) - start]`, in the order of `sequences`.
@@ -106,27 +146,11 @@ def score(
     """
     sequences = [np.asarray(s) for s in sequences]
     starts = [1] * len(sequences) if starts is None else list(starts)
-    for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-        if not 1 <= start < len(sequence):
-            raise InputError(
-                f"sequence {i}: cannot score from token {start} of {len(sequence)}: each scored token needs a "
-                "predecessor, and there must be one to score"
-            )
-        if len(sequence) - 1 > config.max_position:
-            raise InputError(
-                f"sequence {i} has {len(sequence)} tokens, too many for the model's context of {config.max_position}: "
-                "shorten it"
-            )
-        if sequence.dtype.kind not in "iu":
-            raise InputError(f"sequence {i} must hold token ids, that is integers, not {sequence.dtype}")
-        if sequence.min() < 0 or sequence.max() >= config.vocab_size:
-            raise InputError(f"sequence {i} holds token ids outside the model's vocabulary of {config.vocab_size}")
+    check_sequences(sequences, starts, config)
 
     model = GPTNeoX(config, dtype=dtype)
-    rows = batch_size
-    if mesh is not None:
-        ways = parallel.batch_ways(mesh)
-        rows = -(-batch_size // ways) * ways
+    ways = 1 if mesh is None else parallel.batch_ways(mesh)
+    rows = -(-batch_size // ways) * ways
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), starts[i]))
     results: list[TokenScores | None] = [None] * len(sequences)
     pending = []
@@ -142,12 +166,39 @@ def score(
             tokens[row, : len(sequences[i])] = sequences[i]
         if mesh is not None:
             tokens = parallel.to_global(mesh, tokens, parallel.batch_sharding(mesh))
-        pending.append((chosen, first, score_batch(model, params, tokens, first)))
+        with exact_matmuls(dtype):
+            scores = score_batch(model, params, tokens, first, moments=moments, sampling=sampling, ways=ways)
+        pending.append((chosen, first, scores))
         if len(pending) > 2:  # keep the device busy while the host unpacks
             _unpack(*pending.pop(0), sequences, starts, results)
     for item in pending:
         _unpack(*item, sequences, starts, results)
     return results
+
+
+def exact_matmuls(dtype) -> ContextManager:
+    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16, which
+    moves logits by far more than `MARGIN_NOISE` allows. Half precision is left as it is."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
+
+
+def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: ModelConfig) -> None:
+    """Raises the `InputError`s of `score` for token arrays that are to be scored or continued from `starts`."""
+    for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        if not 1 <= start < len(sequence):
+            raise InputError(
+                f"sequence {i}: cannot score from token {start} of {len(sequence)}: each scored token needs a "
+                "predecessor, and there must be one to score"
+            )
+        if len(sequence) - 1 > config.max_position:
+            raise InputError(
+                f"sequence {i} has {len(sequence)} tokens, too many for the model's context of {config.max_position}: "
+                "shorten it"
+            )
+        if sequence.dtype.kind not in "iu":
+            raise InputError(f"sequence {i} must hold token ids, that is integers, not {sequence.dtype}")
+        if sequence.min() < 0 or sequence.max() >= config.vocab_size:
+            raise InputError(f"sequence {i} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
 def _unpack(chosen, first, scores, sequences, starts, results):

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.evaluation import likelihood, memorization
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.files import write_atomic
 from selftrain_jax.models.config import ModelConfig
@@ -18,13 +19,31 @@ from selftrain_jax.models.tokenizer import load_tokenizer
 
 
 def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConfig) -> tuple[dict, dict, dict, list]:
-    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable."""
-    return (
+    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and for
+    settings that do not fit the probes or the model."""
+    if settings.texts and settings.context_len > config.max_position:
+        raise InputError(
+            f"evaluate context_len={settings.context_len} is longer than the model's context of {config.max_position}"
+        )
+    inputs = (
         {name: load_texts(find(path)) for name, path in settings.texts.items()},
         {name: likelihood.load_multiple_choice(find(path)) for name, path in settings.multiple_choice.items()},
         {name: likelihood.load_minimal_pairs(find(path)) for name, path in settings.minimal_pairs.items()},
         memorization.load_probes(find(settings.probes), config, add_bos=settings.add_bos) if settings.probes else [],
     )
+    probes = inputs[-1]
+    shortest = min((len(p.suffix) for p in probes), default=0)
+    if settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
+        raise InputError(
+            f"evaluate suffix_lengths={settings.suffix_lengths} go beyond the shortest suffix, which has {shortest} tokens"
+        )
+    groups = {p.group for p in probes}
+    if settings.nonmembers and (settings.nonmembers not in groups or len(groups) < 2):
+        raise InputError(
+            f"evaluate nonmembers={settings.nonmembers!r} must be one of several groups of probes, of "
+            f"{', '.join(sorted(groups)) or 'none'}"
+        )
+    return inputs
 
 
 def evaluate_model(
@@ -40,7 +59,8 @@ def evaluate_model(
     """Measures `model` (config, params) and writes `items.npz` into `directory`.
 
     Its arrays, one entry per item: "capability/<suite>" bool, "capability/<suite>:acc_norm" bool, "nll/<set>" and
-    "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`.
+    "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`; where asked for also
+    "probe/graded", "probe/bleu", "probe/edit_similarity", and "membership/<attack>" with "membership:members" bool.
 
     Returns:
       Means, for the manifest.
@@ -61,24 +81,44 @@ def evaluate_model(
         for suite, rows in questions.items():
             hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
             for rule in settings.rules:
-                items[f"capability/{suite}" + (":acc_norm" if rule == "acc_norm" else "")] = hits[rule]
+                items[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = hits[rule]
             bar.update()
         for suite, rows in pairs.items():
             items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
         for set_name, documents in texts.items():
-            found = likelihood.text_likelihood(scorer, config, tokenizer, documents)
+            found = likelihood.text_likelihood(scorer, config, tokenizer, documents, context_len=settings.context_len)
             items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
             summary[f"nll/{set_name}"] = found.nll_per_token
-            summary[f"bits_per_byte/{set_name}"] = found.bits_per_byte
+            for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):
+                summary[f"{unit}/{set_name}"] = getattr(found, unit)
             bar.update()
         if probes:
             found = memorization.extract(scorer, probes, bos_token_id=bos)
             items |= {f"probe/{field}": values for field, values in vars(found).items()}
             summary["extraction/all"] = float(found.exact.mean())
+            if settings.free_running:
+                written = free_running.continue_greedily(
+                    params, config, probes, bos_token_id=bos, mesh=mesh, batch_size=settings.batch_size,
+                    dtype=jnp.dtype(settings.dtype),
+                )  # fmt: skip
+                close = approximate.approximate_match(probes, written, tokenizer)
+                items["probe/graded"] = free_running.graded_score(probes, written)
+                items |= {f"probe/{field}": values for field, values in vars(close).items()}
+            if settings.nonmembers:
+                items["membership:members"] = np.array([p.group != settings.nonmembers for p in probes])
+                items |= _attacks(scorer, probes, tokenizer, bos)
             bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
     buffer = io.BytesIO()
     np.savez(buffer, **items)
     write_atomic(directory / "items.npz", buffer.getvalue())
     return summary
+
+
+def _attacks(scorer, probes, tokenizer, bos) -> dict[str, np.ndarray]:
+    """"membership/<attack>" for the whole of every probe, prefix and suffix."""
+    sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
+    texts = tokenizer.batch_decode([ids.tolist() for ids in sequences])
+    scores = membership.membership_scores(scorer, sequences, texts=texts, bos_token_id=bos)
+    return {f"membership/{attack}": values for attack, values in scores.items()}

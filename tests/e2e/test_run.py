@@ -18,8 +18,9 @@ def test_a_run_ends_with_a_table_and_a_report(finished):
     assert {row["model"] for row in report["metrics"]} == set(MODELS)
     assert all(metrics == measured["base"] for metrics in measured.values())
     suites = {f"capability/{suite}" for suite in ("recall", "two_step", "arithmetic", "minimal_pairs")}
-    groups = {f"extraction/repeats={n}" for n in (0, 8, 32)}
-    assert measured["base"] >= {"extraction/all", "extraction/held_out", "nll/validation"} | suites | groups
+    groups = {f"extraction/{group}" for group in ("repeats=0", "repeats=8", "repeats=32", "suffix=2")}
+    whole = {f"{kind}/all" for kind in ("extraction", "ambiguous", "strength")}
+    assert measured["base"] >= {"extraction/held_out", "nll/validation"} | suites | groups | whole
     for row in report["metrics"]:
         assert row["low"] <= row["value"] <= row["high"] and row["n"] > 0
     assert {row["model"] for row in report["comparisons"]} == set(MODELS[1:])

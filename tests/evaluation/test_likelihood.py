@@ -54,15 +54,90 @@ def text(tokens):
 
 
 @pytest.mark.parametrize("length", [1, 2, 11, 12, 13, 24, 25, 41])
-def test_windows_score_each_token_exactly_once(length):
+@pytest.mark.parametrize("context_len", [1, 5, 12])
+def test_windows_score_each_token_exactly_once(length, context_len):
     document = "".join(chr(40 + i) for i in range(length))
     scorer = CostScorer({}, default=1.0)
-    found = likelihood.text_likelihood(scorer, CONFIG, tokenize, [document])
+    found = likelihood.text_likelihood(scorer, CONFIG, tokenize, [document], context_len=context_len)
     assert "".join(text(scored) for _, scored in scorer.asked) == document
-    # The first window sees BOS; each later one sees the last token of the one before it.
-    seen = [BOS, *ids(document)]
-    assert [given for given, _ in scorer.asked] == [[seen[i]] for i in range(0, length, CONFIG.max_position)]
     assert found.num_tokens.sum() == found.nll.sum() == length
+    # The first window sees BOS; what each later one is given is what comes before it in the text, and long enough.
+    assert scorer.asked[0][0] == [BOS]
+    at = len(scorer.asked[0][1])
+    for given, scored in scorer.asked[1:]:
+        assert text(given) == document[at - len(given) : at] and len(given) >= context_len
+        assert len(given) + len(scored) == CONFIG.max_position + 1
+        at += len(scored)
+    if context_len == CONFIG.max_position:
+        assert all(len(scored) == 1 for _, scored in scorer.asked[1:])
+
+
+def harness_windows(tokens, prefix, max_seq_len, context_len):
+    """What the harness's documentation of rolling windows asks for, window by window."""
+    inputs, targets = [prefix, *tokens[:-1]], tokens
+    edges = [min(max_seq_len, len(tokens))]
+    while edges[-1] < len(tokens):
+        edges.append(min(edges[-1] + max_seq_len - context_len + 1, len(tokens)))
+    for begin, end in zip([0, *edges], edges):
+        seen = inputs[max(end - max_seq_len, 0) : end]  # all that fits
+        yield seen[: len(seen) - (end - begin) + 1], targets[begin:end]
+
+
+WINDOWS = [(length, context_len) for length in (1, 9, 10, 11, 19, 20, 34) for context_len in (1, 4, 10)]
+
+
+def windows(length, context_len):
+    tokens = list(range(100, 100 + length))
+    found = likelihood.rolling_windows(tokens, 7, 10, context_len)
+    return tokens, [(sequence[:start].tolist(), sequence[start:].tolist()) for sequence, start in found]
+
+
+def test_windows_are_what_the_harness_documents():
+    for length, context_len in WINDOWS:
+        tokens, found = windows(length, context_len)
+        assert found == list(harness_windows(tokens, 7, 10, context_len))
+
+
+def test_windows_are_those_of_the_harness():
+    utils = pytest.importorskip("lm_eval.utils", reason="lm-evaluation-harness is not installed")
+    for length, context_len in WINDOWS:
+        tokens, found = windows(length, context_len)
+        expected = utils.get_rolling_token_windows(tokens, 7, 10, context_len)
+        assert found == [tuple(map(list, utils.make_disjoint_window(window))) for window in expected]
+
+
+def test_the_harnesss_own_example():
+    """34 tokens, a context of 10: the last window is filled up with older tokens."""
+    found = [(s[:t].tolist(), s[t:].tolist()) for s, t in likelihood.rolling_windows(list(range(34)), -100, 10)]
+    assert found == [
+        ([-100], list(range(10))), ([9], list(range(10, 20))), ([19], list(range(20, 30))),
+        (list(range(23, 30)), [30, 31, 32, 33]),
+    ]  # fmt: skip
+
+
+def test_an_empty_text_has_no_window():
+    assert list(likelihood.rolling_windows([], 0, 10)) == []
+
+
+@pytest.mark.parametrize("context_len", [0, 13])
+def test_a_context_that_does_not_fit_is_named(context_len):
+    with pytest.raises(InputError, match=f"context_len={context_len} must lie between 1 and the model's context of 12"):
+        likelihood.text_likelihood(CostScorer({}), CONFIG, tokenize, ["a"], context_len=context_len)
+
+
+def test_more_context_costs_windows_and_never_likelihood():
+    """A model that knows a text by the number of tokens it has seen: more context, fewer nats."""
+
+    class Counting(CostScorer):
+        def __call__(self, sequences, starts):
+            super().__call__(sequences, starts)
+            positions = [np.arange(t, len(s)) for s, t in zip(sequences, starts)]
+            return [TokenScores(-1.0 / p, np.zeros(len(p), np.int32), np.zeros(len(p))) for p in positions]
+
+    document = "x" * 40
+    found = [likelihood.text_likelihood(Counting({}), CONFIG, tokenize, [document], context_len=c) for c in (1, 6, 12)]
+    assert found[0].nll_per_token > found[1].nll_per_token > found[2].nll_per_token
+    assert len(found[0].nll) < len(found[1].nll) < len(found[2].nll)
 
 
 def test_likelihood_adds_up_over_texts():
@@ -72,6 +147,16 @@ def test_likelihood_adds_up_over_texts():
     assert found.nll.tolist() == [3.0, 24.0, 24.0, 12.0, 3.0] and found.num_tokens.tolist() == [3, 12, 12, 6, 1]
     assert found.nll_per_token == pytest.approx(66 / 34)
     assert found.bits_per_byte == pytest.approx(66 / np.log(2) / 35)
+    assert found.num_chars == 34 and found.bits_per_char == pytest.approx(66 / np.log(2) / 34)
+    assert found.byte_perplexity == pytest.approx(np.exp(66 / 35)) == pytest.approx(2**found.bits_per_byte)
+
+
+def test_words_are_counted_as_the_harness_counts_them():
+    """Pieces between runs of white space; white space at an end leaves an empty piece, and so does an empty text."""
+    texts = ["one two  three\n", "", " four"]
+    found = likelihood.text_likelihood(CostScorer({}, default=0.5), CONFIG, tokenize, texts)
+    assert found.num_words == 4 + 1 + 2
+    assert found.word_perplexity == pytest.approx(np.exp(0.5 * sum(map(len, texts)) / 7))
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
@@ -116,6 +201,13 @@ def test_accuracy_and_its_normalized_form_by_hand():
     assert hits["acc"].tolist() == [False, True, True, False, True, False]
     assert hits["acc_norm"].tolist() == [True, False, False, True, True, False]
     assert hits["acc"].dtype == bool
+    assert hits["acc_bytes"].tolist() == hits["acc_norm"].tolist()  # all ASCII
+
+
+def test_accuracy_per_byte_tells_bytes_from_characters():
+    # Per character: 1.5 for "éé", 1.2 for "xx". Per byte: 0.75 and 1.2.
+    hits, _ = answers([row(choices=["éé", "xx"], gold=0)], {"é": 1.5, "x": 1.2})
+    assert [hits[rule].tolist() for rule in ("acc", "acc_norm", "acc_bytes")] == [[False], [False], [True]]
 
 
 @pytest.mark.parametrize("add_bos", [False, True])

@@ -8,8 +8,17 @@ import optax
 import pytest
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.evaluation import memorization
-from selftrain_jax.evaluation.memorization import Probe, extract, held_out, load_probes
+from selftrain_jax.evaluation import free_running, memorization, statistics
+from selftrain_jax.evaluation import score as score_module
+from selftrain_jax.evaluation.memorization import (
+    Probe,
+    breakdown,
+    extract,
+    extraction_strength,
+    held_out,
+    load_probes,
+    offset_labels,
+)
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
@@ -106,6 +115,49 @@ def test_outcomes_by_hand():
     assert found.log_prob.tolist() == [-0.75, -7.0, -2.5]
     # Decided at the first miss: what comes after it no longer counts.
     assert found.least_margin.tolist() == [2.0, 0.5, 0.25]
+    assert found.ambiguous(0.3).tolist() == [False, False, True] and not found.ambiguous().any()
+    # Given all up to the last miss, the rest follows.
+    assert found.strength == pytest.approx([1, 1 / 3, 1 / 2])
+    assert found.length.tolist() == [2, 3, 2]
+    assert found.extracted(1).tolist() == [True, True, False] and found.extracted(2).tolist() == [True, False, False]
+    for bad in (0, 3):
+        with pytest.raises(InputError, match=f"suffix length {bad} must lie between 1 and 2"):
+            found.extracted(bad)
+
+
+def test_every_shorter_suffix_is_free(params, probes):
+    scorer = functools.partial(score, params, CONFIG, batch_size=64)
+    whole = extract(scorer, probes)
+    for k in (1, 5, 12, LENGTH - PREFIX):
+        cut = extract(scorer, [Probe(p.prefix, p.suffix[:k]) for p in probes])
+        np.testing.assert_array_equal(whole.extracted(k), cut.exact)
+    rates = [whole.extracted(k).mean() for k in range(1, LENGTH - PREFIX + 1)]
+    assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1]
+
+
+@pytest.mark.parametrize("bos", [None, CONFIG.bos_token_id])
+def test_extraction_strength_is_the_shortest_prefix_that_greedy_decoding_completes(params, sequences, bos):
+    chosen = sequences[:20, :16]
+    found = extraction_strength(functools.partial(score, params, CONFIG, batch_size=64), chosen, bos_token_id=bos)
+    cuts = range(0 if bos is not None else 1, 16)
+    probes = [Probe(text[:k], text[k:]) for text in chosen for k in cuts]
+    written = free_running.continue_greedily(params, CONFIG, probes, bos_token_id=bos, batch_size=512)
+    completed = np.array([np.array_equal(p.suffix, w) for p, w in zip(probes, written)]).reshape(20, -1)
+    shortest = np.where(completed.any(axis=1), cuts[0] + completed.argmax(axis=1), 16)
+    np.testing.assert_allclose(found, 1 - shortest / 16)
+    assert len(set(found.tolist())) > 4
+
+
+def test_rates_by_label_carry_their_intervals():
+    found = breakdown(np.array([True, False, True, True]), ["a", "a", "b", "b"])
+    assert found["a"] == (0.5, *statistics.clopper_pearson(1, 2), 2) and found["b"][0] == 1.0 and list(found) == ["a", "b"]
+
+
+def test_probes_are_binned_by_their_distance_from_the_start():
+    probes = [Probe(np.array([1]), np.array([2]), offset=offset) for offset in (0, 63, 64, 511, 512, 9999, None)]
+    assert offset_labels(probes, (64, 512)) == ["0-63", "0-63", "64-511", "64-511", "512+", "512+", "unknown"]
+    with pytest.raises(InputError, match="offset edges"):
+        offset_labels(probes, (64, 64))
 
 
 def test_without_bos_the_prefix_comes_first():
@@ -134,6 +186,15 @@ def test_held_out_equals_comparing_all_ngrams(n, num_texts):
     assert num_texts != 12 or 20 < sum(expected) < 180
 
 
+def test_the_weakest_filter_asks_for_the_whole_suffix():
+    parts = [(np.arange(1, 6), np.arange(6, 10)), (np.arange(1, 6), np.arange(6, 9)), (np.array([9]), np.array([4]))]
+    probes = [Probe(*part) for part in parts]
+    text = np.array([1, 2, 3, 4, 5, 6, 7, 8, 0, 9])
+    assert held_out(probes, [text], n=None).tolist() == [True, False, False]
+    assert held_out(probes, [text], n=8).tolist() == [False, False, True]
+    assert held_out(probes, [np.array([7, 8, 9]), np.array([6, 7])], n=None).tolist() == [True, True, True]
+
+
 def test_ngrams_reach_across_the_cut_but_not_across_texts():
     probe = Probe(np.arange(1, 6), np.arange(6, 11))
     assert not held_out([probe], [np.array([40, 3, 4, 5, 6, 7, 8, 41])], n=6).any()
@@ -153,11 +214,13 @@ def test_leading_zeros_count_in_ngram_hashes():
 
 def test_probes_load_with_their_group(tmp_path):
     path = tmp_path / "probes.jsonl"
-    rows = [{"prefix": [1, 0], "suffix": [63], "group": "repeats=4"}, {"prefix": [2], "suffix": [3, 4], "note": "x"}]
+    rows = [{"prefix": [1, 0], "suffix": [63], "group": "repeats=4", "offset": 7},
+            {"prefix": [2], "suffix": [3, 4], "note": "x"}]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
     first, second = load_probes(path, CONFIG)
     assert (first.prefix.tolist(), first.suffix.tolist(), first.group) == ([1, 0], [63], "repeats=4")
     assert (second.prefix.tolist(), second.suffix.tolist(), second.group) == ([2], [3, 4], "all")
+    assert (first.offset, second.offset) == (7, None)
     assert first.prefix.dtype == second.suffix.dtype == np.int32
 
 
@@ -189,6 +252,8 @@ def test_the_longest_probe_leaves_its_last_token_out_of_the_context(tmp_path, ad
         ('{"prefix": [1], "suffix": [64]}', r"probe 2: suffix token ids .*\[0, 64\)"),
         ('{"prefix": [-1], "suffix": [1]}', "probe 2: prefix token ids"),
         ('{"prefix": [1], "suffix": [18446744073709551616]}', "probe 2: suffix token ids"),
+        ('{"prefix": [1], "suffix": [2], "offset": -1}', "probe 2: offset=-1"),
+        ('{"prefix": [1], "suffix": [2], "offset": "5"}', "probe 2: offset='5'"),
     ],
 )
 def test_a_faulty_probe_is_named(tmp_path, second, message):
@@ -204,3 +269,24 @@ def test_a_file_without_probes_is_an_error(tmp_path):
         load_probes(tmp_path / "probes.jsonl", CONFIG)
     with pytest.raises(InputError, match="probe file not found"):
         load_probes(tmp_path / "nowhere.jsonl", CONFIG)
+
+
+@pytest.mark.parametrize(
+    "prefix, suffix, message",
+    [
+        ([1, 2], [], "sequence 1: cannot score from token 2 of 2"),
+        ([], [3], "sequence 1: cannot score from token 0 of 1"),
+        ([1] * 20, [2] * 6, "sequence 1 has 26 tokens.*context of 24"),
+        ([1], [64], "sequence 1 holds token ids outside.*64"),
+        ([-1], [3], "sequence 1 holds token ids outside"),
+        ([1], [2**40], "sequence 1 holds token ids outside"),
+    ],
+)
+def test_bad_probes_raise_before_any_device_work(monkeypatch, params, prefix, suffix, message):
+    monkeypatch.setattr(score_module, "score_batch", lambda *_, **__: pytest.fail("device work"))
+    monkeypatch.setattr(free_running, "_continue", lambda *_: pytest.fail("device work"))
+    probes = [Probe(np.array([1]), np.array([2])), Probe(np.array(prefix, np.int64), np.array(suffix, np.int64))]
+    with pytest.raises(InputError, match=message):
+        extract(functools.partial(score, params, CONFIG), probes)
+    with pytest.raises(InputError, match=message):
+        free_running.continue_greedily(params, CONFIG, probes)

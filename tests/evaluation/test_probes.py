@@ -1,4 +1,4 @@
-"""Token arrays of one tokenizer become probes of another without moving their boundary."""
+"""Probe files from token arrays of another tokenizer (their boundary unmoved), from texts and from data sets of tokens."""
 
 import json
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tokenizers
 
+from selftrain_jax.cli import main
 from selftrain_jax.errors import InputError
-from selftrain_jax.evaluation.probes import convert_arrays
+from selftrain_jax.evaluation.probes import MEMORIZED_EVALS, convert_arrays, dataset_probes, window_probes
 
 
 def save_tokenizer(directory, words):
@@ -55,3 +56,141 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
                 tmp_path / "out.jsonl",
             )  # fmt: skip
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A tokenizer of one token per letter, and a text set with a long, a short and a middling text."""
+    vocab = save_tokenizer(tmp_path / "letters", [])
+    texts = ["abcab cabca bcabc", "ab", "ccccaaaa"]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [[vocab[c] for c in text] for text in texts]
+
+
+def test_windows_tile_every_text_and_never_leave_it(tmp_path, letters):
+    out = tmp_path / "out.jsonl"
+    counts = window_probes(tmp_path / "set.jsonl", str(tmp_path / "letters"), out, prefix_length=3, suffix_length=2)
+    rows = rows_of(out)
+    assert counts == {"texts": 3, "too_short": 1, "windows": 4, "written": 4}
+    assert [(r["document"], r["offset"]) for r in rows] == [(1, 0), (1, 5), (1, 10), (3, 0)]
+    for row in rows:
+        ids = letters[row["document"] - 1][row["offset"] :]
+        assert row["prefix"] == ids[:3] and row["suffix"] == ids[3:5]
+
+
+def test_stride_limit_and_seed_choose_windows(tmp_path, letters):
+    def offsets(**options):
+        out = tmp_path / "out.jsonl"
+        window_probes(tmp_path / "set.jsonl", str(tmp_path / "letters"), out, prefix_length=3, suffix_length=2, **options)
+        return [(r["document"], r["offset"]) for r in rows_of(out)]
+
+    everything = offsets(stride=1)
+    assert everything == [(1, i) for i in range(13)] + [(3, i) for i in range(4)]
+    drawn = offsets(stride=1, limit=6)
+    assert len(drawn) == 6 and drawn == sorted(drawn) and set(drawn) < set(everything)
+    assert drawn == offsets(stride=1, limit=6, seed=0) != offsets(stride=1, limit=6, seed=1)
+    assert offsets(stride=1, limit=99) == everything
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"prefix_length": 0}, "prefix_length=0"),
+        ({"suffix_length": -1}, "suffix_length=-1"),
+        ({"stride": 0}, "stride=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"prefix_length": 100}, "no text has 132 tokens"),
+    ],
+)
+def test_windows_that_cannot_be_cut_are_named(tmp_path, letters, options, message):
+    with pytest.raises(InputError, match=message):
+        window_probes(tmp_path / "set.jsonl", str(tmp_path / "letters"), tmp_path / "out.jsonl", **options)
+
+
+def test_a_broken_line_of_a_text_set_is_named(tmp_path, letters, capsys):
+    (tmp_path / "set.jsonl").write_text('{"text": "abcabc"}\n{"text": \n')
+    arguments = ["--text", tmp_path / "set.jsonl", "--target", tmp_path / "letters", "--out", tmp_path / "out.jsonl"]
+    assert main(["probes", *map(str, arguments)]) == 2
+    assert "set.jsonl, line 2: not valid JSON" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A data set as EleutherAI's, saved: the first split as the memorized sequences', the second as the random ones'."""
+    datasets = pytest.importorskip("datasets")
+    tokens = np.arange(5 * 64).reshape(5, 64).tolist()
+    columns = {"index": [7, 5, 3, 2, 1000], "tokens": tokens}
+    memorized = datasets.Dataset.from_dict(columns)
+    path = tmp_path / "memorized"
+    datasets.DatasetDict({"deduped.70m": memorized, "duped.1.4b": memorized.select([1])}).save_to_disk(path)
+    datasets.Dataset.from_dict({"Index": [4], "Tokens": [tokens[0][:40]]}).save_to_disk(tmp_path / "random")
+    return path, columns
+
+
+def test_rows_of_a_data_set_become_probes(tmp_path, saved):
+    path, columns = saved
+    out = tmp_path / "out.jsonl"
+    assert dataset_probes(str(path), "deduped.70m", out) == {"read": 5, "written": 5}
+    for row, index, tokens in zip(rows_of(out), columns["index"], columns["tokens"], strict=True):
+        assert row == {"prefix": tokens[:32], "suffix": tokens[32:], "offset": 0, "index": index}
+    assert dataset_probes(str(path), "deduped.70m", out, prefix_length=8, suffix_length=4, limit=3, seed=1)["written"] == 3
+    found = rows_of(out)
+    assert all(len(r["prefix"]) == 8 and len(r["suffix"]) == 4 for r in found)
+    kept = [columns["index"].index(r["index"]) for r in found]
+    assert kept == sorted(kept)
+    assert dataset_probes(str(tmp_path / "random"), "train", out, prefix_length=20, suffix_length=20)["written"] == 1
+    assert rows_of(out)[0]["index"] == 4
+
+
+def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
+    path, _ = saved
+    with pytest.raises(InputError, match=r"no split 'duped.70m'; it has deduped.70m, duped.1.4b"):
+        dataset_probes(str(path), "duped.70m", tmp_path / "out.jsonl")
+    with pytest.raises(InputError, match=r"random, row 1: 40 tokens are fewer than prefix_length=32 \+ suffix_length=32"):
+        dataset_probes(str(tmp_path / "random"), "train", tmp_path / "out.jsonl")
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
+    with pytest.raises(InputError, match="no column 'index' .its columns: text"):
+        dataset_probes(str(tmp_path / "texts"), "train", tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_without_the_hub_the_way_out_is_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub\n(offline)")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(InputError, match=f"{MEMORIZED_EVALS}, split 'duped.70m', cannot be loaded .*hub.*save_to_disk"):
+        dataset_probes(MEMORIZED_EVALS, "duped.70m", tmp_path / "out.jsonl")
+
+
+@pytest.mark.hub
+def test_memorized_evals_of_the_hub(tmp_path):
+    counts = dataset_probes(MEMORIZED_EVALS, "deduped.70m", tmp_path / "out.jsonl", limit=10)
+    assert counts == {"read": 411_448, "written": 10}
+
+
+def test_the_command_takes_each_kind_of_source(tmp_path, letters, saved, capsys):
+    out = tmp_path / "out.jsonl"
+    common = ["--out", str(out), "--prefix-length", "3", "--suffix-length", "2"]
+    text = ["--text", str(tmp_path / "set.jsonl"), "--target", str(tmp_path / "letters")]
+    assert main(["probes", *text, *common, "--limit", "2"]) == 0 and len(rows_of(out)) == 2
+    assert "4 windows, 2 written" in capsys.readouterr().out
+    assert main(["probes", "--dataset", str(saved[0]), "--split", "duped.1.4b", *common]) == 0 and len(rows_of(out)) == 1
+    for wrong, message in [
+        ([], "give one of --text, --dataset"),
+        ([*text, "--dataset", "x"], "give one of --text, --dataset"),
+        (["--dataset", "x"], "--split is missing"),
+        (text[:2], "--target is missing"),
+        (["--prefixes", "x.npy", "--target", "y"], "--suffixes, --source is missing"),
+    ]:
+        assert main(["probes", *wrong, *common]) == 2
+        assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
+from selftrain_jax.sampling.warp import SamplingConfig
 
 CONFIG = ModelConfig(  # the context is no multiple of the chunks and roundings of the scorer
     vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=89, rotary_pct=0.5
@@ -134,6 +135,19 @@ def test_half_precision_keeps_fp32_results(params, sequences, starts, scores):
     assert 0 < np.abs(difference).mean() < 0.1
 
 
+@pytest.mark.parametrize("dtype, precision", [(jnp.float32, "highest"), (jnp.bfloat16, None)])
+def test_fp32_means_fp32_on_accelerators_too(monkeypatch, params, dtype, precision):
+    seen = []
+
+    def record(*_, **__):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return TokenScores(*(np.zeros((1, 1)),) * 3)
+
+    monkeypatch.setattr(score_module, "score_batch", record)
+    score(params, CONFIG, [[1, 2]], batch_size=1, dtype=dtype)
+    assert seen == [precision]
+
+
 def test_nothing_to_score_is_no_error(params):
     assert score(params, CONFIG, []) == []
 
@@ -155,9 +169,84 @@ def test_nothing_to_score_is_no_error(params):
     ids=["short", "empty", "before", "behind", "long", "high", "negative", "wraps", "huge", "fractions"],
 )
 def test_bad_input_raises_before_any_device_work(monkeypatch, params, sequence, start, message):
-    monkeypatch.setattr(score_module, "score_batch", lambda *_: pytest.fail("device work"))
+    monkeypatch.setattr(score_module, "score_batch", lambda *_, **__: pytest.fail("device work"))
     with pytest.raises(InputError, match=message):
         score(params, CONFIG, [[1, 2], sequence], [1, start])
+
+
+SAMPLING = SamplingConfig(temperature=0.7, top_k=5, top_p=0.9, min_new_tokens=0)
+
+
+@pytest.fixture(scope="module")
+def full_scores(params, sequences, starts):
+    """With everything that can be asked for."""
+    return score(params, CONFIG, sequences, starts, batch_size=64, moments=True, sampling=SAMPLING)
+
+
+def test_moments_and_sampled_log_probs_are_those_of_the_full_logits(params, sequences, starts, scores, full_scores):
+    padded = np.zeros((len(sequences), 90), np.int32)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    logits = np.asarray(full_logits(CONFIG, params, padded[:, :-1]), np.float64)
+    log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    assert_same(full_scores, scores)
+    impossible = 0
+    for row, (sequence, start, found) in enumerate(zip(sequences, starts, full_scores, strict=True)):
+        given = log_probs[row, start - 1 : len(sequence) - 1]
+        means = (np.exp(given) * given).sum(-1)
+        # Sums over 96 fp32 products of order 1, and logits that differ by some 1e-6 between passes of other shapes.
+        np.testing.assert_allclose(found.means, means, atol=2e-5)
+        np.testing.assert_allclose(found.variances, (np.exp(given) * (given - means[:, None]) ** 2).sum(-1), atol=1e-4)
+        for i, token in enumerate(sequence[start:]):
+            tempered = given[i] / SAMPLING.temperature
+            order = np.argsort(-tempered, kind="stable")[: SAMPLING.top_k]
+            probs = np.exp(tempered[order]) / np.exp(tempered[order]).sum()
+            kept = order[: int(np.argmax(np.cumsum(probs) >= SAMPLING.top_p)) + 1]
+            expected = tempered[token] - np.logaddexp.reduce(tempered[kept]) if token in kept else -np.inf
+            assert found.sampled_log_probs[i] == pytest.approx(expected, abs=2e-5)
+            impossible += token not in kept
+    assert 0 < impossible < sum(len(s) - t for s, t in zip(sequences, starts))
+
+
+def test_variance_keeps_its_digits_where_one_token_is_nearly_certain():
+    """The textbook E[x^2] - E[x]^2 would come out as rounding noise here, possibly negative."""
+    config = ModelConfig(vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16)
+    logits = np.array([1000.0, 988.0, 985.0, 985.0, 985.0, 980.0])
+    params = init_params(config, jax.random.key(0))
+    params["final_norm"] = {"scale": jnp.zeros(16), "bias": jnp.zeros(16).at[0].set(1)}
+    params["head"] = {"kernel": jnp.zeros((16, 6)).at[0].set(logits)}
+    (found,) = score(params, config, [np.array([0, 1])], moments=True)
+    log_probs = logits - np.logaddexp.reduce(logits)
+    mean = np.sum(np.exp(log_probs) * log_probs)
+    # fp32 logits of 1000 are 6e-5 apart, which is all that the expected log-prob of order 1e-4 can be off by.
+    assert found.means[0] == pytest.approx(mean, abs=6e-5)
+    assert found.variances[0] == pytest.approx(np.sum(np.exp(log_probs) * (log_probs - mean) ** 2), rel=1e-3)
+
+
+def test_what_is_not_asked_for_is_not_computed(scores):
+    assert all(s.means is s.variances is s.sampled_log_probs is None for s in scores)
+
+
+@pytest.mark.parametrize("mesh_sizes", [None, (2, 2, 2)], ids=str)
+def test_logits_take_bounded_memory_whatever_the_batch(monkeypatch, mesh_sizes):
+    monkeypatch.setattr(score_module, "_LOGIT_BYTES", 1 << 20)
+    config = ModelConfig(vocab_size=8192, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=65)
+    params, model, ways = init_params(config, jax.random.key(0)), GPTNeoX(config), 1
+    place = lambda tokens: tokens  # noqa: E731
+    if mesh_sizes:
+        mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
+        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(config), params))
+        ways = parallel.batch_ways(mesh)
+        place = functools.partial(parallel.to_global, mesh, sharding=parallel.batch_sharding(mesh))
+
+    def temporary_bytes(rows):
+        tokens = place(np.zeros((rows, 66), np.int32))
+        lowered = score_module.score_batch.lower(model, params, tokens, 33, ways=ways)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    # All logits at once would be 64 rows x 33 positions x 32 KiB = 69 MB on each device. What the layers themselves need
+    # (attention weights, hidden states) is 6 MB here.
+    assert temporary_bytes(64 * ways) < 12e6
 
 
 def test_token_scores_are_a_pytree():

@@ -111,6 +111,101 @@ def test_mcnemar_rejects_a_true_null_no_more_often_than_its_level():
     assert rejected <= 0.072
 
 
+@pytest.mark.parametrize("p_values", [[0.04], [0.01, 0.02, 0.03, 0.5], [0.2, 1.0, 0.0, 0.2, 0.001], [0.9] * 7])
+def test_benjamini_hochberg_equals_scipy(p_values):
+    assert statistics.benjamini_hochberg(p_values) == pytest.approx(stats.false_discovery_control(p_values), abs=1e-15)
+
+
+def test_benjamini_hochberg_keeps_the_false_discovery_rate():
+    """Forty tests, ten of them with a true effect; the share of false ones among the rejected must average at most q."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(1000, 40)) + np.where(np.arange(40) < 10, 3.0, 0.0)
+    rejected = np.array([statistics.benjamini_hochberg(p) <= 0.1 for p in 2 * stats.norm.sf(np.abs(z))])
+    shares = rejected[:, 10:].sum(1) / np.maximum(rejected.sum(1), 1)
+    # Exactly q x 30 / 40 = 0.075 for independent tests; the mean of 1,000 has a standard error of about 0.003.
+    assert shares.mean() == pytest.approx(0.075, abs=0.012)
+
+
+@pytest.mark.parametrize("estimates", [[0.1, 0.3], [0.2, 0.5, 0.3], list(np.linspace(-1, 2, 11))])
+def test_t_interval_equals_scipy(estimates):
+    expected = stats.t.interval(0.9, len(estimates) - 1, np.mean(estimates), stats.sem(estimates))
+    assert statistics.t_interval(estimates, 0.9) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_t_interval_covers_the_mean_over_runs_where_an_interval_over_items_does_not():
+    """Three runs whose true rates differ by more than 200 items can hide."""
+    rng = np.random.default_rng(0)
+    rates = np.clip(rng.normal(0.5, 0.1, size=(2000, 3)), 0, 1)
+    hits = rng.binomial(200, rates)
+    covers = [low <= 0.5 <= high for low, high in map(statistics.t_interval, hits / 200)]
+    # Nominal 0.95; 2,000 trials have a standard error of 0.005.
+    assert np.mean(covers) == pytest.approx(0.95, abs=0.015)
+    pooled = [low <= 0.5 <= high for low, high in (statistics.clopper_pearson(k, 600) for k in hits[:300].sum(1))]
+    assert np.mean(pooled) < 0.8
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (40, 25), (3, 60)])
+def test_auc_is_the_mann_whitney_statistic(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    positives, negatives = rng.integers(0, 12, sizes[0]) + 2, rng.integers(0, 12, sizes[1])  # with ties
+    expected = stats.mannwhitneyu(positives, negatives).statistic / (sizes[0] * sizes[1])
+    value, low, high = statistics.auc(positives, negatives)
+    assert value == pytest.approx(expected) and 0 <= low <= value <= high <= 1
+    mirrored = statistics.auc(negatives, positives)
+    assert mirrored == pytest.approx((1 - value, 1 - high, 1 - low))
+
+
+def test_auc_error_is_delongs_by_definition():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(1.0, 1.0, 30), rng.normal(0.0, 2.0, 50)
+    kernel = (x[:, None] > y) + 0.5 * (x[:, None] == y)
+    error = math.sqrt(kernel.mean(1).var(ddof=1) / 30 + kernel.mean(0).var(ddof=1) / 50)
+    value, low, high = statistics.auc(x, y)
+    # The interval is symmetric on the log-odds, where the error is divided by value (1 - value).
+    width = stats.norm.ppf(0.975) * error / (value * (1 - value))
+    odds = [math.log(p / (1 - p)) for p in (low, value, high)]
+    assert odds == pytest.approx([odds[1] - width, odds[1], odds[1] + width])
+
+
+@pytest.mark.parametrize("shift, sizes", [(0.0, (60, 60)), (1.0, (40, 120)), (2.5, (80, 50))])
+def test_auc_interval_covers(shift, sizes):
+    rng = np.random.default_rng(0)
+    true = stats.norm.cdf(shift / math.sqrt(2))
+    found = [statistics.auc(rng.normal(shift, 1, sizes[0]), rng.normal(0, 1, sizes[1])) for _ in range(1000)]
+    # Nominal 0.95, with a standard error of 0.007; the interval is asymptotic.
+    assert np.mean([low <= true <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_perfect_separation_is_no_proof():
+    value, low, high = statistics.auc([3.0] * 20, [1.0] * 50)
+    assert (value, high) == (1.0, 1.0) and low == pytest.approx(0.025 ** (1 / 20))
+    assert statistics.auc([1.0], [1.0]) == (0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.29])
+def test_tpr_at_fpr_is_the_best_threshold_of_all(fpr):
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 60, 80) + 5, rng.integers(0, 60, 100)
+    best = max(np.mean(x > t) for t in range(-1, 70) if np.mean(y > t) <= fpr + 1e-12)
+    value, low, high = statistics.tpr_at_fpr(x, y, fpr)
+    assert value == best and 0 <= low <= value <= high <= 1
+
+
+def test_tpr_at_fpr_with_too_few_negatives_has_no_lower_end():
+    value, low, high = statistics.tpr_at_fpr([5.0] * 50, np.arange(3.0), 0.001)
+    assert (value, low, high) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("shift, fpr, sizes", [(2.0, 0.01, (100, 1000)), (1.0, 0.05, (300, 200)), (3.0, 0.001, (200, 6000))])
+def test_tpr_at_fpr_interval_covers(shift, fpr, sizes):
+    rng = np.random.default_rng(0)
+    true = stats.norm.sf(stats.norm.isf(fpr) - shift)
+    found = [statistics.tpr_at_fpr(rng.normal(shift, 1, sizes[0]), rng.normal(0, 1, sizes[1]), fpr) for _ in range(300)]
+    # At least 0.95 by construction; 300 trials have a standard error of 0.013. And not for saying nothing:
+    assert np.mean([low <= true <= high for _, low, high in found]) >= 0.95
+    assert np.mean([high - low for _, low, high in found]) < 0.7 and np.mean([low for _, low, _ in found]) > 0
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -121,6 +216,12 @@ def test_mcnemar_rejects_a_true_null_no_more_often_than_its_level():
         (lambda: statistics.bootstrap_mean([0.1], num_resamples=0), "num_resamples=0"),
         (lambda: statistics.paired_bootstrap_difference([1, 2], [1]), "before has 2 items"),
         (lambda: statistics.mcnemar([0, 2], [0, 1]), "before_hits"),
+        (lambda: statistics.benjamini_hochberg([0.5, 1.5]), "p_values lie in .*1.5"),
+        (lambda: statistics.benjamini_hochberg([]), "at least one item"),
+        (lambda: statistics.t_interval([0.5]), "at least 2"),
+        (lambda: statistics.auc([], [1.0]), "positives"),
+        (lambda: statistics.auc([1.0], [float("inf")]), "negatives holds 1 non-finite"),
+        (lambda: statistics.tpr_at_fpr([1.0], [0.0], 1.0), "fpr=1.0"),
     ],
 )
 def test_bad_input_is_named(call, message):

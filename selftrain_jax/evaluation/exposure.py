@@ -1,0 +1,72 @@
+"""Exposure: how far a planted canary stands out among the sequences that could have been planted in its place."""
+
+from typing import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation.likelihood import Scorer
+from selftrain_jax.evaluation.memorization import Probe, probe_sequences
+
+
+def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
+    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019, 1802.08232).
+
+    R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives that
+    are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than every
+    alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
+    the exposure in it, up to that ceiling.
+
+    Raises:
+      InputError: there are no alternatives.
+    """
+    alternatives = np.asarray(alternative_log_probs, np.float64)
+    if not alternatives.size:
+        raise InputError("exposure needs at least one alternative to the canary")
+    rank = 1 + int(np.sum(alternatives >= log_prob))
+    return float(np.log2(alternatives.size + 1) - np.log2(rank))
+
+
+def canary_exposures(
+    scorer: Scorer,
+    canaries: Sequence[Probe],
+    alphabet: ArrayLike,
+    *,
+    num_alternatives: int = 1023,
+    seed: int = 0,
+    bos_token_id: int | None = None,
+) -> np.ndarray:
+    """float64 `[n]`: the exposure of each canary's suffix after its prefix, in bits.
+
+    Alternatives are random sequences of the suffix's length over `alphabet`, behind the same prefix, drawn anew for every
+    canary (which is not among them, whatever is drawn).
+
+    Args:
+      scorer: the model.
+      canaries: format (the prefix) and secret (the suffix).
+      alphabet: the token ids that secrets were drawn from.
+      num_alternatives: per canary; exposure can reach log2(num_alternatives + 1) bits.
+      seed: of the draw; canary i uses (seed, i), so that a canary's figure does not depend on the others.
+      bos_token_id: put before every prefix when given.
+
+    Raises:
+      InputError: fewer than two ids in the alphabet, no alternatives, or a probe that `score` cannot score.
+    """
+    alphabet = np.unique(np.asarray(alphabet))
+    if alphabet.size < 2:
+        raise InputError(f"alphabet holds {alphabet.size} token id(s): a secret needs at least 2 to choose from")
+    if num_alternatives < 1:
+        raise InputError(f"num_alternatives={num_alternatives} must be at least 1")
+    found = []
+    for i, canary in enumerate(canaries):
+        rng = np.random.default_rng((seed, i))
+        drawn = alphabet[rng.integers(alphabet.size, size=(num_alternatives, len(canary.suffix)))]
+        same = (drawn == canary.suffix).all(axis=1)
+        # Chance may draw the secret itself; the next one in order takes its place.
+        drawn[same, -1] = alphabet[(np.searchsorted(alphabet, drawn[same, -1]) + 1) % alphabet.size]
+        rivals = [Probe(canary.prefix, suffix) for suffix in drawn]
+        scores = scorer(*probe_sequences([canary, *rivals], bos_token_id))
+        own, *others = (s.log_probs.sum(dtype=np.float64) for s in scores)
+        found.append(exposure(own, others))
+    return np.array(found)

@@ -1,0 +1,123 @@
+"""Membership scores and exposure by their definitions, from scripted log-probs and from a real scorer."""
+
+import functools
+import math
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation.exposure import canary_exposures, exposure
+from selftrain_jax.evaluation.membership import membership_results, membership_scores
+from selftrain_jax.evaluation.memorization import Probe
+from selftrain_jax.evaluation.score import TokenScores, score
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import init_params
+
+CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = init_params(CONFIG, jax.random.key(0))
+    params["head"]["kernel"] *= 6
+    return params
+
+
+def scripted(log_probs, means=None, variances=None):
+    """A scorer that answers with these, however it is asked."""
+
+    def scorer(sequences, starts, moments=False):
+        assert [len(s) - t for s, t in zip(sequences, starts)] == [len(x) for x in log_probs]
+        rows = zip(log_probs, means or log_probs, variances or log_probs)
+        return [
+            TokenScores(np.float32(x), None, None, *((np.float32(m), np.float32(v)) if moments else ())) for x, m, v in rows
+        ]
+
+    return scorer
+
+
+def test_scores_by_hand():
+    scorer = scripted([[-1.0, -4.0, -2.0, -3.0]], [[-2.0, -2.0, -2.0, -2.0]], [[1.0, 4.0, 1.0, 0.25]])
+    reference = scripted([[-2.0, -2.0, -2.0, -2.0]])
+    text = "some text, some text, some text"
+    found = membership_scores(scorer, [np.arange(5)], texts=[text], reference=reference, share=0.5)
+    assert found["loss"] == pytest.approx([-2.5])
+    assert found["zlib"] == pytest.approx([-2.5 / len(zlib.compress(text.encode()))])
+    assert found["min_k"] == pytest.approx([-3.5])  # the two least likely tokens
+    assert found["min_k_plus"] == pytest.approx([-1.5])  # normalized: 1, -1, 0, -2
+    assert found["reference"] == pytest.approx([-0.5])
+
+
+@pytest.mark.parametrize("share, count", [(0.01, 1), (0.3, 3), (0.35, 3), (1.0, 10)])
+def test_min_k_takes_the_floor_but_never_nothing(share, count):
+    log_probs = [-float(i) for i in range(10)]
+    found = membership_scores(scripted([log_probs]), [np.arange(11)], share=share)
+    assert found["min_k"] == pytest.approx([np.mean(sorted(log_probs)[:count])])
+
+
+def test_min_k_plus_is_finite_where_the_model_is_certain():
+    found = membership_scores(scripted([[0.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]), [np.arange(3)])
+    assert found["min_k_plus"].tolist() == [0.0]
+
+
+def test_results_find_planted_members():
+    rng = np.random.default_rng(0)
+    members = np.arange(600) < 300
+    values = rng.normal(size=600) + 3 * members
+    found = membership_results({"loss": values, "noise": rng.normal(size=600)}, members)
+    expected = stats.mannwhitneyu(values[:300], values[300:]).statistic / 300**2
+    assert found["loss"].auc[0] == pytest.approx(expected) and found["loss"].auc[1] > 0.95
+    assert found["loss"].tpr_at_1_percent[0] == np.mean(values[:300] > np.sort(values[300:])[-4])
+    assert found["noise"].auc[1] < 0.5 < found["noise"].auc[2] and found["noise"].tpr_at_01_percent[0] < 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"share": 0.0}, "share=0.0"),
+        ({"share": 1.5}, "share=1.5"),
+        ({"texts": ["a", "b"]}, "2 texts for 1 sequences"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        membership_scores(scripted([[-1.0]]), [np.arange(2)], **arguments)
+
+
+def test_exposure_by_hand():
+    assert exposure(-1.0, [-2.0, -3.0, -4.0]) == 2.0  # the best of four
+    assert exposure(-5.0, [-2.0, -3.0, -4.0]) == 0.0
+    assert exposure(-2.5, [-2.0, -3.0, -4.0]) == 1.0
+    assert exposure(-2.0, [-2.0, -3.0, -4.0]) == 1.0  # a tie counts against the canary
+    with pytest.raises(InputError, match="at least one alternative"):
+        exposure(-1.0, [])
+
+
+def test_sampled_exposure_estimates_that_in_the_whole_space(params):
+    """Secrets of two tokens over eight: all 64 can be ranked, and sampling must agree with the full ranking."""
+    alphabet = np.arange(10, 18)
+    prefix = np.array([1, 2, 3])
+    scorer = functools.partial(score, params, CONFIG, batch_size=64)
+    space = [Probe(prefix, np.array([a, b])) for a in alphabet for b in alphabet]
+    totals = np.array([s.log_probs.sum() for s in scorer([np.append(p.prefix, p.suffix) for p in space], [3] * 64)])
+    order = np.argsort(-totals)
+    canaries = [space[i] for i in (order[0], order[7], order[31], order[63])]
+    found = canary_exposures(scorer, canaries, alphabet, num_alternatives=400)
+    assert found[0] == pytest.approx(math.log2(401))  # nothing is more likely: the ceiling
+    # Rank r of 64 is exceeded by a share (r - 1) / 63 of the alternatives; 400 of them have a spread of up to 0.025.
+    shares = 2.0 ** -found
+    np.testing.assert_allclose(shares[1:], [7 / 63, 31 / 63, 1], atol=0.075)
+    again = canary_exposures(scorer, canaries[:2], alphabet, num_alternatives=400)
+    assert again.tolist() == found[:2].tolist()
+
+
+def test_bad_canaries_are_named(params):
+    scorer = functools.partial(score, params, CONFIG)
+    with pytest.raises(InputError, match="alphabet holds 1"):
+        canary_exposures(scorer, [Probe(np.array([1]), np.array([2]))], [5])
+    with pytest.raises(InputError, match="num_alternatives=0"):
+        canary_exposures(scorer, [Probe(np.array([1]), np.array([2]))], [5, 6], num_alternatives=0)

@@ -1,0 +1,104 @@
+"""All that is measured on one model, down to the rows of the report, on an untrained model of a generated world."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel, summary
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation import suite
+from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.lab.world_files import write_world_files
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.report_data import ReportData
+from selftrain_jax.settings import EvaluateSettings
+
+SETTINGS = EvaluateSettings(
+    texts={"validation": "validation.jsonl"}, probes="probes.jsonl", add_bos=True, batch_size=32, context_len=8,
+    suffix_lengths=(1, 3), offset_edges=(4,), free_running=True, nonmembers="repeats=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    world = build_world(WorldConfig(num_people=16, max_addend=4, repeats=(0, 8), sequences_per_group=(6, 6)))
+    write_world_files(world, directory, 3)
+    path = directory / "probes.jsonl"
+    rows = [json.loads(line) | {"offset": i} for i, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory, ModelConfig(
+        vocab_size=len(world.words), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=64
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(world, tmp_path_factory):
+    """(manifest summary, item arrays)"""
+    directory, config = world
+    out = tmp_path_factory.mktemp("evaluate")
+    params = init_params(config, jax.random.key(0))
+    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    model = config, params
+    found = suite.evaluate_model(
+        model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, mesh=mesh, name="base"
+    )
+    with np.load(out / "items.npz") as arrays:
+        return found, dict(arrays)
+
+
+def test_items_cover_every_probe(measured):
+    found, items = measured
+    fields = {"exact", "first_mismatch", "strength", "least_margin", "graded", "bleu", "edit_similarity"}
+    assert all(items[f"probe/{field}"].shape == (12,) for field in fields)
+    attacks = {name for name in items if name.startswith("membership/")}
+    assert attacks == {f"membership/{a}" for a in ("loss", "zlib", "min_k", "min_k_plus")}
+    assert items["membership:members"].tolist() == [False] * 6 + [True] * 6
+    assert found["bits_per_char/validation"] == pytest.approx(found["bits_per_byte/validation"])  # all ASCII
+    assert found["word_perplexity/validation"] > 1
+
+
+def test_items_become_rows_with_intervals(measured):
+    _, items = measured
+    masks = {"extraction/all": np.ones(12, bool), "extraction/offset=0-3": np.arange(12) < 4}
+    rows = list(summary._measure(items, masks, SETTINGS))
+    ReportData(title="", metrics=[{"model": "base", "seed": 0, **row} for row in rows])  # fractions where they must be
+    values = {row["metric"]: row for row in rows}
+    assert all(row["low"] <= row["value"] <= row["high"] and row["n"] > 0 for row in rows)
+    whole = ("ambiguous", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity")
+    assert values.keys() >= {f"{kind}/all" for kind in whole} | {"extraction/suffix=1", "extraction/suffix=3"}
+    assert values["extraction/offset=0-3"]["n"] == 4
+    assert values["graded/all"]["value"] == pytest.approx(items["probe/graded"].mean())
+    assert values["extraction/suffix=1"]["value"] >= values["extraction/suffix=3"]["value"]
+    # A model that has never seen any of them cannot tell planted probes from others.
+    assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
+    assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
+    compared = summary._compare(*2 * [summary._hits(items, masks, SETTINGS)])
+    changes = {row["metric"]: row["difference"] for row in compared}
+    assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
+
+
+def test_items_of_an_older_run_still_make_a_report(measured):
+    """They lack what was not measured then."""
+    known = [f"probe/{field}" for field in ("exact", "first_mismatch", "token_share", "least_margin")]
+    old = {name: measured[1][name] for name in known}
+    rows = list(summary._measure(old, {"extraction/all": np.ones(12, bool)}, EvaluateSettings()))
+    assert {row["metric"] for row in rows} == {"extraction/all", "ambiguous/all", "token_share/all", "first_mismatch/all"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"suffix_lengths": (1, 99)}, r"suffix_lengths=\(1, 99\) go beyond the shortest suffix"),
+        ({"nonmembers": "repeats=1"}, "nonmembers='repeats=1' must be one of several groups .*repeats=0, repeats=8"),
+        ({"context_len": 65}, "context_len=65 is longer than the model's context of 64"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_before_any_work(world, change, message):
+    directory, config = world
+    with pytest.raises(InputError, match=message):
+        suite.read_inputs(dataclasses.replace(SETTINGS, **change), lambda name: directory / name, config)
