@@ -100,6 +100,7 @@ def get_config(seed: str = "0"):
                 template="{question}",
                 add_bos=True,
                 batch_size=256,
+                curve_points=6,
             ),
             controls=dict(real=dict(texts="lab:control.jsonl"), other=dict(source="lab:other")),
         )

@@ -249,26 +249,39 @@ class Pipeline:
 
     def _train(self, arm: str, k: int) -> Stage:
         settings = dataclasses.asdict(self.config.train) | {"student": self.student}
+        evaluate = self.config.evaluate
+        light, measured = evaluate.for_curve(), evaluate.files() if evaluate.curve_points else {}
+        if evaluate.curve_points:
+            curve = {name: getattr(evaluate, name) for name in ("curve_points", "curve_items")}
+            settings |= {"curve": light.stage_settings() | curve}
 
         def work(directory):
             from selftrain_jax.data.training_set import read_subset
+            from selftrain_jax.evaluation import suite
             from selftrain_jax.models import hf
             from selftrain_jax.training.loop import train
 
             model_config, params = hf.load_pretrained(self.model_path(self.student), mesh=self.mesh)
             rows = read_subset(self.workdir / "subset" / f"{arm}-{k}")
             train_config = dataclasses.replace(self.config.train, seed=self.config.train.seed + k)
+
+            def measure(step, params):
+                suite.evaluate_model(
+                    (model_config, params), self.model_path(self.student), light, self.path, directory / "curve" / str(step),
+                    mesh=self.mesh, name=f"{arm}-{k}", limit=evaluate.curve_items,
+                )  # fmt: skip
+
             return train(
                 params, model_config, rows, train_config, directory, mesh=self.mesh, description=f"train {arm}-{k}",
-                donate=True, wandb=self.wandb, profile=self.profile,
+                donate=True, wandb=self.wandb, profile=self.profile, measure=measure, measure_points=evaluate.curve_points,
             )  # fmt: skip
 
         return Stage(
             f"train/{arm}-{k}",
             settings,
-            [f"subset/{arm}-{k}", *self._lab_stages(self.student)],
+            [f"subset/{arm}-{k}", *self._lab_stages(self.student, *measured.values())],
             work,
-            lambda: self._model_input("student", self.student),
+            lambda: self._model_input("student", self.student) | self._file_inputs(measured)(),
         )
 
     def _evaluate(self, model: str) -> Stage:

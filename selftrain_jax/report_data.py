@@ -60,6 +60,7 @@ class ReportData:
     corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
       {reason: count}, or any other; nested dicts are shown flat.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
+    measured_curves: rows {"model", "step", "metric", "value", "low", "high", "n", "seed"}, measured during training.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
@@ -72,6 +73,7 @@ class ReportData:
     audit: Mapping[str, Any] | None = None
     corpus: Mapping[str, Any] | None = None
     samples: Sequence[Mapping[str, Any]] = ()
+    measured_curves: Sequence[Mapping[str, Any]] = ()
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)

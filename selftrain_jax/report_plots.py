@@ -1,5 +1,6 @@
 """The report's figures, as inline SVG that follows the page's light or dark colours."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -44,8 +45,9 @@ def styles(models: Sequence[str]) -> dict[str, int]:
 
 def figures(data: ReportData) -> list[Figure]:
     """The figures that the data allow, in reading order."""
-    makers = (_extraction_by_repeats, _capability_change, _capability_against_extraction, _nll_histograms)
+    makers = (_extraction_by_repeats, _capability_change, _capability_against_extraction)
     made = [maker(data) for maker in makers]
+    made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
     return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
 
 
@@ -140,6 +142,50 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
         "Capability against extraction",
         f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of "
         "extraction. Straight left of base: less is extracted at equal capability.",
+        draw,
+    )
+
+
+def _measured_curve(data: ReportData, kind: str) -> Figure | None:
+    """Extraction (held-out where there is such), or the mean of the capability suites, over the steps of training."""
+    rows = data.measured_curves
+    metrics = {row["metric"] for row in rows if row["metric"].startswith(f"{kind}/")}
+    if kind == "extraction":
+        metrics &= {rd.headline_metric(data)}
+    values = collections.defaultdict(list)  # (model, step) -> of every metric and seed
+    for row in rows:
+        if row["metric"] in metrics:
+            values[row["model"], row["step"]].append(row)
+    steps = sorted({step for _, step in values})
+    if len(steps) < 2:
+        return None
+    known = rd.models(data)
+    hues, models = styles(known), [m for m in known if any(model == m for model, _ in values)]
+
+    def draw(axes):
+        for model in models:
+            own = [step for step in steps if (model, step) in values]
+            means = [100 * sum(r["value"] for r in values[model, s]) / len(values[model, s]) for s in own]
+            hue = hues[model]
+            axes.plot(own, means, color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6, mec=_PAPER, lw=1.7,
+                      label=rd.label(model))
+            for step in own:
+                if len(values[model, step]) == 1 and values[model, step][0]["low"] is not None:
+                    bounds = [100 * values[model, step][0][end] for end in ("low", "high")]
+                    axes.plot([step, step], bounds, color=_hue(hue), lw=1.2)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.minorticks_off()
+        axes.set(xlabel="training step (log scale)", ylim=(-4, 104) if kind == "extraction" else None)
+        axes.set_ylabel(names[kind])
+
+    held_out = " held-out" * any(m.endswith("/held_out") for m in metrics)
+    names = {"extraction": f"extracted (% of{held_out} probes)", "capability": "mean capability (% of items)"}
+    what = f"Share of{held_out} probes continued exactly" if kind == "extraction" else f"Mean of {len(metrics)} suites"
+    return _figure(
+        f"{kind.capitalize()} over training",
+        f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
+        + " Bars: 95 % intervals." * (kind == "extraction" and len({row["seed"] for row in rows}) == 1),
         draw,
     )
 

@@ -118,6 +118,8 @@ class EvaluateSettings:
         cost of extraction.
       nonmembers: group of probes that the base model's training text does not hold, for example "repeats=0": all others
         count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
+      curve_points: how often capability and extraction are measured during training, ever further apart; 0: only after it.
+      curve_items: items of every suite, and probes, that those measurements take, evenly spread over the whole.
     """
 
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -136,9 +138,13 @@ class EvaluateSettings:
     offset_edges: tuple[int, ...] = ()
     free_running: bool = False
     nonmembers: str = ""
+    curve_points: int = 0
+    curve_items: int = 256
 
     def __post_init__(self):
-        for name in ("held_out_ngram", "batch_size", "context_len"):
+        if self.curve_points < 0:
+            raise InputError(f"evaluate curve_points={self.curve_points} must be 0 (no curve) or positive")
+        for name in ("held_out_ngram", "batch_size", "context_len", "curve_items"):
             if getattr(self, name) < 1:
                 raise InputError(f"evaluate {name}={getattr(self, name)} must be at least 1")
         for name in ("suffix_lengths", "offset_edges"):
@@ -156,12 +162,17 @@ class EvaluateSettings:
         _check_dtype("evaluate", self.dtype)
 
     def stage_settings(self) -> dict[str, Any]:
-        """What decides the result of an evaluation. Later additions are left out at their defaults: the settings of runs
-        from before there was such a thing stay what they were."""
+        """What decides the result of an evaluation after training. Later additions are left out at their defaults: the
+        settings of runs from before there was such a thing stay what they were."""
         added = ("context_len", "suffix_lengths", "offset_edges", "free_running", "nonmembers")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         settings = dataclasses.asdict(self)
-        return {name: v for name, v in settings.items() if name not in added or v != defaults[name]}
+        curve = ("curve_points", "curve_items")
+        return {name: v for name, v in settings.items() if name not in curve and (name not in added or v != defaults[name])}
+
+    def for_curve(self) -> "EvaluateSettings":
+        """What is measured during training: the suites and extraction, nothing that costs more."""
+        return dataclasses.replace(self, texts={}, free_running=False, nonmembers="", rules=self.rules[:1])
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""

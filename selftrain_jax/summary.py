@@ -1,5 +1,6 @@
 """From the item-by-item results of all models to the figures of the report."""
 
+import pathlib
 import platform
 from typing import TYPE_CHECKING, Any, Iterator
 
@@ -30,7 +31,7 @@ def report_data(pipeline: "Pipeline") -> ReportData:
     for model in pipeline.models:
         with np.load(workdir / "evaluate" / model / "items.npz") as arrays:
             items[model] = dict(arrays)
-    metrics, comparisons = [], []
+    metrics, comparisons, curves = [], [], []
     for k, masks in enumerate(_probe_masks(pipeline)):
         # Of the base model only the held-out probes differ between subset numbers.
         base = [row for row in _measure(items["base"], masks, evaluate) if k == 0 or "held_out" in row["metric"]]
@@ -41,6 +42,8 @@ def report_data(pipeline: "Pipeline") -> ReportData:
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
             changes = _compare(_hits(items["base"], masks, evaluate), _hits(trained, masks, evaluate))
             comparisons += [{"model": name, **row, "seed": k} for row in changes]
+            for row in _curve(workdir / "train" / f"{arm}-{k}" / "curve", masks):
+                curves.append({"model": name, **row, "seed": k})
     stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
@@ -48,6 +51,7 @@ def report_data(pipeline: "Pipeline") -> ReportData:
         title=config.title,
         metrics=metrics,
         comparisons=comparisons,
+        measured_curves=curves,
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
         samples=_samples(corpus),
@@ -114,6 +118,17 @@ def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
 def _first_number(label: str) -> float:
     head = label.rstrip("+").split("-")[0]
     return float(head) if head.isdigit() else float("inf")
+
+
+def _curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Rows {"step", "metric", "value", "low", "high", "n"} measured during one training, in order of steps."""
+    for path in sorted(directory.glob("*/items.npz"), key=lambda p: int(p.parent.name)):
+        with np.load(path) as arrays:
+            items = dict(arrays)
+        chosen = {metric: mask[items["probe:index"]] for metric, mask in masks.items()}
+        found = {metric: items["probe/exact"][mask] for metric, mask in chosen.items() if mask.any()}
+        found |= {name: values for name, values in items.items() if name.startswith("capability/")}
+        yield from ({"step": int(path.parent.name), **_rate(metric, hits)} for metric, hits in found.items())
 
 
 def _hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Items:

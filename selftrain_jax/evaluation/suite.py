@@ -55,12 +55,17 @@ def evaluate_model(
     *,
     mesh: Mesh,
     name: str,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Measures `model` (config, params) and writes `items.npz` into `directory`.
 
     Its arrays, one entry per item: "capability/<suite>" bool, "capability/<suite>:acc_norm" bool, "nll/<set>" and
     "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`; where asked for also
     "probe/graded", "probe/bleu", "probe/edit_similarity", and "membership/<attack>" with "membership:members" bool.
+
+    Args:
+      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar; "probe:index" then
+        says which probes they are.
 
     Returns:
       Means, for the manifest.
@@ -71,13 +76,17 @@ def evaluate_model(
     tokenizer = load_tokenizer(tokenizer_source)
     bos = config.bos_token_id if settings.add_bos else None
     texts, questions, pairs, probes = read_inputs(settings, find, config)
+    items: dict[str, np.ndarray] = {}
+    if limit is not None:
+        texts, questions, pairs = ({name: _some(rows, limit)[0] for name, rows in kind.items()}
+                                   for kind in (texts, questions, pairs))  # fmt: skip
+        probes, items["probe:index"] = _some(probes, limit)
     scorer = functools.partial(
         score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
     )
-    items: dict[str, np.ndarray] = {}
     summary: dict[str, Any] = {}
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
-    with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True) as bar:
+    with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
             hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
             for rule in settings.rules:
@@ -110,10 +119,17 @@ def evaluate_model(
                 items |= _attacks(scorer, probes, tokenizer, bos)
             bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
+    directory.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez(buffer, **items)
     write_atomic(directory / "items.npz", buffer.getvalue())
     return summary
+
+
+def _some(rows: list, limit: int) -> tuple[list, np.ndarray]:
+    """At most `limit` of `rows`, evenly spread, and their indices."""
+    index = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
+    return [rows[i] for i in index], index
 
 
 def _attacks(scorer, probes, tokenizer, bos) -> dict[str, np.ndarray]:

@@ -120,8 +120,8 @@ def train(
       wandb: a project of Weights & Biases that the metrics also go to.
       profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
       measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before that
-        step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement of a
-        step that is saved.
+        step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement from
+        before its checkpoint.
 
     Returns:
       The last line of metrics.
@@ -186,6 +186,8 @@ def train(
     tracing = _Trace(directory / "profile", first) if profile else None
     try:
         with _told_to_stop() as told_to_stop, parallel.naming_lost_peers(f"{description} stopped"):
+            if measure and measured and first == 0:
+                measure(0, state.params)
             for step in range(first, num_steps):
                 if tracing:
                     tracing.before(step, state)
@@ -237,8 +239,8 @@ def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int
 
 
 def measure_steps(num_steps: int, points: int) -> list[int]:
-    """Up to `points` steps from the first to the last, ever further apart: most of a curve's change comes early."""
-    return sorted({int(step) for step in np.round(np.geomspace(1, num_steps, points))}) if points else []
+    """0, and up to `points` steps from the first to the last, ever further apart: most of a curve's change comes early."""
+    return sorted({0, *(int(step) for step in np.round(np.geomspace(1, num_steps, points)))}) if points else []
 
 
 class _Trace:

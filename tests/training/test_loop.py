@@ -425,7 +425,7 @@ def test_parameters_are_given_away_only_on_request(params, rows, mesh, tmp_path)
 
 
 def test_measurements_come_at_their_steps_and_before_the_save(whole, params, rows, mesh, tmp_path, monkeypatch):
-    """Points 1, 2, 4, 8 and 15 of 15; the run is killed in step 10, after the checkpoint of step 8."""
+    """Points 0, 1, 2, 4, 8 and 15 of 15; the run is killed in step 10, after the checkpoint of step 8."""
     seen = []
 
     def measure(step, params):
@@ -436,11 +436,11 @@ def test_measurements_come_at_their_steps_and_before_the_save(whole, params, row
         with pytest.raises(Killed):
             loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh, measure=measure, measure_points=5)
     loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh, measure=measure, measure_points=5)
-    assert [step for step, _ in seen] == [1, 2, 4, 8, 15] == loop.measure_steps(STEPS, 5)
-    assert len({value for _, value in seen}) == 5
+    assert [step for step, _ in seen] == [0, 1, 2, 4, 8, 15] == loop.measure_steps(STEPS, 5)
+    assert len({value for _, value in seen}) == 6
     assert seen[-1][1] == restore_params(tmp_path / "checkpoints", MODEL)["head"]["kernel"][0, 0]
     assert results(tmp_path, mesh) == results(whole, mesh)
-    assert loop.measure_steps(3, 10) == [1, 2, 3] and loop.measure_steps(100, 0) == []
+    assert loop.measure_steps(3, 10) == [0, 1, 2, 3] and loop.measure_steps(100, 0) == []
 
 
 def test_a_profile_is_written_on_request(params, rows, mesh, tmp_path):
