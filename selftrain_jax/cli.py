@@ -21,7 +21,7 @@ _STAGES = {
     "audit": "drop documents that overlap with a benchmark",
     "subset": "draw training subsets of an exact number of tokens and pack them",
     "train": "fine-tune the student on every subset of every arm",
-    "evaluate": "measure the base model and every fine-tuned one",
+    "evaluate": "measure the base model and every fine-tuned one; or, with MODEL, one model on benchmark tasks",
     "report": "write report.json, report.html and the before/after table",
 }
 _EPILOG = """\
@@ -91,13 +91,16 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
-        command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the run's folder")
+        needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
+        command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help="the run's settings")
+        command.add_argument("--workdir", required=needed, type=pathlib.Path, metavar="DIR", help="the run's folder")
         if name == "sample":
             command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
         if name in ("run", "train"):
             command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
             command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
+        if name == "evaluate":
+            tools.add_task_options(command)
     tools.add_commands(commands)
     return parser
 
@@ -107,6 +110,8 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         if overrides:
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {arguments.command} --help")
         return tools.COMMANDS[arguments.command](arguments)
+    if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
+        return tools.evaluate_tasks(arguments)
     config = load_config(arguments.config, overrides)
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
@@ -136,6 +141,23 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")
     return 0
+
+
+def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:
+    """Whether `evaluate` was given a model and not a run; `InputError` when it was given both or neither."""
+    of_run = [name for name in ("--config", "--workdir") if getattr(arguments, name[2:]) is not None]
+    if arguments.model is None:
+        if tasks := tools.task_options(arguments):
+            raise InputError(f"{tasks[0]} needs MODEL: selftrain evaluate MODEL --tasks NAME,... --out DIR")
+        if len(of_run) < 2:
+            raise InputError("evaluate needs --config and --workdir (of a run), or MODEL, --tasks and --out (benchmarks)")
+        return False
+    if of_run or overrides:
+        raise InputError(
+            f"{(of_run + overrides)[0]} belongs to a run and MODEL={arguments.model!r} does not; for a model of a run, "
+            "write RUN:self-0 as MODEL"
+        )
+    return True
 
 
 def load_config(reference: str, overrides: Sequence[str] = ()):

@@ -12,6 +12,7 @@ from selftrain_jax.errors import InputError
 from selftrain_jax.models import converted, hf
 from selftrain_jax.models.hub import resolve_model
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.references import open_run, student_directory
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -92,26 +93,13 @@ def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
 
 def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | None) -> tuple[Any, Any, pathlib.Path, str]:
     """(config, params, tokenizer directory, model card) of one model of a run."""
-    from selftrain_jax.pipeline import LAB, Pipeline
-    from selftrain_jax.settings import RunConfig, build
     from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
-    settings = files.read_json(workdir / "config.json", "run (config.json of a workdir)")
-    if not isinstance(settings, dict) or "train" not in settings:
-        raise InputError(
-            f"{workdir} is neither the workdir of a run nor a directory of `selftrain convert`; a Hugging Face directory "
-            "needs no export"
-        )
-    pipeline = Pipeline(build(RunConfig, settings), workdir)
+    pipeline = open_run(workdir)
     model = model or f"{next(iter(pipeline.arms))}-0"
     if model not in pipeline.models:
         raise InputError(f"run {workdir} has no model {model!r}; it has {', '.join(pipeline.models)}")
-    try:
-        student = pipeline.model_path(pipeline.student)
-    except InputError as e:
-        relative = not pipeline.student.startswith(LAB) and not files.user_path(pipeline.student).is_absolute()
-        advice = "; if it is a path relative to where the run was started, export from there" if relative else ""
-        raise InputError(f"run {workdir}: student {pipeline.student!r} of its config.json: {e}{advice}") from None
+    student = student_directory(pipeline)
     settings = dataclasses.asdict(pipeline.config)
     shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
     shown["model"] = model

@@ -1,4 +1,4 @@
-"""The sub-commands of `selftrain` that need no run: models and texts in and out, and checks."""
+"""The sub-commands of `selftrain` that need no run: models and texts in and out, benchmarks, and checks."""
 
 import argparse
 import pathlib
@@ -61,6 +61,69 @@ def add_commands(commands) -> None:
            help="what to compare, once or more; default both. fp32 is always measured, since it decides")  # fmt: skip
     option("--arc-easy", metavar="FILE.jsonl",
            help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too")  # fmt: skip
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """What `selftrain evaluate MODEL` takes; without MODEL that command is the stage of a run."""
+    group = parser.add_argument_group("benchmarks of lm-evaluation-harness (pip install 'selftrain_jax[eval]')")
+    option = group.add_argument
+    option("model", nargs="?", metavar="MODEL", help="a directory, a hub name, or RUN:self-0 for a model of the run in RUN")
+    option("--tasks", metavar="NAME,...", help="the harness's tasks, paper-zero-shot or paper-few-shot")
+    option("--out", type=pathlib.Path, metavar="DIR", help="where results.json goes, and what is done so far")
+    option("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: what each task says)")
+    option("--limit", type=int, metavar="N", help="the first N items of every task only")
+    option("--batch-size", type=int, metavar="N", help="sequences scored at once (default: 64)")
+    option("--dtype", metavar="DTYPE", help="compute dtype: float32 (default) or bfloat16")
+    option("--revision", metavar="REV", help="hub revision, for example step143000")
+    option("--include-path", metavar="DIR", help="a folder of YAML task files of your own")
+    option("--bootstrap-iters", type=int, metavar="N", help="resamples for standard errors that need them (default: 1000)")
+    option("--confirm-run-unsafe-code", action="store_true",
+           help="let tasks such as humaneval run code that the model wrote, with your rights")  # fmt: skip
+
+
+def task_options(arguments: argparse.Namespace) -> list[str]:
+    """The options of `add_task_options` that were given, as the user writes them."""
+    names = ("tasks", "out", "num_fewshot", "limit", "batch_size", "dtype", "revision", "include_path", "bootstrap_iters")
+    given = [name for name in names if getattr(arguments, name) is not None]
+    given += ["confirm_run_unsafe_code"] * arguments.confirm_run_unsafe_code
+    return ["--" + name.replace("_", "-") for name in given]
+
+
+def evaluate_tasks(arguments: argparse.Namespace) -> int:
+    """`selftrain evaluate MODEL --tasks ... --out DIR`."""
+    from selftrain_jax import parallel
+    from selftrain_jax.evaluation import harness_tasks
+    from selftrain_jax.files import user_path, write_json
+    from selftrain_jax.references import find_model
+
+    if arguments.tasks is None or arguments.out is None:
+        raise InputError("evaluate MODEL needs --tasks NAME,... and --out DIR; see selftrain evaluate --help")
+    names = {"limit": "limit", "dtype": "dtype", "bootstrap_iters": "bootstrap_iters"}
+    given = {name: getattr(arguments, option) for name, option in names.items() if getattr(arguments, option) is not None}
+    settings = harness_tasks.Settings(**given, confirm_run_unsafe_code=arguments.confirm_run_unsafe_code)
+    batch_size = 64 if arguments.batch_size is None else arguments.batch_size
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+    requests = harness_tasks.expand(arguments.tasks.split(","), arguments.num_fewshot)
+    out = user_path(arguments.out)
+    found = find_model(arguments.model, arguments.revision)
+    book = harness_tasks.TaskBook([request.name for request in requests], arguments.include_path)
+
+    def make_model():
+        from selftrain_jax.evaluation.harness import HarnessModel
+
+        parallel.enable_compilation_cache()
+        mesh = parallel.make_mesh()
+        return HarnessModel(
+            found.load(mesh), found.config, found.tokenizer, mesh=mesh, batch_size=batch_size, dtype=settings.dtype
+        )
+
+    results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
+    rows = harness_tasks.rows(results)
+    record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
+    write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
+    print("\n" + harness_tasks.format_table(rows) + f"\n\nresults: {out / 'results.json'}")
+    return 0
 
 
 def _probes(arguments: argparse.Namespace) -> int:

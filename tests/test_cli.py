@@ -47,6 +47,22 @@ def test_help_of_every_command_is_complete(command, capsys):
     assert ("--show N" in text) == (command == "sample")
 
 
+def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
+    assert run("evaluate", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("[MODEL]", "--tasks NAME", "--out DIR", "--confirm-run-unsafe-code"))
+    for arguments, words in (
+        ([], "evaluate needs --config and --workdir (of a run), or MODEL"),
+        (["--config=x.py"], "evaluate needs --config and --workdir"),
+        (["--tasks=arc_easy"], "--tasks needs MODEL"),
+        (["model", "--tasks=arc_easy"], "evaluate MODEL needs --tasks NAME,... and --out DIR"),
+        (["model", f"--workdir={tmp_path}"], "--workdir belongs to a run and MODEL='model' does not"),
+        (["model", "--config.evaluate.dtype=x"], "--config.evaluate.dtype=x belongs to a run"),
+    ):
+        assert run("evaluate", *arguments) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_help_of_probes_is_complete(capsys):
     assert run("probes", "--help") == 0
     text = capsys.readouterr().out

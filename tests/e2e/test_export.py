@@ -87,7 +87,7 @@ def test_a_report_of_another_kind_is_refused(run_copy, tmp_path, text):
 def test_a_relative_student_is_named_as_such(run_copy, tmp_path, monkeypatch):
     settings = json.loads((run_copy / "config.json").read_text())
     (run_copy / "config.json").write_text(json.dumps(settings | {"student": "./models/mine"}))
-    refuses(lambda: export.export(run_copy, tmp_path / "out"), run_copy, "'./models/mine'", "export from there")
+    refuses(lambda: export.export(run_copy, tmp_path / "out"), run_copy, "'./models/mine'", "start from there")
     start = tmp_path / "start"
     shutil.copytree(run_copy / "lab" / "base" / "model", start / "models" / "mine")
     monkeypatch.chdir(start)

@@ -1,28 +1,33 @@
-"""What we export scores the same in lm-evaluation-harness's own `hf` model as in our scorer."""
+"""Our harness model answers as the harness's own `hf` model does on the checkpoint that we export."""
 
-import functools
 import json
 import pathlib
 import shutil
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 
-from selftrain_jax.evaluation.score import score
+pytest.importorskip("torch", reason="PyTorch, which the harness's hf model runs on, is not installed")
+huggingface = pytest.importorskip(
+    "lm_eval.models.huggingface", reason="lm-evaluation-harness with its hf extra is not installed", exc_type=ImportError
+)
+from lm_eval.api.instance import Instance
+
+from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import gpt_neox, hf
 from selftrain_jax.models.config import PRESETS
-from selftrain_jax.models.tokenizer import load_tokenizer
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
-LAMBADA = SHARED / "benchmarks" / "lambada_openai.jsonl"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A random model of pythia-14m's shape, its logits spread enough that likelihoods differ, with Pythia's tokenizer."""
-    if not LAMBADA.is_file():
-        pytest.skip("LAMBADA and Pythia's tokenizer are not in ../shared/data")
+def models(tmp_path_factory):
+    """(ours, theirs): a random model of pythia-14m's shape, its logits spread enough that likelihoods differ, with
+    Pythia's tokenizer."""
+    if not (SHARED / "benchmarks" / "lambada_openai.jsonl").is_file():
+        pytest.skip("the benchmarks and Pythia's tokenizer are not in ../shared/data")
     config = PRESETS["pythia-14m"]
     params = gpt_neox.init_params(config, jax.random.key(0))
     params["head"]["kernel"] *= 5
@@ -30,26 +35,55 @@ def model(tmp_path_factory):
     shutil.copy(SHARED / "tokenizer" / "tokenizer.json", tokenizer)
     directory = tmp_path_factory.mktemp("export") / "model"
     hf.save_pretrained(directory, config, params, tokenizer)
-    return directory
+    return (
+        HarnessModel(params, config, directory, batch_size=16),
+        huggingface.HFLM(str(directory), device="cpu", dtype="float32", batch_size=8),
+    )
 
 
-def test_lambada_log_likelihoods_agree(model):
-    pytest.importorskip("torch", reason="PyTorch, which the harness's hf model runs on, is not installed")
-    harness = pytest.importorskip("lm_eval.models.huggingface", reason="lm-evaluation-harness is not installed")
-    from lm_eval.api.instance import Instance
+def ask(models, kind, arguments):
+    """The answers of both to the same requests."""
+    return [
+        getattr(model, kind)([Instance(kind, {}, argument, 0) for argument in arguments], disable_tqdm=True)
+        for model in models
+    ]
 
-    rows = [json.loads(line)["text"] for line in LAMBADA.read_text().splitlines()[:200]]
-    pairs = [(context, " " + word) for context, word in (text.rsplit(" ", 1) for text in rows)]
-    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    reference = harness.HFLM(str(model), device="cpu", dtype="float32", batch_size=8)
-    expected = reference.loglikelihood(requests, disable_tqdm=True)
 
-    config, params = hf.load_pretrained(model)
-    encode = functools.partial(load_tokenizer(model), add_special_tokens=False)
-    contexts = [encode(context)["input_ids"] for context, _ in pairs]
-    sequences = [encode(context + word)["input_ids"] for context, word in pairs]
-    scores = score(params, config, sequences, [len(c) for c in contexts], batch_size=16)
-    found = np.array([s.log_probs.sum(dtype=np.float64) for s in scores])
-    gaps = np.abs(found - [value for value, _ in expected])
-    assert gaps.max() < 1e-3 and np.std(found) > 0.5
-    assert [bool(s.hits.all()) for s in scores] == [greedy for _, greedy in expected]
+def rows(name, count):
+    with open(SHARED / "benchmarks" / name) as f:
+        return [json.loads(line) for _, line in zip(range(count), f)]
+
+
+def pairs():
+    for row in rows("lambada_openai.jsonl", 40):
+        context, word = row["text"].rsplit(" ", 1)
+        yield context, " " + word
+        yield context + " ", word
+    for name in ("arc_easy_test.jsonl", "arc_challenge_test.jsonl"):
+        for row in rows(name, 10):
+            yield from ((f"Question: {row['question']}\nAnswer:", " " + choice) for choice in row["choices"])
+    with zipfile.ZipFile(SHARED / "benchmarks" / "blimp.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jsonl"))
+        for name in names[::7]:
+            row = json.loads(archive.read(name).splitlines()[0])
+            yield from (("", " " + row[kind]) for kind in ("sentence_good", "sentence_bad"))
+
+
+def test_log_likelihoods_and_greedy_flags_agree(models):
+    found, expected = ask(models, "loglikelihood", list(pairs()))
+    gaps = np.abs(np.array([value for value, _ in found]) - [value for value, _ in expected])
+    assert gaps.max() < 1e-3 and np.std([value for value, _ in found]) > 0.5
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_rolling_log_likelihoods_agree(models):
+    text = (SHARED / "text" / "wikitext2_valid.txt").read_text()
+    found, expected = ask(models, "loglikelihood_rolling", [(text[:11_000],), (text[20_000:20_500],)])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_greedy_text_agrees(models):
+    settings = {"until": ["Question:", "\n\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
+    contexts = [f"Question: {row['question']}\nAnswer:" for row in rows("gsm8k_test.jsonl", 4)]
+    found, expected = ask(models, "generate_until", [(context, settings) for context in contexts])
+    assert found == expected and len(set(found)) > 1

@@ -1,0 +1,296 @@
+"""The lm-evaluation-harness model: its three kinds of request, answered by `score.py` and by cached decoding.
+
+`HarnessModel` is handed to `lm_eval.simple_evaluate` as an instance. Which tokens are scored given which is what the
+harness's own `hf` model decides for the same checkpoint (0.4.10 and later), so that figures compare; nothing needs PyTorch.
+Importing this module needs the extra `eval`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation.score import score
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import Params
+from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.sampling import sampler
+from selftrain_jax.sampling.continuation import continue_prompts
+from selftrain_jax.sampling.warp import SamplingConfig
+
+try:
+    from lm_eval import utils
+    from lm_eval.api.model import LM
+except ImportError as e:
+    raise InputError(
+        f"this needs lm-evaluation-harness 0.4.10 or later ({e}): pip install 'selftrain_jax[eval]'"
+    ) from None
+
+_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1, "min_new_tokens": 0, "use_cache": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """How one `generate_until` request is decoded.
+
+    Attributes:
+      until: the text ends before the first of these strings.
+      max_new_tokens: and after so many tokens at the latest.
+      sampling: None is greedy decoding.
+    """
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+    sampling: SamplingConfig | None
+
+
+def read_generation(settings: dict[str, Any], default_length: int = 256) -> Generation:
+    """A task's `generation_kwargs`, read as the harness's `hf` model reads them.
+
+    `do_sample` decides; without it a temperature above 0 means drawing. Drawing keeps the 50 most likely tokens unless
+    `top_k` says otherwise, which is what transformers does.
+
+    Raises:
+      InputError: a setting (named) that is not supported, or drawing at temperature 0.
+    """
+    settings = dict(settings)
+    until = settings.pop("until", None) or []
+    lengths = [value for value in (settings.pop(name, None) for name in _LENGTH_NAMES) if value is not None]
+    temperature, do_sample = float(settings.pop("temperature", 0.0) or 0.0), settings.pop("do_sample", None)
+    top_k, top_p = settings.pop("top_k", None), settings.pop("top_p", None)
+    for name, value in settings.items():
+        if _NEUTRAL.get(name, value if value is None else ...) != value:
+            raise InputError(
+                f"generation setting {name}={value!r} is not supported; supported are until, do_sample, temperature, top_k, "
+                f"top_p and {_LENGTH_NAMES[0]}"
+            )
+    sampling = None
+    if do_sample or (do_sample is None and temperature > 0):
+        if temperature == 0:
+            raise InputError("generation setting do_sample=True needs a temperature above 0; without it, leave it out")
+        sampling = SamplingConfig(
+            temperature=temperature, top_k=50 if top_k is None else int(top_k), top_p=1.0 if top_p is None else float(top_p),
+            min_new_tokens=0,
+        )  # fmt: skip
+    until = tuple([until] if isinstance(until, str) else until)
+    return Generation(until, int(lengths[0]) if lengths else default_length, sampling)
+
+
+class HarnessModel(LM):
+    """A GPT-NeoX model of ours for `simple_evaluate(model=...)`.
+
+    Equal requests are computed once; rows are sorted by length, batched, and spread over the mesh. What is drawn (not
+    greedy) depends on `seed` and on a request's place in its list alone.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        tokenizer: Any,
+        *,
+        mesh: Mesh | None = None,
+        batch_size: int = 64,
+        dtype: Any = jnp.float32,
+        seed: int = 0,
+    ):
+        """
+        Args:
+          params, config: the model.
+          tokenizer: a transformers tokenizer, or the directory of one.
+          mesh: devices over which the rows of a batch are spread.
+          batch_size: rows per pass.
+          dtype: compute dtype; the projection to the vocabulary is fp32 always.
+          seed: of drawn text.
+
+        Raises:
+          InputError: the tokenizer does not fit the model, or `batch_size` is below 1.
+        """
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1")
+        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, pathlib.Path)) else tokenizer
+        check_tokenizer(config, self.tokenizer)
+        self.model_config, self.mesh, self.batch_size, self.seed = config, mesh, batch_size, seed
+        params = jax.tree.map(jnp.asarray, params)
+        self._params, self._dtype = params, jnp.dtype(dtype)
+        self._prefix_text = self.tokenizer.decode([self.prefix_token_id])
+        self._score = functools.partial(score, params, config, mesh=mesh, batch_size=batch_size, dtype=self._dtype)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.model_config.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by."""
+        return self.model_config.bos_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.model_config.max_position
+
+    @property
+    def max_gen_toks(self) -> int:
+        return 256
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. The tokenizer's own rule says whether BOS comes first (Pythia's: no); a text that
+        starts with it gets no second one."""
+        found: list[list[int]] = [[] for _ in texts]
+        has_prefix = [bool(self._prefix_text) and text.startswith(self._prefix_text) for text in texts]
+        for value in (False, True):
+            chosen = [i for i, has in enumerate(has_prefix) if has == value]
+            for i, ids in zip(chosen, self._encode([texts[i] for i in chosen], special=not value)):
+                found[i] = ids
+        return found
+
+    def _encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of (context, continuation): those of both together, cut where the context's own end.
+
+        Spaces at the end of a context belong to the continuation; an empty context becomes the prefix token, unless the
+        continuation starts with that.
+
+        Raises:
+          InputError: a continuation without tokens of its own, or longer than the context window.
+        """
+        moved = []
+        for context, continuation in pairs:
+            kept = context.rstrip()
+            moved.append((kept, context[len(kept) :] + continuation))
+        contexts = dict.fromkeys(context for context, _ in moved if context)
+        contexts = dict(zip(contexts, self.encode(list(contexts))))
+        whole = iter(self.encode([context + continuation for context, continuation in moved if context]))
+        alone = iter(self._encode([continuation for context, continuation in moved if not context], special=False))
+        encoded = []
+        for (context, _), (_, continuation) in zip(moved, pairs):
+            if context:
+                head = contexts[context]
+                tail = next(whole)[len(head) :]
+            else:
+                head, tail = [self.prefix_token_id], next(alone)
+                if tail[:1] == head:
+                    tail = tail[1:]
+            if not 0 < len(tail) <= self.max_length:
+                raise InputError(
+                    f"continuation {continuation[:80]!r} of context {context[-40:]!r} has {len(tail)} tokens; a model "
+                    f"with a context of {self.max_length} scores 1 to {self.max_length}"
+                )
+            encoded.append((head, tail))
+        return encoded
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether greedy decoding gives it) of each continuation given its context.
+
+        What is longer than the model's context loses its beginning.
+        """
+        pairs = [request.args for request in requests]
+        answers = self._log_likelihoods(self.encode_pairs(pairs))
+        for pair, answer in zip(pairs, answers):
+            self.cache_hook.add_partial("loglikelihood", pair, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text in nats: every token once, in windows of the model's whole context.
+
+        The first window starts at the prefix token; the last one reaches back, so that its context is as long as it can be.
+        """
+        texts = [request.args[0] for request in requests]
+        windows, owners = [], []
+        for i, ids in enumerate(self.encode(texts)):
+            cut = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+            windows += [utils.make_disjoint_window(window) for window in cut]
+            owners += [i] * (len(windows) - len(owners))
+        totals = [0.0] * len(texts)
+        for i, (value, _) in zip(owners, self._log_likelihoods(windows)):
+            totals[i] += value
+        for text, total in zip(texts, totals):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def _log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        keys = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
+        distinct = list(dict.fromkeys(keys))
+        sequences = [np.array((context + tail)[-self.max_length - 1 :], np.int32) for context, tail in distinct]
+        starts = [len(sequence) - len(tail) for sequence, (_, tail) in zip(sequences, distinct)]
+        scores = self._score(sequences, starts) if sequences else []
+        found = {key: (float(s.log_probs.sum(dtype=np.float64)), bool(s.hits.all())) for key, s in zip(distinct, scores)}
+        return [found[key] for key in keys]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each context, cut before the first of the request's `until` strings and before EOS.
+
+        A context that leaves no room for the tokens asked for loses its beginning.
+        """
+        from tqdm import tqdm
+
+        work: dict[Generation, dict[Any, list[int]]] = {}
+        for i, request in enumerate(requests):
+            context, settings = request.args
+            generation = read_generation(settings, self.max_gen_toks)
+            if generation.max_new_tokens >= self.max_length:
+                raise InputError(
+                    f"max_gen_toks={generation.max_new_tokens} leaves no room for a prompt in the model's context of "
+                    f"{self.max_length}; lower it"
+                )
+            same = context if generation.sampling is None else (context, i)  # drawn texts are each their own
+            work.setdefault(generation, {}).setdefault(same, []).append(i)
+        answers = [""] * len(requests)
+        with tqdm(total=len(requests), desc="generate", unit="text", disable=disable_tqdm, dynamic_ncols=True) as bar:
+            for generation, groups in work.items():
+                owners = list(groups.values())
+                prompts = self.encode([requests[group[0]].args[0] for group in owners])
+                room = self.max_length - generation.max_new_tokens
+                prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
+                order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+                rows = min(self.batch_size, 1 << (len(order) - 1).bit_length())
+                for begin in range(0, len(order), rows):
+                    chosen = order[begin : begin + rows]
+                    texts = self._continue(generation, [prompts[k] for k in chosen], [owners[k][0] for k in chosen], rows)
+                    for k, text in zip(chosen, texts):
+                        for i in owners[k]:
+                            answers[i] = text
+                            self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    bar.update(sum(len(owners[k]) for k in chosen))
+        return answers
+
+    def _continue(self, generation: Generation, prompts: list[np.ndarray], places: list[int], rows: int) -> list[str]:
+        def decode(ids):
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+        def finished(row, ids):
+            return any(stop in decode(ids) for stop in generation.until if stop)
+
+        keys = None
+        if generation.sampling is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.asarray(places, jnp.uint32))
+        continued = continue_prompts(
+            self._decoding_params, self.model_config, prompts, generation.max_new_tokens, sampling=generation.sampling,
+            keys=keys, finished=finished, mesh=self.mesh, rows=rows, vocab_limit=len(self.tokenizer), dtype=self._dtype,
+        )  # fmt: skip
+        texts = []
+        for ids in continued:
+            text = decode(ids)
+            for stop in generation.until:
+                text = text.split(stop)[0] if stop else text
+            texts.append(text)
+        return texts
+
+    @functools.cached_property
+    def _decoding_params(self) -> Params:
+        """The weights once more, as the decode loop reads them; made when a task first generates."""
+        return sampler.prepare(self._params, self.model_config, mesh=self.mesh, dtype=self._dtype)

@@ -1,0 +1,182 @@
+"""Continues ragged prompts, token by token, until each row is done: greedily or by drawing.
+
+Rows of a batch share one write position and no mask. What the shortest prompt covers is read in blocks; after that every
+step feeds each row either the next token of its prompt or the token it chose itself. The numbers are those of the row
+alone, whatever stands beside it.
+"""
+
+import functools
+from typing import Any, Callable, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, Key
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached
+from selftrain_jax.sampling import sampler, warp
+from selftrain_jax.sampling.decode import bucket_ends, resize
+from selftrain_jax.sampling.warp import SamplingConfig
+
+STEPS = 32  # tokens between two looks of the host; bucket ends are multiples of it
+_BLOCK = 128  # prompt tokens read at once
+
+
+@flax.struct.dataclass
+class _State:
+    """What one call hands to the next, for B rows."""
+
+    cache: KVCache  # filled up to `position`
+    position: Int[Array, ""]  # tokens fed so far
+    last: Int[Array, "B"]  # the token to feed next
+    done: Bool[Array, "B"]
+
+
+def continue_prompts(
+    params: Params,
+    config: ModelConfig,
+    prompts: Sequence[np.ndarray],
+    max_new_tokens: int,
+    *,
+    sampling: SamplingConfig | None = None,
+    keys: Key[Array, "B"] | None = None,
+    finished: Callable[[int, list[int]], bool] | None = None,
+    mesh: Mesh | None = None,
+    rows: int | None = None,
+    vocab_limit: int | None = None,
+    dtype: Any = jnp.float32,
+) -> list[list[int]]:
+    """What follows each prompt: at most `max_new_tokens` token ids, EOS not among them.
+
+    Args:
+      params: stacked, or what `sampler.prepare` made of them (for many calls).
+      prompts: one batch of non-empty int arrays, best of similar length.
+      sampling: how tokens are drawn, of which temperature, top_k and top_p count; None is greedy (the lowest id wins ties).
+      keys: one per prompt, for drawing: token t of a row uses `fold_in(key, t)`.
+      finished: asked every `STEPS` tokens with a prompt's index and its tokens so far; True ends the row.
+      mesh: devices over which the rows are spread.
+      rows: the batch is filled up to this size, so that a short last one compiles nothing new.
+      vocab_limit: only ids below it are emitted.
+
+    Raises:
+      InputError: an empty prompt, ids outside the vocabulary, or prompt and new tokens together exceed the context.
+    """
+    prompts = [np.asarray(prompt) for prompt in prompts]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if max_new_tokens < 1 or lengths.min() < 1 or lengths.max() + max_new_tokens > config.max_position:
+        raise InputError(
+            f"prompts of {lengths.min()} to {lengths.max()} tokens and max_new_tokens={max_new_tokens} must be at least 1 "
+            f"and fit the model's context of {config.max_position} together; shorten one of them"
+        )
+    if any(p.dtype.kind not in "iu" or p.min() < 0 or p.max() >= config.vocab_size for p in prompts):
+        raise InputError(f"prompts must hold token ids of the model's vocabulary of {config.vocab_size}")
+    if sampling is not None and keys is None:
+        raise InputError("drawing tokens needs a random key for each prompt (keys)")
+    model = GPTNeoX(config, dtype=dtype)
+    count, rows = len(prompts), sampler.padded_rows(max(rows or 0, len(prompts)), mesh)
+    longest = int(lengths.max())
+    table = np.zeros((rows, longest + 2 * STEPS), np.int32)
+    for row, prompt in enumerate(prompts):
+        table[row, : len(prompt)] = prompt
+    starts = np.ones(rows, np.int32)
+    starts[:count] = lengths
+    if keys is None:
+        keys = jax.random.split(jax.random.key(0), count)
+    keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
+    weights = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
+    allowed = jnp.arange(config.vocab_size) < (vocab_limit or config.vocab_size)
+    done = np.arange(rows) >= count
+    shardings = None if mesh is None else sampler.state_shardings(model, mesh)
+
+    def put(x):
+        return jnp.asarray(x) if mesh is None else jax.device_put(x, parallel.batch_sharding(mesh))
+
+    starts_on_device, keys = put(starts), put(keys)
+    ends = bucket_ends(longest + max_new_tokens + STEPS)
+    begin = (int(lengths.min()) - 1) // STEPS * STEPS  # at least one token of every prompt is left to feed
+    cache = _empty_cache(model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache)
+    at = 0
+    while at < begin:
+        width = _BLOCK if begin - at >= _BLOCK else STEPS
+        cache = _read_block(model, weights, put(table[:, at : at + width]), cache, jnp.int32(at))
+        at += width
+
+    chosen: list[list[int]] = [[] for _ in prompts]
+    state = _State(cache, jnp.int32(begin), put(table[:, begin]), put(done))
+    del cache
+    while not done.all():
+        end = next(end for end in ends if end >= at + STEPS)
+        if end > state.cache.length:
+            old, state = [state.cache], state.replace(cache=None)
+            state = state.replace(cache=resize(old, end, None, shardings and shardings.cache.keys[0]))
+        coming = table[:, at + 1 : at + 1 + STEPS] if at < longest else np.zeros((rows, STEPS), np.int32)
+        state, new = _advance(model, sampling, weights, state, put(coming), starts_on_device, keys, allowed, max_new_tokens)
+        new, ended = np.asarray(new), np.array(state.done)
+        for row in np.flatnonzero(~done[:count]):
+            first = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
+            fresh = new[first:, row].tolist()[: max_new_tokens - len(chosen[row])]
+            if config.eos_token_id in fresh:
+                fresh, ended[row] = fresh[: fresh.index(config.eos_token_id)], True
+            chosen[row] += fresh
+            ended[row] |= len(chosen[row]) >= max_new_tokens
+            if fresh and not ended[row] and finished is not None:
+                ended[row] = finished(row, chosen[row])
+        at += STEPS
+        done = ended
+        state = state.replace(done=put(done))
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rows", "length", "placed"))
+def _empty_cache(model: GPTNeoX, rows: int, length: int, placed: Any) -> KVCache:
+    cache = KVCache.zeros(model.config, rows, length, model.dtype)
+    return cache if placed is None else jax.lax.with_sharding_constraint(cache, placed)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def _read_block(model: GPTNeoX, params: Params, tokens: Int[Array, "B T"], cache: KVCache, at) -> KVCache:
+    return continue_cached(model, params, tokens, cache, at)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
+def _advance(
+    model: GPTNeoX,
+    sampling: SamplingConfig | None,
+    params: Params,
+    state: _State,
+    coming: Int[Array, "B K"],  # what the prompts hold after the token that is fed next
+    starts: Int[Array, "B"],  # index of each row's first new token
+    keys: Key[Array, "B"],
+    allowed: Bool[Array, "V"],
+    max_new_tokens,
+) -> tuple[_State, Int[Array, "K B"]]:
+    """Up to `STEPS` further tokens per row, those of the prompt included; stops early once every row is done."""
+    first = state.position
+
+    def unfinished(carry):
+        state, _ = carry
+        return (state.position < first + STEPS) & ~jnp.all(state.done)
+
+    def step(carry):
+        state, tokens = carry
+        logits, cache = continue_cached(model, params, state.last[:, None], state.cache, state.position)
+        index = state.position + 1
+        if sampling is None:
+            picked = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
+        else:
+            warped = warp.warp(logits, sampling, allowed, jnp.bool_(False), model.config.eos_token_id)
+            turns = jax.vmap(jax.random.fold_in)(keys, jnp.maximum(index - starts, 0))
+            picked = warp.draw(warped, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(turns))
+        known = jax.lax.dynamic_index_in_dim(coming, state.position - first, axis=1, keepdims=False)
+        inside = index < starts
+        following = jnp.where(inside, known, picked)
+        over = ~inside & ((picked == model.config.eos_token_id) | (index - starts + 1 >= max_new_tokens))
+        tokens = tokens.at[state.position - first].set(following)
+        return _State(cache, index, following, state.done | over), tokens
+
+    return jax.lax.while_loop(unfinished, step, (state, jnp.zeros((STEPS, starts.shape[0]), jnp.int32)))

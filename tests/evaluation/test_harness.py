@@ -1,0 +1,159 @@
+"""Our model class answers the harness's requests as plain passes over the same tokens do. No PyTorch."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
+from lm_eval.api.instance import Instance
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation.harness import Generation, HarnessModel, read_generation
+from selftrain_jax.models import hf
+from selftrain_jax.sampling.warp import SamplingConfig
+from tests.evaluation.harness_model import CONFIG, log_probs, write_model
+
+LONG = " ".join(["the cat sat on the mat and a dog"] * 8)
+PAIRS = [
+    ("the cat", " sat on the mat"),
+    ("the cat ", "sat on the mat"),  # the space belongs to the word after it
+    ("the cat", " sat on the mat"),
+    ("", "the cat sat"),
+    ("", "<|endoftext|>the cat"),
+    ("<|endoftext|>the cat", " sat"),
+    (" ", "dog"),
+    ("what is", "?"),
+    (LONG, " cat"),  # longer than the context
+    (LONG, " one two three four five one two three four five"),
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("harness") / "model")
+
+
+@pytest.fixture(scope="module")
+def params(directory):
+    return hf.load_pretrained(directory)[1]
+
+
+@pytest.fixture(scope="module")
+def model(params, directory):
+    return HarnessModel(params, CONFIG, directory, batch_size=8)
+
+
+def requests(kind, arguments):
+    return [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
+
+
+def test_log_likelihoods_are_those_of_one_plain_pass(model, params):
+    found = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    encode = model.tokenizer.encode
+    for (context, continuation), (value, greedy) in zip(PAIRS, found):
+        whole = encode(context + continuation)
+        count = len(whole) - len(encode(context.rstrip()))
+        if not context.strip():
+            whole, count = ([0] + whole, count) if whole[0] != 0 else (whole, count - 1)
+        ids = whole[-CONFIG.max_position - 1 :]
+        scores = log_probs(params, ids)[-count:]
+        assert value == pytest.approx(scores[np.arange(count), ids[-count:]].sum(), abs=1e-4)  # fp32 sums
+        assert greedy == (scores.argmax(axis=1) == ids[-count:]).all()
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_greedy_decoding_writes_is_flagged_greedy(model, params):
+    ids = model.encode(["the cat sat on"])[0]
+    first = int(log_probs(params, ids + [0])[-1].argmax())
+    second = int(log_probs(params, ids + [first, 0])[-1].argmax())
+    pairs = [(ids, [first, second]), (ids, [first]), (ids, [first, (second + 1) % CONFIG.vocab_size])]
+    assert [greedy for _, greedy in model._log_likelihoods(pairs)] == [True, True, False]
+
+
+def test_batches_devices_and_order_change_nothing(model, params, directory):
+    expected = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=4, tensor=2))
+    other = HarnessModel(hf.load_pretrained(directory, mesh=mesh)[1], CONFIG, directory, mesh=mesh, batch_size=4)
+    found = other.loglikelihood(requests("loglikelihood", PAIRS[::-1]), disable_tqdm=True)[::-1]
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    np.testing.assert_allclose([v for v, _ in found], [v for v, _ in expected], atol=1e-5)
+
+
+def test_rolling_scores_every_token_once_with_the_longest_context(model, params):
+    texts = [LONG, "the cat", ""]
+    found = model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
+    size = CONFIG.max_position
+    for text, value in zip(texts, found):
+        ids = [0] + model.tokenizer.encode(text)
+        total, done = 0.0, 1
+        while done < len(ids):
+            end = min(done + size, len(ids))
+            window = ids[max(end - size - 1, 0) : end]
+            scores = log_probs(params, window)
+            total += sum(scores[i - 1, window[i]] for i in range(len(window) - (end - done), len(window)))
+            done = end
+        assert value == pytest.approx(total, rel=1e-5)
+
+
+def test_generation_is_greedy_cut_and_left_truncated(model, params):
+    settings = {"until": [], "max_gen_toks": 12}
+    contexts = ["the cat", "what is the answer", LONG, "a dog", "the cat"]
+    found = model.generate_until(requests("generate_until", [(c, settings) for c in contexts]), True)
+    for context, text in zip(contexts, found):
+        ids = model.tokenizer.encode(context)[-(CONFIG.max_position - 12) :]
+        count = len(ids)
+        for _ in range(12):
+            following = log_probs(params, ids + [0])[-1][: len(model.tokenizer)].argmax()
+            if following == CONFIG.eos_token_id:
+                break
+            ids.append(int(following))
+        assert text == model.tokenizer.decode(ids[count:], skip_special_tokens=True)
+    assert found[0] == found[4] and len(set(found)) > 1 and len(found[0]) > 2
+    stop = found[0][2]
+    stopped = model.generate_until(requests("generate_until", [(contexts[0], settings | {"until": stop})]), True)[0]
+    assert stopped == found[0].split(stop)[0]
+
+
+def test_drawn_text_depends_on_seed_and_place_alone(model, params, directory):
+    settings = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5, "top_k": 0}
+    asked = requests("generate_until", [("the cat", settings)] * 3 + [("a dog", settings)])
+    found = model.generate_until(asked, True)
+    assert len(set(found[:3])) == 3
+    small = HarnessModel(params, CONFIG, directory, batch_size=2)
+    assert small.generate_until(asked, True) == found
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, Generation((), 256, None)),
+        ({"until": "\n", "max_gen_toks": 5, "temperature": 0.0}, Generation(("\n",), 5, None)),
+        ({"until": ["a", "b"], "do_sample": False, "temperature": 0.7, "num_beams": 1}, Generation(("a", "b"), 256, None)),
+        ({"max_tokens": 7, "temperature": 0.5}, Generation((), 7, SamplingConfig(0.5, 50, 1.0, 0))),
+        ({"do_sample": True, "temperature": 2, "top_k": 3, "top_p": 0.9}, Generation((), 256, SamplingConfig(2, 3, 0.9, 0))),
+    ],
+)
+def test_generation_settings_are_read_as_the_hf_model_reads_them(settings, expected):
+    assert read_generation(settings) == expected
+
+
+@pytest.mark.parametrize(
+    "settings, words", [({"num_beams": 4}, "num_beams=4"), ({"do_sample": True}, "temperature above 0"), ({"x": 1}, "x=1")]
+)
+def test_generation_settings_that_are_not_supported_are_named(settings, words):
+    with pytest.raises(InputError, match=words):
+        read_generation(settings)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda m: m.loglikelihood(requests("loglikelihood", [("the", "")]), disable_tqdm=True), "has 0 tokens"),
+        (lambda m: m.loglikelihood(requests("loglikelihood", [("the", LONG)]), disable_tqdm=True), "context of 48"),
+        (lambda m: m.generate_until(requests("generate_until", [("the", {"max_gen_toks": 48})]), True), "max_gen_toks=48"),
+        (lambda m: HarnessModel(m._params, CONFIG, m.tokenizer, batch_size=0), "batch_size=0"),
+    ],
+)
+def test_impossible_requests_are_refused(model, call, words):
+    with pytest.raises(InputError, match=words):
+        call(model)

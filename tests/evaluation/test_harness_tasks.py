@@ -1,0 +1,195 @@
+"""`selftrain evaluate MODEL --tasks ...`: local task files through the harness itself, without PyTorch or a network."""
+
+import json
+import pathlib
+
+import pytest
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
+
+import lm_eval.tasks
+
+from selftrain_jax import cli
+from selftrain_jax.errors import InputError
+from selftrain_jax.evaluation import harness, harness_tasks
+from selftrain_jax.evaluation.harness_tasks import PAPER_GROUPS, Settings, TaskBook, TaskRequest, expand
+from tests.evaluation.harness_model import write_model
+
+CHOICE = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl, train: {folder}/choice.jsonl}}}}
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+WRITE = """
+task: tiny_write
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[gold]}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: 4{more}}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+ROLL = """
+task: tiny_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: byte_perplexity}}]
+"""
+NAMES = "tiny_choice,tiny_write,tiny_text"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("tasks") / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("files")
+    rows = [{"question": f"what is {x}?", "choices": ["the cat", "a dog", "one two"], "gold": i % 3}
+            for i, x in enumerate(("one", "two", "the cat", "the dog", "a mat"))]  # fmt: skip
+    (found / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("choice", CHOICE), ("write", WRITE), ("text", ROLL)):
+        (found / f"{name}.yaml").write_text(text.format(folder=found, more=""))
+    (found / "odd.yaml").write_text(WRITE.format(folder=found, more=", num_beams: 3").replace("tiny_write", "tiny_beams"))
+    (found / "gone.yaml").write_text(CHOICE.format(folder="/nowhere").replace("tiny_choice", "tiny_gone"))
+    unsafe = WRITE.format(folder=found, more="").replace("tiny_write", "tiny_unsafe") + "unsafe_code: true\n"
+    (found / "unsafe.yaml").write_text(unsafe)
+    (found / "group.yaml").write_text("group: tiny_group\ntask: [tiny_choice, tiny_unsafe]\n")
+    return found
+
+
+@pytest.fixture(scope="module")
+def known(folder):
+    """A book of some of the harness's own folders: reading all of them takes ten seconds."""
+    book = TaskBook(["tiny_choice"], folder)
+    own = pathlib.Path(lm_eval.tasks.__file__).parent
+    names = ("arc", "mmlu/default", "truthfulqa", "hellaswag", "gsm8k", "minerva_math", "benchmarks", "humaneval")
+    book._manager = lm_eval.tasks.TaskManager(include_path=[str(own / name) for name in names], include_defaults=False)
+    return book
+
+
+def evaluate(model, folder, out, *options, tasks=NAMES):
+    return cli.main(["evaluate", str(model), f"--tasks={tasks}", f"--include-path={folder}", f"--out={out}", *options])
+
+
+def test_evaluation_goes_on_at_the_next_task_and_keeps_what_is_done(model, folder, tmp_path, monkeypatch, capsys):
+    roll = harness.HarnessModel.loglikelihood_rolling
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # in the third task
+        patch.setattr(harness.HarnessModel, "loglikelihood_rolling", interrupt)
+        assert evaluate(model, folder, tmp_path) == 1
+    assert "goes on from here" in capsys.readouterr().err
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "tasks").iterdir()}
+    assert len(kept) == 2 and not (tmp_path / "results.json").exists()
+
+    calls = []
+    with monkeypatch.context() as patch:
+        for name in ("loglikelihood", "generate_until"):
+            patch.setattr(harness.HarnessModel, name, None)
+        patch.setattr(harness.HarnessModel, "loglikelihood_rolling", lambda *a, **k: calls.append(1) or roll(*a, **k))
+        assert evaluate(model, folder, tmp_path) == 0
+    assert calls == [1] and all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    table = capsys.readouterr().out
+    report = json.loads((tmp_path / "results.json").read_text())
+    rows = {(row["task"], row["metric"]): row for row in report["metrics"]}
+    assert set(rows) == {("tiny_choice", "acc"), ("tiny_write", "exact_match"), ("tiny_text", "byte_perplexity")}
+    assert all(row["n"] == 5 and row["num_fewshot"] == 0 for row in rows.values())
+    choice = rows["tiny_choice", "acc"]
+    assert choice["value"] * 5 == pytest.approx(round(choice["value"] * 5)) and choice["stderr"] is not None
+    assert rows["tiny_text", "byte_perplexity"]["value"] > 1
+    assert f"{choice['value']:.4f}  {choice['stderr']:.4f}" in table
+
+    with monkeypatch.context() as patch:  # nothing is left to do, so no model is made
+        patch.setattr(harness, "HarnessModel", None)
+        assert evaluate(model, folder, tmp_path) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == report
+
+
+def test_other_settings_are_other_results(model, folder, tmp_path):
+    assert evaluate(model, folder, tmp_path, "--limit=2", tasks="tiny_choice") == 0
+    assert evaluate(model, folder, tmp_path, "--limit=2", "--num-fewshot=1", tasks="tiny_choice") == 0
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["n"], row["num_fewshot"]) for row in report["metrics"]] == [(2, 1)]
+    assert len(list((tmp_path / "tasks").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "tasks, options, words",
+    [
+        ("tiny_unsafe", [], ("task tiny_unsafe runs code", "--confirm-run-unsafe-code")),
+        ("tiny_group", [], ("task tiny_unsafe runs code",)),
+        ("tiny_gone", [], ("task tiny_gone cannot be loaded", "data_files")),
+        ("tiny_beams", [], ("task tiny_beams", "num_beams=3")),
+        ("tiny_choice", ["--limit=0"], ("limit=0",)),
+        ("tiny_choice", ["--num-fewshot=-1"], ("num_fewshot=-1",)),
+        ("tiny_choice", ["--dtype=float16"], ("dtype='float16'",)),
+        ("tiny_choice", ["--batch-size=0"], ("batch_size=0",)),
+        ("tiny_choice", ["--config=x.py"], ("--config belongs to a run", "RUN:self-0")),
+        ("", [], ("no tasks",)),
+        ("paper-few-shot", ["--num-fewshot=2"], ("'paper-few-shot' has its own",)),
+    ],
+)
+def test_bad_requests_end_before_any_device_work(model, folder, tmp_path, capsys, monkeypatch, tasks, options, words):
+    monkeypatch.setattr(harness, "HarnessModel", None)
+    assert evaluate(model, folder, tmp_path, *options, tasks=tasks) == 2
+    error = capsys.readouterr().err
+    message = error[error.index("selftrain: error:") :]
+    assert all(word in message for word in words) and message.count("\n") == 1
+
+
+def test_unknown_tasks_are_named_with_the_nearest_known(known):
+    with pytest.raises(InputError, match=r"'arc_esay' \(did you mean arc_easy.*'hellaswagg' \(did you mean hellaswag"):
+        known.check(["arc_easy", "arc_esay", "hellaswagg"], False)
+
+
+def test_the_papers_tasks_exist_and_humaneval_needs_a_word(known):
+    names = [name for group in PAPER_GROUPS.values() for name, _ in group]
+    known.check(names, True)
+    assert len(known.leaves("mmlu")) == 57 and len(known.leaves("minerva_math")) == 7
+    with pytest.raises(InputError, match="task humaneval runs code"):
+        known.check(names, False)
+
+
+def test_paper_groups_carry_their_numbers_of_examples():
+    assert expand(["paper-few-shot"], None)[0] == TaskRequest("arc_challenge", 25)
+    assert TaskRequest("gsm8k", 0) in expand(["paper-zero-shot", "arc_easy"], None)
+    assert expand(["a", "a", " b"], 3) == [TaskRequest("a", 3), TaskRequest("b", 3)]
+
+
+def test_a_changed_data_file_is_another_task(folder):
+    book = TaskBook(["tiny_choice"], folder)
+    before = book.definition("tiny_choice")
+    data = (folder / "choice.jsonl").read_text()
+    (folder / "choice.jsonl").write_text(data + data.splitlines()[0] + "\n")
+    assert book.definition("tiny_choice") != before
+    (folder / "choice.jsonl").write_text(data)
+    assert book.definition("tiny_choice") == before
+
+
+def test_settings_are_checked():
+    with pytest.raises(InputError, match="bootstrap_iters=-1"):
+        Settings(bootstrap_iters=-1)
+
+
+def test_without_the_harness_the_extra_is_named(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    assert cli.main(["evaluate", str(model), "--tasks=arc_easy", f"--out={tmp_path}"]) == 2
+    assert "pip install 'selftrain_jax[eval]'" in capsys.readouterr().err
+    assert harness_tasks.PAPER_GROUPS

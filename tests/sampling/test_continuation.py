@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selftrain_jax import parallel
+from selftrain_jax.errors import InputError
+from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.sampling.continuation import continue_prompts
+from selftrain_jax.sampling.warp import SamplingConfig
+
+CONFIG = ModelConfig(
+    vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=320, rotary_pct=0.5
+)
+LENGTHS = (1, 3, 40, 71, 171)
+NEW, ROWS = 40, 8
+
+
+@pytest.fixture(scope="module")
+def params():
+    """A model far from its initialization, so that it wanders."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(CONFIG, jax.random.key(0))
+    )
+    params["embed"]["embedding"] *= 16  # else what attention adds drowns the last token
+    return params
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, CONFIG.vocab_size, length) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def alone(params, prompts):
+    """Each prompt continued by itself: an argmax of a pass over the whole row, token by token, cut at EOS."""
+    model = GPTNeoX(CONFIG)
+
+    @jax.jit
+    def following(tokens, at):  # tokens [1, P], padded on the right
+        hidden = model.apply({"params": params}, tokens)[:, at]
+        return jnp.argmax(model.apply({"params": params}, hidden, method="logits"))
+
+    found = []
+    for prompt in prompts:
+        row = np.zeros((1, max(LENGTHS) + NEW), np.int32)
+        row[0, : len(prompt)] = prompt
+        for at in range(len(prompt), len(prompt) + NEW):
+            row[0, at] = following(row, at - 1)
+        ids = row[0, len(prompt) : len(prompt) + NEW].tolist()
+        found.append(ids[: ids.index(CONFIG.eos_token_id)] if CONFIG.eos_token_id in ids else ids)
+    return found
+
+
+def continued(*arguments, **options):
+    return continue_prompts(*arguments, rows=ROWS, **options)
+
+
+def test_rows_of_any_length_continue_as_if_alone(params, prompts, alone):
+    assert len(set(map(tuple, alone))) == len(alone)
+    assert continued(params, CONFIG, prompts, NEW) == alone
+    # Alone, its prompt is read in blocks of both sizes; and the rows lie on several devices.
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=4, tensor=2))
+    assert continued(params, CONFIG, prompts[-1:], NEW, mesh=mesh) == alone[-1:]
+
+
+def test_a_row_ends_where_it_is_told_to(params, prompts, alone):
+    asked = []
+
+    def finished(row, ids):
+        asked.append(row)
+        return row == 1 and len(ids) >= 5
+
+    found = continued(params, CONFIG, prompts[:3], NEW, finished=finished)
+    assert found[0] == alone[0] and found[2] == alone[2]
+    assert 5 <= len(found[1]) < NEW and found[1] == alone[1][: len(found[1])]
+    assert set(asked) <= {0, 1, 2}
+
+
+def test_eos_ends_a_row_and_is_not_part_of_it(params, prompts, alone):
+    first = alone[2][7]
+    config = ModelConfig(**{**vars(CONFIG), "eos_token_id": first})
+    end = alone[2].index(first)
+    found = continued(params, config, prompts[2:4], NEW)
+    assert found[0] == alone[2][:end] and first not in found[1]
+
+
+def test_padded_ids_are_never_emitted(params, prompts):
+    found = continued(params, CONFIG, prompts, NEW, vocab_limit=7)
+    assert all(token < 7 for ids in found for token in ids) and any(found)
+
+
+def test_draws_belong_to_their_keys(params, prompts):
+    sampling = SamplingConfig(temperature=1.5, min_new_tokens=0)
+    keys = jax.random.split(jax.random.key(3), len(prompts))
+    whole = continued(params, CONFIG, prompts, 20, sampling=sampling, keys=keys)
+    part = continued(params, CONFIG, prompts[2:4], 20, sampling=sampling, keys=keys[2:4])
+    assert part == whole[2:4]
+    other = continued(params, CONFIG, prompts[2:4], 20, sampling=sampling, keys=keys[:2])
+    assert other != part
+    top1 = SamplingConfig(temperature=1.5, top_k=1, min_new_tokens=0)
+    drawn = continued(params, CONFIG, prompts[:2], 20, sampling=top1, keys=keys[:2])
+    assert drawn == continued(params, CONFIG, prompts[:2], 20)
+
+
+@pytest.mark.parametrize(
+    "prompt, count, word",
+    [([], 5, "at least 1"), ([1] * 300, 30, "context of 320"), ([1], 0, "at least 1"), ([100], 5, "vocabulary of 100")],
+)
+def test_impossible_requests_are_refused(params, prompt, count, word):
+    with pytest.raises(InputError, match=word):
+        continued(params, CONFIG, [np.array(prompt, np.int64), np.array([1, 2])], count)
+
+
+def test_drawing_needs_keys(params):
+    with pytest.raises(InputError, match="random key"):
+        continued(params, CONFIG, [np.array([1])], 2, sampling=SamplingConfig(min_new_tokens=0))
