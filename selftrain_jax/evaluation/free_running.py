@@ -4,22 +4,17 @@ Exact match needs none of this (see `memorization.extract`): up to the first mis
 same. Behind it they part, and measures that look there must decode.
 """
 
-import functools
 from typing import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 from selftrain_jax.evaluation.score import check_sequences, exact_matmuls
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached, unstack_layers
-from selftrain_jax.sampling.sampler import padded_rows, state_shardings
-
-_ROUND = 16  # lengths are rounded to it: few shapes to compile
+from selftrain_jax.models.gpt_neox import Params
+from selftrain_jax.sampling import continuation, sampler
 
 
 def continue_greedily(
@@ -34,8 +29,7 @@ def continue_greedily(
 ) -> list[np.ndarray]:
     """What greedy decoding writes after each prefix, as many tokens as the suffix has: int32 arrays, in order.
 
-    The lowest id wins ties, and EOS does not stop. Lengths may differ: rows of a batch start together, and each is fed
-    its own prefix before its own choices.
+    The lowest id wins ties, and EOS does not stop. Lengths may differ.
 
     Args:
       params, config: the model.
@@ -50,52 +44,20 @@ def continue_greedily(
     """
     sequences, starts = probe_sequences(probes, bos_token_id)
     check_sequences(sequences, starts, config)
-    model = GPTNeoX(config, dtype=dtype)
-    rows = padded_rows(batch_size, mesh)
+    params = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
     order = sorted(range(len(probes)), key=lambda i: (starts[i], len(sequences[i])))
     results: list[np.ndarray | None] = [None] * len(probes)
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        longest = max(len(sequences[i]) for i in chosen)
-        width = min(-(-longest // _ROUND) * _ROUND, config.max_position + 1)
-        shortest = min(starts[i] for i in chosen)
-        first = shortest // _ROUND * _ROUND or 1
-        tokens, lengths = np.zeros((rows, width), np.int32), np.full(rows, width, np.int32)
-        for row, i in enumerate(chosen):
-            lengths[row] = starts[i]
-            tokens[row, : starts[i]] = sequences[i][: starts[i]]
-        if mesh is not None:
-            tokens, lengths = parallel.to_global(mesh, (tokens, lengths), (parallel.batch_sharding(mesh),) * 2)
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        prefixes = [sequences[i][: starts[i]] for i in chosen]
+        wanted = [len(sequences[i]) - starts[i] for i in chosen]
         with exact_matmuls(dtype):
-            written = np.asarray(_continue(model, params, tokens, lengths, first, mesh))
-        for row, i in enumerate(chosen):
-            results[i] = written[row, starts[i] - first : len(sequences[i]) - first]
+            written = continuation.continue_prompts(
+                params, config, prefixes, wanted, stop_at_eos=False, mesh=mesh, rows=batch_size, dtype=dtype
+            )
+        for i, ids in zip(chosen, written):
+            results[i] = np.array(ids, np.int32)
     return results
-
-
-@functools.partial(jax.jit, static_argnames=("model", "first", "mesh"))
-def _continue(model: GPTNeoX, params: Params, tokens, lengths, first: int, mesh: Mesh | None):
-    """Tokens `first ... W-1` of every row `[B, W]`: given below `lengths`, the argmax from there on."""
-    params = unstack_layers(params)
-    rows, width = tokens.shape
-    cache = KVCache.zeros(model.config, rows, width, model.dtype)
-    if mesh is not None:
-        cache = jax.lax.with_sharding_constraint(cache, state_shardings(model, mesh).cache)
-
-    def choose(logits, position):
-        given = jax.lax.dynamic_index_in_dim(tokens, position, axis=1, keepdims=False)
-        return jnp.where(position < lengths, given, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-
-    def step(carry, position):
-        token, cache = carry
-        logits, cache = continue_cached(model, params, token[:, None], cache, position)
-        following = choose(logits, position + 1)
-        return (following, cache), following
-
-    logits, cache = continue_cached(model, params, tokens[:, :first], cache, 0)
-    token = choose(logits, first)
-    _, rest = jax.lax.scan(step, (token, cache), first + jnp.arange(width - first - 1))
-    return jnp.concatenate([token[:, None], rest.T], axis=1)
 
 
 def graded_score(probes: Sequence[Probe], continuations: Sequence[np.ndarray]) -> np.ndarray:

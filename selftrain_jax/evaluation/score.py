@@ -22,7 +22,7 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, Params
 from selftrain_jax.sampling.warp import SamplingConfig, warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
-_ROUND = 16  # sequence lengths and first scored positions are rounded to it at least: few shapes to compile
+_ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
 
 @flax.struct.dataclass
@@ -41,25 +41,29 @@ class TokenScores:
         return self.ranks == 0
 
 
-@functools.partial(jax.jit, static_argnames=("model", "start", "moments", "sampling", "ways"))
+@functools.partial(jax.jit, static_argnames=("model", "count", "moments", "sampling", "ways"))
 def score_batch(
     model: GPTNeoX,
     params: Params,
     tokens: Int[Array, "B T"],
-    start: int = 1,
+    starts: Int[Array, "B"],
+    count: int,
     *,
     moments: bool = False,
     sampling: SamplingConfig | None = None,
     ways: int = 1,
 ) -> TokenScores:
-    """Scores tokens `start ... T-1` of every row given those before them; fields are `[B, T - start]`.
+    """Scores `count` tokens of every row, from `starts` (>= 1) on, given those before them; fields are `[B, count]`.
 
-    Only the scored positions are projected to the vocabulary, in fp32, and only so many at a time that their logits fit in
-    `_LOGIT_BYTES` on each of the `ways` devices that share the rows (a divisor of B).
+    What would lie behind the end of a row stands for its last token. Only the scored positions are projected to the
+    vocabulary, in fp32, and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways` devices
+    that share the rows (a divisor of B).
     """
-    hidden = model.apply({"params": params}, tokens[:, :-1])[:, start - 1 :]
-    targets = tokens[:, start:]
-    rows, count = targets.shape
+    at = jnp.minimum(starts[:, None] + jnp.arange(count), tokens.shape[1] - 1)
+    targets = jnp.take_along_axis(tokens, at, axis=1)
+    hidden = model.apply({"params": params}, tokens[:, :-1])
+    hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
+    rows = tokens.shape[0]
     per_device = rows * count // ways
     num_chunks = -(-per_device // max(_LOGIT_BYTES // (4 * model.config.vocab_size), 1))
     chunk = -(-per_device // num_chunks)
@@ -151,29 +155,38 @@ def score(
     model = GPTNeoX(config, dtype=dtype)
     ways = 1 if mesh is None else parallel.batch_ways(mesh)
     rows = -(-batch_size // ways) * ways
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), starts[i]))
+    # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common case.
+    counts = [_rounded(len(sequence) - start) for sequence, start in zip(sequences, starts)]
+    order = sorted(range(len(sequences)), key=lambda i: (counts[i], len(sequences[i])))
     results: list[TokenScores | None] = [None] * len(sequences)
     pending = []
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
-        longest = max(len(sequences[i]) for i in chosen)
-        # One more than a multiple: T inputs make T scored tokens. Long sequences are rounded to an eighth of their length.
-        unit = max(_ROUND, 1 << max((longest - 1).bit_length() - 4, 0))
-        width = min(-(-(longest - 1) // unit) * unit, config.max_position) + 1
-        first = max((min(starts[i] for i in chosen) - 1) // _ROUND * _ROUND + 1, 1)
-        tokens = np.zeros((rows, width), np.int32)
+        # One more than a rounded number: T inputs make T scored tokens.
+        width = min(max(_rounded(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
+        tokens, first = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
         for row, i in enumerate(chosen):
             tokens[row, : len(sequences[i])] = sequences[i]
+            first[row] = starts[i]
         if mesh is not None:
-            tokens = parallel.to_global(mesh, tokens, parallel.batch_sharding(mesh))
+            tokens, first = parallel.to_global(mesh, (tokens, first), parallel.batch_sharding(mesh))
         with exact_matmuls(dtype):
-            scores = score_batch(model, params, tokens, first, moments=moments, sampling=sampling, ways=ways)
-        pending.append((chosen, first, scores))
+            count = min(counts[chosen[-1]], width - 1)
+            scores = score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
+        pending.append((chosen, scores))
         if len(pending) > 2:  # keep the device busy while the host unpacks
             _unpack(*pending.pop(0), sequences, starts, results)
     for item in pending:
         _unpack(*item, sequences, starts, results)
     return results
+
+
+def _rounded(length: int) -> int:
+    """A length that holds `length` tokens: few different ones, none an eighth too long beyond 128."""
+    if length <= _ROUND:
+        return 1 << (length - 1).bit_length()
+    unit = max(_ROUND, 1 << max(length.bit_length() - 4, 0))
+    return -(-length // unit) * unit
 
 
 def exact_matmuls(dtype) -> ContextManager:
@@ -201,8 +214,7 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
             raise InputError(f"sequence {i} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
-def _unpack(chosen, first, scores, sequences, starts, results):
+def _unpack(chosen, scores, sequences, starts, results):
     scores = jax.tree.map(np.asarray, scores)
     for row, i in enumerate(chosen):
-        part = slice(starts[i] - first, len(sequences[i]) - first)
-        results[i] = jax.tree.map(lambda x: x[row, part], scores)
+        results[i] = jax.tree.map(lambda x: x[row, : len(sequences[i]) - starts[i]], scores)

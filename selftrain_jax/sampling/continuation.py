@@ -41,9 +41,10 @@ def continue_prompts(
     params: Params,
     config: ModelConfig,
     prompts: Sequence[np.ndarray],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     *,
     sampling: SamplingConfig | None = None,
+    stop_at_eos: bool = True,
     keys: Key[Array, "B"] | None = None,
     finished: Callable[[int, list[int]], bool] | None = None,
     mesh: Mesh | None = None,
@@ -51,12 +52,13 @@ def continue_prompts(
     vocab_limit: int | None = None,
     dtype: Any = jnp.float32,
 ) -> list[list[int]]:
-    """What follows each prompt: at most `max_new_tokens` token ids, EOS not among them.
+    """What follows each prompt: at most `max_new_tokens` token ids (one number, or one per prompt), EOS not among them.
 
     Args:
       params: stacked, or what `sampler.prepare` made of them (for many calls).
       prompts: one batch of non-empty int arrays, best of similar length.
       sampling: how tokens are drawn, of which temperature, top_k and top_p count; None is greedy (the lowest id wins ties).
+      stop_at_eos: False takes EOS for a token like others.
       keys: one per prompt, for drawing: token t of a row uses `fold_in(key, t)`.
       finished: asked every `STEPS` tokens with a prompt's index and its tokens so far; True ends the row.
       mesh: devices over which the rows are spread.
@@ -68,7 +70,9 @@ def continue_prompts(
     """
     prompts = [np.asarray(prompt) for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
-    if max_new_tokens < 1 or lengths.min() < 1 or lengths.max() + max_new_tokens > config.max_position:
+    limits = np.broadcast_to(np.asarray(max_new_tokens), lengths.shape)
+    # The last new token is not fed, so it may lie one behind the context.
+    if limits.min() < 1 or lengths.min() < 1 or (lengths + limits).max() > config.max_position + 1:
         raise InputError(
             f"prompts of {lengths.min()} to {lengths.max()} tokens and max_new_tokens={max_new_tokens} must be at least 1 "
             f"and fit the model's context of {config.max_position} together; shorten one of them"
@@ -83,8 +87,8 @@ def continue_prompts(
     table = np.zeros((rows, longest + 2 * STEPS), np.int32)
     for row, prompt in enumerate(prompts):
         table[row, : len(prompt)] = prompt
-    starts = np.ones(rows, np.int32)
-    starts[:count] = lengths
+    starts, most = np.ones(rows, np.int32), np.ones(rows, np.int32)
+    starts[:count], most[:count] = lengths, limits
     if keys is None:
         keys = jax.random.split(jax.random.key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
@@ -96,8 +100,8 @@ def continue_prompts(
     def put(x):
         return jnp.asarray(x) if mesh is None else jax.device_put(x, parallel.batch_sharding(mesh))
 
-    starts_on_device, keys = put(starts), put(keys)
-    ends = bucket_ends(longest + max_new_tokens + STEPS)
+    starts_on_device, most, keys = put(starts), put(most), put(keys)
+    ends = bucket_ends(int((lengths + limits).max()) + STEPS)
     begin = (int(lengths.min()) - 1) // STEPS * STEPS  # at least one token of every prompt is left to feed
     cache = _empty_cache(model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache)
     at = 0
@@ -115,15 +119,17 @@ def continue_prompts(
             old, state = [state.cache], state.replace(cache=None)
             state = state.replace(cache=resize(old, end, None, shardings and shardings.cache.keys[0]))
         coming = table[:, at + 1 : at + 1 + STEPS] if at < longest else np.zeros((rows, STEPS), np.int32)
-        state, new = _advance(model, sampling, weights, state, put(coming), starts_on_device, keys, allowed, max_new_tokens)
+        state, new = _advance(
+            model, sampling, stop_at_eos, weights, state, put(coming), starts_on_device, keys, allowed, most
+        )
         new, ended = np.asarray(new), np.array(state.done)
         for row in np.flatnonzero(~done[:count]):
             first = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
-            fresh = new[first:, row].tolist()[: max_new_tokens - len(chosen[row])]
-            if config.eos_token_id in fresh:
+            fresh = new[first:, row].tolist()[: limits[row] - len(chosen[row])]
+            if stop_at_eos and config.eos_token_id in fresh:
                 fresh, ended[row] = fresh[: fresh.index(config.eos_token_id)], True
             chosen[row] += fresh
-            ended[row] |= len(chosen[row]) >= max_new_tokens
+            ended[row] |= len(chosen[row]) >= limits[row]
             if fresh and not ended[row] and finished is not None:
                 ended[row] = finished(row, chosen[row])
         at += STEPS
@@ -143,17 +149,18 @@ def _read_block(model: GPTNeoX, params: Params, tokens: Int[Array, "B T"], cache
     return continue_cached(model, params, tokens, cache, at)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "sampling", "stop_at_eos"), donate_argnames="state")
 def _advance(
     model: GPTNeoX,
     sampling: SamplingConfig | None,
+    stop_at_eos: bool,
     params: Params,
     state: _State,
     coming: Int[Array, "B K"],  # what the prompts hold after the token that is fed next
     starts: Int[Array, "B"],  # index of each row's first new token
     keys: Key[Array, "B"],
     allowed: Bool[Array, "V"],
-    max_new_tokens,
+    max_new_tokens: Int[Array, "B"],
 ) -> tuple[_State, Int[Array, "K B"]]:
     """Up to `STEPS` further tokens per row, those of the prompt included; stops early once every row is done."""
     first = state.position
@@ -175,7 +182,8 @@ def _advance(
         known = jax.lax.dynamic_index_in_dim(coming, state.position - first, axis=1, keepdims=False)
         inside = index < starts
         following = jnp.where(inside, known, picked)
-        over = ~inside & ((picked == model.config.eos_token_id) | (index - starts + 1 >= max_new_tokens))
+        ends = (picked == model.config.eos_token_id) & stop_at_eos
+        over = ~inside & (ends | (index - starts + 1 >= max_new_tokens))
         tokens = tokens.at[state.position - first].set(following)
         return _State(cache, index, following, state.done | over), tokens
 

@@ -240,8 +240,8 @@ def test_logits_take_bounded_memory_whatever_the_batch(monkeypatch, mesh_sizes):
         place = functools.partial(parallel.to_global, mesh, sharding=parallel.batch_sharding(mesh))
 
     def temporary_bytes(rows):
-        tokens = place(np.zeros((rows, 66), np.int32))
-        lowered = score_module.score_batch.lower(model, params, tokens, 33, ways=ways)
+        tokens, starts = place(np.zeros((rows, 66), np.int32)), place(np.full(rows, 33, np.int32))
+        lowered = score_module.score_batch.lower(model, params, tokens, starts, 33, ways=ways)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     # All logits at once would be 64 rows x 33 positions x 32 KiB = 69 MB on each device. What the layers themselves need
