@@ -158,6 +158,16 @@ def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = 
         raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
 
 
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every leaf in which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            inside = f"{where}.{name}" if where else name
+            yield from differences(old.get(name), new.get(name), inside)
+    elif old != new:
+        yield where, old, new
+
+
 def fingerprint(value: Any) -> str:
     """A short, stable hash of a JSON-like value (dataclasses and paths included)."""
 

@@ -13,7 +13,7 @@ import time
 from typing import Any, Callable, Mapping, Sequence
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import fingerprint, read_json, write_json
+from selftrain_jax.files import differences, fingerprint, read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _plain(value: Any) -> Any:
 
 
 def _compare(workdir: pathlib.Path, stage: Stage, what: str, found: Any, asked: Any) -> None:
-    difference = next(_differences(found, asked), None)
+    difference = next(differences(found, asked), None)
     if difference is None:
         return
     name, old, new = difference
@@ -174,12 +174,3 @@ def _compare(workdir: pathlib.Path, stage: Stage, what: str, found: Any, asked: 
         f"stage {stage.name}: {kind} {name} is {new!r} but {workdir / stage.name} was made with {old!r}; use another "
         "--workdir, set it back, or delete that folder and those of the stages after it"
     )
-
-
-def _differences(old: Any, new: Any, where: str = ""):
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
-            inside = f"{where}.{name}" if where else name
-            yield from _differences(old.get(name), new.get(name), inside)
-    elif old != new:
-        yield where, old, new

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a training run: parameters and optimizer state as separate items, so that either can be read."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import warnings
@@ -108,7 +109,7 @@ class Checkpoints:
                 self._manager.close()
                 if jax.process_index() == 0:
                     for s in newer:
-                        os.replace(self._path / str(s), self._path.with_name(f"damaged-{s}"))
+                        os.replace(self._path / str(s), self._aside(s))
                 if jax.process_count() > 1:
                     multihost_utils.sync_global_devices("damaged checkpoints moved")
                 self._open()
@@ -117,6 +118,11 @@ class Checkpoints:
         if broken:
             raise broken[1]
         return None
+
+    def _aside(self, step: int) -> pathlib.Path:
+        """Where a damaged checkpoint goes; the same step may have been damaged before."""
+        names = (f"damaged-{step}{extra}" for extra in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+        return next(path for name in names if not (path := self._path.with_name(name)).exists())
 
     def _restore(self, step: int, abstract: TrainState) -> TrainState:
         ocp = self._ocp

@@ -1,5 +1,6 @@
 """Where the figures of a training run go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on request."""
 
+import contextlib
 import json
 import pathlib
 import time
@@ -7,7 +8,7 @@ from typing import Any, Mapping
 
 import jax
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.errors import InputError, RunStopped
 from selftrain_jax.files import write_atomic
 
 PEAK_FLOPS = {
@@ -31,14 +32,14 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; a line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`; what is no such line, cut short by a kill or damaged, is left out."""
     lines = []
     if pathlib.Path(path).exists():
-        for line in pathlib.Path(path).read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for text in pathlib.Path(path).read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
     return lines
 
 
@@ -95,11 +96,17 @@ class TrainingLog:
             line["mfu"] = flops / self._peak
         self._last = (step, now)
         if self._writes:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-            for name, value in line.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, step)
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+                for name, value in line.items():
+                    if name != "step":
+                        self._writer.add_scalar(name, value, step)
+            except OSError as e:
+                raise RunStopped(
+                    f"the metrics of step {step} could not be written to {self.path.parent} ({e.strerror}). Make room, then "
+                    "the same command goes on from the last checkpoint"
+                ) from e
             if self._wandb:
                 self._wandb.log(line, step=step)
             self._bar.update(step - last_step)
@@ -109,8 +116,9 @@ class TrainingLog:
     def close(self) -> None:
         if self._writes:
             self._bar.close()
-            self._writer.close()
-            self._file.close()
+            for file in (self._writer, self._file):
+                with contextlib.suppress(OSError):  # a full disk, which `write` has told
+                    file.close()
             if self._wandb:
                 self._wandb.finish()
 

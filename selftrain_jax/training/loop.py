@@ -6,6 +6,7 @@ goes on from its last checkpoint and ends with the parameters that it would have
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import signal
 import threading
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.errors import InputError, PeerLost, RunStopped
+from selftrain_jax.files import differences, fingerprint, read_json, write_json
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
@@ -115,6 +117,7 @@ def train(
     `tensorboard/`.
 
     Args:
+      params: of any floating dtype; they are trained in fp32.
       mesh: devices, of one process or several; every process calls this with the same arguments.
       donate: give `params` away: where they lie on `mesh` already, their memory is used for the trained ones.
       wandb: a project of Weights & Biases that the metrics also go to.
@@ -127,8 +130,8 @@ def train(
       The last line of metrics.
 
     Raises:
-      InputError: rows longer than the context or not of `sequence_length`, too few rows for one batch, or a batch that
-        the mesh does not divide; before any device work.
+      InputError: rows longer than the context or not of `sequence_length`, too few rows for one batch, a batch that the
+        mesh does not divide, or a directory that holds a training with other settings; before any device work.
       TrainingDiverged: the loss or a parameter is not finite.
       CheckpointNotSaved: the disk is full, or the folder is gone.
       Preempted: SIGTERM came (in a job of several processes: to any of them); the state was saved first.
@@ -154,6 +157,9 @@ def train(
     per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
     num_steps = per_epoch * config.epochs
     directory = pathlib.Path(directory)
+    for path in (directory, directory / "checkpoints"):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file: train needs a folder of that name, or another directory")
     directory.mkdir(parents=True, exist_ok=True)
 
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -165,6 +171,7 @@ def train(
     )  # fmt: skip
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
 
+    settings = _check_same_training(directory, config, model_config, rows)
     checkpoints = Checkpoints(directory / "checkpoints", config.keep)
     state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
     del params
@@ -180,7 +187,7 @@ def train(
         half_precision=config.dtype == "bfloat16",
         description=description,
         wandb=wandb,
-        settings=dataclasses.asdict(config),
+        settings=settings,
     )
     measured = measure_steps(num_steps, measure_points)
     tracing = _Trace(directory / "profile", first) if profile else None
@@ -209,10 +216,12 @@ def train(
                     measure(done, state.params)
                 if saves:
                     checkpoints.save(state)
-                if stops and done < num_steps:
-                    checkpoints.wait()
-                    raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
+                if stops:
+                    break
             checkpoints.wait()
+            # It may also have come while the last checkpoint was written.
+            if first < num_steps and (stops or told_to_stop(num_steps + 1)):
+                raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     except PeerLost:
         raise  # closing the checkpoints would wait for the one that is gone
     except BaseException:
@@ -224,7 +233,34 @@ def train(
         if tracing:
             tracing.stop()
         log.close()
-    return values if first < num_steps else read_metrics(log.path)[-1]
+    return values if first < num_steps else (read_metrics(log.path) or [{"step": first}])[-1]
+
+
+# What may change between two calls that continue one training: where it runs, what it keeps, and what only rounds.
+_MAY_CHANGE = ("grad_accum", "remat", "attention", "checkpoint_every", "keep", "log_every")
+
+
+def _check_same_training(directory: pathlib.Path, config: TrainConfig, model: ModelConfig, rows: PackedRows) -> dict:
+    """What decides the result of this training, after comparing it with `training.json` of an earlier call."""
+    settings = {name: v for name, v in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
+    data = hashlib.sha256(np.ascontiguousarray(rows.tokens))
+    if config.document_boundaries:
+        data.update(np.ascontiguousarray(rows.segment_ids))
+    settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16]}
+    if jax.process_count() > 1:
+        own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
+        if (multihost_utils.process_allgather(own) != own).any():
+            raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
+    path = directory / "training.json"
+    if path.exists() and any(p.name.isdigit() for p in (directory / "checkpoints").glob("*")):
+        for name, old, new in differences(read_json(path), settings):
+            raise InputError(
+                f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or name "
+                "another directory"
+            )
+    elif jax.process_index() == 0:
+        write_json(path, settings)
+    return settings
 
 
 def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int:
@@ -284,7 +320,10 @@ def _told_to_stop() -> Iterator[Callable[[int], bool]]:
 
 
 def _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate) -> TrainState:
-    abstract = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+    def create(params):
+        return TrainState.create(jax.tree.map(lambda x: x.astype(jnp.float32), params), optimizer)
+
+    abstract = jax.eval_shape(create, params)
     placement = state_shardings(abstract, mesh, param_axes(model_config))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placement)
     restored = checkpoints.restore(abstract)
@@ -293,7 +332,7 @@ def _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
     params = parallel.to_global(mesh, params, placement.params)
     if not donate:  # the step donates its state: copies keep the caller's arrays alive
         params = jax.tree.map(jnp.copy, params)
-    return jax.jit(lambda p: TrainState.create(p, optimizer), out_shardings=placement, donate_argnums=0)(params)
+    return jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
 
 
 def _batches(rows: PackedRows, config: TrainConfig, mesh: Mesh):

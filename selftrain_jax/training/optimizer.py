@@ -1,6 +1,7 @@
 """AdamW and its learning-rate schedule from one frozen config."""
 
 import dataclasses
+import math
 
 import jax
 import optax
@@ -27,8 +28,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate={self.learning_rate} must be positive")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate={self.learning_rate} must be positive and finite")
         if self.schedule not in ("cosine", "constant"):
             raise InputError(f"schedule={self.schedule!r} must be 'cosine' or 'constant'")
         for name in ("warmup", "final_lr_ratio"):
@@ -38,8 +39,8 @@ class OptimizerConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1)")
         for name in ("eps", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)} must not be negative, and finite")
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -6,13 +6,14 @@
     state, metrics = train_step(state, {"tokens": tokens})   # tokens [B, T + 1]; `state` is donated
 """
 
+import functools
 from typing import Any, Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from selftrain_jax import parallel
@@ -48,8 +49,14 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
       chunk: time steps whose logits exist at once.
 
     Raises:
-      InputError: on the first call, when a function is given packed documents, which it could not keep apart.
+      InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when rows are too
+        short, the batch holds what is not read here, or a function is given packed documents, which it cannot keep apart.
     """
+    if chunk < 1:
+        raise InputError(f"chunk={chunk} must be at least 1")
+    is_ours = hasattr(model, "output_kernel")
+    if not is_ours and hasattr(model, "apply"):
+        raise InputError(f"{type(model).__name__} is not a GPTNeoX: pass a function (params, tokens) -> logits instead")
 
     def of_module(params, inputs, segments):
         positions = None if segments is None else positions_in_segment(segments)
@@ -61,10 +68,14 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
             raise InputError("segment_ids need a model that takes them: leave them out, or write a loss of your own")
         return model(params, inputs)
 
-    forward = of_module if hasattr(model, "apply") else of_function
+    forward = of_module if is_ours else of_function
 
     def loss_fn(params, batch):
         tokens = batch["tokens"]
+        if unread := set(batch) - {"tokens", "segment_ids"}:
+            raise InputError(f"batch entry {unread.pop()!r} is not read by next_token_loss: write a loss of your own")
+        if tokens.ndim != 2 or tokens.shape[1] < 2:
+            raise InputError(f"batch tokens of shape {tokens.shape} must be [B, T + 1], T at least 1")
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         weights = jnp.ones(targets.shape, jnp.float32)
         segments = None
@@ -93,7 +104,7 @@ def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tupl
 
     def whole(params, batch):
         (loss, weight), grads = value_and_grad(params, batch)
-        return loss, weight, grads
+        return loss, jnp.asarray(weight, jnp.float32), grads
 
     def sliced(params, batch):
         # Slice i takes rows i, i + grad_accum, ...: every slice is then spread over all devices like the batch itself.
@@ -133,8 +144,8 @@ def make_train_step(
     Raises:
       InputError: when called with a batch whose rows `grad_accum` does not divide.
     """
-    if grad_accum < 1:
-        raise InputError(f"grad_accum={grad_accum} must be at least 1")
+    if not isinstance(grad_accum, int) or grad_accum < 1:
+        raise InputError(f"grad_accum={grad_accum!r} must be a whole number, at least 1")
     loss_and_grad = accumulated(loss_fn, grad_accum)
 
     def train_step(state: TrainState, batch: Batch):
@@ -142,11 +153,13 @@ def make_train_step(
         if rows % grad_accum:
             raise InputError(f"batch of {rows} rows cannot be cut into grad_accum={grad_accum} equal slices")
         loss, weight, grads = loss_and_grad(state.params, batch)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        # In fp32, since weights add up to more than half precision holds; a batch without a target has no gradient.
+        share = 1 / jnp.where(weight == 0, 1, weight)
+        grads = jax.tree.map(lambda g: (g * share).astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": loss / weight,
+            "loss": loss * share,
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
@@ -156,11 +169,21 @@ def make_train_step(
 
     if mesh is None:
         return jax.jit(train_step, donate_argnums=0)
-    jitted = jax.jit(train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh, rules)))
+
+    @functools.lru_cache
+    def jitted(structure, shardings):
+        placement = jax.tree.unflatten(structure, shardings)
+        return jax.jit(
+            train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh, rules)),
+            out_shardings=(placement, None),
+        )  # fmt: skip
 
     def on_mesh(state, batch):
+        leaves, structure = jax.tree.flatten(state)
+        held = tuple(getattr(leaf, "sharding", None) for leaf in leaves)
+        held = tuple(s if isinstance(s, NamedSharding) and s.mesh == mesh else None for s in held)
         with jax.set_mesh(mesh):
-            return jitted(state, batch)
+            return jitted(structure, held)(state, batch)
 
     return on_mesh
 
@@ -172,16 +195,15 @@ def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = para
     """
     of_params = parallel.shardings(mesh, axes, state.params, rules)
     everywhere = parallel.replicated(mesh)
-    structure = jax.tree.structure(state.params)
+    flat = zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(of_params), strict=True)
+    known = {tuple(path): (leaf.shape, sharding) for (path, leaf), sharding in flat}
 
-    def is_like_params(node):
-        return jax.tree.structure(node) == structure
+    def place(path, leaf):
+        # A moment's path ends with that of its parameter, whatever optax wraps around it; some are of another shape.
+        for start in range(len(path) + 1):
+            shape, sharding = known.get(tuple(path[start:]), (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return everywhere
 
-    def place(node):
-        if not is_like_params(node):
-            return everywhere
-        # Some optimizers keep less than one number per parameter, in the same structure.
-        return jax.tree.map(lambda x, p, s: s if x.shape == p.shape else everywhere, node, state.params, of_params)
-
-    opt_state = jax.tree.map(place, state.opt_state, is_leaf=is_like_params)
-    return TrainState(everywhere, of_params, opt_state)
+    return TrainState(everywhere, of_params, jax.tree.map_with_path(place, state.opt_state))

@@ -284,7 +284,7 @@ def test_a_file_without_probes_is_an_error(tmp_path):
 )
 def test_bad_probes_raise_before_any_device_work(monkeypatch, params, prefix, suffix, message):
     monkeypatch.setattr(score_module, "score_batch", lambda *_, **__: pytest.fail("device work"))
-    monkeypatch.setattr(free_running, "_continue", lambda *_: pytest.fail("device work"))
+    monkeypatch.setattr(free_running.continuation, "continue_prompts", lambda *_, **__: pytest.fail("device work"))
     probes = [Probe(np.array([1]), np.array([2])), Probe(np.array(prefix, np.int64), np.array(suffix, np.int64))]
     with pytest.raises(InputError, match=message):
         extract(functools.partial(score, params, CONFIG), probes)

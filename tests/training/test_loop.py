@@ -1,6 +1,7 @@
 """A run that is cut off anywhere and started again is the run that was never cut off; bad runs stop with a reason."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -21,7 +22,7 @@ import pytest
 
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, pack
-from selftrain_jax.errors import InputError, InputWarning
+from selftrain_jax.errors import InputError, InputWarning, RunStopped
 from selftrain_jax.models import gpt_neox
 from selftrain_jax.models.config import PRESETS, ModelConfig
 from selftrain_jax.parallel import MeshConfig
@@ -416,9 +417,90 @@ def test_sigterm_during_a_save_leaves_a_whole_checkpoint(whole, params, rows, me
     assert found == expected and [line for line in lines if line["step"] != 5] == wanted
 
 
+@pytest.fixture
+def begun(whole, tmp_path):
+    """A run of which only the steps up to 12 are left."""
+    shutil.copytree(whole, tmp_path / "begun")
+    shutil.rmtree(tmp_path / "begun" / "checkpoints" / "15")
+    return tmp_path / "begun"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"optimizer": OptimizerConfig(learning_rate=1e-5, eps=1e-5)}, "optimizer.learning_rate is 1e-05, .* with 0.01"),
+        ({"batch_size": 2}, "train batch_size is 2, .* with 4"),
+        ({"epochs": 1}, "train epochs is 1, .* with 3"),
+        ({"seed": 1}, "train seed is 1"),
+    ],
+    ids=str,
+)
+def test_a_run_does_not_go_on_with_other_settings(begun, params, rows, mesh, change, message):
+    with pytest.raises(InputError, match=message):
+        loop.train(params, MODEL, rows, dataclasses.replace(CONFIG, **change), begun, mesh=mesh)
+
+
+def test_a_run_does_not_go_on_with_other_rows_or_another_model(begun, params, rows, mesh):
+    with pytest.raises(InputError, match="train rows is"):
+        loop.train(params, MODEL, make_rows(seed=9), CONFIG, begun, mesh=mesh)
+    with pytest.raises(InputError, match="train model.rotary_base is 500.0"):
+        loop.train(params, dataclasses.replace(MODEL, rotary_base=500.0), rows, CONFIG, begun, mesh=mesh)
+
+
+def test_what_only_rounds_may_change_under_a_run(begun, params, rows, mesh):
+    changed = dataclasses.replace(CONFIG, grad_accum=2, remat=True, keep=5, log_every=1)
+    assert loop.train(params, MODEL, rows, changed, begun, mesh=mesh)["step"] == STEPS
+
+
+@pytest.mark.parametrize("content", [None, b"5\n", b'{"loss": 1}\n', b"\xff\xfe\x00\n"], ids=str)
+def test_damaged_metrics_stop_no_run(whole, params, rows, mesh, tmp_path, content):
+    """Neither a finished run, nor one that goes on."""
+    for left in (15, 12):
+        run = shutil.copytree(whole, tmp_path / str(left))
+        if left == 12:
+            shutil.rmtree(run / "checkpoints" / "15")
+        (run / "metrics.jsonl").unlink()
+        if content is not None:
+            (run / "metrics.jsonl").write_bytes(content)
+        assert loop.train(params, MODEL, rows, CONFIG, run, mesh=mesh)["step"] == STEPS
+
+
+def test_a_disk_that_is_full_for_the_metrics_ends_the_run_in_one_line(params, rows, mesh, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter.add_scalar", full)
+    with pytest.raises(RunStopped, match="metrics of step 3 could not be written .*No space left.*goes on from"):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+
+
+def test_half_precision_parameters_are_trained_in_fp32(params, rows, mesh, tmp_path):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    loop.train(half, MODEL, rows, dataclasses.replace(CONFIG, epochs=1), tmp_path, mesh=mesh)
+    trained = restore_params(tmp_path / "checkpoints", MODEL, mesh)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {np.dtype("float32")}
+
+
+def test_sigterm_during_the_last_save_is_not_swallowed(whole, params, rows, mesh, tmp_path, monkeypatch):
+    """What comes after training would otherwise begin, with the machine about to go."""
+    save = loop.Checkpoints.save
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: (save(*args), os.kill(os.getpid(), signal.SIGTERM)))
+    config = dataclasses.replace(CONFIG, checkpoint_every=100)
+    with pytest.raises(loop.Preempted, match="step 15 of train is saved"):
+        loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints"])
+def test_a_file_in_the_way_is_named(params, rows, mesh, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=f"{name} is a file"):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
+
+
 def test_parameters_are_given_away_only_on_request(params, rows, mesh, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1)
-    placed = jax.device_put(params, parallel.replicated(mesh))
+    placed = jax.device_put(jax.tree.map(jnp.copy, params), parallel.replicated(mesh))
     for donate in (False, True):
         loop.train(placed, MODEL, rows, config, tmp_path / str(donate), mesh=mesh, donate=donate)
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(placed))
@@ -457,9 +539,12 @@ def test_weights_and_biases_gets_the_metrics_and_goes_on_in_the_same_run(params,
         return types.SimpleNamespace(id="abc", log=lambda line, step: logged.append((step, line)), finish=lambda: None)
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    for epochs in (1, 2):
-        config = dataclasses.replace(CONFIG, epochs=epochs)
-        loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh, description="my run", wandb="project")
+    arguments = dict(mesh=mesh, description="my run", wandb="project")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 6)
+        with pytest.raises(Killed):
+            loop.train(params, MODEL, rows, CONFIG, tmp_path, **arguments)
+    loop.train(params, MODEL, rows, CONFIG, tmp_path, **arguments)
     assert [(run["project"], run["id"], run["name"]) for run in begun] == [
         ("project", None, "my run"), ("project", "abc", "my run")
     ]  # fmt: skip

@@ -38,6 +38,13 @@ def sgd():
     return optax.sgd(0.1, momentum=0.9)
 
 
+def frozen_embedding():
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if path[0].key == "embed" else "trained", params)
+
+    return optax.multi_transform({"trained": optax.adamw(1e-3), "frozen": optax.set_to_zero()}, labels)
+
+
 @pytest.fixture(scope="module")
 def params():
     return jax.tree.map(np.asarray, gpt_neox.init_params(CONFIG, jax.random.key(0)))
@@ -126,7 +133,7 @@ def test_moments_lie_where_their_parameters_lie(optimizer):
         owner = next((p for p in shapes if tuple(path)[-len(p) :] == p and shapes[p] == leaf.shape), None)
         moments += owner is not None
         assert sharding == (placed[owner] if owner else parallel.replicated(mesh)), path
-    assert moments >= len(shapes)
+    assert moments >= len(shapes) - 1  # the embedding may be frozen
 
 
 def test_metrics_are_what_they_say(params, batches, plain):
@@ -255,6 +262,54 @@ def test_a_function_of_parameters_and_tokens_is_a_model(params, batches, gives):
 def test_the_step_does_not_import_a_model():
     code = "import sys, selftrain_jax.training.step; print('selftrain_jax.models.gpt_neox' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_parts_of_a_model_can_be_frozen_on_a_mesh(params, batches):
+    """The state stays where it was put, whatever optax wraps around it: the second step compiles nothing new."""
+    mesh = parallel.make_mesh(MeshConfig(1, 4, 2))
+    state = TrainState.create(jax.tree.map(jnp.asarray, params), frozen_embedding())
+    placement = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
+    found, _ = run(params, batches, frozen_embedding(), mesh=mesh)
+    assert not moved_leaves(found, placement)
+    np.testing.assert_array_equal(found.params["embed"]["embedding"], params["embed"]["embedding"])
+    assert np.abs(found.params["head"]["kernel"] - params["head"]["kernel"]).max() > 1e-4
+
+
+def test_a_batch_without_a_target_changes_nothing(params, batches):
+    alone = {"tokens": batches[0]["tokens"], "segment_ids": np.arange(8 * 17, dtype=np.int32).reshape(8, 17)}
+    state, history = run(params, [alone], sgd())
+    assert history[0]["loss"] == history[0]["targets"] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_half_precision_parameters_take_many_targets():
+    """Their number may be more than half precision holds."""
+    def loss_fn(params, batch):
+        return jnp.sum(params["w"] * batch["x"]).astype(jnp.float32), 100_000
+
+    state = TrainState.create({"w": jnp.ones((), jnp.float16)}, optax.sgd(1.0))
+    state, metrics = make_train_step(loss_fn, optax.sgd(1.0))(state, {"x": jnp.full(8, 2000, jnp.float16)})
+    assert float(metrics["grad_norm"]) == pytest.approx(0.16, rel=1e-2)
+    assert float(state.params["w"]) == pytest.approx(0.84, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        ({"tokens": np.zeros((2, 1), np.int32)}, r"tokens of shape \(2, 1\) must be \[B, T \+ 1\]"),
+        ({"tokens": np.zeros((2, 4), np.int32), "weights": np.ones((2, 4))}, "entry 'weights' is not read"),
+    ],
+)
+def test_batches_that_would_be_misread_are_refused(params, batch, message):
+    with pytest.raises(InputError, match=message):
+        next_token_loss(MODEL)(params, batch)
+
+
+def test_other_modules_come_as_functions():
+    with pytest.raises(InputError, match="Dense is not a GPTNeoX: pass a function"):
+        next_token_loss(nn.Dense(3))
+    with pytest.raises(InputError, match="chunk=0"):
+        next_token_loss(MODEL, chunk=0)
 
 
 def test_batches_that_cannot_be_cut_are_refused(params, batches):
