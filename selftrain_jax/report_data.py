@@ -157,7 +157,9 @@ def metric_groups(data: ReportData) -> dict[str, list[str]]:
 
     def order(name: str):
         kind, _, rest = name.partition("/")
-        first = {"all": 0, "held_out": 1}.get(rest, 3 if rest.startswith("held_out/") else 2)
+        # All, held-out, its weaker filters; then the groups, then their held-out parts.
+        part = next((start for start in ("held_out/", "held_out=") if rest.startswith(start)), rest)
+        first = {"all": 0, "held_out": 1, "held_out=": 2, "held_out/": 4}.get(part, 3)
         count = repeats(name.replace("held_out/", "")) or 0
         return list(UNITS).index(kind) if kind in UNITS else len(UNITS), first, count
 

@@ -173,7 +173,7 @@ def _measured_curve(data: ReportData, kind: str) -> Figure | None:
                 if len(values[model, step]) == 1 and values[model, step][0]["low"] is not None:
                     bounds = [100 * values[model, step][0][end] for end in ("low", "high")]
                     axes.plot([step, step], bounds, color=_hue(hue), lw=1.2)
-        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
         axes.set(xlabel="training step (log scale)", ylim=(-4, 104) if kind == "extraction" else None)

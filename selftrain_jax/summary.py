@@ -187,16 +187,24 @@ def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int
     return float(low), float(high)
 
 
-def _compare(before: Items, after: Items) -> Iterator[dict[str, Any]]:
-    """Rows {"metric", "difference", "low", "high", "p_value"}, paired item by item against the base model."""
+def _compare(before: Items, after: Items) -> list[dict[str, Any]]:
+    """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
+
+    p-values of the capability suites are adjusted for their number (Benjamini & Hochberg); other metrics look at the same
+    probes again and again, and stand for themselves.
+    """
+    rows = []
     for metric, new in after.items():
         old = before[metric]
         difference, low, high = statistics.paired_bootstrap_difference(old, new)
-        yield {
-            "metric": metric, "difference": difference, "low": low, "high": high,
-            "p_value": statistics.mcnemar(old, new),
-        }  # fmt: skip
-
+        p_value = statistics.mcnemar(old, new)
+        rows.append({"metric": metric, "difference": difference, "low": low, "high": high, "p_value": p_value,
+                     "unadjusted_p_value": p_value})  # fmt: skip
+    suites = [row for row in rows if row["metric"].startswith("capability/")]
+    if suites:
+        for row, p_value in zip(suites, statistics.benjamini_hochberg([row["p_value"] for row in suites])):
+            row["p_value"] = float(p_value)
+    return rows
 
 def _audit(workdir, arm: str) -> dict[str, Any]:
     found = read_json(workdir / "audit" / arm / "audit.json", "audit")
