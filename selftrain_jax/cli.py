@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import errno
+import os
 import pathlib
 import runpy
 import shlex
@@ -13,7 +14,7 @@ import warnings
 from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__, tools
-from selftrain_jax.errors import InputError, InputWarning, RunStopped
+from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"selftrain: error: {e}", file=sys.stderr)
         return 2
     except RunStopped as e:
-        print(f"selftrain: stopped: {e}", file=sys.stderr)
+        print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
+        if isinstance(e, PeerLost):
+            sys.stdout.flush()
+            os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
@@ -122,16 +126,25 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         for stage in plan:
             print(f"{'stale' if stage.name in stale else stages.state(pipeline.workdir, stage):8} {stage.name}")
         return 0
-    stages.check(pipeline.workdir, plan)
-    pipeline.check_files()
+    wanted = arguments.command
     check_wandb(pipeline.wandb)
     parallel.enable_compilation_cache()
-    save_config(pipeline.workdir, config)
-    wanted = arguments.command
+    parallel.initialize()
+
+    def check_and_save():
+        stages.check(pipeline.workdir, plan)
+        pipeline.check_files()
+        save_config(pipeline.workdir, config)
+
+    parallel.on_first("check of files and settings", check_and_save)
+    first = parallel.is_first()
+    if first:
+        mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+        print(f"selftrain: {parallel.describe(mesh, pipeline.workdir)}", file=sys.stderr)
     stages.run(pipeline.workdir, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
-    if wanted == "sample" and arguments.show:
+    if wanted == "sample" and arguments.show and first:
         _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
-    if wanted in ("run", "report"):
+    if wanted in ("run", "report") and first:
         report = pipeline.workdir / "report"
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")

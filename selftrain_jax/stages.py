@@ -3,6 +3,9 @@
 Every stage owns `workdir/<name>/`. What it was asked for is written there when it starts (`started.json`), what it found
 when it ends (`manifest.json`, last and atomically). So a run can be killed anywhere and started again with the same
 command, and a changed setting is caught before it can mix with what is on disk.
+
+In a job of several processes, process 0 alone reads and writes these files and decides; the others hear from it what to
+do, since what one host writes may reach another's view of a network file system late.
 """
 
 import dataclasses
@@ -12,6 +15,9 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
+import jax
+
+from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import fingerprint, read_json, write_json
 
@@ -28,6 +34,7 @@ class Stage:
         work there and go on with it.
       externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
       grows: settings that may be raised later; the stage then goes on from what is there.
+      together: in a job of several processes, all of them do the work, on the mesh; otherwise process 0 does it alone.
     """
 
     name: str
@@ -36,6 +43,7 @@ class Stage:
     work: Callable[[pathlib.Path], Mapping[str, Any] | None]
     externals: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
+    together: bool = False
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -84,8 +92,12 @@ def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], 
     Raises:
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
-    check(workdir, stages)
-    _check_growth(workdir, stages, wanted)
+
+    def check_all():
+        check(workdir, stages)
+        _check_growth(workdir, stages, wanted)
+
+    parallel.on_first("check of the workdir", check_all)
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
@@ -133,30 +145,44 @@ def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callab
 
 def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:
     directory = workdir / stage.name
-    inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
-    asked = {"stage": stage.name, "settings": _plain(stage.settings), "inputs": inputs | dict(stage.externals())}
-    for file in ("manifest.json", "started.json"):
-        if (directory / file).is_file():
-            _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
-    if (directory / "manifest.json").is_file():
-        if not _grown(workdir, stage):
-            say(f"{title}: done before")
-            return
-        (directory / "manifest.json").unlink()
-    say(title)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "started.json", asked)
+    asked: dict[str, Any] = {}
+
+    def begins() -> bool:
+        inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
+        asked.update(stage=stage.name, settings=_plain(stage.settings), inputs=inputs | dict(stage.externals()))
+        for file in ("manifest.json", "started.json"):
+            if (directory / file).is_file():
+                _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
+        if (directory / "manifest.json").is_file():
+            if not _grown(workdir, stage):
+                say(f"{title}: done before")
+                return False
+            (directory / "manifest.json").unlink()
+        say(title)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "started.json", asked)
+        return True
+
+    def ends() -> None:
+        seconds = round(time.perf_counter() - begin, 2)
+        write_json(
+            directory / "manifest.json", {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
+        )
+
+    if not parallel.on_first(f"begin of {stage.name}", begins):
+        return
     begin = time.perf_counter()
     try:
-        result = stage.work(directory) or {}
+        if stage.together:
+            result = stage.work(directory) or {}
+        else:
+            result = parallel.on_first(stage.name, lambda: stage.work(directory) or {})
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
-        if os.listdir(directory) == ["started.json"]:
+        if jax.process_index() == 0 and os.listdir(directory) == ["started.json"]:
             (directory / "started.json").unlink()
         raise
-    seconds = round(time.perf_counter() - begin, 2)
-    manifest = {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
-    write_json(directory / "manifest.json", manifest)
+    parallel.on_first(f"end of {stage.name}", ends)
 
 
 def _plain(value: Any) -> Any:
