@@ -102,8 +102,19 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "train"):
             command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
             command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
+    _add_plan(commands)
     tools.add_commands(commands)
     return parser
+
+
+def _add_plan(commands) -> None:
+    text = "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device"
+    command = commands.add_parser("plan", help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
+    command.add_argument("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
+    command.add_argument("--accelerator", default="", metavar="NAME", help="A100-40, A100-80, H100, H200, v4, v5e, v5p, v6e")
+    command.add_argument("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
@@ -112,6 +123,11 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {arguments.command} --help")
         return tools.COMMANDS[arguments.command](arguments)
     config = load_config(arguments.config, overrides)
+    if arguments.command == "plan":
+        from selftrain_jax.plan import plan_run
+
+        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
+        return 0
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
     from selftrain_jax.training.log import check_wandb

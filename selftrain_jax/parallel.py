@@ -239,6 +239,19 @@ def describe(mesh: Mesh | None, workdir: Any) -> str:
     return "; ".join([*parts, f"writing to {workdir}"])
 
 
+def virtual_devices(count: int) -> None:
+    """Makes `count` CPU devices out of this machine, whatever it has; for compiling what is never run.
+
+    Raises:
+      InputError: JAX has counted its devices already, and there are fewer.
+    """
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_platforms", "cpu")
+    if len(jax.devices()) < count:
+        raise InputError(f"{count} virtual devices are needed, but JAX runs with {len(jax.devices())}: ask in a new process")
+
+
 def own_mesh(mesh: Mesh) -> Mesh:
     """The devices of this process as a mesh with the tensor axis of `mesh`; `mesh` itself if that does not fit there.
 
