@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {"run": "all stages, in order; goes on where an earlier run stopped", **_STAGES,
-                       "status": "what is done, started and waiting in a workdir"}.items():  # fmt: skip
+                       "status": "what is done, started and waiting in a workdir, and how far"}.items():  # fmt: skip
         command = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -140,7 +140,9 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         stages.check(pipeline.workdir, plan)
         stale = stages.stale(pipeline.workdir, plan)
         for stage in plan:
-            print(f"{'stale' if stage.name in stale else stages.state(pipeline.workdir, stage):8} {stage.name}")
+            state = "stale" if stage.name in stale else stages.state(pipeline.workdir, stage)
+            far = stages.progress(pipeline.workdir, stage) if state == "started" else ""
+            print(f"{state:8} {stage.name}{far and f': {far}'}")
         return 0
     wanted = arguments.command
     check_wandb(pipeline.wandb)

@@ -253,14 +253,15 @@ def virtual_devices(count: int) -> None:
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process as a mesh with the tensor axis of `mesh`; `mesh` itself if that does not fit there.
+    """The devices of this process as a mesh with the tensor axis of `mesh`, the rest on the fsdp axis, so that weights are
+    spread over them; `mesh` itself if the tensor axis does not fit there.
 
     For work that processes do each for themselves, as sampling and evaluating a model that one host can hold.
     """
     own, tensor = jax.local_devices(), mesh.shape["tensor"]
     if jax.process_count() == 1 or len(own) % tensor:
         return mesh
-    return make_mesh(MeshConfig(tensor=tensor), own)
+    return make_mesh(MeshConfig(data=1, fsdp=-1, tensor=tensor), own)
 
 
 def is_own(mesh: Mesh | None) -> bool:

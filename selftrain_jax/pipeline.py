@@ -289,8 +289,14 @@ class Pipeline:
         settings = dataclasses.asdict(evaluate) | {"student": self.student}
 
         def work(directory):
+            from selftrain_jax import parallel
             from selftrain_jax.evaluation import suite
 
+            if not parallel.is_own(self.own_mesh):
+                raise InputError(
+                    "mesh.tensor exceeds the devices of one process, which evaluates alone: go on "
+                    "as one process, with a --config.mesh that fits its devices"
+                )
             return suite.evaluate_model(self._load(model), self.model_path(self.student), evaluate, self.path, directory,
                                         mesh=self.own_mesh, name=model)  # fmt: skip
 

@@ -20,6 +20,7 @@ import jax
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import fingerprint, read_json, write_json
+from selftrain_jax.training.log import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,18 @@ def state(workdir: pathlib.Path, stage: Stage) -> str:
     if manifest_path(workdir, stage.name).is_file():
         return "started" if _grown(workdir, stage) else "done"
     return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
+
+
+def progress(workdir: pathlib.Path, stage: Stage) -> str:
+    """How far a started stage is: "step 40 of 291" in training, "2,048 of 20,000 documents" in sampling; else ""."""
+    folder, settings = workdir / stage.name, stage.settings
+    if epochs := settings.get("train", settings).get("epochs"):
+        lines = read_metrics(folder / "metrics.jsonl")
+        return f"step {lines[-1]['step']:,} of {round(lines[-1]['step'] / lines[-1]['epoch'] * epochs):,}" if lines else ""
+    if total := settings.get("num_samples"):
+        shards = len(list((folder / "corpus").glob("corpus-*")))
+        return f"{min(shards * settings['shard_size'], total):,} of {total:,} documents" if shards else ""
+    return ""
 
 
 def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
