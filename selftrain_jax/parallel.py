@@ -279,13 +279,22 @@ def naming_lost_peers(doing: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
-        lost = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", str(e), re.IGNORECASE)
-        if jax.process_count() == 1 or not lost:
+        lost = peer_lost(doing, e)
+        if lost is None:
             raise
-        raise PeerLost(
-            f"{doing}: {_lost_processes()} ({one_line(e)[:200]}). Start all {jax.process_count()} again: the same "
-            "command goes on from what is saved"
-        ) from e
+        raise lost from e
+
+
+def peer_lost(doing: str, error: Exception) -> PeerLost | None:
+    """The `PeerLost` that an error of a broken connection means in a job of several processes; None for other errors."""
+    texts = [one_line(e)[:200] for e in (error, error.__cause__, error.__context__) if isinstance(e, Exception)]
+    found = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", " ".join(texts), re.IGNORECASE)
+    if jax.process_count() == 1 or not found:
+        return None
+    return PeerLost(
+        f"{doing}: {_lost_processes()} ({texts[0]}). Start all {jax.process_count()} again: the same command goes on from "
+        "what is saved"
+    )
 
 
 def enable_compilation_cache() -> None:

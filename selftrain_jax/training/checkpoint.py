@@ -146,6 +146,8 @@ class Checkpoints:
             with quiet_storage():
                 yield
         except Exception as e:  # Orbax, its storage layer and the system raise many kinds
+            if lost := parallel.peer_lost(f"a checkpoint could not be saved in {self._path}", e):
+                raise lost from e
             kept = sorted(int(p.name) for p in self._path.glob("*") if p.name.isdigit())
             reason = system_error(e).strerror or one_line(e)[-200:]
             raise CheckpointNotSaved(
