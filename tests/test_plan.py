@@ -15,7 +15,7 @@ from selftrain_jax.training.log import peak_flops
 from selftrain_jax.training.loop import TrainConfig
 
 TINY = pathlib.Path(__file__).parent / "e2e" / "tiny.py"
-SAMPLING = SamplingConfig(max_new_tokens=32)
+SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
 
 
 def shape(hidden, layers, heads=4, vocab=512):
