@@ -2,7 +2,7 @@
 
 Command:  selftrain run --config=configs/pythia.py:410m --workdir=runs/pythia-410m \\
               --config.evaluate.probes=probes.jsonl --config.controls.real.texts=real.jsonl
-Cost:     not measured yet on accelerators. 20,000 documents of up to 1,024 tokens to sample, then 3 x 40 epochs over
+Cost:     estimates in docs/launching.md. 20,000 documents of up to 1,024 tokens to sample, then 3 x 40 epochs over
           5 M tokens to train for every arm; meant for one large GPU up to 1.4b and for a pod slice beyond.
 Expect:   the paper (arXiv 2605.31126) reports benchmarks kept and held-out extraction down by more than 95 %. This run
           measures whether that happens; without controls it cannot say why.

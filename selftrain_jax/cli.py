@@ -4,6 +4,7 @@ import argparse
 import ast
 import contextlib
 import errno
+import os
 import pathlib
 import runpy
 import shlex
@@ -13,7 +14,7 @@ import warnings
 from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__, tools
-from selftrain_jax.errors import InputError, InputWarning, RunStopped
+from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"selftrain: error: {e}", file=sys.stderr)
         return 2
     except RunStopped as e:
-        print(f"selftrain: stopped: {e}", file=sys.stderr)
+        print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
+        if isinstance(e, PeerLost):
+            sys.stdout.flush()
+            os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
@@ -86,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {"run": "all stages, in order; goes on where an earlier run stopped", **_STAGES,
-                       "status": "what is done, started and waiting in a workdir"}.items():  # fmt: skip
+                       "status": "what is done, started and waiting in a workdir, and how far"}.items():  # fmt: skip
         command = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,8 +105,19 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
         if name == "evaluate":
             tools.add_task_options(command)
+    _add_plan(commands)
     tools.add_commands(commands)
     return parser
+
+
+def _add_plan(commands) -> None:
+    text = "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device"
+    command = commands.add_parser("plan", help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
+    command.add_argument("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
+    command.add_argument("--accelerator", default="", metavar="NAME", help="A100-40, A100-80, H100, H200, v4, v5e, v5p, v6e")
+    command.add_argument("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
 
 
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
@@ -113,6 +128,11 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
         return tools.evaluate_tasks(arguments)
     config = load_config(arguments.config, overrides)
+    if arguments.command == "plan":
+        from selftrain_jax.plan import plan_run
+
+        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
+        return 0
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
     from selftrain_jax.training.log import check_wandb
@@ -125,18 +145,29 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         stages.check(pipeline.workdir, plan)
         stale = stages.stale(pipeline.workdir, plan)
         for stage in plan:
-            print(f"{'stale' if stage.name in stale else stages.state(pipeline.workdir, stage):8} {stage.name}")
+            state = "stale" if stage.name in stale else stages.state(pipeline.workdir, stage)
+            far = stages.progress(pipeline.workdir, stage) if state == "started" else ""
+            print(f"{state:8} {stage.name}{far and f': {far}'}")
         return 0
-    stages.check(pipeline.workdir, plan)
-    pipeline.check_files()
+    wanted = arguments.command
     check_wandb(pipeline.wandb)
     parallel.enable_compilation_cache()
-    save_config(pipeline.workdir, config)
-    wanted = arguments.command
+    parallel.initialize()
+
+    def check_and_save():
+        stages.check(pipeline.workdir, plan)
+        pipeline.check_files()
+        save_config(pipeline.workdir, config)
+
+    parallel.on_first("check of files and settings", check_and_save)
+    first = parallel.is_first()
+    if first:
+        mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+        print(f"selftrain: {parallel.describe(mesh, pipeline.workdir)}", file=sys.stderr)
     stages.run(pipeline.workdir, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
-    if wanted == "sample" and arguments.show:
+    if wanted == "sample" and arguments.show and first:
         _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
-    if wanted in ("run", "report"):
+    if wanted in ("run", "report") and first:
         report = pipeline.workdir / "report"
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")

@@ -3,19 +3,24 @@
 A user's `pjit` is `jax.jit` with these shardings: one process and one device is the same program as a pod.
 """
 
+import collections
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
 import re
-from typing import Any, Iterator
+import socket
+import time
+from typing import Any, Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from selftrain_jax.errors import InputError, PeerLost, one_line
+from selftrain_jax.errors import InputError, PeerLost, RunStopped, one_line
 
 MESH_AXES = ("data", "fsdp", "tensor")
 PEER_TIMEOUT = 30
@@ -74,33 +79,222 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | Non
 def initialize(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others of its job; call it before anything asks JAX for its devices.
+    """Joins this process to the others of its job, if there are any; call it before anything asks JAX for its devices.
 
-    The arguments are those of `jax.distributed.initialize`. A process that dies is noticed within `PEER_TIMEOUT` seconds,
-    instead of JAX's 100.
+    What is not given comes from `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`, then from JAX's own detection (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes jobs). Where none of them
+    says anything, or the job is joined already, nothing happens. A process that dies is noticed within `PEER_TIMEOUT`
+    seconds, instead of JAX's 100.
+
+    Raises:
+      InputError: a part is set without the others, is impossible, or the coordinator cannot be reached.
     """
-    jax.distributed.initialize(
-        coordinator_address, num_processes, process_id,
-        heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT,
-    )  # fmt: skip
+    given = {
+        "JAX_COORDINATOR_ADDRESS": coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS") or None,
+        "JAX_NUM_PROCESSES": _whole_number("JAX_NUM_PROCESSES", num_processes),
+        "JAX_PROCESS_ID": _whole_number("JAX_PROCESS_ID", process_id),
+    }
+    address, count, number = given.values()
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise InputError(f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT of process 0, for example node1:1234")
+    if count is not None and count < 1:
+        raise InputError(f"JAX_NUM_PROCESSES={count} must be at least 1")
+    if number is not None and not 0 <= number < (count or number + 1):
+        raise InputError(f"JAX_PROCESS_ID={number} must lie between 0 and JAX_NUM_PROCESSES - 1 = {(count or 1) - 1}")
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            address, count, number, heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT
+        )
+    except ValueError as e:  # no cluster was found that would fill in what is not given
+        missing = [name for name, value in given.items() if value is None]
+        if not missing:
+            raise InputError(f"this process cannot join its job: {one_line(e)}") from None
+        if len(missing) < len(given):
+            known = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+            raise InputError(
+                f"{' and '.join(missing)} must be set beside {known}: several processes need all three, one alone none"
+            ) from None
+    except RuntimeError as e:
+        if "before any JAX" in str(e):  # in a program that has used its devices: nobody can be joined any more
+            if all(value is None for value in given.values()):
+                return
+            raise
+        raise InputError(
+            f"this process cannot join its job ({one_line(e)[:300]}): start all processes, and let them reach the "
+            f"coordinator {address or 'that the cluster names'}; for one process alone, leave the cluster's environment"
+        ) from None
+    else:
+        _listen()
+
+
+def _whole_number(name: str, given: int | None) -> int | None:
+    text = os.environ.get(name, "") if given is None else str(given)
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise InputError(f"{name}={text!r} must be a whole number") from None
+
+
+def _job():
+    """JAX's own record of the job; its `client` is the connection to the coordinator, None in a process that is alone.
+
+    JAX has no public name for it, nor for barriers with a time-out.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+_sockets: list[socket.socket] = []
+_uses: collections.Counter = collections.Counter()
+_PREFIX = "selftrain"
+
+
+def _listen() -> None:
+    """Opens a port that the system answers for as long as this process lives, and tells the others where."""
+    client, number, host = _job().client, _job().process_id, "localhost"
+    coordinator = _job().coordinator_address.rsplit(":", 1)[0].strip("[]")
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((coordinator, 9))  # sends nothing: asks the system which of its addresses faces the coordinator
+        host = probe.getsockname()[0]
+    with contextlib.suppress(OSError):
+        _sockets.append(socket.create_server(("", 0), backlog=1024))
+        client.key_value_set(f"{_PREFIX}/listens/{number}", f"{host}:{_sockets[-1].getsockname()[1]}:{socket.gethostname()}")
+
+
+def _lost_processes() -> str:
+    """The processes that are gone, in words; the caller is leaving, and says so to the others."""
+    client = _job().client
+    try:
+        client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "")
+        time.sleep(1)  # others that leave at the same moment get to say so
+        leaving = {key.rsplit("/", 1)[1] for key, _ in client.key_value_dir_get(f"{_PREFIX}/leaves/")}
+        listening = {key.rsplit("/", 1)[1]: where for key, where in client.key_value_dir_get(f"{_PREFIX}/listens/")}
+    except jax.errors.JaxRuntimeError:
+        return "process 0 (the coordinator) is gone"
+    lost = []
+    for number, where in sorted(listening.items(), key=lambda item: int(item[0])):
+        host, port, name = where.split(":", 2)
+        try:
+            if number not in leaving:
+                socket.create_connection((host, int(port)), timeout=3).close()
+        except OSError:
+            lost.append(f"process {number} on {name}")
+    return f"{', '.join(lost)} is gone" if lost else "another process of the job is gone, or its network"
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes manifests and reports and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, timeout: float = 86_400) -> None:
+    """Returns when every process of the job is here, after at most `timeout` seconds; `PeerLost` otherwise."""
+    if jax.process_count() == 1:
+        return
+    client = _job().client
+    if client is None:
+        multihost_utils.sync_global_devices(name)
+        return
+    _uses[name] += 1
+    with naming_lost_peers(f"waiting for the other processes ({name})"):
+        client.wait_at_barrier(f"{_PREFIX}/{name}/{_uses[name]}", round(1000 * timeout))
+
+
+def on_first(name: str, work: Callable[[], Any], timeout: float = 86_400) -> Any:
+    """What `work` returns on process 0, which alone does it, on all; the others wait for it, at most `timeout` seconds.
+
+    The value must be JSON. An `InputError` or `RunStopped` of process 0 is raised on all of them.
+    """
+    if jax.process_count() == 1:
+        return work()
+    client = _job().client
+    _uses[name] += 1
+    key = f"{_PREFIX}/first/{name}/{_uses[name]}"
+    if jax.process_index() != 0:
+        with naming_lost_peers(f"waiting for process 0 ({name})"):
+            kind, value = json.loads(client.blocking_key_value_get(key, round(1000 * timeout)))
+        if kind == "value":
+            return value
+        raise InputError(value) if kind == "InputError" else RunStopped(value)
+    try:
+        told = "value", work()
+    except (InputError, RunStopped) as e:
+        client.key_value_set(key, json.dumps(["InputError" if isinstance(e, InputError) else "RunStopped", str(e)]))
+        raise
+    client.key_value_set(key, json.dumps(told))
+    return json.loads(json.dumps(told[1]))
+
+
+def describe(mesh: Mesh | None, workdir: Any) -> str:
+    """One line: processes, devices, mesh, and where the run writes."""
+    count = jax.process_count()
+    parts = [f"{count} process{'es' * (count > 1)}"]
+    if mesh is not None:
+        device = mesh.devices.flat[0]
+        parts.append(f"{mesh.size} x {device.device_kind}")
+        parts.append("mesh " + ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()))
+    return "; ".join([*parts, f"writing to {workdir}"])
+
+
+def virtual_devices(count: int) -> None:
+    """Makes `count` CPU devices out of this machine, whatever it has; for compiling what is never run.
+
+    Raises:
+      InputError: JAX has counted its devices already, and there are fewer.
+    """
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_platforms", "cpu")
+    if len(jax.devices()) < count:
+        raise InputError(f"{count} virtual devices are needed, but JAX runs with {len(jax.devices())}: ask in a new process")
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process as a mesh with the tensor axis of `mesh`, the rest on the fsdp axis, so that weights are
+    spread over them; `mesh` itself if the tensor axis does not fit there.
+
+    For work that processes do each for themselves, as sampling and evaluating a model that one host can hold.
+    """
+    own, tensor = jax.local_devices(), mesh.shape["tensor"]
+    if jax.process_count() == 1 or len(own) % tensor:
+        return mesh
+    return make_mesh(MeshConfig(data=1, fsdp=-1, tensor=tensor), own)
+
+
+def is_own(mesh: Mesh | None) -> bool:
+    """Whether no other process has a part in this mesh."""
+    return mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
 
 
 @contextlib.contextmanager
 def naming_lost_peers(doing: str) -> Iterator[None]:
     """In a job of several processes, turns the runtime's error of a broken connection into `PeerLost`.
 
-    `doing` begins the message. Nothing that waits for the other processes may follow.
+    `doing` begins the message, which names the processes that no longer answer. Nothing that waits for the others may
+    follow.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as e:
-        lost = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", str(e), re.IGNORECASE)
-        if jax.process_count() == 1 or not lost:
+        lost = peer_lost(doing, e)
+        if lost is None:
             raise
-        raise PeerLost(
-            f"{doing}: another process of the job is gone, or its network ({one_line(e)[:200]}). Start all "
-            f"{jax.process_count()} again: the same command goes on from what is saved"
-        ) from e
+        raise lost from e
+
+
+def peer_lost(doing: str, error: Exception) -> PeerLost | None:
+    """The `PeerLost` that an error of a broken connection means in a job of several processes; None for other errors."""
+    texts = [one_line(e)[:200] for e in (error, error.__cause__, error.__context__) if isinstance(e, Exception)]
+    found = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", " ".join(texts), re.IGNORECASE)
+    if jax.process_count() == 1 or not found:
+        return None
+    return PeerLost(
+        f"{doing}: {_lost_processes()} ({texts[0]}). Start all {jax.process_count()} again: the same command goes on from "
+        "what is saved"
+    )
 
 
 def enable_compilation_cache() -> None:
@@ -166,3 +360,10 @@ def to_global(mesh: Mesh, tree: Any, sharding: Any) -> Any:
         return jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x)[index])
 
     return jax.tree.map(put, tree, sharding)
+
+
+def to_host(x: Any) -> np.ndarray:
+    """A numpy array of the whole of `x`, on every process that shares it."""
+    if getattr(x, "is_fully_addressable", True):
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)

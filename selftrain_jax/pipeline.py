@@ -68,6 +68,13 @@ class Pipeline:
 
         return parallel.make_mesh(self.config.mesh)
 
+    @functools.cached_property
+    def own_mesh(self):
+        """Where each process of a job samples and evaluates by itself; `mesh` in a job of one."""
+        from selftrain_jax import parallel
+
+        return parallel.own_mesh(self.mesh)
+
     def _references(self) -> dict[str, str]:
         """Every model and file that the config names, by setting."""
         config = self.config
@@ -189,7 +196,8 @@ class Pipeline:
         for name in ("base", "other"):
             settings = dataclasses.asdict(getattr(lab, name))
             if f"{LAB}{name}" in self._references().values():
-                yield Stage(f"lab/{name}", settings, ("lab/world",), functools.partial(pretrain, name))
+                work = functools.partial(pretrain, name)
+                yield Stage(f"lab/{name}", settings, ("lab/world",), work, together=True)
 
     def _sample(self, arm: str, source: str) -> Stage:
         settings = dataclasses.asdict(self.config.sample) | {"source": source}
@@ -198,7 +206,9 @@ class Pipeline:
         def work(directory):
             from selftrain_jax.data.generate import sample_corpus
 
-            return sample_corpus(self.model_path(source), self.config.sample, directory / "corpus", mesh=self.mesh, name=arm)
+            return sample_corpus(
+                self.model_path(source), self.config.sample, directory / "corpus", mesh=self.own_mesh, name=arm
+            )
 
         def externals():
             from selftrain_jax.data.generate import sampling_dtype
@@ -206,7 +216,9 @@ class Pipeline:
             # "auto" must not change in the middle of a corpus.
             return self._model_input("source", source) | {"dtype": sampling_dtype(self.config.sample)}
 
-        return Stage(f"sample/{arm}", settings, self._lab_stages(source), work, externals, grows=("num_samples",))
+        return Stage(
+            f"sample/{arm}", settings, self._lab_stages(source), work, externals, grows=("num_samples",), together=True
+        )
 
     def _audit(self, arm: str, origin: ControlSettings) -> Stage:
         audit = self.config.audit
@@ -282,6 +294,7 @@ class Pipeline:
             [f"subset/{arm}-{k}", *self._lab_stages(self.student, *measured.values())],
             work,
             lambda: self._model_input("student", self.student) | self._file_inputs(measured)(),
+            together=True,
         )
 
     def _evaluate(self, model: str) -> Stage:
@@ -289,10 +302,16 @@ class Pipeline:
         settings = evaluate.stage_settings() | {"student": self.student}
 
         def work(directory):
+            from selftrain_jax import parallel
             from selftrain_jax.evaluation import suite
 
+            if not parallel.is_own(self.own_mesh):
+                raise InputError(
+                    "mesh.tensor exceeds the devices of one process, which evaluates alone: go on "
+                    "as one process, with a --config.mesh that fits its devices"
+                )
             return suite.evaluate_model(self._load(model), self.model_path(self.student), evaluate, self.path, directory,
-                                        mesh=self.mesh, name=model)  # fmt: skip
+                                        mesh=self.own_mesh, name=model)  # fmt: skip
 
         before = [] if self.models[model] is None else [f"train/{model}"]
         references = evaluate.files()
@@ -305,15 +324,15 @@ class Pipeline:
         )
 
     def _load(self, model: str) -> tuple[Any, Any]:
-        """(config, params on the mesh) of an evaluated model."""
+        """(config, params on `own_mesh`) of an evaluated model."""
         from selftrain_jax.models import hf
         from selftrain_jax.training.checkpoint import restore_params
 
         student = self.model_path(self.student)
         if self.models[model] is not None:
             config = hf.load_config(student)
-            return config, restore_params(self.workdir / "train" / model / "checkpoints", config, self.mesh)
-        return hf.load_pretrained(student, mesh=self.mesh)
+            return config, restore_params(self.workdir / "train" / model / "checkpoints", config, self.own_mesh)
+        return hf.load_pretrained(student, mesh=self.own_mesh)
 
     def _report(self) -> Stage:
         def work(directory):

@@ -3,6 +3,9 @@
 Every stage owns `workdir/<name>/`. What it was asked for is written there when it starts (`started.json`), what it found
 when it ends (`manifest.json`, last and atomically). So a run can be killed anywhere and started again with the same
 command, and a changed setting is caught before it can mix with what is on disk.
+
+In a job of several processes, process 0 alone reads and writes these files and decides; the others hear from it what to
+do, since what one host writes may reach another's view of a network file system late.
 """
 
 import dataclasses
@@ -12,8 +15,12 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
+import jax
+
+from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import differences, fingerprint, read_json, write_json
+from selftrain_jax.training.log import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Stage:
         work there and go on with it.
       externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
       grows: settings that may be raised later; the stage then goes on from what is there.
+      together: in a job of several processes, all of them do the work, on the mesh; otherwise process 0 does it alone.
     """
 
     name: str
@@ -36,6 +44,7 @@ class Stage:
     work: Callable[[pathlib.Path], Mapping[str, Any] | None]
     externals: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
+    together: bool = False
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -55,6 +64,18 @@ def state(workdir: pathlib.Path, stage: Stage) -> str:
     if manifest_path(workdir, stage.name).is_file():
         return "started" if _grown(workdir, stage) else "done"
     return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
+
+
+def progress(workdir: pathlib.Path, stage: Stage) -> str:
+    """How far a started stage is: "step 40 of 291" in training, "2,048 of 20,000 documents" in sampling; else ""."""
+    folder, settings = workdir / stage.name, stage.settings
+    if epochs := settings.get("train", settings).get("epochs"):
+        lines = read_metrics(folder / "metrics.jsonl")
+        return f"step {lines[-1]['step']:,} of {round(lines[-1]['step'] / lines[-1]['epoch'] * epochs):,}" if lines else ""
+    if total := settings.get("num_samples"):
+        shards = len(list((folder / "corpus").glob("corpus-*")))
+        return f"{min(shards * settings['shard_size'], total):,} of {total:,} documents" if shards else ""
+    return ""
 
 
 def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
@@ -84,8 +105,12 @@ def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], 
     Raises:
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
-    check(workdir, stages)
-    _check_growth(workdir, stages, wanted)
+
+    def check_all():
+        check(workdir, stages)
+        _check_growth(workdir, stages, wanted)
+
+    parallel.on_first("check of the workdir", check_all)
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
@@ -133,30 +158,44 @@ def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callab
 
 def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:
     directory = workdir / stage.name
-    inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
-    asked = {"stage": stage.name, "settings": _plain(stage.settings), "inputs": inputs | dict(stage.externals())}
-    for file in ("manifest.json", "started.json"):
-        if (directory / file).is_file():
-            _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
-    if (directory / "manifest.json").is_file():
-        if not _grown(workdir, stage):
-            say(f"{title}: done before")
-            return
-        (directory / "manifest.json").unlink()
-    say(title)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "started.json", asked)
+    asked: dict[str, Any] = {}
+
+    def begins() -> bool:
+        inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
+        asked.update(stage=stage.name, settings=_plain(stage.settings), inputs=inputs | dict(stage.externals()))
+        for file in ("manifest.json", "started.json"):
+            if (directory / file).is_file():
+                _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
+        if (directory / "manifest.json").is_file():
+            if not _grown(workdir, stage):
+                say(f"{title}: done before")
+                return False
+            (directory / "manifest.json").unlink()
+        say(title)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "started.json", asked)
+        return True
+
+    def ends() -> None:
+        seconds = round(time.perf_counter() - begin, 2)
+        write_json(
+            directory / "manifest.json", {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
+        )
+
+    if not parallel.on_first(f"begin of {stage.name}", begins):
+        return
     begin = time.perf_counter()
     try:
-        result = stage.work(directory) or {}
+        if stage.together:
+            result = stage.work(directory) or {}
+        else:
+            result = parallel.on_first(stage.name, lambda: stage.work(directory) or {})
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
-        if os.listdir(directory) == ["started.json"]:
+        if jax.process_index() == 0 and os.listdir(directory) == ["started.json"]:
             (directory / "started.json").unlink()
         raise
-    seconds = round(time.perf_counter() - begin, 2)
-    manifest = {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
-    write_json(directory / "manifest.json", manifest)
+    parallel.on_first(f"end of {stage.name}", ends)
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == [*COMMANDS, "probes", "import", "convert", "export", "verify"]
+    assert listed == [*COMMANDS, "plan", "probes", "import", "convert", "export", "verify"]
     assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
 
 
@@ -148,6 +148,24 @@ def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, caps
     assert lines[:3] == [["done", "lab/world"], ["started", "lab/base"], ["waiting", "lab/other"]]
     assert [name for _, name in lines] == list(plan)
     assert sorted(workdir.rglob("*")) == before
+
+
+def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
+    from selftrain_jax.pipeline import Pipeline
+
+    plan = {stage.name: stage for stage in Pipeline(cli.load_config(TINY), tmp_path).stages()}
+    for name in ("lab/base", "sample/self", "train/self-0"):
+        (tmp_path / name).mkdir(parents=True)
+        stages.write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": {}})
+    (tmp_path / "lab/base/metrics.jsonl").write_text('{"step": 5, "epoch": 0.25}\n')
+    (tmp_path / "train/self-0/metrics.jsonl").write_text('{"step": 4, "epoch": 2.0}\n{"step": 6, "epoch": 3.0}\n{"st')
+    (tmp_path / "sample/self/corpus").mkdir()
+    for shard in range(3):
+        (tmp_path / f"sample/self/corpus/corpus-train.array_record-{shard:05}-of-00016").touch()
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "started  lab/base: step 5 of 20" in lines and "started  train/self-0: step 6 of 8" in lines
+    assert "started  sample/self: 12 of 64 documents" in lines
 
 
 def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Meshes multiply out, axis names lead to mesh axes, and what does not divide stays whole."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,74 @@ def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
     assert placed["scalar"].sharding.is_fully_replicated
     again = parallel.to_global(mesh, {"rows": placed["rows"]}, parallel.replicated(mesh))["rows"]
     assert again.sharding.is_fully_replicated
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What is asked of `jax.distributed.initialize`, in an environment that says nothing yet."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    asked = []
+    monkeypatch.setattr(parallel, "_listen", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: asked.append(args))
+    return asked
+
+
+def test_a_job_is_named_by_arguments_or_by_the_environment(joined, monkeypatch):
+    parallel.initialize("a:1", 4, 0)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "b:2")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    parallel.initialize()
+    parallel.initialize("a:1", process_id=0)
+    assert joined == [("a:1", 4, 0), ("b:2", 2, 1), ("a:1", 2, 0)]
+
+
+BAD_JOBS = [
+    (dict(JAX_COORDINATOR_ADDRESS="node1"), "JAX_COORDINATOR_ADDRESS='node1' must be HOST:PORT"),
+    (dict(JAX_NUM_PROCESSES="two"), "JAX_NUM_PROCESSES='two' must be a whole number"),
+    (dict(JAX_NUM_PROCESSES="0"), "JAX_NUM_PROCESSES=0 must be at least 1"),
+    (dict(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="2"), "JAX_PROCESS_ID=2 must lie between 0 and .* = 1"),
+]
+
+
+@pytest.mark.parametrize("environment, message", BAD_JOBS, ids=[message[:30] for _, message in BAD_JOBS])
+def test_an_impossible_job_is_refused(joined, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        parallel.initialize()
+    assert not joined
+
+
+PARTS = {"JAX_COORDINATOR_ADDRESS": "node1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+
+
+@pytest.mark.parametrize("given", [c for n in (1, 2) for c in itertools.combinations(PARTS, n)], ids=str)
+def test_a_half_set_job_is_refused_by_the_names_of_what_is_missing(joined, monkeypatch, given):
+    def finds_no_cluster(*args, **_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", finds_no_cluster)
+    for name in given:
+        monkeypatch.setenv(name, PARTS[name])
+    with pytest.raises(InputError) as e:
+        parallel.initialize()
+    missing, known = str(e.value).split(" must be set beside ")
+    assert set(missing.split(" and ")) == set(PARTS) - set(given)
+    assert all(f"{name}={PARTS[name]}" in known for name in given)
+
+
+def test_where_no_job_is_found_the_process_stays_alone(joined, monkeypatch):
+    monkeypatch.undo()
+    parallel.initialize()
+    assert jax.process_count() == 1
+    parallel.barrier("nobody else")
+    assert parallel.on_first("alone", lambda: {"a": (1,)}) == {"a": (1,)}
+
+
+def test_the_start_up_line_states_processes_devices_mesh_and_place(mesh):
+    line = "1 process; 8 x cpu; mesh data=2, fsdp=2, tensor=2; writing to gs://bucket/run"
+    assert parallel.describe(mesh, "gs://bucket/run") == line
+    assert parallel.describe(None, "w") == "1 process; writing to w"
+    assert parallel.own_mesh(mesh) is mesh and parallel.is_own(mesh) and parallel.is_own(None)

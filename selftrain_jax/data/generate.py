@@ -9,7 +9,6 @@ from typing import Any, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax import parallel
@@ -49,12 +48,12 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
     first = jax.process_index() == 0
     if not first:  # the first process may have shards of a smaller corpus to rename
-        _wait_for_all("corpus folder ready")
+        parallel.barrier("corpus folder ready")
     writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
     if first:
-        _wait_for_all("corpus folder ready")
+        parallel.barrier("corpus folder ready")
     missing = writer.missing_shards()
-    _wait_for_all("missing shards counted")
+    parallel.barrier("missing shards counted")
     spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1
     if spans_processes and parallel.batch_ways(mesh) > 1:
         raise InputError(
@@ -77,7 +76,7 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         )  # fmt: skip
         shown = _shown(waves, name, total=len(kept) + len(ids), todo=len(ids))
         _write(writer if first or not spans_processes else None, missing, kept, shown, tokenizer)
-    _wait_for_all("all shards written")
+    parallel.barrier("all shards written")
     if first:
         writer.finalize({
             "model": str(model),
@@ -86,13 +85,8 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
             "vocab_size": vocab_limit,
             "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
         })
-    _wait_for_all("corpus finished")
+    parallel.barrier("corpus finished")
     return read_corpus(path).manifest
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _write(
@@ -140,7 +134,8 @@ def _shown(waves: Iterator[sampler.Samples], name: str, total: int, todo: int) -
     from tqdm import tqdm
 
     begin, documents, tokens, stopped, nll = time.perf_counter(), 0, 0, 0, 0.0
-    with tqdm(total=total, initial=total - todo, desc=f"sample {name}", unit="doc", dynamic_ncols=True) as bar:
+    with tqdm(total=total, initial=total - todo, desc=f"sample {name}", unit="doc", dynamic_ncols=True,
+              disable=jax.process_index() != 0) as bar:  # fmt: skip
         for wave in waves:
             documents += len(wave.ids)
             tokens += int(wave.lengths.sum())

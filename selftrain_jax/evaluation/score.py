@@ -174,7 +174,8 @@ def score(
             count = min(counts[chosen[-1]], width - 1)
             scores = score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
         pending.append((chosen, scores))
-        if len(pending) > 2:  # keep the device busy while the host unpacks
+        # Keep the device busy while the host unpacks; over several processes, programs in flight together may deadlock.
+        if len(pending) > (2 if jax.process_count() == 1 else 0):
             _unpack(*pending.pop(0), sequences, starts, results)
     for item in pending:
         _unpack(*item, sequences, starts, results)
@@ -215,6 +216,6 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
 
 
 def _unpack(chosen, scores, sequences, starts, results):
-    scores = jax.tree.map(np.asarray, scores)
+    scores = jax.tree.map(parallel.to_host, scores)
     for row, i in enumerate(chosen):
         results[i] = jax.tree.map(lambda x: x[row, : len(sequences[i]) - starts[i]], scores)

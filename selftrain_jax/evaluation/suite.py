@@ -5,10 +5,12 @@ import io
 import pathlib
 from typing import Any, Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax import parallel
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
@@ -119,10 +121,11 @@ def evaluate_model(
                 items |= _attacks(scorer, probes, tokenizer, bos)
             bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
-    directory.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, **items)
-    write_atomic(directory / "items.npz", buffer.getvalue())
+    if parallel.is_own(mesh) or jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, **items)
+        write_atomic(directory / "items.npz", buffer.getvalue())
     return summary
 
 

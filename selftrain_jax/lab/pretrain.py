@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax import parallel
 from selftrain_jax.data.packing import pack
 from selftrain_jax.lab.documents import generate_documents
 from selftrain_jax.lab.world import World, WorldConfig, check_mixture
@@ -86,6 +87,11 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
     )
     params = init_params(model_config, jax.random.key(config.seed))
     train(params, model_config, rows, config.train, directory, mesh=mesh, description=description, donate=True)
-    if not (directory / "model").exists():
-        params = restore_params(directory / "checkpoints", model_config)
-        save_pretrained(directory / "model", model_config, params, tokenizer_source=directory.parent / "world" / "tokenizer")
+
+    def save():
+        if not (directory / "model").exists():
+            params = restore_params(directory / "checkpoints", model_config)
+            tokenizer = directory.parent / "world" / "tokenizer"
+            save_pretrained(directory / "model", model_config, params, tokenizer_source=tokenizer)
+
+    parallel.on_first(f"model of {directory.name}", save)

@@ -1,6 +1,8 @@
 """How many rows of a wave fit into the device memory: from what the compiler says a step needs, before anything runs."""
 
+import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ MOST_ROWS_ON_CPU = 256
 
 def wave_bytes(weights: Params, model: GPTNeoX, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None) -> int:
     """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
-    step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing.
+    step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing;
+    `weights` may be `jax.ShapeDtypeStruct`s with shardings.
     """
     limit = sampling.max_new_tokens
     end = bucket_ends(limit)[-1]
@@ -42,11 +45,20 @@ def wave_bytes(weights: Params, model: GPTNeoX, sampling: SamplingConfig, rows: 
         )
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
     used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
-    weight_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(weights))
     return (
-        used.argument_size_in_bytes - weight_bytes + used.temp_size_in_bytes
+        used.argument_size_in_bytes - device_bytes(weights) + used.temp_size_in_bytes
         + used.output_size_in_bytes - used.alias_size_in_bytes
     )  # fmt: skip
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes on one device of arrays, or of `jax.ShapeDtypeStruct`s with shardings."""
+
+    def one(leaf):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def largest_wave(

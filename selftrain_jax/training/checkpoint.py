@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from selftrain_jax import parallel
 from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.converted import quiet_storage, restore_target, system_error
@@ -151,6 +152,8 @@ class Checkpoints:
             with quiet_storage():
                 yield
         except Exception as e:  # Orbax, its storage layer and the system raise many kinds
+            if lost := parallel.peer_lost(f"a checkpoint could not be saved in {self._path}", e):
+                raise lost from e
             kept = sorted(int(p.name) for p in self._path.glob("*") if p.name.isdigit())
             reason = system_error(e).strerror or one_line(e)[-200:]
             raise CheckpointNotSaved(
@@ -164,37 +167,51 @@ def restore_params(
 ) -> dict[str, Any]:
     """The parameters of the newest (or the given) checkpoint, whatever mesh wrote them.
 
-    They are spread over `mesh`, or returned as numpy arrays without one.
+    They are spread over `mesh`, or returned as numpy arrays without one. A process of a job may read alone, without a mesh
+    or onto devices of its own; onto a mesh that spans processes all of them read together.
 
     Raises:
       InputError: there is no such checkpoint, or it is damaged.
     """
     import orbax.checkpoint as ocp
 
-    path, steps = pathlib.Path(directory).absolute(), saved_steps(directory)
+    path, steps = pathlib.Path(directory).absolute(), saved_steps(directory, mesh)
     step = steps[-1] if step is None else step
     if step not in steps:
         raise InputError(f"no checkpoint of step {step} in {path}; there are {', '.join(map(str, steps))}")
     target = restore_target(config, None if mesh is None else param_shardings(config, mesh))
     args = ocp.args.Composite(params=ocp.args.StandardRestore(target), checksums=ocp.args.StandardRestore())
-    with ocp.CheckpointManager(path, item_names=_ITEMS) as manager, _readable(path, step):
+    with _reader(path, mesh) as manager, _readable(path, step):
         restored = manager.restore(step, args=args)
     _compare(restored.params, restored.checksums["params"], path / str(step), "params")
     return restored.params
 
 
-def saved_steps(directory: str | pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in `directory`, newest last; `InputError` when there are none."""
-    import orbax.checkpoint as ocp
+def saved_steps(directory: str | pathlib.Path, mesh: Mesh | None = None) -> list[int]:
+    """The steps of the checkpoints in `directory`, newest last; `InputError` when there are none.
 
+    With a `mesh` that spans processes, all of them must ask.
+    """
     path = pathlib.Path(directory).absolute()
     if not path.is_dir():
         raise InputError(f"checkpoint directory not found: {path}; train first")
-    with ocp.CheckpointManager(path, item_names=_ITEMS) as manager:
+    with _reader(path, mesh) as manager:
         steps = sorted(manager.all_steps())
     if not steps:
         raise InputError(f"no checkpoint in {path}; train first")
     return steps
+
+
+def _reader(path: pathlib.Path, mesh: Mesh | None):
+    """A checkpoint manager of this process alone, if the mesh lies in it; else one of all, which wait for each other."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(create=False)
+    if jax.process_count() > 1 and parallel.is_own(mesh):
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"own{me}")
+        options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+    return ocp.CheckpointManager(path, options=options, item_names=_ITEMS)
 
 
 def checksums(tree: Any) -> np.ndarray:

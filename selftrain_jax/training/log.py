@@ -8,21 +8,9 @@ from typing import Any, Mapping
 
 import jax
 
+from selftrain_jax.accelerators import PEAK_FLOPS
 from selftrain_jax.errors import InputError, RunStopped
 from selftrain_jax.files import write_atomic
-
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-"""Dense bfloat16 operations per second of one device, by the start of its name (the vendors' data sheets)."""
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -24,13 +25,22 @@ class Selftrain:
         """Waits for the end, whatever it is."""
         return self._finish(self.start(*arguments, **options))
 
+    def start_job(self, count, name, workdir, *settings) -> list[subprocess.Popen]:
+        """The same command as `count` processes of one job."""
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            address = f"localhost:{s.getsockname()[1]}"
+        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+        arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
+        return [self._open(*arguments, JAX_PROCESS_ID=str(i), **job) for i in range(count)]
+
     def command(self, *arguments) -> subprocess.CompletedProcess:
         """A sub-command that takes no config."""
         return self._finish(self._open(*arguments))
 
     @staticmethod
-    def _open(*arguments, devices=1) -> subprocess.Popen:
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    def _open(*arguments, devices=1, **environment) -> subprocess.Popen:
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(

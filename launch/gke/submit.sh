@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# One TPU slice on GKE, as a JobSet:
+#   launch/gke/submit.sh [--dry-run] --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --topology=2x2x4 --hosts=4 --chips=4 \
+#     --claim=PVC -- --config=configs/FILE.py --workdir=/runs/DIR [--config.NAME=VALUE ...]
+# or, on a cluster that xpk made, through xpk:
+#   launch/gke/submit.sh [--dry-run] --name=NAME --image=IMAGE --xpk=CLUSTER --zone=ZONE --type=v5p-32 -- --config=... --workdir=...
+# IMAGE is built from launch/Dockerfile. CHIPS are those of one host.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+dry_run='' name='' image='' accelerator='' topology='' hosts='' chips='' claim='' cluster='' zone='' type=''
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) dry_run=1 ;;
+    --name=*) name=${1#*=} ;;
+    --image=*) image=${1#*=} ;;
+    --accelerator=*) accelerator=${1#*=} ;;
+    --topology=*) topology=${1#*=} ;;
+    --hosts=*) hosts=${1#*=} ;;
+    --chips=*) chips=${1#*=} ;;
+    --claim=*) claim=${1#*=} ;;
+    --xpk=*) cluster=${1#*=} ;;
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --) shift; break ;;
+    *) echo "$1 is not understood; what belongs to selftrain comes after --" >&2; exit 2 ;;
+  esac
+  shift
+done
+if [ -n "$cluster" ]; then needed="$name|$image|$zone|$type|"; else needed="$name|$image|$accelerator|$topology|$hosts|$chips|$claim|"; fi
+if [ $# -lt 2 ] || [[ "|$needed" == *'||'* ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+
+if [ -n "$cluster" ]; then
+  command=(xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type"
+    --docker-image="$image" --command="selftrain run$(printf ' %q' "$@")" --max-restarts=20)
+  if [ -n "$dry_run" ]; then printf '%q ' "${command[@]}"; echo; else "${command[@]}"; fi
+  exit 0
+fi
+
+# The arguments as a JSON list.
+list='"run"'
+for argument in "$@"; do
+  argument=${argument//\\/\\\\}
+  list+=", \"${argument//\"/\\\"}\""
+done
+manifest=$(< "$here/jobset.yaml")
+# Quoted replacements: an & in them stands for itself.
+manifest=${manifest//@NAME@/"$name"}
+manifest=${manifest//@IMAGE@/"$image"}
+manifest=${manifest//@ACCELERATOR@/"$accelerator"}
+manifest=${manifest//@TOPOLOGY@/"$topology"}
+manifest=${manifest//@HOSTS@/"$hosts"}
+manifest=${manifest//@CHIPS@/"$chips"}
+manifest=${manifest//@CLAIM@/"$claim"}
+manifest=${manifest//@ARGUMENTS@/"[$list]"}
+if [ -n "$dry_run" ]; then
+  echo "kubectl apply -f - <<'EOF'"
+  printf '%s\nEOF\n' "$manifest"
+else
+  printf '%s\n' "$manifest" | kubectl apply -f -
+fi

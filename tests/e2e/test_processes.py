@@ -1,0 +1,52 @@
+"""A job of several processes is the same run as one process; when one dies, the others say so and end."""
+
+import concurrent.futures
+import signal
+import socket
+import time
+
+import pytest
+
+
+def ends(processes, seconds=150):
+    """(exit code, stdout, stderr) of every process; all are read at once, since they wait for each other."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        found = list(pool.map(lambda process: process.communicate(timeout=seconds), processes))
+    return [(process.returncode, *texts) for process, texts in zip(processes, found)]
+
+
+def table(out):
+    """What the command prints after the stages, without the report's path."""
+    return out.split("\n\n", 1)[1].splitlines()[:-1]
+
+
+@pytest.mark.large
+def test_two_processes_make_the_same_table(finished, selftrain, tmp_path):
+    """Up to the rounding of sums over two devices."""
+    (code, out, err), (other_code, other_out, other_err) = ends(selftrain.start_job(2, "run", tmp_path / "run"))
+    assert code == other_code == 0, err[-3000:] + other_err[-3000:]
+    assert f"selftrain: 2 processes; 2 x cpu; mesh data=2, fsdp=1, tensor=1; writing to {tmp_path / 'run'}" in err
+    assert "selftrain:" not in other_err and "[1/" not in other_out and "report:" not in other_out
+    assert table(out) == table(finished[1])
+    found, wanted = (selftrain.report(workdir) for workdir in (tmp_path / "run", finished[0]))
+    for row, expected in zip(found["metrics"], wanted["metrics"], strict=True):
+        assert row == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in expected.items()}
+
+
+def test_when_one_dies_the_other_says_so_and_one_alone_finishes(finished, selftrain, copy_of):
+    workdir = copy_of("lab")
+    survivor, victim = selftrain.start_job(2, "run", workdir)
+    try:
+        checkpoints = workdir / "train" / "self-0" / "checkpoints"
+        while not any(path.name.isdigit() for path in checkpoints.glob("*")) and survivor.poll() is None:
+            time.sleep(0.01)
+        victim.send_signal(signal.SIGKILL)
+        [(code, _, err)] = ends([survivor], seconds=60)
+    finally:
+        victim.kill()
+        survivor.kill()
+        victim.communicate()
+    assert code == 1 and not (workdir / "train" / "self-0" / "manifest.json").exists(), err[-3000:]
+    [message] = [line for line in err.splitlines() if line.startswith("selftrain: stopped: ")]
+    assert f"process 1 on {socket.gethostname()} is gone" in message, err[-3000:]
+    assert table(selftrain.succeeds("run", workdir)) == table(finished[1])

