@@ -15,7 +15,10 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
         check_strings(rows, ("text",), f"text set {path}")
         texts = [row["text"] for row in rows]
     elif path.is_file():
-        texts = [path.read_text(encoding="utf-8")]
+        try:
+            texts = [path.read_text(encoding="utf-8-sig")]
+        except UnicodeDecodeError as e:
+            raise InputError(f"text set {path} is not valid UTF-8 (byte {e.start}): convert it first") from None
     else:
         raise InputError(f"text set not found: {path}")
     if not any(texts):
@@ -29,3 +32,5 @@ def check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> No
         for field in fields:
             if not isinstance(row[field], str):
                 raise InputError(f"{where}, item {number}: {field} must be a text, not {type(row[field]).__name__}")
+            if any("\ud800" <= c <= "\udfff" for c in row[field]):
+                raise InputError(f"{where}, item {number}: {field} holds half a surrogate pair, which is no character")

@@ -53,25 +53,32 @@ def success_probability(log_probs: ArrayLike, n: float) -> np.ndarray:
       log_probs: log p_z of every probe, from `sampled_suffix_log_probs`.
       n: number of samples, at least 1.
     """
-    if not n >= 1:
-        raise InputError(f"n={n} samples: there must be at least 1")
+    _check_samples(n)
     with np.errstate(over="ignore"):
         return -np.expm1(-n * np.exp(_log_failure(log_probs)))
 
 
 def discoverable(log_probs: ArrayLike, n: float, p: float) -> np.ndarray:
     """bool `[n]`: (n, p)-discoverably extractable, that is n samples suffice for probability p (see `queries_needed`)."""
-    if not n >= 1:
-        raise InputError(f"n={n} samples: there must be at least 1")
+    _check_samples(n)
     return queries_needed(log_probs, p) <= n
 
 
 def _log_failure(log_probs: ArrayLike) -> np.ndarray:
     """log(-log(1 - p_z)) for log p_z: equal to log p_z for tiny p_z, infinite for p_z = 1."""
     log_probs = np.minimum(np.asarray(log_probs, np.float64), 0.0)  # a certain suffix may sum to a rounding above 0
+    if np.isnan(log_probs).any():
+        raise InputError("log-probabilities that are not numbers: the model is damaged or has diverged")
     with np.errstate(divide="ignore"):
-        exact = np.log(-np.log1p(-np.exp(log_probs)))
+        # 1 - p_z from log p_z without cancellation on either side of p_z = 1/2.
+        high = np.log(-np.expm1(log_probs))
+        exact = np.log(-np.where(log_probs > -np.log(2), high, np.log1p(-np.exp(log_probs))))
     return np.where(log_probs < -40, log_probs, exact)  # e^-40 is below half the spacing of doubles at 1
+
+
+def _check_samples(n: float) -> None:
+    if not 1 <= n < np.inf:
+        raise InputError(f"n={n} samples: the number must be at least 1, and finite")
 
 
 def _check_probability(p: float) -> None:

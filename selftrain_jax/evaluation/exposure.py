@@ -19,11 +19,13 @@ def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
     the exposure in it, up to that ceiling.
 
     Raises:
-      InputError: there are no alternatives.
+      InputError: there are no alternatives, or a log-probability is not a number.
     """
     alternatives = np.asarray(alternative_log_probs, np.float64)
     if not alternatives.size:
         raise InputError("exposure needs at least one alternative to the canary")
+    if np.isnan(log_prob) or np.isnan(alternatives).any():
+        raise InputError("exposure of log-probabilities that are not numbers: the model is damaged or has diverged")
     rank = 1 + int(np.sum(alternatives >= log_prob))
     return float(np.log2(alternatives.size + 1) - np.log2(rank))
 

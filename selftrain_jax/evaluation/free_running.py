@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
-from selftrain_jax.evaluation.score import check_sequences, exact_matmuls
+from selftrain_jax.evaluation.score import check_batch_size, check_sequences, exact_matmuls
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import Params
 from selftrain_jax.sampling import continuation, sampler
@@ -44,6 +44,7 @@ def continue_greedily(
     """
     sequences, starts = probe_sequences(probes, bos_token_id)
     check_sequences(sequences, starts, config)
+    check_batch_size(batch_size)
     params = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
     order = sorted(range(len(probes)), key=lambda i: (starts[i], len(sequences[i])))
     results: list[np.ndarray | None] = [None] * len(probes)

@@ -6,6 +6,7 @@ Importing this module does not need the harness; its functions do (extra `eval`)
 import contextlib
 import dataclasses
 import difflib
+import glob
 import importlib.metadata
 import os
 import pathlib
@@ -143,15 +144,19 @@ class TaskBook:
         return load_yaml_config(entry["yaml_path"], mode="simple")
 
     def definition(self, name: str) -> str:
-        """A hash of what a task's YAML files say and of the local data files that they name."""
+        """A hash of what decides a task's items: its YAML files, the Python files beside them, the local data they name."""
         parts: list[Any] = []
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
             settings = self._settings(leaf)
-            parts.append(settings)
             given = (settings.get("dataset_kwargs") or {}).get("data_files") or {}
             given = given.values() if isinstance(given, dict) else [given]
-            paths = [path for item in given for path in (item if isinstance(item, list) else [item])]
-            parts += [files.file_fingerprint(path) for path in paths if os.path.isfile(path)]
+            named = [path for item in given for path in (item if isinstance(item, list) else [item])]
+            named += [(settings.get("dataset_kwargs") or {}).get("data_dir"), settings.get("dataset_path")]
+            entry = self._manager.task_index.get(leaf)
+            yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
+            if isinstance(yaml_path, (str, os.PathLike)):
+                named.append(os.path.join(glob.escape(os.path.dirname(yaml_path)), "*.py"))
+            parts.append([settings, *(files.file_fingerprint(path) for item in named for path in _local_files(item))])
         return files.fingerprint(parts)
 
     def load(self, name: str) -> dict[str, Any]:
@@ -171,6 +176,16 @@ class TaskBook:
                 f"task {name} cannot be loaded ({type(e).__name__}: {one_line(e)[:300]}); check the network, or the "
                 "data_files of a task file of your own (relative paths start at the working directory)"
             ) from None
+
+
+def _local_files(named: Any) -> list[str]:
+    """The files that a path, a pattern or a folder stands for; none for what is not on this disk."""
+    if not isinstance(named, str):
+        return []
+    found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
+    inside = [glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if os.path.isdir(path) else [path]
+              for path in found]  # fmt: skip
+    return sorted(path for paths in inside for path in paths if os.path.isfile(path))
 
 
 def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -248,11 +263,12 @@ def run(
         keys[request] = {
             "model": fingerprint, "task": request.name, "num_fewshot": request.num_fewshot, "limit": settings.limit,
             "dtype": settings.dtype, "definition": book.definition(request.name),
-            "lm_eval": importlib.metadata.version("lm_eval"),
+            "lm_eval": importlib.metadata.version("lm_eval"), "bootstrap_iters": settings.bootstrap_iters,
         }  # fmt: skip
     names = {request: f"{request.name.replace('/', '_')}-{files.fingerprint(key)}.json" for request, key in keys.items()}
     paths = {request: directory / name for request, name in names.items()}
-    waiting = [request for request in requests if not paths[request].is_file()]
+    done = {request: value for request in requests if (value := _kept_result(paths[request], keys[request], say))}
+    waiting = [request for request in requests if request not in done]
     with _environment(settings):
         for request in waiting:
             for name, task in book.load(request.name).items():
@@ -270,13 +286,24 @@ def run(
                 confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             )  # fmt: skip
             kept = {name: found[name] for name in _KEPT if name in found}
-            files.write_json(paths[request], {"key": keys[request]} | _plain(kept))
-    results = []
-    for request in requests:
-        value = files.read_json(paths[request], "result file")
-        value.pop("key")
-        results.append({"task": request.name, "num_fewshot": request.num_fewshot, "limit": settings.limit} | value)
-    return results
+            done[request] = _plain(kept)
+            files.write_json(paths[request], {"key": keys[request]} | done[request])
+    return [
+        {"task": request.name, "num_fewshot": request.num_fewshot, "limit": settings.limit} | done[request]
+        for request in requests
+    ]
+
+
+def _kept_result(path: pathlib.Path, key: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What an earlier run left in `path`; None when there is nothing, or nothing that can be used."""
+    if not path.is_file():
+        return None
+    with contextlib.suppress(InputError):
+        value = files.read_json(path)
+        if isinstance(value, dict) and value.pop("key", None) == key and isinstance(value.get("results"), dict):
+            return value
+    say(f"{path} is damaged: that task is run again")
+    return None
 
 
 @contextlib.contextmanager

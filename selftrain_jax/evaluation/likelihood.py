@@ -128,6 +128,7 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
             raise InputError(f"{where}: choices must be a list of two or more texts")
         if not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise InputError(f"{where}: every choice must be a text that is not blank")
+        check_strings([dict(enumerate(choices))], range(len(choices)), f"{where}, choices")
         if type(gold) is not int or not 0 <= gold < len(choices):
             raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
     if not rows:
@@ -143,6 +144,9 @@ def choice_log_probs(
     Args:
       template: the prompt, with `{question}` in it; each choice is appended after one space.
       add_bos: start every prompt with BOS (for models whose documents start with it).
+
+    Raises:
+      InputError: an empty prompt without BOS, before which nothing stands, or a choice longer than the model's context.
     """
     prompts = [template.format(question=row["question"]) for row in rows]
     texts = [prompt + " " + choice.lstrip() for prompt, row in zip(prompts, rows) for choice in row["choices"]]
@@ -153,8 +157,11 @@ def choice_log_probs(
         ids = head + ids
         start = len(head) + int(prompt_length)
         cut = max(len(ids) - config.max_position - 1, 0)  # a prompt longer than the context loses its beginning
+        if start - cut < 1:
+            what = f"a choice of {len(ids) - start} tokens is longer than the model's context of {config.max_position}"
+            raise InputError(what if start else "a prompt is empty, so nothing stands before its choices: set add_bos")
         sequences.append(ids[cut:])
-        starts.append(max(start - cut, 1))
+        starts.append(start - cut)
     totals = iter([s.log_probs.sum(dtype=np.float64) for s in scorer(sequences, starts)])
     return [np.array([next(totals) for _ in row["choices"]]) for row in rows]
 

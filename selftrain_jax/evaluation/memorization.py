@@ -112,8 +112,10 @@ def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None
       bos_token_id: put before every prefix when given.
 
     Raises:
-      InputError: a probe that `score` cannot score (an empty part, too long, ids outside the vocabulary).
+      InputError: no probes, or one that `score` cannot score (an empty part, too long, ids outside the vocabulary).
     """
+    if not probes:
+        raise InputError("there are no probes to extract")
     sequences, starts = probe_sequences(probes, bos_token_id)
     scores = scorer(sequences, starts)
     mismatch = [len(s.hits) if s.hits.all() else int(np.argmin(s.hits)) for s in scores]

@@ -190,7 +190,7 @@ def _load(path: str | os.PathLike) -> np.ndarray:
         raise InputError(f"token array not found: {path}")
     try:
         ids = np.load(path, allow_pickle=False)
-    except ValueError as e:
+    except (ValueError, EOFError) as e:
         raise InputError(f"token array {path} is not a NumPy file: {e}") from None
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise InputError(f"token array {path} has shape {ids.shape} and dtype {ids.dtype}: it must be a matrix of ids")

@@ -146,11 +146,12 @@ def score(
 
     Raises:
       InputError: a sequence that is too short, longer than the context, scored from nowhere, or holds anything but ids
-        of the vocabulary. Raised before any device work.
+        of the vocabulary, or a bad `batch_size`: before any device work. And a model that gives no finite numbers.
     """
     sequences = [np.asarray(s) for s in sequences]
     starts = [1] * len(sequences) if starts is None else list(starts)
     check_sequences(sequences, starts, config)
+    check_batch_size(batch_size)
 
     model = GPTNeoX(config, dtype=dtype)
     ways = 1 if mesh is None else parallel.batch_ways(mesh)
@@ -196,6 +197,12 @@ def exact_matmuls(dtype) -> ContextManager:
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raises `InputError` below 1."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+
+
 def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: ModelConfig) -> None:
     """Raises the `InputError`s of `score` for token arrays that are to be scored or continued from `starts`."""
     for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
@@ -219,3 +226,8 @@ def _unpack(chosen, scores, sequences, starts, results):
     scores = jax.tree.map(parallel.to_host, scores)
     for row, i in enumerate(chosen):
         results[i] = jax.tree.map(lambda x: x[row, : len(sequences[i]) - starts[i]], scores)
+        if not np.isfinite(results[i].log_probs).all():
+            raise InputError(
+                f"the model's log-probabilities of sequence {i} are not finite: its weights are damaged, diverged, or "
+                "overflow in this dtype; take another checkpoint, or dtype float32"
+            )

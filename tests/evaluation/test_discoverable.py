@@ -78,7 +78,7 @@ def test_top_1_is_greedy_extraction(params):
 def test_queries_by_hand(p_z, p, n):
     log_p = math.log(p_z) if p_z else -math.inf
     assert queries_needed([log_p], p).tolist() == [n]
-    assert discoverable([log_p], n, p).all()
+    assert discoverable([log_p], n, p).all() if n < math.inf else not discoverable([log_p], 1e300, p).any()
     if 1 < n < math.inf:
         assert success_probability([log_p], n)[0] >= p - 1e-12 > success_probability([log_p], n - 1)[0]
         assert not discoverable([log_p], n - 1, p).any()
@@ -109,3 +109,17 @@ def test_tiny_probabilities_keep_their_digits():
 def test_bad_settings_are_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_nearly_certain_suffixes_keep_their_digits():
+    """p_z = 1 - 1e-12 fails once in 10^12 samples: two are needed for p = 1 - 1e-13 (by hand)."""
+    assert queries_needed([-1e-12], 1 - 1e-13).tolist() == [2]
+    assert queries_needed([-1e-12], 1 - 1e-11).tolist() == [1]
+
+
+def test_what_is_no_number_is_refused():
+    with pytest.raises(InputError, match="not numbers"):
+        queries_needed([np.nan], 0.5)
+    for formula in (lambda: success_probability([-1.0], np.inf), lambda: discoverable([-np.inf], np.inf, 0.5)):
+        with pytest.raises(InputError, match="n=inf samples"):
+            formula()

@@ -183,6 +183,31 @@ def test_a_changed_data_file_is_another_task(folder):
     assert book.definition("tiny_choice") == before
 
 
+def test_changed_code_or_more_files_of_a_pattern_are_another_task(folder):
+    """What a task's YAML names with !function lies beside it; a pattern may match more files tomorrow."""
+    task = CHOICE.format(folder=folder).replace("tiny_choice", "globbed").replace("choice.j", "*.j")
+    (folder / "globbed.yaml").write_text(task)
+    book = TaskBook(["globbed"], folder)
+    seen = [book.definition("globbed")]
+    for name, text in (("utils.py", "A = 1"), ("utils.py", "A = 2"), ("more.jsonl", "{}")):
+        (folder / name).write_text(text)
+        seen.append(book.definition("globbed"))
+    assert len(set(seen)) == 4
+    for name in ("utils.py", "more.jsonl", "globbed.yaml"):
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"key": 1, "results": {}}'])
+def test_a_damaged_result_is_computed_again(model, folder, tmp_path, capsys, content):
+    assert evaluate(model, folder, tmp_path, tasks="tiny_text") == 0
+    expected = (tmp_path / "results.json").read_text()
+    kept, = (tmp_path / "tasks").iterdir()
+    kept.write_text(content)
+    assert evaluate(model, folder, tmp_path, tasks="tiny_text") == 0
+    assert "is damaged: that task is run again" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == json.loads(expected)["metrics"]
+
+
 def test_settings_are_checked():
     with pytest.raises(InputError, match="bootstrap_iters=-1"):
         Settings(bootstrap_iters=-1)

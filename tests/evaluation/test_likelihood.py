@@ -230,9 +230,25 @@ def test_the_longest_prompt_that_fits_is_whole():
     assert asked == [([BOS, *ids("abcdefghi")], ids(" x")), ([BOS, *ids("abcdefghi")], ids(" xy"))]
 
 
-def test_an_empty_prompt_without_bos_scores_what_has_a_predecessor():
-    _, asked = answers([row("", ["ab", "c"])], {})
-    assert asked == [(ids(" "), ids("ab")), (ids(" "), ids("c"))]
+def test_an_empty_prompt_needs_bos():
+    """Without it nothing stands before the first token, and a choice would be scored in part."""
+    with pytest.raises(InputError, match="prompt is empty, .* set add_bos"):
+        answers([row("", ["ab", "c"])], {})
+    _, asked = answers([row("", ["ab", "c"])], {}, add_bos=True)
+    assert asked == [([BOS], ids(" ab")), ([BOS], ids(" c"))]
+
+
+def test_a_choice_longer_than_the_context_is_refused():
+    with pytest.raises(InputError, match="a choice of 41 tokens is longer than the model's context of"):
+        answers([row("q", ["a" * 40, "c"])], {})
+
+
+def test_texts_in_another_encoding_are_named(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin.txt is not valid UTF-8 \(byte 3\)"):
+        texts.load_texts(tmp_path / "latin.txt")
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfa")
+    assert texts.load_texts(tmp_path / "bom.txt") == ["a"]
 
 
 def test_the_good_sentence_must_be_strictly_more_likely():
@@ -270,6 +286,8 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_texts", '{"id": 1}', r"line 2: missing field\(s\) text"),
         ("load_texts", '"text"', "line 2: missing"),
         ("load_texts", '{"text": 5}', "item 2: text must be a text, not int"),
+        ("load_texts", '{"text": "a\\ud800b"}', "item 2: text holds half a surrogate pair"),
+        ("load_multiple_choice", '{"question": "q", "choices": ["a", "\\udfff"], "gold": 0}', "item 2, .*: 1 holds half"),
         ("load_multiple_choice", '{"question": "q", "choices": ["a", "b"]}', r"line 2: missing field\(s\) gold"),
         ("load_multiple_choice", row(gold=2), "item 2: gold=2 .*2 choices"),
         ("load_multiple_choice", row(gold=-1), "item 2: gold=-1"),

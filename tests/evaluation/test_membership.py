@@ -88,6 +88,12 @@ def test_bad_settings_are_named(arguments, message):
         membership_scores(scripted([[-1.0]]), [np.arange(2)], **arguments)
 
 
+@pytest.mark.parametrize("own, others", [(np.nan, [-1.0]), (-1.0, [-2.0, np.nan])])
+def test_exposure_of_what_is_no_number_is_refused(own, others):
+    with pytest.raises(InputError, match="not numbers"):
+        exposure(own, others)
+
+
 def test_exposure_by_hand():
     assert exposure(-1.0, [-2.0, -3.0, -4.0]) == 2.0  # the best of four
     assert exposure(-5.0, [-2.0, -3.0, -4.0]) == 0.0

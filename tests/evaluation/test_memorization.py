@@ -290,3 +290,8 @@ def test_bad_probes_raise_before_any_device_work(monkeypatch, params, prefix, su
         extract(functools.partial(score, params, CONFIG), probes)
     with pytest.raises(InputError, match=message):
         free_running.continue_greedily(params, CONFIG, probes)
+
+
+def test_no_probes_are_no_extraction(params):
+    with pytest.raises(InputError, match="no probes"):
+        extract(functools.partial(score, params, CONFIG), [])

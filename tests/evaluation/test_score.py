@@ -148,6 +148,19 @@ def test_fp32_means_fp32_on_accelerators_too(monkeypatch, params, dtype, precisi
     assert seen == [precision]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_gives_no_numbers_is_refused(params, value):
+    """No logit is ahead of a NaN: every token would count as a hit, and the model as one that knows all by heart."""
+    broken = {**params, "final_norm": {**params["final_norm"], "scale": np.full_like(params["final_norm"]["scale"], value)}}
+    with pytest.raises(InputError, match="log-probabilities of sequence 0 are not finite: .*diverged"):
+        score(broken, CONFIG, [[1, 2, 3]])
+
+
+def test_an_impossible_batch_size_is_refused(params):
+    with pytest.raises(InputError, match="batch_size=0 must be at least 1"):
+        score(params, CONFIG, [[1, 2]], batch_size=0)
+
+
 def test_nothing_to_score_is_no_error(params):
     assert score(params, CONFIG, []) == []
 
