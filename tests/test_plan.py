@@ -30,7 +30,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["small", *(pytest.param(n, marks=pytest.mark.large) for n in CASES if n != "small")])
 def test_the_plan_agrees_with_the_compiled_step(name):
     """Within 10 % at sizes that the plan did not look at; the state exactly, up to the batch and two counters."""
     config, sizes, train = CASES[name]
@@ -49,6 +50,7 @@ def test_the_plan_agrees_with_the_compiled_step(name):
     assert found.cache < found.wave.per_row * found.ways < found.cache + 10 * 4 * config.vocab_size
 
 
+@pytest.mark.once
 def test_what_fits_grows_with_the_memory_and_the_devices():
     config, _, train = CASES["fsdp-tensor"]
     one, four = (

@@ -35,7 +35,7 @@ def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConf
     )
     probes = inputs[-1]
     shortest = min((len(p.suffix) for p in probes), default=0)
-    if settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
+    if probes and settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
         raise InputError(
             f"evaluate suffix_lengths={settings.suffix_lengths} go beyond the shortest suffix, which has {shortest} tokens"
         )

@@ -48,6 +48,7 @@ def given(tmp_path, finished, imported):
     return path
 
 
+@pytest.mark.once
 def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, imported, copy_of):
     workdir = copy_of("lab")
     before = selftrain.contents(imported)
@@ -71,6 +72,7 @@ def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, im
     assert ": done before" in selftrain.succeeds("run", workdir, config=given)
 
 
+@pytest.mark.once
 def test_an_imported_corpus_alone_has_a_report_without_likelihood(selftrain, given, imported, copy_of):
     workdir = copy_of("lab")
     settings = (f"--config.corpus={imported}", "--config.source=", "--config.student=lab:base", "--config.controls={}")

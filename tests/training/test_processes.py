@@ -95,6 +95,7 @@ def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeyp
     assert_same_run(run, whole, mesh)
 
 
+@pytest.mark.large
 def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mesh, tmp_path):
     run = tmp_path / "run"
     (survivor, log), (victim, _) = workers = start(run, pause=0.4)
