@@ -50,7 +50,7 @@ def test_the_plan_agrees_with_the_compiled_step(name):
     assert found.cache < found.wave.per_row * found.ways < found.cache + 10 * 4 * config.vocab_size
 
 
-@pytest.mark.once
+@pytest.mark.large
 def test_what_fits_grows_with_the_memory_and_the_devices():
     config, _, train = CASES["fsdp-tensor"]
     one, four = (

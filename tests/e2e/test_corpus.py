@@ -48,7 +48,7 @@ def given(tmp_path, finished, imported):
     return path
 
 
-@pytest.mark.once
+@pytest.mark.large
 def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, imported, copy_of):
     workdir = copy_of("lab")
     before = selftrain.contents(imported)

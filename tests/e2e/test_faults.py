@@ -131,6 +131,7 @@ def test_an_audit_that_leaves_nothing_can_be_mended_in_place(refused, selftrain,
     selftrain.succeeds("audit", workdir, benchmark, "--config.audit.ngram=1", "--config.audit.threshold=1000")
 
 
+@pytest.mark.once
 def test_a_student_with_another_tokenizer_trains_on_the_text(refused, selftrain, copy_of, base_model):
     tokenizer = json.loads((base_model / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]

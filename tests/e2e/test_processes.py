@@ -33,7 +33,7 @@ def test_two_processes_make_the_same_table(finished, selftrain, tmp_path):
         assert row == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in expected.items()}
 
 
-@pytest.mark.once
+@pytest.mark.large
 def test_when_one_dies_the_other_says_so_and_one_alone_finishes(finished, selftrain, copy_of):
     workdir = copy_of("lab")
     survivor, victim = selftrain.start_job(2, "run", workdir)

@@ -57,7 +57,7 @@ def test_the_same_command_again_does_nothing_and_says_the_same(finished, selftra
     assert rest == out.split("\n\n", 1)[1]
 
 
-@pytest.mark.once
+@pytest.mark.large
 def test_stage_by_stage_is_the_same_run(finished, selftrain, tmp_path):
     for stage in STAGES:
         out = selftrain.succeeds(stage, tmp_path)

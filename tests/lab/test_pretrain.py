@@ -127,7 +127,7 @@ def test_every_part_of_the_recipe_counts(base, train_model, change):
     assert weights(train_model(dataclasses.replace(CONFIG, **change))) != weights(base)
 
 
-@pytest.mark.once
+@pytest.mark.large
 def test_only_a_model_that_was_shown_the_planted_sequences_knows_them(world, train_model):
     """After 30 passes over next to nothing else, their suffixes are cheap; without them a guess is all there is."""
     from selftrain_jax.evaluation.score import score

@@ -83,9 +83,9 @@ def test_the_model_agrees_with_transformers(checkpoint, capsys):
 
 EXACT = [
     ("pythia-14m", 0),
-    ("pythia-70m", 0),
-    *(pytest.param(name, layers, marks=pytest.mark.large) for name, layers in
-      [("pythia-31m", 0), ("pythia-160m", 0), ("pythia-410m", 0), ("pythia-1b", 2), ("pythia-2.8b", 2), ("pythia-12b", 2)]),
+    *(pytest.param(name, layers, marks=pytest.mark.large)
+      for name, layers in [("pythia-70m", 0), ("pythia-31m", 0), ("pythia-160m", 0), ("pythia-410m", 0), ("pythia-1b", 2),
+                           ("pythia-2.8b", 2), ("pythia-12b", 2)]),
 ]  # fmt: skip
 
 

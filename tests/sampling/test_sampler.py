@@ -86,7 +86,11 @@ def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
 
 @pytest.mark.parametrize(
     "mesh_sizes, batch_size",
-    [(None, 1), (None, 7), ((8, 1, 1), 1), ((8, 1, 1), 7), ((8, 1, 1), 64), ((2, 2, 2), 7), ((2, 2, 2), 64)],
+    [
+        (None, 1), ((8, 1, 1), 7), ((2, 2, 2), 7),
+        *(pytest.param(*case, marks=pytest.mark.large)
+          for case in ((None, 7), ((8, 1, 1), 1), ((8, 1, 1), 64), ((2, 2, 2), 64))),
+    ],
     ids=str,
 )
 def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_size):
@@ -176,10 +180,10 @@ def next_logits(config, params, tokens):
     "settings",
     [
         {"temperature": 2.0},
-        {"temperature": 1.3, "min_new_tokens": 1},
+        pytest.param({"temperature": 1.3, "min_new_tokens": 1}, marks=pytest.mark.large),
         {"temperature": 3.0, "min_new_tokens": 2, "top_k": 4},
         {"temperature": 2.0, "top_k": 7, "top_p": 0.9},
-        {"temperature": 1.0, "top_p": 0.8},
+        pytest.param({"temperature": 1.0, "top_p": 0.8}, marks=pytest.mark.large),
     ],
     ids=str,
 )

@@ -321,7 +321,9 @@ def test_batches_that_cannot_be_cut_are_refused(params, batches):
 
 
 @pytest.mark.parametrize(
-    "config, steps, learning_rate", [(CONFIG, 6, 1e-3), (PRESETS["pythia-70m"], 20, 1e-4)], ids=["small", "pythia-70m"]
+    "config, steps, learning_rate",
+    [(CONFIG, 6, 1e-3), pytest.param(PRESETS["pythia-70m"], 20, 1e-4, marks=pytest.mark.large)],
+    ids=["small", "pythia-70m"],
 )
 def test_training_equals_pytorch(tmp_path, config, steps, learning_rate):
     """transformers' model under torch.optim.AdamW, with clipping, decay groups and the schedule, step for step in fp32.
