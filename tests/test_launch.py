@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["gpu.sh", "slurm.sbatch", "tpu_pod.sh", "gke/submit.sh"]
 RUN = ["--config=configs/pythia.py:1b", "--workdir=/runs/a b", "--config.title=it's & more"]
-STAND_IN = """#!{python}
+STAND_IN = """#!/usr/bin/env python3
 import json, pathlib, sys
 folder = pathlib.Path({folder!r})
 name = pathlib.Path(sys.argv[0]).name
@@ -42,7 +42,7 @@ def cluster(tmp_path):
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("gcloud", "kubectl", "xpk", "sbatch", "srun", "scontrol"):
-        (programs / name).write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path)))
+        (programs / name).write_text(STAND_IN.format(folder=str(tmp_path)))
         (programs / name).chmod(0o755)
 
     def call(script, *arguments, answers=(), **environment):
