@@ -16,6 +16,8 @@ from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import TrainConfig, read_metrics
 from selftrain_jax.training.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.once
+
 CONFIG = PretrainConfig(
     hidden_size=32,
     num_layers=2,

@@ -125,7 +125,12 @@ def assert_parity(torch, config, scratch, tokens):
     np.testing.assert_array_equal(reference_logits(torch, exported.eval(), tokens), expected)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("pythia-14m", "pythia-1b", "pythia-12b") else pytest.param(name, marks=pytest.mark.large)
+     for name in PRESETS],
+)  # fmt: skip
 def test_presets_match_transformers(torch, scratch, name):
     config = reduced(name)
     assert_parity(torch, config, scratch, random_tokens(config, 2, 16))

@@ -120,7 +120,7 @@ def kill_at(monkeypatch, number):
 
 
 # Before the first checkpoint, right after one, between two (with a line of metrics to forget), at the last step.
-@pytest.mark.parametrize("killed_at", [1, 4, 5, 8, 15])
+@pytest.mark.parametrize("killed_at", [4, 5, 15, *(pytest.param(n, marks=pytest.mark.large) for n in (1, 8))])
 def test_a_killed_run_ends_like_one_that_was_not(whole, params, rows, mesh, tmp_path, monkeypatch, killed_at):
     with monkeypatch.context() as patch:
         kill_at(patch, killed_at)
@@ -367,7 +367,7 @@ def test_bad_settings_are_refused_by_name(change):
         dataclasses.replace(CONFIG, **change)
 
 
-@pytest.mark.parametrize("delay", [0, 0.05, 1])
+@pytest.mark.parametrize("delay", [0, pytest.param(0.05, marks=pytest.mark.large), 1])
 def test_checkpoints_removed_under_a_run_cost_nothing_more(whole, params, rows, mesh, tmp_path, monkeypatch, delay):
     """Their folder vanishes right after a save begins, a little later, or when it is done."""
 
@@ -395,7 +395,7 @@ def test_a_folder_that_is_gone_ends_the_run_in_one_line(params, rows, mesh, tmp_
         loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [pytest.param(1, marks=pytest.mark.large), 2])
 def test_sigterm_during_a_save_leaves_a_whole_checkpoint(whole, params, rows, mesh, tmp_path, monkeypatch, signals):
     """It comes when the save after step 4 has begun and not ended: that one is finished, and step 5 is saved."""
     save = loop.Checkpoints.save
@@ -474,6 +474,7 @@ def test_a_disk_that_is_full_for_the_metrics_ends_the_run_in_one_line(params, ro
         loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
 
 
+@pytest.mark.large
 def test_half_precision_parameters_are_trained_in_fp32(params, rows, mesh, tmp_path):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     loop.train(half, MODEL, rows, dataclasses.replace(CONFIG, epochs=1), tmp_path, mesh=mesh)

@@ -98,13 +98,15 @@ def moved_leaves(state, expected):
     ]
 
 
-@pytest.mark.parametrize("grad_accum", [4, 8])
+@pytest.mark.parametrize("grad_accum", [4, pytest.param(8, marks=pytest.mark.large)])
 def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
     assert_same_training(run(params, batches, sgd(), grad_accum=grad_accum), plain)
 
 
 @pytest.mark.parametrize(
-    "sizes, grad_accum", [((8, 1, 1), 1), ((1, 4, 2), 1), ((2, 2, 2), 2)], ids=["data8", "fsdp4_tensor2", "2x2x2_cut"]
+    "sizes, grad_accum",
+    [pytest.param((8, 1, 1), 1, marks=pytest.mark.large), ((1, 4, 2), 1), ((2, 2, 2), 2)],
+    ids=["data8", "fsdp4_tensor2", "2x2x2_cut"],
 )
 def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
     mesh = parallel.make_mesh(MeshConfig(*sizes))
