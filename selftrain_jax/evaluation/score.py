@@ -22,6 +22,7 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, Params
 from selftrain_jax.sampling.warp import SamplingConfig, warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
+_LOGIT_BYTES_ON_CPU = 8 << 20  # what its caches hold: half as fast again as 128 MiB
 _ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
 
@@ -65,7 +66,8 @@ def score_batch(
     hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
     rows = tokens.shape[0]
     per_device = rows * count // ways
-    num_chunks = -(-per_device // max(_LOGIT_BYTES // (4 * model.config.vocab_size), 1))
+    budget = min(_LOGIT_BYTES, _LOGIT_BYTES_ON_CPU) if jax.default_backend() == "cpu" else _LOGIT_BYTES
+    num_chunks = -(-per_device // max(budget // (4 * model.config.vocab_size), 1))
     chunk = -(-per_device // num_chunks)
 
     # Rows and positions in one axis would tear rows from their device: a leading axis keeps the devices apart.
