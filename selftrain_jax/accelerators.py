@@ -36,11 +36,9 @@ ACCELERATORS: dict[str, Accelerator] = {
     "v6e": Accelerator("TPU v6", 918e12, 32),
 }
 
-PEAK_FLOPS: dict[str, float] = {
-    "H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}
-}  # fmt: skip
+_KINDS = {"H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}}
+PEAK_FLOPS: dict[str, float] = dict(sorted(_KINDS.items(), key=lambda item: -len(item[0])))
 """Dense bfloat16 operations per second of one device, by the start of its kind; longer starts come first."""
-PEAK_FLOPS = dict(sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])))
 
 
 def accelerator(name: str) -> Accelerator:

@@ -13,7 +13,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from selftrain_jax import accelerators, parallel
 from selftrain_jax.accelerators import Accelerator
@@ -185,9 +185,7 @@ def train_temporaries(config: ModelConfig, train: TrainConfig, mesh: Mesh, rows:
 def sampling_weights(config: ModelConfig, mesh: Mesh, dtype: str):
     """Shapes and shardings of what `sampler.prepare` makes of the weights."""
     shapes = jax.eval_shape(unstack_layers, param_shapes(config))
-    placed = parallel.shardings(mesh, param_axes(config), param_shapes(config), sampler.RULES)
-    layer = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), placed["layers"])
-    placed = {**placed, "layers": [layer] * config.num_layers}
+    placed = sampler.prepared_shardings(config, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, placed)
 
 

@@ -15,8 +15,6 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
-import jax
-
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import differences, fingerprint, read_json, write_json
@@ -192,7 +190,7 @@ def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str
             result = parallel.on_first(stage.name, lambda: stage.work(directory) or {})
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
-        if jax.process_index() == 0 and os.listdir(directory) == ["started.json"]:
+        if parallel.is_first() and os.listdir(directory) == ["started.json"]:
             (directory / "started.json").unlink()
         raise
     parallel.on_first(f"end of {stage.name}", ends)

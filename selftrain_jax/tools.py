@@ -93,6 +93,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """`selftrain evaluate MODEL --tasks ... --out DIR`."""
     from selftrain_jax import parallel
     from selftrain_jax.evaluation import harness_tasks
+    from selftrain_jax.evaluation.score import check_batch_size
     from selftrain_jax.files import user_path, write_json
     from selftrain_jax.references import find_model
 
@@ -102,8 +103,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, option) for name, option in names.items() if getattr(arguments, option) is not None}
     settings = harness_tasks.Settings(**given, confirm_run_unsafe_code=arguments.confirm_run_unsafe_code)
     batch_size = 64 if arguments.batch_size is None else arguments.batch_size
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
+    check_batch_size(batch_size)
     requests = harness_tasks.expand(arguments.tasks.split(","), arguments.num_fewshot)
     out = user_path(arguments.out)
     found = find_model(arguments.model, arguments.revision)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.evaluation.score import score
+from selftrain_jax.evaluation.score import check_batch_size, score
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import Params
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
@@ -114,8 +114,7 @@ class HarnessModel(LM):
           InputError: the tokenizer does not fit the model, or `batch_size` is below 1.
         """
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size} must be at least 1")
+        check_batch_size(batch_size)
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, (str, pathlib.Path)) else tokenizer
         check_tokenizer(config, self.tokenizer)
         self.model_config, self.mesh, self.batch_size, self.seed = config, mesh, batch_size, seed

@@ -9,6 +9,7 @@ import numpy as np
 from selftrain_jax.data.sources import datasets_library
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.evaluation.likelihood import encode_all
 from selftrain_jax.files import write_jsonl
 from selftrain_jax.models.tokenizer import encode_texts, load_tokenizer
 
@@ -42,14 +43,11 @@ def convert_arrays(
         if ids.min() < 0 or ids.max() >= len(old):
             raise InputError(f"{path} holds ids up to {ids.max()}, but the tokenizer of {source} has {len(old)}")
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        return new(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
     texts = [old.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in arrays]
-    joined = encode([a + b for a, b in zip(*texts)])
+    joined = encode_all(new, [a + b for a, b in zip(*texts)])
     rows: list[dict[str, Any]] = [
         {"prefix": prefix, "suffix": suffix}
-        for prefix, suffix, whole in zip(*map(encode, texts), joined)
+        for prefix, suffix, whole in zip(*(encode_all(new, half) for half in texts), joined)
         if prefix and suffix and prefix + suffix == whole
     ]
     if not rows:

@@ -22,7 +22,7 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, Params
 from selftrain_jax.sampling.warp import SamplingConfig, warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
-_LOGIT_BYTES_ON_CPU = 8 << 20  # what its caches hold: half as fast again as 128 MiB
+_LOGIT_BYTES_ON_CPU = 8 << 20  # what its caches hold
 _ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
 

@@ -5,7 +5,6 @@ import io
 import pathlib
 from typing import Any, Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -121,7 +120,7 @@ def evaluate_model(
                 items |= _attacks(scorer, probes, tokenizer, bos)
             bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
-    if parallel.is_own(mesh) or jax.process_index() == 0:
+    if parallel.is_own(mesh) or parallel.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **items)

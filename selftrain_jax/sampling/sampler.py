@@ -132,15 +132,20 @@ def prepare(params: Params, config: ModelConfig, *, mesh: Mesh | None = None, dt
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     placement = None
     if mesh is not None:
-        stacked = param_shardings(config, mesh, RULES)
-        params = jax.device_put(params, stacked)
-        one = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["layers"])
-        placement = {**stacked, "layers": [one] * config.num_layers}
+        params = jax.device_put(params, param_shardings(config, mesh, RULES))
+        placement = prepared_shardings(config, mesh)
 
     def convert(params):
         return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))
 
     return jax.jit(convert, out_shardings=placement)(params)
+
+
+def prepared_shardings(config: ModelConfig, mesh: Mesh) -> Params:
+    """Where the weights that `prepare` makes lie on `mesh`."""
+    stacked = param_shardings(config, mesh, RULES)
+    one = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["layers"])
+    return {**stacked, "layers": [one] * config.num_layers}
 
 
 def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:

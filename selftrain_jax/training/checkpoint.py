@@ -108,11 +108,10 @@ class Checkpoints:
             if broken:
                 newer = [s for s in self.steps() if s > step]
                 self._manager.close()
-                if jax.process_index() == 0:
+                if parallel.is_first():
                     for s in newer:
                         os.replace(self._path / str(s), self._aside(s))
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices("damaged checkpoints moved")
+                parallel.barrier("damaged checkpoints moved")
                 self._open()
                 warnings.warn(f"{broken[1]}. Going on from step {step}", InputWarning, stacklevel=2)
             return state

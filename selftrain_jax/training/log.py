@@ -8,6 +8,7 @@ from typing import Any, Mapping
 
 import jax
 
+from selftrain_jax import parallel
 from selftrain_jax.accelerators import PEAK_FLOPS
 from selftrain_jax.errors import InputError, RunStopped
 from selftrain_jax.files import write_atomic
@@ -59,7 +60,7 @@ class TrainingLog:
         self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
         self._peak = peak_flops(jax.devices()[0].device_kind) if half_precision else None
         self._last = (first, time.perf_counter())
-        self._writes = jax.process_index() == 0
+        self._writes = parallel.is_first()
         if not self._writes:
             return
         from tensorboardX import SummaryWriter

@@ -258,7 +258,7 @@ def _check_same_training(directory: pathlib.Path, config: TrainConfig, model: Mo
                 f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or name "
                 "another directory"
             )
-    elif jax.process_index() == 0:
+    elif parallel.is_first():
         write_json(path, settings)
     return settings
 

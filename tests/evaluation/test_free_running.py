@@ -3,16 +3,15 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
 from selftrain_jax.evaluation.memorization import MARGIN_NOISE, Probe, extract
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.gpt_neox import GPTNeoX
+from tests.evaluation.overfitted import overfitted
 
 pytestmark = pytest.mark.once
 
@@ -36,21 +35,7 @@ def sequences():
 @pytest.fixture(scope="module")
 def params(sequences):
     """Overfitted on the first 40 sequences."""
-    optimizer, tokens = optax.adam(1e-2), jnp.asarray(sequences[:40])
-
-    def loss(params):
-        return optax.softmax_cross_entropy_with_integer_labels(full_logits(params, tokens[:, :-1]), tokens[:, 1:]).mean()
-
-    @jax.jit
-    def train(params):
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params), state)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=60)[0][0]
-
-    return train(init_params(CONFIG, jax.random.key(0)))
+    return overfitted(CONFIG, sequences[:40], 60)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,7 @@
 import functools
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from selftrain_jax.errors import InputError
@@ -21,8 +18,9 @@ from selftrain_jax.evaluation.memorization import (
 )
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.gpt_neox import GPTNeoX
 from selftrain_jax.sampling.decode import greedy_continue
+from tests.evaluation.overfitted import overfitted
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=24, rotary_pct=0.5
@@ -40,24 +38,7 @@ def sequences():
 @pytest.fixture(scope="module")
 def params(sequences):
     """A model stopped while it knows some of its 16 training sequences by heart and others in part."""
-    model, optimizer = GPTNeoX(CONFIG), optax.adam(1e-2)
-    tokens = jnp.asarray(sequences[:16])
-
-    def loss(params):
-        hidden = model.apply({"params": params}, tokens[:, :-1])
-        logits = model.apply({"params": params}, hidden, method="logits")
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
-
-    @jax.jit
-    def train(params):
-        def step(carry, _):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params), state)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)[0][0]
-
-    return train(init_params(CONFIG, jax.random.key(0)))
+    return overfitted(CONFIG, sequences[:16], STEPS)
 
 
 @pytest.fixture(scope="module")
