@@ -6,23 +6,24 @@ they are sorted by length, batched, and padded on the right, where a causal mode
 
 import contextlib
 import functools
-from typing import ContextManager, Sequence
+from typing import ContextManager, NamedTuple, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, Params
+from selftrain_jax.models.gpt_neox import GPTNeoX, Params, project
 from selftrain_jax.sampling.warp import SamplingConfig, warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
-_LOGIT_BYTES_ON_CPU = 8 << 20  # what its caches hold
+_LOGIT_BYTES_ON_CPU = 4 << 20  # what its caches hold
+_TILE_ON_CPU = 512  # columns of the output layer that are multiplied at once there
 _ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
 
@@ -31,15 +32,11 @@ class TokenScores:
     """One entry per scored token of one sequence (or `[B, K]` inside jit); None where it was not asked for."""
 
     log_probs: Float[Array, "K"]  # nats
-    ranks: Int[Array, "K"]  # tokens ahead of it; 0 = greedy decoding emits it (the lowest id wins ties)
+    hits: Bool[Array, "K"]  # whether greedy decoding emits it (the lowest id wins ties)
     margins: Float[Array, "K"]  # logit of the most likely token minus that of the runner-up, >= 0
     means: Float[Array, "K"] | None = None  # nats; expected log-prob of a token drawn from the model here (-entropy)
     variances: Float[Array, "K"] | None = None  # nats^2; variance of the same
     sampled_log_probs: Float[Array, "K"] | None = None  # nats; under temperature, top-k and top-p; -inf: never drawn
-
-    @property
-    def hits(self):
-        return self.ranks == 0
 
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "moments", "sampling", "ways"))
@@ -58,7 +55,8 @@ def score_batch(
 
     What would lie behind the end of a row stands for its last token. Only the scored positions are projected to the
     vocabulary, in fp32, and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways` devices
-    that share the rows (a divisor of B).
+    that share the rows (a divisor of B). On a CPU only some columns at a time, too: a matrix product with few rows and all
+    of the vocabulary would spend its time on reading the vocabulary.
     """
     at = jnp.minimum(starts[:, None] + jnp.arange(count), tokens.shape[1] - 1)
     targets = jnp.take_along_axis(tokens, at, axis=1)
@@ -66,8 +64,12 @@ def score_batch(
     hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
     rows = tokens.shape[0]
     per_device = rows * count // ways
-    budget = min(_LOGIT_BYTES, _LOGIT_BYTES_ON_CPU) if jax.default_backend() == "cpu" else _LOGIT_BYTES
-    num_chunks = -(-per_device // max(budget // (4 * model.config.vocab_size), 1))
+    kernel = model.apply({"params": params}, method="output_kernel")
+    on_cpu = jax.default_backend() == "cpu"
+    whole = moments or sampling is not None or not on_cpu  # all of the vocabulary at once
+    tile = kernel.shape[1] if whole else min(_TILE_ON_CPU, kernel.shape[1])
+    budget = min(_LOGIT_BYTES, _LOGIT_BYTES_ON_CPU) if on_cpu else _LOGIT_BYTES
+    num_chunks = -(-per_device // max(budget // (4 * tile), 1))
     chunk = -(-per_device // num_chunks)
 
     # Rows and positions in one axis would tear rows from their device: a leading axis keeps the devices apart.
@@ -81,30 +83,79 @@ def score_batch(
 
     def one_chunk(xs):
         h, target = xs
-        return _score_logits(model.apply({"params": params}, h, method="logits"), target, moments, sampling)
+        if not whole:
+            return _finish(_reduce_tiles(h, kernel, target, tile), target)
+        logits = project(h, kernel)
+        scores = _finish(_reduce(logits, target), target)
+        return _add_moments_and_samples(scores, logits, target, moments, sampling)
 
     return jax.tree.map(join, jax.lax.map(one_chunk, (split(hidden), split(targets))))
 
 
-def _score_logits(logits, target, moments: bool, sampling: SamplingConfig | None) -> TokenScores:
-    """The fields `[..., C]` of targets `[..., C]` under logits `[..., C, V]`."""
-    ids = jnp.arange(logits.shape[-1])
-    picked = jnp.take_along_axis(logits, target[..., None], axis=-1)
-    ahead = (logits > picked) | ((logits == picked) & (ids < target[..., None]))
+class _Reduced(NamedTuple):
+    """What is kept of the logits of some of the vocabulary; fields are `[..., C]`."""
+
+    best: Array
+    best_id: Array  # the lowest of those that have it
+    runner_up: Array
+    total: Array  # sum of exp(logit - best)
+    picked: Array  # the target's logit, -inf where the target is not among them
+
+
+def _reduce(logits, target, first_id: int | Array = 0) -> _Reduced:
+    """Of logits `[..., C, W]` of the tokens from `first_id` on, and targets `[..., C]`."""
+    width = logits.shape[-1]
+    ids = jnp.arange(width)
     # Comparing with the maximum instead of asking for its index: argmax is ten times slower than max on a CPU.
     best = jnp.max(logits, axis=-1, keepdims=True)
-    is_best = logits == best
-    runner_up = jnp.max(jnp.where(is_best, -jnp.inf, logits), axis=-1)
-    tied = jnp.sum(is_best, axis=-1) > 1
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
-    scores = TokenScores(
-        log_probs=picked[..., 0] - normalizer,
-        ranks=jnp.sum(ahead, axis=-1, dtype=jnp.int32),
-        margins=jnp.where(tied, 0.0, best[..., 0] - runner_up),
+    best_id = jnp.min(jnp.where(logits == best, ids, width), axis=-1, keepdims=True)
+    at = target - first_id
+    picked = jnp.take_along_axis(logits, jnp.clip(at, 0, width - 1)[..., None], axis=-1)[..., 0]
+    return _Reduced(
+        best=best[..., 0],
+        best_id=best_id[..., 0] + first_id,
+        runner_up=jnp.max(jnp.where(ids == best_id, -jnp.inf, logits), axis=-1),
+        total=jnp.sum(jnp.exp(logits - best), axis=-1),
+        picked=jnp.where((at >= 0) & (at < width), picked, -jnp.inf),
     )
+
+
+def _merge(a: _Reduced, b: _Reduced) -> _Reduced:
+    """Of two parts of the vocabulary, the lower ids in `a`."""
+    best = jnp.maximum(a.best, b.best)
+    return _Reduced(
+        best=best,
+        best_id=jnp.where(b.best > a.best, b.best_id, a.best_id),
+        runner_up=jnp.maximum(jnp.minimum(a.best, b.best), jnp.maximum(a.runner_up, b.runner_up)),
+        total=a.total * jnp.exp(a.best - best) + b.total * jnp.exp(b.best - best),
+        picked=jnp.maximum(a.picked, b.picked),
+    )
+
+
+def _reduce_tiles(hidden, kernel, target, width: int) -> _Reduced:
+    """The same as of all logits, which never exist: `width` columns of `kernel` `[D, V]` at a time."""
+
+    def of(begin, width):
+        columns = jax.lax.dynamic_slice_in_dim(kernel, begin, width, axis=1)
+        return _reduce(project(hidden, columns), target, begin)
+
+    count, rest = divmod(kernel.shape[1], width)
+    found = jax.lax.fori_loop(1, count, lambda i, found: _merge(found, of(i * width, width)), of(0, width))
+    return _merge(found, of(count * width, rest)) if rest else found
+
+
+def _finish(reduced: _Reduced, target) -> TokenScores:
+    return TokenScores(
+        log_probs=reduced.picked - reduced.best - jnp.log(reduced.total),
+        hits=reduced.best_id == target,
+        margins=reduced.best - reduced.runner_up,
+    )
+
+
+def _add_moments_and_samples(scores, logits, target, moments: bool, sampling: SamplingConfig | None) -> TokenScores:
     if moments:
         # The mean first, then squares of what is left: the difference of two large moments would lose fp32's digits.
-        log_probs = logits - normalizer[..., None]
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
         probs = jnp.exp(log_probs)
         means = jnp.sum(probs * log_probs, axis=-1)
         variances = jnp.sum(probs * jnp.square(log_probs - means[..., None]), axis=-1)

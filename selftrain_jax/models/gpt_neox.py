@@ -175,7 +175,7 @@ class GPTNeoX(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """fp32 logits: comparing and sampling tokens is not safe at bf16 resolution."""
-        return _project(hidden, self.output_kernel())
+        return project(hidden, self.output_kernel())
 
     def init_all(self, tokens):
         return self.logits(self(tokens))
@@ -220,10 +220,11 @@ def continue_cached(
         values.append(v)
     hidden = LayerNorm(config.layer_norm_eps).apply({"params": params["final_norm"]}, x[:, -1])
     kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
-    return _project(hidden, kernel), KVCache(tuple(keys), tuple(values))
+    return project(hidden, kernel), KVCache(tuple(keys), tuple(values))
 
 
-def _project(hidden, kernel):
+def project(hidden: Float[Array, "*B D"], kernel: Float[Array, "D V"]) -> Float[Array, "*B V"]:
+    """The output layer, in fp32."""
     return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32))
 
 

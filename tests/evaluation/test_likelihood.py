@@ -41,7 +41,7 @@ class CostScorer:
             assert 1 <= start < len(sequence) <= CONFIG.max_position + 1
             self.asked.append((list(sequence[:start]), list(sequence[start:])))
             costs = np.array([self.costs.get(chr(t), self.default) for t in sequence[start:]], np.float32)
-            found.append(TokenScores(-costs, np.zeros(len(costs), np.int32), np.zeros(len(costs), np.float32)))
+            found.append(TokenScores(-costs, np.ones(len(costs), bool), np.zeros(len(costs), np.float32)))
         return found
 
 
@@ -132,7 +132,7 @@ def test_more_context_costs_windows_and_never_likelihood():
         def __call__(self, sequences, starts):
             super().__call__(sequences, starts)
             positions = [np.arange(t, len(s)) for s, t in zip(sequences, starts)]
-            return [TokenScores(-1.0 / p, np.zeros(len(p), np.int32), np.zeros(len(p))) for p in positions]
+            return [TokenScores(-1.0 / p, np.ones(len(p), bool), np.zeros(len(p))) for p in positions]
 
     document = "x" * 40
     found = [likelihood.text_likelihood(Counting({}), CONFIG, tokenize, [document], context_len=c) for c in (1, 6, 12)]

@@ -70,21 +70,21 @@ def test_extraction_equals_free_running_greedy_decoding(params, probes, bos):
 
 
 def scripted(*scores):
-    """A scorer that answers with these (log-probs, ranks, margins), and the list of what it was asked."""
+    """A scorer that answers with these (log-probs, hits, margins), and the list of what it was asked."""
     asked = []
 
     def scorer(sequences, starts):
         asked.extend((list(s), start) for s, start in zip(sequences, starts, strict=True))
-        return [TokenScores(*(np.array(x, t) for x, t in zip(s, (np.float32, np.int32, np.float32)))) for s in scores]
+        return [TokenScores(*(np.array(x, t) for x, t in zip(s, (np.float32, bool, np.float32)))) for s in scores]
 
     return scorer, asked
 
 
 def test_outcomes_by_hand():
     scorer, asked = scripted(
-        ([-0.5, -0.25], [0, 0], [3.0, 2.0]),
-        ([-1.0, -4.0, -2.0], [0, 3, 0], [1.0, 0.5, 0.125]),
-        ([-2.0, -0.5], [1, 0], [0.25, 0.125]),
+        ([-0.5, -0.25], [True, True], [3.0, 2.0]),
+        ([-1.0, -4.0, -2.0], [True, False, True], [1.0, 0.5, 0.125]),
+        ([-2.0, -0.5], [False, True], [0.25, 0.125]),
     )
     probes = [Probe(np.array([1, 2]), np.array([3, 4])), Probe(np.array([1]), np.array([2, 3, 4])),
               Probe(np.array([5, 6, 7]), np.array([8, 9]))]  # fmt: skip
@@ -142,7 +142,7 @@ def test_probes_are_binned_by_their_distance_from_the_start():
 
 
 def test_without_bos_the_prefix_comes_first():
-    scorer, asked = scripted(([-1.0], [0], [1.0]))
+    scorer, asked = scripted(([-1.0], [True], [1.0]))
     extract(scorer, [Probe(np.array([4, 5]), np.array([6]))])
     assert asked == [([4, 5, 6], 2)]
 
