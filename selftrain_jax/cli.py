@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             tools.add_task_options(command)
     _add_plan(commands)
+    _add_study(commands)
     tools.add_commands(commands)
     return parser
 
@@ -120,6 +121,17 @@ def _add_plan(commands) -> None:
     command.add_argument("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
 
 
+def _add_study(commands) -> None:
+    text = "many runs as one experiment: students x sources with controls, proxies, verdicts and a page"
+    command = commands.add_parser("study", help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the study's settings")
+    command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the study's folder")
+    command.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th unit from I on, I = 0 ... N - 1, beside "
+                         "the other shards in the same folder; shard 0 waits for all and writes the page")  # fmt: skip
+    command.add_argument("--report", action="store_true", help="do nothing but write the page, from what is done so far")
+
+
 def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
     if arguments.command in tools.COMMANDS:
         if overrides:
@@ -127,6 +139,11 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         return tools.COMMANDS[arguments.command](arguments)
     if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
         return tools.evaluate_tasks(arguments)
+    if arguments.command == "study":
+        from selftrain_jax.study.command import run_study
+
+        config = load_config(arguments.config, overrides, study=True)
+        return run_study(config, arguments.workdir, "selftrain " + shlex.join(argv), arguments.shard, arguments.report, _say)
     config = load_config(arguments.config, overrides)
     if arguments.command == "plan":
         from selftrain_jax.plan import plan_run
@@ -191,14 +208,18 @@ def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:
     return True
 
 
-def load_config(reference: str, overrides: Sequence[str] = ()):
-    """The `RunConfig` of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with `--config.a.b=value` overrides.
+def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False):
+    """The `RunConfig` (or, of a study, `StudyConfig`) of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with
+    `--config.a.b=value` overrides.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
     """
     from selftrain_jax.settings import RunConfig, build
 
+    kind = RunConfig
+    if study:
+        from selftrain_jax.study.settings import StudyConfig as kind
     name, _, argument = reference.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
@@ -215,7 +236,10 @@ def load_config(reference: str, overrides: Sequence[str] = ()):
         sys.path.remove(folder)
     for override in overrides:
         _override(values, override)
-    return build(RunConfig, values)
+    if study != ("students" in values):
+        command = "study" if not study else "run"
+        raise InputError(f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`")
+    return build(kind, values)
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -63,11 +63,17 @@ class AuditSettings(AuditConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SubsetSettings(SubsetConfig):
-    """Attributes: retokenize: train on the corpus's text rather than its token ids, for a student of another family."""
+    """Attributes: retokenize: train on the corpus's text rather than its token ids, for a student of another family; "auto"
+    does so where the tokenizers differ."""
 
     num_tokens: int = 5_000_000
     num_subsets: int = 3
-    retokenize: bool = False
+    retokenize: bool | str = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retokenize not in (True, False, "auto"):
+            raise InputError(f"subset retokenize={self.retokenize!r} must be True, False or 'auto'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def report_data(pipeline: "Pipeline") -> ReportData:
         with np.load(workdir / "evaluate" / model / "items.npz") as arrays:
             items[model] = dict(arrays)
     metrics, comparisons, curves = [], [], []
-    for k, masks in enumerate(_probe_masks(pipeline)):
+    for k, masks in enumerate(probe_masks(pipeline)):
         # Of the base model only the held-out probes differ between subset numbers.
         base = [row for row in _measure(items["base"], masks, evaluate) if k == 0 or "held_out" in row["metric"]]
         metrics += [{"model": "base", **row, "seed": k} for row in base]
@@ -40,9 +40,9 @@ def report_data(pipeline: "Pipeline") -> ReportData:
             trained = items[f"{arm}-{k}"]
             name = _model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
-            changes = _compare(_hits(items["base"], masks, evaluate), _hits(trained, masks, evaluate))
+            changes = _compare(hits(items["base"], masks, evaluate), hits(trained, masks, evaluate))
             comparisons += [{"model": name, **row, "seed": k} for row in changes]
-            for row in _curve(workdir / "train" / f"{arm}-{k}" / "curve", masks):
+            for row in curve(workdir / "train" / f"{arm}-{k}" / "curve", masks):
                 curves.append({"model": name, **row, "seed": k})
     stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
@@ -63,7 +63,7 @@ def report_data(pipeline: "Pipeline") -> ReportData:
             if where
         },
         settings=read_json(workdir / "config.json"),
-        versions=_versions(pipeline.mesh),
+        versions=versions(pipeline.mesh),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
         command=pipeline.command,
@@ -76,7 +76,7 @@ def _model_name(pipeline: "Pipeline", arm: str) -> str:
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
-def _probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
+def probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of
@@ -120,7 +120,7 @@ def _first_number(label: str) -> float:
     return float(head) if head.isdigit() else float("inf")
 
 
-def _curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Rows {"step", "metric", "value", "low", "high", "n"} measured during one training, in order of steps."""
     for path in sorted(directory.glob("*/items.npz"), key=lambda p: int(p.parent.name)):
         with np.load(path) as arrays:
@@ -131,7 +131,7 @@ def _curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[di
         yield from ({"step": int(path.parent.name), **_rate(metric, hits)} for metric, hits in found.items())
 
 
-def _hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Items:
+def hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Items:
     """bool arrays by metric: everything that is a share of items, and compared with the base model item by item."""
     found = {metric: items["probe/exact"][mask] for metric, mask in masks.items() if mask.any()}
     if masks:
@@ -143,8 +143,8 @@ def _hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings
 
 def _measure(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
     """Rows {"metric", "value", "low", "high", "n"} of one model."""
-    for metric, hits in _hits(items, masks, evaluate).items():
-        yield _rate(metric, hits)
+    for metric, found in hits(items, masks, evaluate).items():
+        yield _rate(metric, found)
     if masks:
         yield _rate("ambiguous/all", items["probe/least_margin"] < memorization.MARGIN_NOISE[evaluate.dtype])
         for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity"):
@@ -236,7 +236,7 @@ def _samples(corpus: Corpus) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _versions(mesh) -> dict[str, str]:
+def versions(mesh) -> dict[str, str]:
     import importlib.metadata
 
     names = ("selftrain_jax", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "tensorflow-datasets", "numpy")

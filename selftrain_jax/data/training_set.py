@@ -7,7 +7,8 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from selftrain_jax.data.clean import clean_documents
+from selftrain_jax.data.clean import Text, clean_documents
+from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.subset import SubsetConfig, draw_subset
 from selftrain_jax.errors import InputError
@@ -26,22 +27,11 @@ def write_subset(
 ) -> dict[str, Any]:
     """Draws subset `index` of the documents that the audit let through and writes its packed rows as `rows.npz`.
 
-    A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
-    and with `settings.retokenize` any corpus, are tokenized with the student's. What looks like a special token in a
-    text is read as ordinary characters: a document ends where it ends, and nowhere before.
-
     Raises:
       InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
     """
-    config, tokenizer = hf.load_config(student), load_tokenizer(student)
-    check_tokenizer(config, tokenizer)
-    documents, provenance = clean_documents(audited)
-    if provenance is None or settings.retokenize:
-        encoded = encode_texts(tokenizer, [d.text for d in documents])
-        tokens = [np.array([*ids, config.eos_token_id], np.int32) for ids in encoded]
-    else:
-        check_same_tokenizer(f"the corpus audited in {audited}", provenance, student)
-        tokens = [d.tokens for d in documents]
+    config = hf.load_config(student)
+    _, tokens = student_documents(audited, student, settings.retokenize)
     subset = SubsetConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(SubsetConfig)})
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), subset, index)
     drawn = [tokens[i] for i in order]
@@ -63,6 +53,32 @@ def write_subset(
         "num_rows": len(rows.tokens),
         "dropped_tokens": rows.dropped_tokens,
     }
+
+
+def student_documents(
+    audited: pathlib.Path, student: str | pathlib.Path, retokenize: bool | str
+) -> tuple[list[Document] | list[Text], list[np.ndarray]]:
+    """The documents that the audit let through, and the token ids that the student reads of each: BOS is not among them, EOS
+    is where the document ended.
+
+    A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
+    and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks like
+    a special token in a text is read as ordinary characters: a document ends where it ends, and nowhere before.
+
+    Raises:
+      InputError: corpus and student have different tokenizers, and `retokenize` is False.
+    """
+    config, tokenizer = hf.load_config(student), load_tokenizer(student)
+    check_tokenizer(config, tokenizer)
+    documents, provenance = clean_documents(audited)
+    if provenance is not None and retokenize == "auto":
+        retokenize = provenance.get("tokenizer_fingerprint") != tokenizer_fingerprint(student)
+    if provenance is None or retokenize:
+        encoded = encode_texts(tokenizer, [d.text for d in documents])
+        ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
+        return documents, [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
+    check_same_tokenizer(f"the corpus audited in {audited}", provenance, student)
+    return documents, [d.tokens for d in documents]
 
 
 def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:

@@ -77,7 +77,7 @@ def test_items_become_rows_with_intervals(measured):
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
-    compared = summary._compare(*2 * [summary._hits(items, masks, SETTINGS)])
+    compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS)])
     changes = {row["metric"]: row["difference"] for row in compared}
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
 

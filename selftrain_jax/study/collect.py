@@ -1,0 +1,217 @@
+"""From what the units left on disk to the rows of a study; the runs that are not finished are left out."""
+
+import dataclasses
+import pathlib
+from typing import Any, Iterator
+
+import numpy as np
+
+from selftrain_jax import stages, summary
+from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.diversity import diversity
+from selftrain_jax.evaluation import likelihood
+from selftrain_jax.models import hf
+from selftrain_jax.study import analysis
+from selftrain_jax.study.data import StudyData
+from selftrain_jax.study.plan import Generation, Run, Study
+
+Rows = list[dict[str, Any]]
+
+
+def study_data(study: Study) -> StudyData:
+    """Everything that the page shows, from the units that are done."""
+    config = study.config
+    done = {unit.name for unit in study.units if unit.done()}
+    runs = [run for run in study.runs if {f"{run.name}: base", *(f"{run.name}: {arm.key}" for arm in run.arms)} <= done]
+    results, curves, proxies = [], [], []
+    for run in runs:
+        results += _results(run)
+        curves += _curves(run)
+        name = f"proxies/{run.student}-{run.seed}"
+        if name in done:
+            proxies += _proxies(run, stages.read_manifest(study.workdir, name)["result"])
+    generations = [row for g in study.generations if _chain_name(g) in done for row in _generation(study, g)]
+    if generations:
+        generations = [*_first_generations(study, runs), *generations]
+    found = analysis.analyse(results, proxies)
+    notes = list(found.notes)
+    if missing := len(study.units) - len(done):
+        notes.insert(0, f"{missing} of {len(study.units)} units are not done; {len(study.runs) - len(runs)} of "
+                        f"{len(study.runs)} runs are left out.")  # fmt: skip
+    return StudyData(
+        title=config.title,
+        command=study.command,
+        settings=dataclasses.asdict(config),
+        versions=summary.versions(study.mesh),
+        models=_models(study),
+        results=results,
+        utility=found.utility,
+        by_relation=found.by_relation,
+        proxies=found.proxies,
+        correlations=found.correlations,
+        curves=curves,
+        selectivity=found.selectivity,
+        generations=generations,
+        verdicts=found.verdicts,
+        costs=_costs(study, done),
+        runs=[
+            {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed,
+             "report": f"../runs/{run.name}/report/report.html"}
+            for run in runs
+        ],
+        notes=notes,
+    )  # fmt: skip
+
+
+def _place(run: Run, arm) -> dict[str, Any]:
+    return {"student": run.student, "arm": arm.name, "relation": arm.relation, "condition": run.condition.name,
+            "seed": run.seed}  # fmt: skip
+
+
+def _results(run: Run) -> Rows:
+    pipeline, rows = run.pipeline, []
+    base = _items(pipeline.workdir / "evaluate" / "base")
+    chance = _chance(pipeline)
+    for subset, masks in enumerate(summary.probe_masks(pipeline)):
+        before = _values(base, masks, pipeline, chance)
+        for arm, key in zip(run.arms, pipeline.arms):
+            after = _values(_items(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
+            rows += [
+                {**_place(run, arm), "subset": subset, "metric": metric, "before": before[metric], "after": value}
+                for metric, value in after.items()
+            ]
+    return rows
+
+
+def _items(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(directory / "items.npz") as arrays:
+        return dict(arrays)
+
+
+def _values(items: dict[str, np.ndarray], masks: dict[str, np.ndarray], pipeline, chance: float | None) -> dict[str, float]:
+    """Every metric of one model: shares, and nats per token."""
+    found = {name: float(hits.mean()) for name, hits in summary.hits(items, masks, pipeline.config.evaluate).items()}
+    capability = _capability(found)
+    if capability is not None:
+        found |= {"capability": capability, "capability above chance": capability - chance}
+    for name, values in items.items():
+        if name.startswith("nll/") and not name.endswith(":tokens"):
+            found[name] = float(values.sum() / items[f"{name}:tokens"].sum())
+    return found
+
+
+def _capability(found: dict[str, float]) -> float | None:
+    """The mean over the suites, each by its first rule."""
+    suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
+    return float(np.mean(suites)) if suites else None
+
+
+def _chance(pipeline) -> float | None:
+    """The mean over the suites of the accuracy of guessing."""
+    evaluate = pipeline.config.evaluate
+    rates = [
+        float(np.mean([1 / len(row["choices"]) for row in likelihood.load_multiple_choice(pipeline.path(path))]))
+        for path in evaluate.multiple_choice.values()
+    ]
+    rates += [0.5] * len(evaluate.minimal_pairs)
+    return float(np.mean(rates)) if rates else None
+
+
+def _curves(run: Run) -> Rows:
+    rows = []
+    for subset, masks in enumerate(summary.probe_masks(run.pipeline)):
+        for arm, key in zip(run.arms, run.pipeline.arms):
+            by_step: dict[int, dict[str, float]] = {}
+            for row in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}" / "curve", masks):
+                by_step.setdefault(row["step"], {})[row["metric"]] = row["value"]
+            for step, found in by_step.items():
+                if (capability := _capability(found)) is not None:
+                    found["capability"] = capability
+                rows += [
+                    {**_place(run, arm), "subset": subset, "step": step, "metric": metric, "value": value}
+                    for metric, value in found.items()
+                ]
+    return rows
+
+
+def _proxies(run: Run, measured: dict[str, dict[str, float]]) -> Rows:
+    return [
+        {**_place(run, arm), "proxy": proxy, "value": value}
+        for arm in run.arms
+        for proxy, value in measured[arm.key].items()
+    ]
+
+
+def _chain_name(g: Generation) -> str:
+    return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
+
+
+def _first_generations(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]]:
+    """The untouched students, as generation 0, and those of the ordinary runs, as generation 1."""
+    wanted, seen = study.config.generations, set()
+    for run in runs:
+        if run.student not in wanted.students or (run.student, run.seed) in seen:
+            continue
+        seen.add((run.student, run.seed))
+        pipeline = run.pipeline
+        masks = summary.probe_masks(pipeline)[0]
+        for number, model in enumerate(("base", f"{pipeline.main}-0")):
+            values = _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, _chance(pipeline))
+            if number:
+                values |= _corpus_values(pipeline.config.corpus)
+            for mode in wanted.modes:
+                yield from _generation_rows(run.student, mode, number, run.seed, values)
+
+
+def _generation(study: Study, g: Generation) -> Iterator[dict[str, Any]]:
+    pipeline = g.pipeline
+    masks = summary.probe_masks(pipeline)[0]
+    values = _values(_items(pipeline.workdir / "evaluate" / f"{pipeline.main}-0"), masks, pipeline, _chance(pipeline))
+    values |= _corpus_values(pipeline.corpus_path(pipeline.main))
+    yield from _generation_rows(g.student, g.mode, g.number, g.seed, values)
+
+
+def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict[str, Any]]:
+    for metric, value in values.items():
+        yield {"student": student, "mode": mode, "generation": number, "seed": seed, "metric": metric, "value": value}
+
+
+def _corpus_values(path: str | pathlib.Path) -> dict[str, float]:
+    """Collapse measures of the text that a generation was trained on."""
+    corpus = read_corpus(path)
+    nll = corpus.manifest["nll"]
+    return diversity([d.tokens for d in corpus]) | ({"source_nll": nll["mean"]} if nll else {})
+
+
+def _models(study: Study) -> Rows:
+    config, rows = study.config, []
+    for name, model in config.models.items():
+        parameters = None
+        if not model.corpus:
+            try:
+                parameters = hf.load_config(study.resolve(name, config.seeds[0])).num_params
+            except (OSError, ValueError):
+                pass  # not made yet
+        rows.append({"model": name, "family": model.family, "lineage": f"{model.family} {model.recipe}".strip(),
+                     "recipe": model.recipe, "parameters": parameters})  # fmt: skip
+    return rows
+
+
+def _costs(study: Study, done: set[str]) -> Rows:
+    totals: dict[str, dict[str, Any]] = {}
+    for unit in study.units:
+        for name in sorted(unit.names) if unit.name in done else ():
+            manifest = stages.read_manifest(unit.workdir, name)
+            kind = _kind(name)
+            row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})
+            row["count"] += 1
+            row["seconds"] += manifest["seconds"]
+            row["tokens"] += (manifest["result"].get("num_tokens") or 0) if kind in ("sample", "subset") else 0
+    if "subset" in totals and "train" in totals:
+        totals["train"]["tokens"] = totals["subset"]["tokens"] * study.config.train.epochs
+    return [row | {"tokens": row["tokens"] or None} for row in totals.values()]
+
+
+def _kind(stage: str) -> str:
+    kind = stage.partition("/")[0]
+    return {"lab": "world" if stage.endswith("/world") else "pre-train", "corpora": "sample", "sampled": "sample"}.get(kind, kind)

@@ -1,0 +1,471 @@
+"""From a `StudyConfig` to units of work that share what they can, and their execution, by one process or several.
+
+A study is a folder:
+
+    lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
+    corpora/SEED/SOURCE                   one corpus per source, temperature and seed
+    runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
+    proxies/STUDENT-SEED                  what may predict which text helps
+    generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
+    report/                               the study's page and tables
+
+Every unit consists of stages, which are done once, skipped when done, and refused when their settings changed.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+import time
+from typing import Any, Callable, Iterator, Sequence
+
+from selftrain_jax import stages
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import file_fingerprint, write_atomic
+from selftrain_jax.pipeline import LAB, Pipeline, save_config
+from selftrain_jax.settings import ControlSettings, RunConfig
+from selftrain_jax.stages import Stage
+from selftrain_jax.study.data import CONTROLS
+from selftrain_jax.study.settings import Condition, StudyConfig
+
+WAIT_SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Work that one process does in one go.
+
+    Attributes:
+      name: unique in the study.
+      workdir, plan, names: the stages of `plan`, in `workdir`, of those names.
+      needs: units whose results it reads.
+      config: settings to leave in `workdir`, of a run.
+    """
+
+    name: str
+    workdir: pathlib.Path
+    plan: Sequence[Stage]
+    names: frozenset[str]
+    needs: tuple[str, ...] = ()
+    config: RunConfig | None = None
+
+    def done(self) -> bool:
+        return all(stages.manifest_path(self.workdir, name).is_file() for name in self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One training text of a run: `key` is its name there, `name` its name in the study's tables."""
+
+    key: str
+    name: str
+    relation: str
+    origin: ControlSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All arms of one student at one condition and seed."""
+
+    name: str
+    student: str
+    condition: Condition
+    seed: int
+    arms: tuple[Arm, ...]
+    pipeline: Pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One turn of the loop, from the second on: `pipeline` trains the model of the turn before."""
+
+    student: str
+    mode: str
+    seed: int
+    number: int
+    pipeline: Pipeline
+
+
+@dataclasses.dataclass
+class Study:
+    """The units of `config` in `workdir`."""
+
+    config: StudyConfig
+    workdir: pathlib.Path
+    command: str = ""
+
+    def __post_init__(self):
+        self.workdir = pathlib.Path(self.workdir)
+
+    @functools.cached_property
+    def mesh(self):
+        from selftrain_jax import parallel
+
+        return parallel.make_mesh(self.config.mesh)
+
+    # Where things are.
+
+    def model_path(self, name: str, seed: int) -> str:
+        """What a run calls the model: its directory, or hub name."""
+        return self.config.models[name].path or str(self.workdir / "lab" / str(seed) / name / "model")
+
+    def resolve(self, name: str, seed: int) -> pathlib.Path:
+        """The directory of a model, from the hub where it is not here."""
+        from selftrain_jax.models.hub import resolve_model
+
+        return resolve_model(self.model_path(name, seed), self.config.models[name].revision or None)
+
+    def path(self, reference: str, seed: int, student: str) -> str:
+        """A file named in the config; "lab:probes.jsonl" is that of the student, in its own tokens."""
+        if not reference.startswith(LAB):
+            return reference
+        rest = reference[len(LAB) :]
+        return str(self.workdir / "lab" / str(seed) / (student if rest == "probes.jsonl" else "world") / rest)
+
+    def corpus_path(self, source: str, seed: int, temperature: float | None) -> pathlib.Path:
+        given = self.config.models[source].corpus
+        return pathlib.Path(given) if given else self.workdir / self._corpus_stage(source, seed, temperature) / "corpus"
+
+    def _corpus_stage(self, source: str, seed: int, temperature: float | None) -> str:
+        return f"corpora/{seed}/{_key(source, temperature)}"
+
+    # What there is.
+
+    @functools.cached_property
+    def runs(self) -> list[Run]:
+        config = self.config
+        conditions = list(config.conditions())
+        found = []
+        for seed in config.seeds:
+            for student in config.students:
+                for number, condition in enumerate(conditions):
+                    name = f"{student}-{seed}" + (f"-{number}" if len(conditions) > 1 else "")
+                    arms = tuple(self._arms(student, seed))
+                    settings = self._run_config(student, seed, condition, arms)
+                    pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
+                    found.append(Run(name, student, condition, seed, arms, pipeline))
+        return found
+
+    def _arms(self, student: str, seed: int) -> Iterator[Arm]:
+        config = self.config
+        temperatures = config.temperatures or (None,)
+        # The student's own text comes first: it is the main arm of the run.
+        for source in sorted(config.sources, key=lambda name: name != student):
+            for temperature in temperatures if not config.models[source].corpus else (None,):
+                name = source + (f" t={temperature:g}" if len(temperatures) > 1 and temperature is not None else "")
+                corpus = ControlSettings(corpus=str(self.corpus_path(source, seed, temperature)))
+                yield Arm(_key(source, temperature), name, config.relation(source, student), corpus)
+        for name, relation in zip(("real", "shuffled"), CONTROLS):
+            if file := getattr(config, name):
+                yield Arm(name, name, relation, ControlSettings(texts=self.path(file, seed, student)))
+
+    def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
+        config = self.config
+        main, *others = arms
+        optimizer = dataclasses.replace(config.train.optimizer, learning_rate=condition.learning_rate)
+        shared = self._shared(student, seed)
+        return RunConfig(
+            title=f"{config.title}: {student}, seed {seed}" + (f", {condition.name}" if condition.name else ""),
+            corpus=main.origin.corpus,
+            student=self.model_path(student, seed),
+            revision=config.models[student].revision,
+            subset=dataclasses.replace(shared.pop("subset"), num_tokens=condition.num_tokens),
+            train=dataclasses.replace(shared.pop("train"), optimizer=optimizer),
+            controls={arm.key: arm.origin for arm in others},
+            **shared,
+        )
+
+    def _shared(self, student: str, seed: int) -> dict[str, Any]:
+        """The settings that every run of a student and seed has, files resolved and seeds added."""
+        config = self.config
+        find = lambda files: {name: self.path(file, seed, student) for name, file in files.items()}  # noqa: E731
+        evaluate = config.evaluate
+        return {
+            "mesh": config.mesh,
+            "sample": dataclasses.replace(config.sample, seed=config.sample.seed + seed),
+            "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
+            "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed),
+            "train": dataclasses.replace(config.train, seed=config.train.seed + seed),
+            "evaluate": dataclasses.replace(
+                evaluate,
+                texts=find(evaluate.texts),
+                multiple_choice=find(evaluate.multiple_choice),
+                minimal_pairs=find(evaluate.minimal_pairs),
+                probes=evaluate.probes and self.path(evaluate.probes, seed, student),
+            ),
+        }
+
+    @functools.cached_property
+    def generations(self) -> list[Generation]:
+        """Those from the second on; the first is the ordinary run."""
+        wanted, found = self.config.generations, []
+        for seed in self.config.seeds:
+            for student in wanted.students:
+                for mode in wanted.modes:
+                    for number in range(2, wanted.count + 1):
+                        folder = self.workdir / "generations" / mode / f"{student}-{seed}" / str(number)
+                        config = self._generation_config(student, seed, mode, number, folder)
+                        found.append(Generation(student, mode, seed, number, Pipeline(config, folder, self.command)))
+        return found
+
+    def _generation_config(self, student: str, seed: int, mode: str, number: int, folder: pathlib.Path) -> RunConfig:
+        model = str(folder / "model")
+        shared = self._shared(student, seed)
+        if self.config.temperatures:
+            shared["sample"] = dataclasses.replace(shared["sample"], temperature=self.config.temperatures[0])
+        main = {"source": model} if mode == "replace" else {"corpus": str(folder / "accumulated" / "corpus"), "student": model}
+        condition = next(self.config.conditions())
+        shared["subset"] = dataclasses.replace(shared["subset"], num_tokens=condition.num_tokens)
+        return RunConfig(title=f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}", **main, **shared)
+
+    # The units.
+
+    @functools.cached_property
+    def units(self) -> list[Unit]:
+        """In an order in which each comes after those that it needs."""
+        return [*self._lab_units(), *self._corpus_units(), *self._run_units(), *self._proxy_units(), *self._generation_units()]
+
+    def _lab_units(self) -> Iterator[Unit]:
+        lab = self.config.lab
+        if lab is None:
+            return
+        from selftrain_jax.lab import lineages
+
+        for seed in self.config.seeds:
+            seeded = lab.with_seed(seed)
+            world = f"lab/{seed}/world"
+
+            def write(directory, seeded=seeded):
+                lineages.write_world(seeded, directory)
+
+            plan = [Stage(world, seeded.world_settings(), (), write)]
+            for name, model in seeded.models.items():
+
+                def pretrain(directory, name=name, seeded=seeded, world=world):
+                    lineages.pretrain_model(
+                        seeded, name, self.workdir / world, directory, mesh=self.mesh, description=f"pre-train {name}"
+                    )
+
+                plan.append(Stage(f"lab/{seed}/{name}", model.stage_settings(), (world,), pretrain, together=True))
+            for stage in plan:
+                yield Unit(stage.name, self.workdir, plan, frozenset({stage.name}), tuple(stage.after))
+
+    def _model_needs(self, name: str, seed: int) -> tuple[str, ...]:
+        """The lab's units before a model can be used."""
+        return () if self.config.lab is None or self.config.models[name].path else (f"lab/{seed}/{name}",)
+
+    def _corpus_units(self) -> Iterator[Unit]:
+        config = self.config
+        for seed in config.seeds:
+            for source in config.sources:
+                for temperature in config.temperatures or (None,) if not config.models[source].corpus else ():
+                    yield self._corpus_unit(source, seed, temperature)
+
+    def _corpus_unit(self, source: str, seed: int, temperature: float | None) -> Unit:
+        sample = dataclasses.replace(self.config.sample, seed=self.config.sample.seed + seed)
+        if temperature is not None:
+            sample = dataclasses.replace(sample, temperature=temperature)
+        model, revision = self.model_path(source, seed), self.config.models[source].revision
+        stage = sample_stage(self._corpus_stage(source, seed, temperature), model, revision, sample, lambda: self.mesh)
+        return Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), self._model_needs(source, seed))
+
+    def _run_units(self) -> Iterator[Unit]:
+        shared: dict[tuple[str, int], Run] = {}
+        for run in self.runs:
+            plan = run.pipeline.stages()
+            before = self._model_needs(run.student, run.seed)
+            first = shared.setdefault((run.student, run.seed), run)
+            base = f"{run.name}: base"
+            if first is run:
+                yield Unit(base, run.pipeline.workdir, plan, frozenset({"evaluate/base"}), before, run.pipeline.config)
+            else:
+                copy = [_copied_base(first, run)]
+                yield Unit(base, run.pipeline.workdir, copy, frozenset({"evaluate/base"}), (f"{first.name}: base",))
+            names = []
+            for arm, key in zip(run.arms, run.pipeline.arms):
+                wanted = frozenset(
+                    stage.name for stage in plan if stage.name == f"audit/{key}" or _belongs(stage.name, key, run.pipeline)
+                )
+                needs = [n for source in self.config.sources if not self.config.models[source].corpus
+                         for t in self.config.temperatures or (None,)
+                         if (n := self._corpus_stage(source, run.seed, t)) and arm.origin.corpus.startswith(f"{self.workdir / n}/")]  # fmt: skip
+                names.append(f"{run.name}: {arm.key}")
+                yield Unit(names[-1], run.pipeline.workdir, plan, wanted, (*before, *needs), run.pipeline.config)
+            yield Unit(f"{run.name}: report", run.pipeline.workdir, plan, frozenset({"report"}), (base, *names))
+
+    def _proxy_units(self) -> Iterator[Unit]:
+        from selftrain_jax.study import proxies
+
+        seen = set()
+        for run in self.runs:
+            if (run.student, run.seed) in seen:
+                continue  # proxies do not depend on budget and learning rate
+            seen.add((run.student, run.seed))
+            stage = proxies.stage(f"proxies/{run.student}-{run.seed}", self.config, run, lambda: self.mesh)
+            needs = tuple(f"{run.name}: {arm.key}" for arm in run.arms)
+            yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), needs)
+
+    def _generation_units(self) -> Iterator[Unit]:
+        first = {(run.student, run.seed): run for run in reversed(self.runs)}
+        for g in self.generations:
+            from selftrain_jax.study import generations
+
+            before = first[g.student, g.seed]
+            chain = {h.number: h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)}
+            plan = generations.stages(g, chain, before)
+            names = frozenset(stage.name for stage in plan)
+            previous = f"{before.name}: {before.arms[0].key}" if g.number == 2 else _generation_name(chain[g.number - 1])
+            yield Unit(_generation_name(g), g.pipeline.workdir, plan, names, (previous,), g.pipeline.config)
+
+    # Doing them.
+
+    def check(self) -> None:
+        """Raises `InputError` for changed settings and for models and files that are missing or broken, before any work."""
+        for unit in self.units:
+            stages.check(unit.workdir, unit.plan)
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        from selftrain_jax.data.corpus import read_corpus
+        from selftrain_jax.data.texts import load_texts
+        from selftrain_jax.models import hf
+        from selftrain_jax.models.hub import resolve_model
+        from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
+
+        for name, model in self.config.models.items():
+            try:
+                if model.corpus:
+                    read_corpus(model.corpus)
+                elif model.path:
+                    path = resolve_model(model.path, model.revision or None)
+                    check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
+            except InputError as e:
+                raise InputError(f"models.{name}: {e}") from None
+        for name in ("real", "shuffled"):
+            if (file := getattr(self.config, name)) and not file.startswith(LAB):
+                load_texts(file)
+        if self.config.lab is None:
+            for student in self.config.students:
+                run = next(run for run in self.runs if run.student == student)
+                alone = dataclasses.replace(run.pipeline.config, corpus="", source=run.pipeline.config.student, controls={})
+                Pipeline(alone, run.pipeline.workdir).check_files()
+
+    def execute(self, shard: tuple[int, int], say: Callable[[str], None]) -> list[str]:
+        """Does every `shard[1]`-th unit from `shard[0]` on; waits for those of other shards where it needs them.
+
+        What fails because of its input is told and left out with all that needs it, the rest is done.
+
+        Returns:
+          What failed, one line each.
+        """
+        index, count = shard
+        failures: list[str] = []
+        for number, unit in enumerate(self.units):
+            if number % count != index:
+                continue
+            title = f"[{number + 1}/{len(self.units)}] {unit.name}"
+            if unit.done():
+                say(f"{title}: done before")
+                continue
+            mark = self._failure(unit.name)
+            mark.unlink(missing_ok=True)
+            try:
+                self._wait(unit, title, say)
+                if unit.config is not None:
+                    save_config(unit.workdir, unit.config)
+                stages.run(unit.workdir, unit.plan, lambda name, unit=unit: name in unit.names, functools.partial(_say, say, title))
+            except InputError as e:
+                failures.append(f"{unit.name}: {e}")
+                say(f"{title}: FAILED: {e}")
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(mark, f"{e}\n")
+        return failures
+
+    def _failure(self, name: str) -> pathlib.Path:
+        return self.workdir / "failed" / f"{name.replace('/', '_').replace(': ', '_')}.txt"
+
+    def _wait(self, unit: Unit, title: str, say: Callable[[str], None]) -> None:
+        told = False
+        for need in unit.needs:
+            other = self._by_name[need]
+            while not other.done():
+                if self._failure(need).is_file():
+                    raise InputError(f"needs {need}, which failed")
+                if not told:
+                    say(f"{title}: waiting for {need}, the work of another shard")
+                    told = True
+                time.sleep(WAIT_SECONDS)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Unit]:
+        return {unit.name: unit for unit in self.units}
+
+    def wait_for_all(self, say: Callable[[str], None]) -> list[str]:
+        """Returns when every unit is done or has failed: the failures, one line each."""
+        failed = {}
+        for unit in self.units:
+            try:
+                self._wait(dataclasses.replace(unit, needs=(unit.name,)), "report", say)
+            except InputError:
+                failed[unit.name] = self._failure(unit.name).read_text().strip()
+        return [f"{name}: {reason}" for name, reason in failed.items()]
+
+
+def _say(say: Callable[[str], None], title: str, line: str) -> None:
+    """Lines of a run name its own stages; here the unit goes before."""
+    if not line.endswith("done before"):
+        say(f"{title}, {line.split('] ', 1)[-1]}")
+
+
+def _key(source: str, temperature: float | None) -> str:
+    return source if temperature is None else f"{source}_t{temperature:g}".replace(".", "p")
+
+
+def _belongs(stage: str, key: str, pipeline: Pipeline) -> bool:
+    """Whether a subset, training or evaluation is of the arm `key`."""
+    kind, _, model = stage.partition("/")
+    where = pipeline.models.get(model)
+    return kind in ("subset", "train", "evaluate") and where is not None and where[0] == key
+
+
+def _generation_name(g: Generation) -> str:
+    return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
+
+
+def _copied_base(first: Run, run: Run) -> Stage:
+    """The evaluation of the untouched student, which another condition of the same student has done already."""
+    (stage,) = (stage for stage in run.pipeline.stages() if stage.name == "evaluate/base")
+
+    def work(directory):
+        done = first.pipeline.workdir / "evaluate" / "base"
+        for file in done.iterdir():
+            if file.name not in ("manifest.json", "started.json"):
+                shutil.copy(file, directory)
+        return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
+
+    return dataclasses.replace(stage, work=work)
+
+
+def sample_stage(name: str, model: str, revision: str, sample: Any, mesh: Callable[[], Any]) -> Stage:
+    """The stage that lets `model` (a directory or hub name) write a corpus."""
+    from selftrain_jax.models.hub import resolve_model
+
+    settings = dataclasses.asdict(sample) | {"model": model} | ({"revision": revision} if revision else {})
+    del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
+
+    def find():
+        return resolve_model(model, revision or None)
+
+    def work(directory):
+        from selftrain_jax import parallel
+        from selftrain_jax.data.generate import sample_corpus
+
+        return sample_corpus(find(), sample, directory / "corpus", mesh=parallel.own_mesh(mesh()), name=name)
+
+    def externals():
+        from selftrain_jax.data.generate import sampling_dtype
+        from selftrain_jax.models import hf
+
+        return {"model": hf.model_fingerprint(find()), "dtype": sampling_dtype(sample)}
+
+    return Stage(name, settings, (), work, externals, grows=("num_samples",), together=True)

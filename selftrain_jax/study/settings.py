@@ -1,0 +1,185 @@
+"""The settings of a study."""
+
+import dataclasses
+import itertools
+from typing import Iterator, Mapping
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.lab.lineages import LineageConfig
+from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.settings import AuditSettings, EvaluateSettings, SampleSettings, SubsetSettings
+from selftrain_jax.study.data import RELATIONS
+from selftrain_jax.training.loop import TrainConfig
+
+MODES = ("replace", "accumulate")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """One model that takes part, and where it comes from; a lab's model needs neither path nor corpus.
+
+    Attributes:
+      path: Hugging Face directory or hub name.
+      revision: hub revision.
+      corpus: folder of a finished corpus that stands for this source: an imported one, of a model that cannot be sampled
+        here.
+      family: models of one family share tokenizer and architecture.
+      recipe: models of one family and one recipe are a lineage: the same data in the same order, in several sizes.
+    """
+
+    path: str = ""
+    revision: str = ""
+    corpus: str = ""
+    family: str = ""
+    recipe: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxySettings:
+    """What may predict which text helps; all of it is measured on the untouched student.
+
+    Attributes:
+      num_documents: of every corpus, evenly spread; and texts of every benchmark.
+      gradient_rows: packed rows of corpus, and of real text, whose gradients are compared.
+      sentence_encoder: name of a model of the `sentence_transformers` library for one more similarity; "" for none.
+    """
+
+    num_documents: int = 512
+    gradient_rows: int = 64
+    sentence_encoder: str = ""
+
+    def __post_init__(self):
+        for name in ("num_documents", "gradient_rows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"proxies {name}={getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """The loop repeated on its own output.
+
+    Attributes:
+      students: which models; each must be a source, too.
+      count: generations, the first being the ordinary self-training; 1 repeats nothing.
+      modes: "replace": generation g trains on the text of generation g - 1 alone; "accumulate": on that of all before it,
+        at the same budget.
+    """
+
+    students: tuple[str, ...] = ()
+    count: int = 3
+    modes: tuple[str, ...] = MODES
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise InputError(f"generations count={self.count} must be at least 1")
+        if not set(self.modes) <= set(MODES):
+            raise InputError(f"generations modes={self.modes} must be some of {', '.join(MODES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One training budget and learning rate; `name` is "" where the study has no other."""
+
+    name: str
+    num_tokens: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Every student is trained on the text of every source, at every condition, for every seed.
+
+    Attributes:
+      title: heading of the page.
+      models: name -> model; letters, digits and underscores.
+      students: the models that are trained.
+      sources: the models that write.
+      lab: the generated worlds and lineages; None for a study of real models. Paths may start with "lab:" then.
+      seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and models.
+      temperatures: of sampling; empty keeps that of `sample`.
+      budgets: tokens per subset; empty keeps that of `subset`.
+      learning_rates: empty keeps that of `train`.
+      real: text file of the control "real"; the control "shuffled" is the same with the words of each text shuffled.
+      shuffled: text file of that control.
+      mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
+      proxies, generations: see there.
+    """
+
+    title: str = "Who should learn from whom?"
+    models: Mapping[str, ModelSettings] = dataclasses.field(default_factory=dict)
+    students: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    lab: LineageConfig | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    temperatures: tuple[float, ...] = ()
+    budgets: tuple[int, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+    real: str = ""
+    shuffled: str = ""
+    mesh: MeshConfig = MeshConfig()
+    sample: SampleSettings = SampleSettings()
+    audit: AuditSettings = AuditSettings()
+    subset: SubsetSettings = SubsetSettings(retokenize="auto")
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    proxies: ProxySettings = ProxySettings()
+    generations: GenerationSettings = GenerationSettings()
+
+    def __post_init__(self):
+        for name in self.models:
+            if not name.replace("_", "").isalnum() or name in _RESERVED:
+                raise InputError(f"model name {name!r} must consist of letters, digits and underscores, and not be one of "
+                                 f"{', '.join(_RESERVED)}")  # fmt: skip
+        for kind in ("students", "sources", "seeds", "temperatures", "budgets", "learning_rates"):
+            values = getattr(self, kind)
+            if len(set(values)) < len(values):
+                raise InputError(f"{kind}={values} names one of them twice")
+            if not values and kind in ("students", "sources", "seeds"):
+                raise InputError(f"{kind} is empty: name at least one")
+        for kind, names in (("students", self.students), ("sources", self.sources),
+                            ("generations.students", self.generations.students)):  # fmt: skip
+            for name in names:
+                if name not in self.models:
+                    raise InputError(f"{kind} names {name!r}, which is none of models: {', '.join(self.models)}")
+        for name in self.students:
+            if self.models[name].corpus:
+                raise InputError(f"students names {name!r}, of which there is only a corpus: give its path, too")
+        for name in self.generations.students:
+            if name not in self.students or name not in self.sources:
+                raise InputError(f"generations.students names {name!r}, which must be both a student and a source")
+        for name, model in self.models.items():
+            in_lab = self.lab is not None and name in self.lab.models
+            if [bool(model.path), bool(model.corpus), in_lab].count(True) != 1:
+                raise InputError(f"models.{name} needs one of path, corpus and an entry in lab.models")
+        if self.lab is None:
+            for setting, value in self.files().items():
+                if value.startswith("lab:"):
+                    raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
+        if any(t < 0 for t in self.temperatures):
+            raise InputError(f"temperatures={self.temperatures} must not be negative")
+
+    def files(self) -> dict[str, str]:
+        """Every file that the settings name, by setting."""
+        named = {f"audit.benchmarks.{name}": path for name, path in self.audit.benchmarks.items()}
+        named |= {f"evaluate.{name}": path for name, path in self.evaluate.files().items()}
+        return named | {name: getattr(self, name) for name in ("real", "shuffled") if getattr(self, name)}
+
+    def conditions(self) -> Iterator[Condition]:
+        """Every pair of budget and learning rate, named by what differs."""
+        budgets = self.budgets or (self.subset.num_tokens,)
+        rates = self.learning_rates or (self.train.optimizer.learning_rate,)
+        for tokens, rate in itertools.product(budgets, rates):
+            parts = [f"{tokens} tokens"] * (len(budgets) > 1) + [f"lr {rate:g}"] * (len(rates) > 1)
+            yield Condition(", ".join(parts), tokens, rate)
+
+    def relation(self, source: str, student: str) -> str:
+        """One of `RELATIONS`."""
+        a, b = self.models[source], self.models[student]
+        if source == student:
+            return RELATIONS[0]
+        if a.family != b.family:
+            return RELATIONS[3]
+        return RELATIONS[1] if a.recipe == b.recipe else RELATIONS[2]
+
+
+_RESERVED = ("real", "shuffled", "self", "base", "corpus")
