@@ -194,7 +194,7 @@ class Pipeline:
         counts = {name: getattr(lab, name) for name in ("validation_documents", "control_documents")}
         yield Stage("lab/world", world | counts, (), world_files)
         for name in ("base", "other"):
-            settings = dataclasses.asdict(getattr(lab, name))
+            settings = getattr(lab, name).stage_settings()
             if f"{LAB}{name}" in self._references().values():
                 work = functools.partial(pretrain, name)
                 yield Stage(f"lab/{name}", settings, ("lab/world",), work, together=True)

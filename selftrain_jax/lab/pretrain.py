@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from typing import Mapping
+import tempfile
+from typing import Any, Mapping
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import pack
 from selftrain_jax.lab.documents import generate_documents
+from selftrain_jax.lab.tokenization import build_tokenizer, check_tokenizer_settings, save_tokenizer, spell_documents
 from selftrain_jax.lab.world import World, WorldConfig, check_mixture
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import init_params
@@ -29,6 +31,9 @@ class PretrainConfig:
       mixture: weights of the kinds of document; empty keeps the world's own.
       seed: initial weights.
       train: one epoch over fresh documents is the rule.
+      tokenizer: "words", or "bpe" for pieces of words; see `lab.tokenization`.
+      bpe_vocab_size: ids that a "bpe" tokenizer has at most; models of equal size share the tokenizer.
+      parallel_residual, rotary_pct, tie_embeddings: switches of the architecture, as in `ModelConfig`.
     """
 
     hidden_size: int = 64
@@ -41,19 +46,42 @@ class PretrainConfig:
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
     train: TrainConfig = TrainConfig(batch_size=64, sequence_length=64, epochs=1, dtype="float32", remat=False)
+    tokenizer: str = "words"
+    bpe_vocab_size: int = 512
+    parallel_residual: bool = ModelConfig.parallel_residual
+    rotary_pct: float = ModelConfig.rotary_pct
+    tie_embeddings: bool = ModelConfig.tie_embeddings
 
     def __post_init__(self):
         if self.mixture:
             check_mixture(self.mixture)
+        check_tokenizer_settings(self.tokenizer, self.bpe_vocab_size)
 
-    def model_config(self, world: World) -> ModelConfig:
+    def stage_settings(self) -> dict[str, Any]:
+        """What decides the weights. Later additions are left out at their defaults: the settings of runs from before
+        there was such a thing stay what they were."""
+        added = ("tokenizer", "bpe_vocab_size", "parallel_residual", "rotary_pct", "tie_embeddings")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        settings = dataclasses.asdict(self)
+        return {name: value for name, value in settings.items() if name not in added or value != defaults[name]}
+
+    def build_tokenizer(self, world: World) -> Any:
+        """The `tokenizers.Tokenizer` that the model reads `world` with."""
+        return build_tokenizer(world, self.tokenizer, self.bpe_vocab_size)
+
+    def model_config(self, world: World, tokenizer: Any = None) -> ModelConfig:
+        """The architecture, with as many embedding rows as `tokenizer` has ids; None stands for `build_tokenizer`."""
+        tokenizer = self.build_tokenizer(world) if tokenizer is None else tokenizer
         return ModelConfig(
-            vocab_size=len(world.words),
+            vocab_size=tokenizer.get_vocab_size(),
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             intermediate_size=4 * self.hidden_size,
             max_position=self.max_position,
+            rotary_pct=self.rotary_pct,
+            parallel_residual=self.parallel_residual,
+            tie_embeddings=self.tie_embeddings,
         )
 
 
@@ -72,15 +100,24 @@ class LabConfig:
 
 
 def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path, *, mesh: Mesh, description: str) -> None:
-    """Pre-trains a model in `directory` (resuming there) and saves it as the Hugging Face directory `model/` in it."""
+    """Pre-trains a model in `directory` (resuming there) and saves it as the Hugging Face directory `model/` in it.
+
+    The tokenizer in `model/` follows from the world and the config alone; no other folder is read.
+
+    Raises:
+      InputError: the documents fill no batch, or the architecture or the training settings do not fit.
+    """
     from selftrain_jax.models.hf import save_pretrained
     from selftrain_jax.training.checkpoint import restore_params
 
     directory = pathlib.Path(directory)
-    model_config = config.model_config(world)
+    tokenizer = config.build_tokenizer(world)
+    model_config = config.model_config(world, tokenizer)
     tokens, offsets = generate_documents(
         world, config.num_documents, config.stream, config.include_planted, config.mixture or None
     )
+    if config.tokenizer != "words":
+        tokens, offsets = spell_documents(world, tokenizer, tokens, offsets)
     documents = np.split(tokens, offsets[1:-1])
     rows = pack(
         documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length
@@ -91,7 +128,8 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
     def save():
         if not (directory / "model").exists():
             params = restore_params(directory / "checkpoints", model_config)
-            tokenizer = directory.parent / "world" / "tokenizer"
-            save_pretrained(directory / "model", model_config, params, tokenizer_source=tokenizer)
+            with tempfile.TemporaryDirectory() as folder:
+                source = save_tokenizer(tokenizer, folder)
+                save_pretrained(directory / "model", model_config, params, tokenizer_source=source)
 
     parallel.on_first(f"model of {directory.name}", save)

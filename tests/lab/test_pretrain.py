@@ -10,7 +10,6 @@ from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
 from selftrain_jax.lab.world import WorldConfig, build_world
-from selftrain_jax.lab.world_files import train_tokenizer
 from selftrain_jax.models import hf
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import TrainConfig, read_metrics
@@ -44,9 +43,7 @@ def train_model(world, tmp_path_factory):
 
     def run(config=CONFIG, directory=None):
         if directory is None:
-            lab = tmp_path_factory.mktemp("lab")
-            train_tokenizer(world, lab / "world" / "tokenizer")
-            directory = lab / "base"
+            directory = tmp_path_factory.mktemp("lab") / "base"
         pretrain(world, config, directory, mesh=mesh, description="pre-train base")
         return directory
 
