@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 import tempfile
-from typing import Mapping
+from typing import Any, Mapping
 
 from jax.sharding import Mesh
 
@@ -50,6 +50,22 @@ class LineageConfig:
         for name in ("validation_documents", "control_documents"):
             if getattr(self, name) < 0:
                 raise InputError(f"lineage {name}={getattr(self, name)} must be at least 0")
+
+    def with_seed(self, seed: int) -> "LineageConfig":
+        """Another world and other models of the same kinds: `seed` is added to the world's, and to those of initial weights
+        and order of training."""
+
+        def seeded(model: PretrainConfig) -> PretrainConfig:
+            train = dataclasses.replace(model.train, seed=model.train.seed + seed)
+            return dataclasses.replace(model, seed=model.seed + seed, train=train)
+
+        world = dataclasses.replace(self.world, seed=self.world.seed + seed)
+        return dataclasses.replace(self, world=world, models={name: seeded(model) for name, model in self.models.items()})
+
+    def world_settings(self) -> dict[str, Any]:
+        """What decides the world's files."""
+        counts = {name: getattr(self, name) for name in ("validation_documents", "control_documents")}
+        return dataclasses.asdict(self.world) | counts
 
 
 def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> dict[str, pathlib.Path]:

@@ -1,0 +1,59 @@
+import dataclasses
+
+import pytest
+
+from selftrain_jax.errors import InputError
+from selftrain_jax.settings import SubsetSettings, build
+from selftrain_jax.study.data import RELATIONS
+from selftrain_jax.study.settings import ModelSettings, StudyConfig
+
+MODELS = {
+    "small": ModelSettings(path="a", family="A", recipe="1"),
+    "large": ModelSettings(path="b", family="A", recipe="1"),
+    "recipe": ModelSettings(path="c", family="A", recipe="2"),
+    "other": ModelSettings(corpus="d", family="B", recipe="1"),
+}
+GOOD = {"models": MODELS, "students": ("small",), "sources": tuple(MODELS)}
+
+
+def test_relations():
+    config = StudyConfig(**GOOD)
+    assert [config.relation(source, "small") for source in MODELS] == list(RELATIONS)
+    assert config.relation("small", "other") == RELATIONS[3]
+
+
+def test_conditions_are_named_by_what_differs():
+    config = StudyConfig(**GOOD, subset=SubsetSettings(num_tokens=7))
+    assert [(c.name, c.num_tokens) for c in config.conditions()] == [("", 7)]
+    config = dataclasses.replace(config, budgets=(5, 6), learning_rates=(1e-6, 1e-5))
+    assert [c.name for c in config.conditions()] == [
+        "5 tokens, lr 1e-06", "5 tokens, lr 1e-05", "6 tokens, lr 1e-06", "6 tokens, lr 1e-05"]  # fmt: skip
+    assert [(c.num_tokens, c.learning_rate) for c in config.conditions()][2] == (6, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"students": ()}, "students is empty"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (0, 0)}, "names one of them twice"),
+        ({"sources": ("smal",)}, "sources names 'smal', which is none of models: small, large"),
+        ({"students": ("other",)}, "'other', of which there is only a corpus"),
+        ({"models": MODELS | {"real": ModelSettings(path="x")}}, "'real' must consist of letters"),
+        ({"models": MODELS | {"a-b": ModelSettings(path="x")}}, "'a-b' must consist of letters"),
+        ({"models": MODELS | {"x": ModelSettings()}}, "models.x needs one of path, corpus"),
+        ({"models": MODELS | {"x": ModelSettings(path="a", corpus="b")}}, "models.x needs one of path, corpus"),
+        ({"real": "lab:control.jsonl"}, "setting real='lab:control.jsonl' needs a lab"),
+        ({"temperatures": (-1.0,)}, "must not be negative"),
+        ({"generations": {"students": ("other",)}}, "must be both a student and a source"),
+        ({"generations": {"count": 0}}, "count=0 must be at least 1"),
+        ({"generations": {"modes": ("keep",)}}, "must be some of replace, accumulate"),
+        ({"proxies": {"num_documents": 0}}, "num_documents=0 must be at least 1"),
+        ({"subset": {"retokenize": "maybe"}}, "retokenize='maybe' must be True, False or 'auto'"),
+        ({"student": ("small",)}, "unknown setting student; did you mean 'students'"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        build(StudyConfig, {**GOOD, **changes})
