@@ -210,14 +210,14 @@ def score(
     ways = 1 if mesh is None else parallel.batch_ways(mesh)
     rows = -(-batch_size // ways) * ways
     # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common case.
-    counts = [_rounded(len(sequence) - start) for sequence, start in zip(sequences, starts)]
+    counts = [rounded_length(len(sequence) - start) for sequence, start in zip(sequences, starts)]
     order = sorted(range(len(sequences)), key=lambda i: (counts[i], len(sequences[i])))
     results: list[TokenScores | None] = [None] * len(sequences)
     pending = []
     for begin in range(0, len(order), rows):
         chosen = order[begin : begin + rows]
         # One more than a rounded number: T inputs make T scored tokens.
-        width = min(max(_rounded(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
+        width = min(max(rounded_length(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
         tokens, first = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
         for row, i in enumerate(chosen):
             tokens[row, : len(sequences[i])] = sequences[i]
@@ -236,8 +236,8 @@ def score(
     return results
 
 
-def _rounded(length: int) -> int:
-    """A length that holds `length` tokens: few different ones, none an eighth too long beyond 128."""
+def rounded_length(length: int) -> int:
+    """A row length that holds `length` tokens: few different ones, none an eighth too long beyond 128."""
     if length <= _ROUND:
         return 1 << (length - 1).bit_length()
     unit = max(_ROUND, 1 << max(length.bit_length() - 4, 0))
@@ -269,10 +269,15 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
                 f"sequence {i} has {len(sequence)} tokens, too many for the model's context of {config.max_position}: "
                 "shorten it"
             )
-        if sequence.dtype.kind not in "iu":
-            raise InputError(f"sequence {i} must hold token ids, that is integers, not {sequence.dtype}")
-        if sequence.min() < 0 or sequence.max() >= config.vocab_size:
-            raise InputError(f"sequence {i} holds token ids outside the model's vocabulary of {config.vocab_size}")
+        check_token_ids(f"sequence {i}", sequence, config)
+
+
+def check_token_ids(what: str, ids: np.ndarray, config: ModelConfig) -> None:
+    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
 def _unpack(chosen, scores, sequences, starts, results):

@@ -206,6 +206,120 @@ def test_tpr_at_fpr_interval_covers(shift, fpr, sizes):
     assert np.mean([high - low for _, low, high in found]) < 0.7 and np.mean([low for _, low, _ in found]) > 0
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_correlation_is_spearmans(ties):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = 0.5 * x + rng.normal(size=40)
+    if ties:
+        x, y = np.round(x), np.round(2 * y)
+    rho, low, high = statistics.rank_correlation(x, y)
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12) and -1 <= low < rho < high <= 1
+    # Only ranks count.
+    assert statistics.rank_correlation(np.exp(x), y**3) == (rho, low, high)
+    assert statistics.rank_correlation(x, -y)[0] == -rho
+
+
+def test_rank_correlation_bootstrap_ranks_every_resample_anew():
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(6, size=12), rng.integers(6, size=12)
+    draws = rng.integers(12, size=(4000, 12))
+    ranked = [stats.rankdata(v[draws], axis=1) for v in (x, y)]
+    a, b = (r - r.mean(1, keepdims=True) for r in ranked)
+    direct = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    _, low, high = statistics.rank_correlation(x, y, num_resamples=4000)
+    # Two Monte Carlo quantiles of a statistic whose standard deviation is 0.3: about 0.015 each.
+    assert (low, high) == pytest.approx(tuple(np.quantile(direct, (0.025, 0.975))), abs=0.06)
+
+
+def test_rank_correlation_within_groups_by_hand():
+    # Ranks less their mean: a (-1, 0, 1) against (0, -1, 1), b (-0.5, 0.5) against (0.5, -0.5), c alone: nothing.
+    x, y = [1, 2, 3, 100, 200, 7], [50, 40, 60, 2, 1, 9]
+    expected = (0 + 0 + 1 - 0.25 - 0.25) / (2 + 0.5)
+    found = statistics.rank_correlation(x, y, list("aaabbc"))
+    assert found[0] == pytest.approx(expected, abs=1e-12) and found[1] <= found[0] <= found[2]
+    # Equal to the pooled one when there is one group, and blind to what sets groups apart.
+    assert statistics.rank_correlation(x, y, ["a"] * 6) == statistics.rank_correlation(x, y)
+    shifted = np.array(x) + 1000 * np.array([0, 0, 0, 1, 1, 2])
+    assert statistics.rank_correlation(shifted, y, list("aaabbc")) == found
+
+
+def test_groups_undo_what_lies_between_them():
+    """Simpson's paradox: y rises with x over the groups, and falls within each."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(4), 8)
+    inside = rng.normal(size=32)
+    x, y = 10 * group + inside, 10 * group - inside
+    assert statistics.rank_correlation(x, y)[1] > 0.5
+    assert statistics.rank_correlation(x, y, group)[0] == -1
+
+
+def test_rank_correlation_covers():
+    """Bivariate normal with correlation r: Spearman's rho is 6 / pi asin(r / 2)."""
+    rng = np.random.default_rng(0)
+    r = 0.5
+    x = rng.normal(size=(300, 50))
+    y = r * x + np.sqrt(1 - r * r) * rng.normal(size=(300, 50))
+    found = [statistics.rank_correlation(a, b, num_resamples=300, seed=i) for i, (a, b) in enumerate(zip(x, y))]
+    # Nominal 0.95 with a standard error of 0.013; a percentile interval of 50 items covers a little less.
+    assert 0.89 <= np.mean([low <= 6 / np.pi * np.arcsin(r / 2) <= high for _, low, high in found]) <= 0.985
+
+
+def test_clusters_widen_the_interval_to_what_is_independent():
+    """Ten clusters of eight items alike: an interval over items claims eighty observations, where there are ten."""
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(10), 8)
+    covers = {"items": [], "clusters": []}
+    for seed in range(150):
+        x, y = (rng.normal(size=10)[cluster] + 0.1 * rng.normal(size=80) for _ in range(2))
+        for name, labels in (("items", None), ("clusters", cluster)):
+            rho, low, high = statistics.rank_correlation(x, y, num_resamples=200, seed=seed, cluster=labels)
+            covers[name].append(low <= 0 <= high)
+    # x and y are independent. Standard errors of 0.03; ten clusters are few for a percentile interval.
+    assert np.mean(covers["clusters"]) >= 0.85 and np.mean(covers["items"]) < 0.7
+
+
+def test_whole_clusters_are_drawn_and_ranked_within_groups():
+    rng = np.random.default_rng(2)
+    group, cluster = np.tile([0, 1, 1], 8), np.repeat(np.arange(8), 3)
+    x, y = rng.normal(size=(2, 24)) + 0.7 * rng.normal(size=24) + group
+
+    def direct(items):
+        centred = [[], []]
+        for g in (0, 1):
+            for found, v in zip(centred, (x, y)):
+                ranks = stats.rankdata(v[items][group[items] == g])
+                found.append(ranks - ranks.mean())
+        return np.corrcoef(*map(np.concatenate, centred))[0, 1]
+
+    draws = [np.concatenate([np.flatnonzero(cluster == c) for c in rng.integers(8, size=8)]) for _ in range(1000)]
+    rho, low, high = statistics.rank_correlation(x, y, group, cluster=cluster)
+    assert rho == pytest.approx(direct(np.arange(24)), abs=1e-12)
+    # Monte Carlo quantiles of a statistic whose standard deviation is 0.2: about 0.02 for 1,000 draws.
+    assert (low, high) == pytest.approx(tuple(np.quantile([direct(d) for d in draws], (0.025, 0.975))), abs=0.08)
+
+
+def test_clusters_of_one_item_are_items():
+    x, y = np.random.default_rng(0).normal(size=(2, 20))
+    assert statistics.rank_correlation(x, y, cluster=range(20)) == statistics.rank_correlation(x, y)
+
+
+def test_rank_correlation_is_reproducible_and_whole_in_chunks(monkeypatch):
+    x, y = np.random.default_rng(0).normal(size=(2, 20))
+    whole = statistics.rank_correlation(x, y, seed=3)
+    assert whole == statistics.rank_correlation(x, y, seed=3) != statistics.rank_correlation(x, y, seed=4)
+    monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", 700)
+    assert statistics.rank_correlation(x, y, seed=3) == whole  # one stream of draws
+
+
+def test_what_does_not_vary_has_no_rank_correlation():
+    assert statistics.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (None, None, None)
+    assert statistics.rank_correlation([1, 1, 2, 2], [1, 2, 3, 4], list("aabb")) == (None, None, None)
+    assert statistics.rank_correlation([1, 2, 3], [1, 3, 2], cluster=[0, 0, 0]) == (0.5, None, None)
+    # Half of the resamples of three items that rank alike are constant in part; none makes a NaN.
+    assert statistics.rank_correlation([1, 2, 3], [1, 2, 3]) == (1, 1, 1)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -222,6 +336,12 @@ def test_tpr_at_fpr_interval_covers(shift, fpr, sizes):
         (lambda: statistics.auc([], [1.0]), "positives"),
         (lambda: statistics.auc([1.0], [float("inf")]), "negatives holds 1 non-finite"),
         (lambda: statistics.tpr_at_fpr([1.0], [0.0], 1.0), "fpr=1.0"),
+        (lambda: statistics.rank_correlation([1, 2], [1, 2]), "x has 2 items.*at least 3"),
+        (lambda: statistics.rank_correlation([1, 2, 3], [1, 2]), "x has 3 items and y has 2"),
+        (lambda: statistics.rank_correlation([1, 2, 3], [1, 2, float("nan")]), "y holds 1 non-finite"),
+        (lambda: statistics.rank_correlation([1, 2, 3], [1, 2, 3], ["a"]), "groups has 1 labels for 3"),
+        (lambda: statistics.rank_correlation([1, 2, 3], [1, 2, 3], cluster=["a"]), "cluster has 1 labels for 3"),
+        (lambda: statistics.rank_correlation([1, 2, 3], [1, 2, 3], num_resamples=0), "num_resamples=0"),
     ],
 )
 def test_bad_input_is_named(call, message):
