@@ -10,6 +10,7 @@ from typing import Sequence
 
 import numpy as np
 
+from selftrain_jax.data.diversity import ngram_hashes
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer
@@ -191,18 +192,6 @@ def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
     return [
         "unknown" if p.offset is None else names[int(np.searchsorted(starts, p.offset, side="right")) - 1] for p in probes
     ]
-
-
-def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
-    """A 64-bit polynomial hash of every window of n tokens; empty when there are fewer than n."""
-    if len(tokens) < n:
-        return np.zeros(0, np.uint64)
-    values = np.asarray(tokens, np.uint64) + np.uint64(1)
-    hashes = np.zeros(len(values) - n + 1, np.uint64)
-    for i in range(n):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + values[i : len(values) - n + 1 + i]
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
 
 
 def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int | None = 8) -> np.ndarray:
