@@ -114,7 +114,7 @@ def _correlations(rows: Sequence[Row]) -> Rows:
         for scope, groups in (("all pairs", None), ("within students", within)):
             if len(set(pairs)) < 3 or (groups and len(set(groups)) == len(groups)):
                 continue
-            rho, low, high = rank_correlation(x, y, groups=groups, clusters=pairs)
+            rho, low, high = rank_correlation(x, y, groups=groups, cluster=pairs)
             found.append({"proxy": proxy, "kind": KINDS[proxy], "scope": scope, "n": len(group), "rho": rho, "low": low,
                           "high": high})  # fmt: skip
     return found
@@ -190,7 +190,7 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
         verdict, reason = "inconclusive", "Self surely helps more than the others, but the means do not fall with distance."
     elif first["high"] < 0:
         verdict, reason = "not reproduced", "Self surely helps less than the others."
-    elif first["high"] < USEFUL_POINTS / 100:
+    elif first["high"] < USEFUL_POINTS:  # evidence is in points
         verdict, reason = "not reproduced", f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others."
     else:
         verdict, reason = "inconclusive", "The interval of self minus the others holds 0."
@@ -217,10 +217,10 @@ def _proxies_fail(correlations: Sequence[Row]) -> dict[str, Any]:
              "corpus helps.")  # fmt: skip
     finding = "2. Simple proxies fail"
     rows = [row for row in correlations if row["kind"] == "intrinsic" and row["scope"] == "all pairs"
-            and row["rho"] is not None]  # fmt: skip
+            and row["low"] is not None]  # fmt: skip
     evidence = [
         {"name": f"rank correlation of utility and {row['proxy']}", "unit": "",
-         **{k: row[k] for k in ("value", "low", "high") if k != "value"}, "value": row["rho"]}
+         "value": row["rho"], "low": row["low"], "high": row["high"]}
         for row in rows
     ]
     if not rows:

@@ -158,7 +158,7 @@ def _first_generations(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]
         for number, model in enumerate(("base", f"{pipeline.main}-0")):
             values = _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, _chance(pipeline))
             if number:
-                values |= _corpus_values(pipeline.config.corpus)
+                values |= _corpus_values(pipeline.config.corpus, pipeline)
             for mode in wanted.modes:
                 yield from _generation_rows(run.student, mode, number, run.seed, values)
 
@@ -167,7 +167,7 @@ def _generation(study: Study, g: Generation) -> Iterator[dict[str, Any]]:
     pipeline = g.pipeline
     masks = summary.probe_masks(pipeline)[0]
     values = _values(_items(pipeline.workdir / "evaluate" / f"{pipeline.main}-0"), masks, pipeline, _chance(pipeline))
-    values |= _corpus_values(pipeline.corpus_path(pipeline.main))
+    values |= _corpus_values(pipeline.corpus_path(pipeline.main), pipeline)
     yield from _generation_rows(g.student, g.mode, g.number, g.seed, values)
 
 
@@ -176,11 +176,11 @@ def _generation_rows(student: str, mode: str, number: int, seed: int, values: di
         yield {"student": student, "mode": mode, "generation": number, "seed": seed, "metric": metric, "value": value}
 
 
-def _corpus_values(path: str | pathlib.Path) -> dict[str, float]:
-    """Collapse measures of the text that a generation was trained on."""
+def _corpus_values(path: str | pathlib.Path, pipeline) -> dict[str, float]:
+    """Collapse measures of the text that a generation was trained on, at the size of the training budget."""
     corpus = read_corpus(path)
     nll = corpus.manifest["nll"]
-    return diversity([d.tokens for d in corpus]) | ({"source_nll": nll["mean"]} if nll else {})
+    return diversity([d.tokens for d in corpus], num_tokens=pipeline.config.subset.num_tokens) | ({"source_nll": nll["mean"]} if nll else {})
 
 
 def _models(study: Study) -> Rows:

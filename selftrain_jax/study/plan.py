@@ -209,11 +209,16 @@ class Study:
         return found
 
     def _generation_config(self, student: str, seed: int, mode: str, number: int, folder: pathlib.Path) -> RunConfig:
-        model = str(folder / "model")
+        from selftrain_jax.study.generations import ACCUMULATED, MODEL
+
+        model = str(folder / MODEL)
         shared = self._shared(student, seed)
+        # Other draws than those of the generation before, and no curves.
+        shared["sample"] = dataclasses.replace(shared["sample"], seed=shared["sample"].seed + 1000 * (number - 1))
+        shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
         if self.config.temperatures:
             shared["sample"] = dataclasses.replace(shared["sample"], temperature=self.config.temperatures[0])
-        main = {"source": model} if mode == "replace" else {"corpus": str(folder / "accumulated" / "corpus"), "student": model}
+        main = {"source": model} if mode == "replace" else {"corpus": str(folder / ACCUMULATED), "student": model}
         condition = next(self.config.conditions())
         shared["subset"] = dataclasses.replace(shared["subset"], num_tokens=condition.num_tokens)
         return RunConfig(title=f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}", **main, **shared)

@@ -23,9 +23,9 @@ def rows_of(metric, values, before=0.5):
 
 
 def study(gains, lost=0.99, control=0.9, chance=0.25, spread=0.002):
-    """Three seeds: mean gain by relation, and the share of extraction lost by self."""
+    """Three seeds: mean gain by relation, that of self with some spread, and the share of extraction lost by self."""
     noise = np.array([-1, 0, 1]) * spread
-    capability = {(f"arm {name}", name): 0.5 + gain + noise for name, gain in gains.items()}
+    capability = {(f"arm {name}", name): 0.5 + gain + noise * (name == SELF) for name, gain in gains.items()}
     above = {pair: values - chance for pair, values in capability.items()}
     extraction = {pair: 0.2 * (1 - (lost if pair[1] == SELF else control) + noise) for pair in capability}
     return [
