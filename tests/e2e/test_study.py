@@ -1,0 +1,109 @@
+import csv
+import json
+import pathlib
+import random
+import signal
+import time
+
+import pytest
+
+CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
+ONE_SEED = ("--config.seeds=(0,)", "--config.generations.count=1")
+
+
+@pytest.fixture(scope="module")
+def finished(selftrain, tmp_path_factory):
+    """(workdir, standard output) of one uninterrupted study of two seeds."""
+    workdir = tmp_path_factory.mktemp("study") / "study"
+    return workdir, selftrain.succeeds("study", workdir, config=CONFIG)
+
+
+def found(workdir):
+    """study.json without what may differ between equal studies."""
+    value = json.loads((workdir / "report" / "study.json").read_text())
+    return {name: rows for name, rows in value.items() if name not in ("command", "costs", "versions")}
+
+
+def test_a_study_ends_with_its_tables(finished):
+    workdir, out = finished
+    data = found(workdir)
+    assert [row["finding"][0] for row in data["verdicts"]] == ["1", "2", "3"] and not data["notes"]
+    pairs = {(row["student"], row["arm"], row["relation"]) for row in data["utility"]}
+    assert pairs == {("A_small", "A_small", "self"), ("A_small", "B", "other family"), ("A_small", "real", "real text"),
+                     ("A_small", "shuffled", "shuffled real text")}  # fmt: skip
+    assert {row["num_replicates"] for row in data["utility"]} == {2}
+    assert {row["proxy"] for row in data["proxies"]} >= {"nll", "excess_nll", "hidden_similarity", "tfidf_similarity",
+                                                         "gradient_alignment"}  # fmt: skip
+    assert {row["generation"] for row in data["generations"]} == {0, 1, 2, 3}
+    assert {row["mode"] for row in data["generations"]} == {"replace", "accumulate"}
+    assert {row["step"] for row in data["curves"]} >= {0}
+    with open(workdir / "report" / "tables" / "results.csv", newline="") as f:
+        assert len(list(csv.DictReader(f))) == len(data["results"])
+    for run in data["runs"]:
+        assert (workdir / "report" / run["report"]).resolve().is_file()
+    assert str(workdir / "report" / "study.html") in out and "inconclusive" in out
+
+
+def test_a_finished_study_is_not_done_again(finished, selftrain):
+    workdir, _ = finished
+    before = found(workdir)
+    out = selftrain.succeeds("study", workdir, config=CONFIG)
+    units = [line for line in out.splitlines() if line.startswith("[")]
+    assert units and all(line.endswith("done before") for line in units) and found(workdir) == before
+
+
+def test_a_changed_setting_is_named_before_any_work(finished, selftrain):
+    workdir, _ = finished
+    before = selftrain.contents(workdir / "report")
+    done = selftrain("study", workdir, "--config.train.epochs=3", config=CONFIG)
+    assert done.returncode == 2 and "setting epochs is 3 but" in done.stderr and "Traceback" not in done.stderr
+    assert selftrain.contents(workdir / "report") == before
+
+
+@pytest.mark.once
+def test_two_shards_on_one_folder_find_what_one_process_finds(finished, selftrain, tmp_path):
+    processes = [selftrain.start("study", tmp_path, f"--shard={i}/2", config=CONFIG) for i in (0, 1)]
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert found(tmp_path) == found(finished[0])
+
+
+@pytest.mark.once
+def test_a_study_killed_at_random_finds_the_same(finished, selftrain, tmp_path):
+    rng = random.Random(0)
+    for _ in range(4):
+        process = selftrain.start("study", tmp_path, config=CONFIG)
+        time.sleep(rng.uniform(4, 16))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    selftrain.succeeds("study", tmp_path, config=CONFIG)
+    assert found(tmp_path) == found(finished[0])
+
+
+def test_what_fails_is_told_and_the_rest_is_done(selftrain, tmp_path):
+    """One-word overlaps are everywhere: no audit lets anything through."""
+    done = selftrain("study", tmp_path, *ONE_SEED, "--config.audit.ngram=1", config=CONFIG)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    last = done.stderr.splitlines()[-1]
+    assert "units failed, the rest is done" in last and "A_small-0: A_small" in last
+    data = found(tmp_path)
+    assert not data["utility"] and "units are not done" in data["notes"][0]
+    assert (tmp_path / "failed").is_dir() and (tmp_path / "corpora" / "0" / "B" / "manifest.json").is_file()
+
+
+def test_bad_input_is_refused_before_anything_is_written(selftrain, tmp_path):
+    for settings, message in (
+        (["--config.real=missing.jsonl"], "missing.jsonl"),
+        (["--config.sources=('A_smal',)"], "sources names 'A_smal'"),
+        (["--shard=2/2"], "--shard='2/2' must be I/N"),
+    ):
+        done = selftrain("study", tmp_path / "x", *settings, config=CONFIG)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "x").exists()
+
+
+def test_study_and_run_name_each_other(selftrain, tmp_path):
+    done = selftrain("run", tmp_path / "x", config=CONFIG)
+    assert done.returncode == 2 and "use `selftrain study" in done.stderr
+    done = selftrain("study", tmp_path / "x")
+    assert done.returncode == 2 and "use `selftrain run" in done.stderr
