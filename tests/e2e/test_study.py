@@ -34,14 +34,14 @@ def test_a_study_ends_with_its_tables(finished):
     assert {row["num_replicates"] for row in data["utility"]} == {2}
     assert {row["proxy"] for row in data["proxies"]} >= {"nll", "excess_nll", "hidden_similarity", "tfidf_similarity",
                                                          "gradient_alignment"}  # fmt: skip
-    assert {row["generation"] for row in data["generations"]} == {0, 1, 2, 3}
+    assert {row["generation"] for row in data["generations"]} == {0, 1, 2}
     assert {row["mode"] for row in data["generations"]} == {"replace", "accumulate"}
     assert {row["step"] for row in data["curves"]} >= {0}
     with open(workdir / "report" / "tables" / "results.csv", newline="") as f:
         assert len(list(csv.DictReader(f))) == len(data["results"])
     for run in data["runs"]:
         assert (workdir / "report" / run["report"]).resolve().is_file()
-    assert str(workdir / "report" / "study.html") in out and "inconclusive" in out
+    assert str(workdir / "report" / "study.html") in out and "not reproduced" in out.lower()
 
 
 def test_a_finished_study_is_not_done_again(finished, selftrain):

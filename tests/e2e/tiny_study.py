@@ -23,5 +23,5 @@ def get_config():
     config.train.update(epochs=2, batch_size=8, checkpoint_every=2, log_every=1)
     config.evaluate.update(batch_size=64, curve_points=2, curve_items=8)
     config.proxies.update(num_documents=16, gradient_rows=8)
-    config.generations.update(count=3)
+    config.generations.update(count=2)
     return config
