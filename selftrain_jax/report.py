@@ -114,44 +114,49 @@ def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
-    files.write_json(directory / "report.json", _plain(value))
+    files.write_json(directory / "report.json", plain(value))
     files.write_atomic(directory / "report.html", render_html(data).encode("utf-8", "replace"))
 
 
 def render_html(data: ReportData) -> str:
     """The whole page as one string: no script, no network, figures as inline SVG, every text from the run escaped."""
-    import jinja2
-
     from selftrain_jax import report_plots
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    )
-    environment.filters |= {
-        "typeset": _typeset, "document": _document, "flat": _flat, "cell": _cell, "estimate": _split_estimate,
-        "duration": _duration, "count": _count,
-    }
-    return environment.get_template("report_template.html").render(
+    return environment().get_template("report_template.html").render(
         rd=rd, data=data, table=rd.estimates(data), changes=rd.changes(data), models=rd.models(data),
         groups=rd.metric_groups(data), figures=report_plots.figures(data), styles=report_plots.styles(rd.models(data)),
     )
 
 
-def _plain(value: Any) -> Any:
+def environment():
+    """The templates of this package and of its parts; every text that is put in is escaped."""
+    import jinja2
+
+    loaded = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    )
+    loaded.filters |= {
+        "typeset": typeset, "document": _document, "flat": _flat, "cell": _cell, "estimate": _split_estimate,
+        "duration": _duration, "count": _count,
+    }
+    return loaded
+
+
+def plain(value: Any) -> Any:
     """`value` with only what strict JSON holds: numpy scalars and arrays unpacked, NaN and infinities as null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return rd.number(value)
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _typeset(text: str) -> str:
+def typeset(text: str) -> str:
     """Proper minus signs and arrows, and no line break before a percent sign."""
     text = text.replace(" -> ", " \N{RIGHTWARDS ARROW} ").replace(" %", "\N{NO-BREAK SPACE}%")
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)

@@ -1,23 +1,15 @@
 """The report's figures, as inline SVG that follows the page's light or dark colours."""
 
 import collections
-import dataclasses
 import itertools
 import math
 import re
-from typing import Callable, Sequence
+from typing import Sequence
 
 from selftrain_jax import report_data as rd
 from selftrain_jax.report_data import ReportData
+from selftrain_jax.report_svg import BAND, DASHES, GRID, MARKERS, MUTED, NUM_HUES, PAPER, SIZE, Figure, colour, figure, short
 
-# Matplotlib writes colours as fixed numbers. These stand for CSS variables, put in afterwards, so that one SVG serves
-# both colour schemes.
-_INK, _MUTED, _GRID, _BAND, _PAPER = ("#00fd01", "#00fd02", "#00fd03", "#00fd04", "#00fd05")
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "line", _BAND: "band", _PAPER: "paper"}
-_NUM_HUES = 7
-_MARKERS = "soD^vPX"
-_DASHES = ((0, (4, 2)), "-", (0, (6, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (2, 2)))
-_SIZE = (5.2, 3.5)
 _MAX_POINTS = 300
 _CURVES = {
     "loss": "training loss (nats per token)",
@@ -27,19 +19,10 @@ _CURVES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One figure: `svg` is a complete <svg> element that carries `title` and `caption` for screen readers."""
-
-    title: str
-    caption: str
-    svg: str
-
-
 def styles(models: Sequence[str]) -> dict[str, int]:
     """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
     fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
-    spare = itertools.cycle(range(4, _NUM_HUES))
+    spare = itertools.cycle(range(4, NUM_HUES))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 
 
@@ -70,7 +53,7 @@ def _extraction_by_repeats(data: ReportData) -> Figure | None:
         axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-4, 104))
         axes.set_ylabel("extracted (% of probes)")
 
-    return _figure(
+    return figure(
         "Extraction by repetition count",
         "Share of probes continued exactly, by how often the base model saw the sequence. Bars: 95 % intervals; "
         "points are moved sideways a little so that they do not hide each other.",
@@ -87,24 +70,24 @@ def _capability_change(data: ReportData) -> Figure | None:
     step = 0.7 / len(found)
 
     def draw(axes):
-        axes.axvspan(-100 * rd.MARGIN, 100 * rd.MARGIN, color=_BAND, lw=0, zorder=0)
-        axes.axvline(0, color=_MUTED, lw=1, zorder=1)
+        axes.axvspan(-100 * rd.MARGIN, 100 * rd.MARGIN, color=BAND, lw=0, zorder=0)
+        axes.axvline(0, color=MUTED, lw=1, zorder=1)
         for i, (model, changes) in enumerate(found.items()):
             rows = [(suites.index(s) + step * (i - (len(found) - 1) / 2), c) for s, c in changes.items()]
             hue = hues[model]
             for y, change in rows:
                 if change.low is not None and not change.bounds_relative:
-                    axes.plot([100 * change.low, 100 * change.high], [y, y], color=_hue(hue), lw=1.6)
-            axes.plot([100 * c.difference for _, c in rows], [y for y, _ in rows], _MARKERS[hue], color=_hue(hue),
-                      mec=_PAPER, ms=7, label=rd.label(model))
-        axes.set_yticks(range(len(suites)), [_short(rd.metric_name(s)) for s in suites])
+                    axes.plot([100 * change.low, 100 * change.high], [y, y], color=colour(hue), lw=1.6)
+            axes.plot([100 * c.difference for _, c in rows], [y for y, _ in rows], MARKERS[hue], color=colour(hue),
+                      mec=PAPER, ms=7, label=rd.label(model))
+        axes.set_yticks(range(len(suites)), [short(rd.metric_name(s)) for s in suites])
         axes.set(ylim=(len(suites) - 0.5, -0.5), xlabel="change against base (points)")
         widest = max(abs(x) for x in axes.get_xlim())
         axes.set_xlim(-max(widest, 3), max(widest, 3))
         axes.grid(False, axis="y")
 
-    height = max(_SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found)))
-    return _figure(
+    height = max(SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found)))
+    return figure(
         "Capability change against base",
         "Each suite's change in points; bars, where tested: 95 % intervals of the paired difference. Shaded: 2 points "
         "around base.",
@@ -129,16 +112,16 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
             x, y = point[model]
             estimate, hue = table[model, metric], hues[model]
             if "base" in point and model != "base":
-                axes.plot([point["base"][0], x], [point["base"][1], y], color=_GRID, lw=1.2, zorder=1)
+                axes.plot([point["base"][0], x], [point["base"][1], y], color=GRID, lw=1.2, zorder=1)
             if estimate.low is not None:
-                axes.plot([100 * estimate.low, 100 * estimate.high], [y, y], color=_hue(hue), lw=1.6, zorder=2)
-            axes.plot([x], [y], _MARKERS[hue], color=_hue(hue), mec=_PAPER, ms=9, label=rd.label(model), zorder=3)
+                axes.plot([100 * estimate.low, 100 * estimate.high], [y, y], color=colour(hue), lw=1.6, zorder=2)
+            axes.plot([x], [y], MARKERS[hue], color=colour(hue), mec=PAPER, ms=9, label=rd.label(model), zorder=3)
         low, high = min(y for _, y in point.values()), max(y for _, y in point.values())
         room = max(2.0, 0.35 * (high - low))
         axes.set(xlim=(-4, 104), ylim=(low - room, high + room), ylabel="mean capability (% of items)")
         axes.set_xlabel(f"{'held-out extraction' if metric.endswith('held_out') else 'extraction'} (% of probes)")
 
-    return _figure(
+    return figure(
         "Capability against extraction",
         f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of "
         "extraction. Straight left of base: less is extracted at equal capability.",
@@ -167,12 +150,12 @@ def _measured_curve(data: ReportData, kind: str) -> Figure | None:
             own = [step for step in steps if (model, step) in values]
             means = [100 * sum(r["value"] for r in values[model, s]) / len(values[model, s]) for s in own]
             hue = hues[model]
-            axes.plot(own, means, color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6, mec=_PAPER, lw=1.7,
+            axes.plot(own, means, color=colour(hue), ls=DASHES[hue], marker=MARKERS[hue], ms=6, mec=PAPER, lw=1.7,
                       label=rd.label(model))
             for step in own:
                 if len(values[model, step]) == 1 and values[model, step][0]["low"] is not None:
                     bounds = [100 * values[model, step][0][end] for end in ("low", "high")]
-                    axes.plot([step, step], bounds, color=_hue(hue), lw=1.2)
+                    axes.plot([step, step], bounds, color=colour(hue), lw=1.2)
         axes.set_xscale("symlog", linthresh=1, linscale=0.3)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
@@ -182,7 +165,7 @@ def _measured_curve(data: ReportData, kind: str) -> Figure | None:
     held_out = " held-out" * any(m.endswith("/held_out") for m in metrics)
     names = {"extraction": f"extracted (% of{held_out} probes)", "capability": "mean capability (% of items)"}
     what = f"Share of{held_out} probes continued exactly" if kind == "extraction" else f"Mean of {len(metrics)} suites"
-    return _figure(
+    return figure(
         f"{kind.capitalize()} over training",
         f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
         + " Bars: 95 % intervals." * (kind == "extraction" and len({row["seed"] for row in rows}) == 1),
@@ -197,12 +180,12 @@ def _nll_histograms(data: ReportData) -> Figure | None:
     edges, before, after = ([float(x) for x in histogram[k]] for k in ("edges", "before", "after"))
 
     def draw(axes):
-        axes.stairs(before, edges, color=_MUTED, lw=1.6, ls=_DASHES[0], label=f"before ({sum(before):,.0f} documents)")
-        axes.stairs(after, edges, color=_hue(1), fill=True, alpha=0.25, lw=0)
-        axes.stairs(after, edges, color=_hue(1), lw=1.6, label=f"after ({sum(after):,.0f} documents)")
+        axes.stairs(before, edges, color=MUTED, lw=1.6, ls=DASHES[0], label=f"before ({sum(before):,.0f} documents)")
+        axes.stairs(after, edges, color=colour(1), fill=True, alpha=0.25, lw=0)
+        axes.stairs(after, edges, color=colour(1), lw=1.6, label=f"after ({sum(after):,.0f} documents)")
         axes.set(xlabel="mean negative log-likelihood (nats per token)", ylabel="documents", ylim=(0, None))
 
-    return _figure(
+    return figure(
         "Likelihood of the corpus before and after the audit",
         "Documents by their negative log-likelihood under the model that wrote them, before and after the "
         "audit dropped some.",
@@ -230,7 +213,7 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
             # One legend entry for all seeds of a model.
             name = None if model in named else rd.label(model)
             named.add(model)
-            axes.plot(xs, ys, color=_hue(hues[model]), ls=_DASHES[hues[model]], lw=1.7, label=name)
+            axes.plot(xs, ys, color=colour(hues[model]), ls=DASHES[hues[model]], lw=1.7, label=name)
         axes.set(xlabel="step", ylabel=_CURVES[field])
         if field == "tokens_per_second":
             axes.set_ylim(0, None)
@@ -240,7 +223,7 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
     caption = f"{title.capitalize()} of each trained model by step."
     if longest > _MAX_POINTS:
         caption += f" Each point is the mean of up to {math.ceil(longest / _MAX_POINTS)} recorded steps."
-    return _figure(title.capitalize(), caption, draw)
+    return figure(title.capitalize(), caption, draw)
 
 
 def _curve_model(curve: str, models: Sequence[str]) -> str:
@@ -258,66 +241,8 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _series(axes, xs: Sequence[float], estimates: Sequence[rd.Estimate], hue: int, name: str) -> None:
     """A line of percentages with interval bars."""
-    axes.plot(xs, [100 * e.value for e in estimates], color=_hue(hue), ls=_DASHES[hue], marker=_MARKERS[hue], ms=6.5,
-              mec=_PAPER, lw=1.7, label=name)
+    axes.plot(xs, [100 * e.value for e in estimates], color=colour(hue), ls=DASHES[hue], marker=MARKERS[hue], ms=6.5,
+              mec=PAPER, lw=1.7, label=name)
     for x, e in zip(xs, estimates):
         if e.low is not None:
-            axes.plot([x, x], [100 * e.low, 100 * e.high], color=_hue(hue), lw=1.4)
-
-
-def _hue(index: int) -> str:
-    return f"#00fe{index:02x}"
-
-
-def _short(name: str, limit: int = 18) -> str:
-    return name if len(name) <= limit else name[:limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _figure(title: str, caption: str, draw: Callable, height: float = _SIZE[1]) -> Figure:
-    """Draws one pair of axes with the house style; the legend stands above them, so that it never hides a point."""
-    import io
-
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    settings = {
-        "svg.fonttype": "none", "svg.hashsalt": "selftrain", "font.size": 11, "text.parse_math": False,
-        "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED,
-        "xtick.color": _MUTED, "ytick.color": _MUTED,
-        "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.color": _GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False,
-        "axes.formatter.limits": (-3, 5), "axes.formatter.use_mathtext": False, "figure.constrained_layout.use": True,
-    }
-    with matplotlib.rc_context(settings):
-        canvas = Canvas(figsize=(_SIZE[0], height))
-        canvas.patch.set_alpha(0)
-        axes = canvas.add_subplot()
-        axes.patch.set_alpha(0)
-        draw(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        if handles:
-            columns = 1 if max(map(len, labels)) > 30 else 2
-            canvas.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=10.5, borderaxespad=0.1)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg")
-    return Figure(title, caption, _inline(buffer.getvalue(), title, caption))
-
-
-def _inline(svg: str, title: str, caption: str) -> str:
-    """A stand-alone SVG file made part of a page: scalable, themed, labelled, with ids that stay unique."""
-    import html
-
-    name = re.sub(r"\W+", "-", title.lower())
-    svg = svg[svg.index("<svg"):]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'font-family: [^;"]*;? ?', "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    svg = re.sub(r"#00fe0(\d)", r"var(--hue\1)", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)[0]
-    head = (f'<svg {box} role="img" aria-labelledby="{name}-title {name}-desc">'
-            f'<title id="{name}-title">{html.escape(title)}</title>'
-            f'<desc id="{name}-desc">{html.escape(caption)} The numbers are in the tables of this page.</desc>')
-    return re.sub(r"<svg\b.*?>", lambda _: head, svg, count=1, flags=re.DOTALL)
+            axes.plot([x, x], [100 * e.low, 100 * e.high], color=colour(hue), lw=1.4)
