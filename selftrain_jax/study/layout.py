@@ -8,12 +8,11 @@ from selftrain_jax import report
 from selftrain_jax import report_data as rd
 from selftrain_jax.study.data import CONTROLS, RELATIONS, StudyData
 
-NUM_HUES = 7
 HUES = {"self": 1, "same lineage": 3, "same family, different recipe": 6, "other family": 2, "real text": 0,
         "shuffled real text": 5}
 _OTHER_HUE = 4
 EVERY_RELATION = (*RELATIONS, *CONTROLS)
-_INDEX = {"held_out": "held-out", "all": "all probes", "random": "random probes"}
+_PARTS = {"held_out": "held-out", "all": "all probes", "random": "random probes"}
 
 
 def clean(data: StudyData) -> StudyData:
@@ -131,7 +130,7 @@ def metric_name(metric: str) -> str:
 
 def _group(part: str) -> str:
     count = rd.repeats(f"extraction/{part}")
-    return rd.metric_name(f"extraction/{part}") if count is not None else _INDEX.get(part, part)
+    return rd.metric_name(f"extraction/{part}") if count is not None else _PARTS.get(part, part)
 
 
 def held_out_group(metric: str) -> str | None:

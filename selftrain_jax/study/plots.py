@@ -38,7 +38,8 @@ def by_relation(data: StudyData) -> Figure | None:
 
     return figure(
         "Means and pairs",
-        "Large marks: mean over all pairs of the relation; bars: 95 % intervals over replicates (n). Small dots: pairs.",
+        "Large marks: mean over all pairs of the relation." + " Bars: 95 % intervals over replicates (n)." * any(
+            layout.interval(row) for row in rows) + " Small dots: pairs.",
         draw, 1.1 + 0.55 * len(rows), width=_SIZE[0], name="by-relation",
     )
 
@@ -72,7 +73,9 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Mapping], name: str) -> F
         axes.set(xlabel=short(layout.metric_name(proxy), 34), ylabel="utility (points)")
         axes.locator_params(nbins=6)
 
-    caption = f"One point per pair and seed, {len(rows)} in all." if len(layout.seeds(data)) > 1 else "One point per pair."
+    per = "pair" + ", condition" * (len(layout.conditions(rows)) > 1)
+    several = len({row["seed"] for row in rows}) > 1
+    caption = f"One point per {per}{' and seed' * several}, {len(rows)} in all."
     if known:
         caption += f" \N{GREEK SMALL LETTER RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval." * bool(
             layout.interval(known[0]))
@@ -143,8 +146,8 @@ def _path(rows, extraction: str | None, looks: Mapping[str, dict], where: str, n
 
     return figure(
         f"{where}: capability against extraction",
-        "Paths through training, mean over seeds; ring: the start, large mark: the end. Straight left: memorization is lost at "
-        "equal capability.",
+        "Paths through training, mean over seeds; ring: the start, large mark: the end. Straight left: memorization is "
+        "lost at equal capability.",
         draw, _height(paths), width=_SIZE[0], name=name, numbers="tables/curves.csv",
     )
 
@@ -166,7 +169,7 @@ def _steps(rows, metric: str, looks: Mapping[str, dict], where: str, name: str) 
 
     return figure(
         f"{where}: {layout.metric_name(metric)} over training",
-        f"{_mean(rows)} Step 0 is the model before training.", draw, _height(lines),
+        _mean(rows) + " Step 0 is the model before training." * any(row["step"] == 0 for row in rows), draw, _height(lines),
         width=_SIZE[0], name=name, numbers="tables/curves.csv",
     )
 
@@ -227,7 +230,7 @@ def generations(data: StudyData) -> list[Figure]:
             axes.margins(0.07)
 
         made.append(figure(
-            layout.metric_name(metric), _mean(rows), draw, _height(lines, _PANEL[1]), width=_SIZE[0],
+            layout.metric_name(metric), _mean(rows), draw, _height(lines, _PANEL[1]), width=4.0,
             name=f"generation-{i}", numbers="tables/generations.csv",
         ))
     return made

@@ -8,6 +8,7 @@ from typing import Any, Mapping
 
 from selftrain_jax import files
 from selftrain_jax import report as run_report
+from selftrain_jax.report_svg import NUM_HUES
 from selftrain_jax.study import layout, tables
 from selftrain_jax.study.data import StudyData
 from selftrain_jax.study.tables import format_study
@@ -47,8 +48,9 @@ def render_html(data: StudyData) -> str:
     environment.filters |= {"shade": _shade, "href": _href, "shown": _shown}
     values = [abs(row["value"]) for row in data.utility if row["value"] is not None]
     return environment.get_template("study/study_template.html").render(
-        data=data, layout=layout, students=layout.students(data), seeds=layout.seeds(data), largest=max(values, default=0),
-        heat=_heat_maps(data), results=_results(data), by_relation=plots.by_relation(data), proxies=plots.proxies(data),
+        data=data, layout=layout, num_hues=NUM_HUES, students=layout.students(data), seeds=layout.seeds(data),
+        largest=max(values, default=0), heat=_heat_maps(data), results=_results(data),
+        by_relation=plots.by_relation(data), proxies=plots.proxies(data),
         curves=plots.curves(data), generations=plots.generations(data),
     )
 

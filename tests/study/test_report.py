@@ -112,7 +112,8 @@ def minimal_data():
         by_relation=[{"relation": "self", "value": 0.01, "low": None, "high": None, "num_replicates": 1}],
         selectivity=[who | {"value": None, "low": None, "high": None, "capability_kept": None, "extraction_lost": None,
                             "num_replicates": 1}],
-        curves=[who | {"seed": 0, "step": s, "metric": "capability", "value": v} for s, v in ((0, 0.5), (8, None), (9, 0.6))],
+        curves=[who | {"seed": 0, "step": s, "metric": "capability", "value": v}
+                for s, v in ((0, 0.5), (8, None), (9, 0.6))],
         generations=[{"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": "entropy", "value": 8.0}],
         verdicts=[{"finding": 1, "claim": "c", "verdict": "inconclusive", "reason": "one seed", "evidence": []}],
         costs=[{"stage": "train", "count": 1, "seconds": None, "tokens": None}],
@@ -166,7 +167,8 @@ class Page(html.parser.HTMLParser):
 DATA = {
     "full": full_data, "one seed": lambda: full_data(num_seeds=1), "minimal": minimal_data, "empty": empty_data,
     "hostile": lambda: renamed(full_data(num_seeds=2), HOSTILE),
-    "conditions": lambda: full_data(num_seeds=2, conditions=("5 M tokens, lr 1e-6", "20 M tokens, lr 1e-5")),
+    "conditions": lambda: full_data(num_seeds=2, conditions=("5 M tokens, lr 1e-6", "20 M tokens, lr 1e-5"),
+                                    curves=()),
 }
 
 
@@ -343,7 +345,7 @@ def test_figures_are_named_and_take_all_colours_from_the_page(folder):
     # By relation; a panel per proxy; four per student; a panel per metric of the generations.
     assert len(figures) == 1 + 3 + 4 * 3 + 4
     for svg in figures:
-        assert re.match(r'<svg[^>]* role="img" aria-labelledby="(\S+)-title \1-desc"><title id="\1-title">[^<]+</title>', svg)
+        assert re.match(r'<svg[^>]* role="img" aria-labelledby="(\S+)-title \1-desc"><title id="\1-title">[^<]+</', svg)
         assert not re.search(r"(?:fill|stroke): #(?!000000;? ?\")", svg), "a fixed colour"
         assert "#00f" not in svg
 
@@ -367,7 +369,9 @@ def test_missing_intervals_and_values_are_left_out(folder):
     for name in ("minimal", "one seed"):
         page, table = ((folder(name) / n).read_text() for n in ("study.html", "table.txt"))
         assert "None" not in page and "None" not in table and "nan" not in table
-    assert "<strong>+1.00</strong>" in (folder("minimal") / "study.html").read_text()
+    page = (folder("minimal") / "study.html").read_text()
+    assert "<strong>+1.00</strong>" in page
+    assert "Brackets" not in page and "Bars" not in page, "no word of intervals that are not there"
     assert "over 3 seeds" not in (folder("one seed") / "study.html").read_text()
 
 
@@ -380,7 +384,8 @@ def test_the_terminal_table_is_ascii_and_fits_100_columns(folder, name):
 
 def test_the_terminal_table_reads_verdicts_first_then_utility_correlations_selectivity(folder):
     table = (folder("full") / "table.txt").read_text()
-    order = [table.index(x) for x in ("REPRODUCED ", "NOT REPRODUCED", "INCONCLUSIVE", "Utility:", "Spearman", "Selectivity")]
+    parts = ("REPRODUCED ", "NOT REPRODUCED", "INCONCLUSIVE", "Utility:", "Spearman", "Selectivity")
+    order = [table.index(part) for part in parts]
     assert order == sorted(order)
     row = full_data().utility[0]
     assert re.search(rf"A_small +A_small +self +\{100 * row['value']:+.2f}\* +\[\+\d\.\d\d, \+\d\.\d\d\] +3\n", table)
