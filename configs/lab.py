@@ -84,7 +84,7 @@ def get_config():
                 control_documents=6_000,
             ),
             real="lab:control.jsonl",
-            shuffled="lab:shuffled.jsonl",
+            shuffled=True,
             sample=dict(
                 num_samples=5_000,
                 batch_size=512,

@@ -5,16 +5,20 @@ import pytest
 
 from selftrain_jax import cli
 from selftrain_jax.pipeline import Pipeline
+from selftrain_jax.study.data import RELATIONS
+from selftrain_jax.study.plan import Study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "paper.py")]
+RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 
 def test_there_are_configs():
     assert {"quickstart.py", "smoke.py"} <= {path.name for path in CONFIGS}
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, ROOT / "tests" / "e2e" / "tiny.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*RUNS, ROOT / "tests" / "e2e" / "tiny.py"], ids=lambda path: path.name)
 def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
     """Every stage reads only what an earlier one has written."""
     pipeline = Pipeline(cli.load_config(str(path)), tmp_path)
@@ -24,6 +28,26 @@ def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
         before.add(stage.name)
     assert "report" in before and "self" in pipeline.arms
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [*STUDIES, ROOT / "tests" / "e2e" / "tiny_study.py"], ids=lambda path: path.name)
+def test_the_units_of_a_study_fit_together(path, tmp_path):
+    study = Study(cli.load_config(str(path), study=True), tmp_path)
+    before = set()
+    for unit in study.units:
+        assert set(unit.needs) <= before and unit.names <= {stage.name for stage in unit.plan}
+        before.add(unit.name)
+    assert len(before) == len(study.units) and {f"{run.name}: report" for run in study.runs} <= before
+    for run in study.runs:
+        assert run.arms[0].relation == "self" and list(run.pipeline.arms)[1:] == [arm.key for arm in run.arms[1:]]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_size_of_the_papers_study_has_a_relative():
+    for size in ("70m", "1.4b", "12b"):
+        config = cli.load_config(f"{ROOT / 'configs' / 'paper.py'}:{size}", study=True)
+        (student,) = config.students
+        assert [config.relation(source, student) for source in config.sources] == list(RELATIONS[:3])
 
 
 def test_a_given_corpus_takes_the_place_of_sampling(tmp_path):

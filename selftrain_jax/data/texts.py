@@ -3,6 +3,8 @@
 import pathlib
 from typing import Sequence
 
+import numpy as np
+
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import read_jsonl
 
@@ -24,6 +26,15 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
     if not any(texts):
         raise InputError(f"text set {path} holds no text")
     return texts
+
+
+def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
+    """Each text with its words (what stands between white space) in a random order, one space between them.
+
+    As a control it keeps the unigram statistics of every document and loses the order.
+    """
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.permutation(words)) if (words := text.split()) else "" for text in texts]
 
 
 def check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> None:

@@ -66,19 +66,6 @@ def document_texts(world: World, tokens: np.ndarray, offsets: np.ndarray) -> lis
     return [world.text(tokens[start : end - 1]) for start, end in zip(offsets[:-1], offsets[1:])]
 
 
-def shuffle_words(
-    world: World, tokens: jt.Int32[np.ndarray, "tokens"], offsets: jt.Int64[np.ndarray, "documents_plus_1"]
-) -> jt.Int32[np.ndarray, "tokens"]:
-    """`tokens` with the words of each document in random order, its end-of-text last; a pure function of its arguments.
-
-    As a control this keeps the unigram statistics of every document, and loses everything that is said by word order.
-    """
-    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    key = np.random.default_rng([world.config.seed, 3]).random(len(tokens))
-    key[offsets[1:] - 1] = 1.0
-    return tokens[np.lexsort((key, document))]
-
-
 def _fill(templates: np.ndarray, template: np.ndarray, slots: np.ndarray, sentences: np.ndarray) -> np.ndarray:
     """[N, J * width + 1] tokens, padded: the first `sentences` of each row's templates, filled in, then end-of-text."""
     filled = templates[template]  # N J W

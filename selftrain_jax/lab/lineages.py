@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic, write_jsonl
-from selftrain_jax.lab.documents import document_texts, generate_documents, shuffle_words
 from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
 from selftrain_jax.lab.questions import retokenized_probes
 from selftrain_jax.lab.tokenization import save_tokenizer
@@ -30,7 +29,7 @@ class LineageConfig:
       models: name -> model. Models that share stream, mixture, number of documents and order of training are of one
         recipe; those that share tokenizer and switches of one family.
       validation_documents: for the likelihood; no model is trained on them.
-      control_documents: fresh real text, and the same shuffled; no model is pre-trained on them.
+      control_documents: fresh real text; no model is pre-trained on them.
     """
 
     world: WorldConfig = WorldConfig()
@@ -69,21 +68,9 @@ class LineageConfig:
 
 
 def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Writes the world's files to `directory`, every file atomically.
-
-    Returns:
-      Paths by name, as `write_world_files`, and, where there are control documents, "shuffled": shuffled.jsonl, the
-      documents of control.jsonl with the words of each in random order. That control keeps the unigram statistics of
-      every document and loses the order.
-    """
+    """Writes the world's files to `directory`, every file atomically; returns their paths by name, as `write_world_files`."""
     world = build_world(lineage.world)
-    paths = write_world_files(world, directory, lineage.validation_documents, lineage.control_documents)
-    if "control" in paths:
-        tokens, offsets = generate_documents(world, lineage.control_documents, "control")
-        texts = document_texts(world, shuffle_words(world, tokens, offsets), offsets)
-        paths["shuffled"] = pathlib.Path(directory) / "shuffled.jsonl"
-        write_jsonl(paths["shuffled"], ({"text": text} for text in texts))
-    return paths
+    return write_world_files(world, directory, lineage.validation_documents, lineage.control_documents)
 
 
 def pretrain_model(

@@ -33,14 +33,16 @@ class StudyData:
         "extraction/held_out/<group>", "extraction/random", "nll/<set>"). Rates are shares; nll is in nats per token.
       utility: {"student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "significant"}, over
         seeds; "significant" is whether the interval excludes 0.
-      by_relation: {"relation", "value", "low", "high", "num_replicates"}: mean utility of all pairs of a relation.
+      by_relation: {"relation", "value", "low", "high", "num_replicates"}: mean utility of all pairs of a relation; over
+        seeds.
       proxies: {"student", "arm", "relation", "condition", "seed", "proxy", "value", "utility"}.
       correlations: {"proxy", "kind", "scope", "n", "rho", "low", "high"}: Spearman's rank correlation of proxy and
-        utility; "kind" is "intrinsic" (those of the paper) or "relational"; "scope" is "all pairs" or "within students".
+        utility; "kind" is "intrinsic" (those of the paper) or "relational"; "scope" is "all pairs" or "within students";
+        the bootstrap resamples pairs of student and text, each with all its seeds.
       curves: {"student", "arm", "relation", "condition", "seed", "step", "metric", "value"} during training; metrics
         "capability" (mean over suites), "extraction/all", "extraction/held_out", "extraction/held_out/<group>", ...
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
-        "extraction_lost", "num_replicates"}.
+        "extraction_lost", "num_replicates"}, over seeds.
       generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; metrics
         "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll", "nll/<set>", "capability",
         "extraction/all", ...

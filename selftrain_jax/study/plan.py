@@ -3,6 +3,7 @@
 A study is a folder:
 
     lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
+    shuffled/SEED                         the words of the real text in random order
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     proxies/STUDENT-SEED                  what may predict which text helps
@@ -20,8 +21,9 @@ import time
 from typing import Any, Callable, Iterator, Sequence
 
 from selftrain_jax import stages
+from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, write_atomic
+from selftrain_jax.files import file_fingerprint, write_atomic, write_jsonl
 from selftrain_jax.pipeline import LAB, Pipeline, save_config
 from selftrain_jax.settings import ControlSettings, RunConfig
 from selftrain_jax.stages import Stage
@@ -129,6 +131,9 @@ class Study:
     def _corpus_stage(self, source: str, seed: int, temperature: float | None) -> str:
         return f"corpora/{seed}/{_key(source, temperature)}"
 
+    def _shuffled_path(self, seed: int) -> pathlib.Path:
+        return self.workdir / "shuffled" / str(seed) / "texts.jsonl"
+
     # What there is.
 
     @functools.cached_property
@@ -155,9 +160,10 @@ class Study:
                 name = source + (f" t={temperature:g}" if len(temperatures) > 1 and temperature is not None else "")
                 corpus = ControlSettings(corpus=str(self.corpus_path(source, seed, temperature)))
                 yield Arm(_key(source, temperature), name, config.relation(source, student), corpus)
-        for name, relation in zip(("real", "shuffled"), CONTROLS):
-            if file := getattr(config, name):
-                yield Arm(name, name, relation, ControlSettings(texts=self.path(file, seed, student)))
+        if config.real:
+            yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
+        if config.real and config.shuffled:
+            yield Arm("shuffled", "shuffled", CONTROLS[1], ControlSettings(texts=str(self._shuffled_path(seed))))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -228,7 +234,7 @@ class Study:
     @functools.cached_property
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
-        return [*self._lab_units(), *self._corpus_units(), *self._run_units(), *self._proxy_units(), *self._generation_units()]
+        return [*self._lab_units(), *self._shuffled_units(), *self._corpus_units(), *self._run_units(), *self._proxy_units(), *self._generation_units()]
 
     def _lab_units(self) -> Iterator[Unit]:
         lab = self.config.lab
@@ -254,6 +260,18 @@ class Study:
                 plan.append(Stage(f"lab/{seed}/{name}", model.stage_settings(), (world,), pretrain, together=True))
             for stage in plan:
                 yield Unit(stage.name, self.workdir, plan, frozenset({stage.name}), tuple(stage.after))
+
+    def _shuffled_units(self) -> Iterator[Unit]:
+        for seed in self.config.seeds if self.config.real and self.config.shuffled else ():
+            real = self.path(self.config.real, seed, self.config.students[0])
+
+            def work(directory, real=real, seed=seed):
+                texts = shuffle_words(load_texts(real), seed)
+                write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
+
+            stage = Stage(f"shuffled/{seed}", {"seed": seed}, (), work, lambda real=real: {"real": file_fingerprint(real)})
+            needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
+            yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), needs)
 
     def _model_needs(self, name: str, seed: int) -> tuple[str, ...]:
         """The lab's units before a model can be used."""
@@ -294,6 +312,7 @@ class Study:
                 needs = [n for source in self.config.sources if not self.config.models[source].corpus
                          for t in self.config.temperatures or (None,)
                          if (n := self._corpus_stage(source, run.seed, t)) and arm.origin.corpus.startswith(f"{self.workdir / n}/")]  # fmt: skip
+                needs += [f"shuffled/{run.seed}"] if arm.relation == CONTROLS[1] else []
                 names.append(f"{run.name}: {arm.key}")
                 yield Unit(names[-1], run.pipeline.workdir, plan, wanted, (*before, *needs), run.pipeline.config)
             yield Unit(f"{run.name}: report", run.pipeline.workdir, plan, frozenset({"report"}), (base, *names))
@@ -332,7 +351,6 @@ class Study:
 
     def _check_inputs(self) -> None:
         from selftrain_jax.data.corpus import read_corpus
-        from selftrain_jax.data.texts import load_texts
         from selftrain_jax.models import hf
         from selftrain_jax.models.hub import resolve_model
         from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
@@ -346,9 +364,8 @@ class Study:
                     check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None
-        for name in ("real", "shuffled"):
-            if (file := getattr(self.config, name)) and not file.startswith(LAB):
-                load_texts(file)
+        if self.config.real and not self.config.real.startswith(LAB):
+            load_texts(self.config.real)
         if self.config.lab is None:
             for student in self.config.students:
                 run = next(run for run in self.runs if run.student == student)

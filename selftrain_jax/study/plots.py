@@ -38,7 +38,7 @@ def by_relation(data: StudyData) -> Figure | None:
 
     return figure(
         "Means and pairs",
-        "Large marks: mean over all pairs of the relation." + " Bars: 95 % intervals over replicates (n)." * any(
+        "Large marks: mean over all pairs of the relation." + " Bars: 95 % intervals over seeds." * any(
             layout.interval(row) for row in rows) + " Small dots: pairs.",
         draw, 1.1 + 0.55 * len(rows), width=_SIZE[0], name="by-relation",
     )
@@ -77,7 +77,7 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Mapping], name: str) -> F
     several = len({row["seed"] for row in rows}) > 1
     caption = f"One point per {per}{' and seed' * several}, {len(rows)} in all."
     if known:
-        caption += f" \N{GREEK SMALL LETTER RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval." * bool(
+        caption += f" \N{GREEK SMALL LETTER RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over pairs." * bool(
             layout.interval(known[0]))
     return figure(title, caption.rstrip(".") + ".", draw, _PANEL[1], width=_PANEL[0], name=name,
                   numbers="tables/proxies.csv")

@@ -99,8 +99,8 @@ class StudyConfig:
       temperatures: of sampling; empty keeps that of `sample`.
       budgets: tokens per subset; empty keeps that of `subset`.
       learning_rates: empty keeps that of `train`.
-      real: text file of the control "real"; the control "shuffled" is the same with the words of each text shuffled.
-      shuffled: text file of that control.
+      real: text file of the control "real"; "" for none.
+      shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
       mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
       proxies, generations: see there.
     """
@@ -115,7 +115,7 @@ class StudyConfig:
     budgets: tuple[int, ...] = ()
     learning_rates: tuple[float, ...] = ()
     real: str = ""
-    shuffled: str = ""
+    shuffled: bool = True
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditSettings = AuditSettings()
@@ -162,7 +162,7 @@ class StudyConfig:
         """Every file that the settings name, by setting."""
         named = {f"audit.benchmarks.{name}": path for name, path in self.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in self.evaluate.files().items()}
-        return named | {name: getattr(self, name) for name in ("real", "shuffled") if getattr(self, name)}
+        return named | ({"real": self.real} if self.real else {})
 
     def conditions(self) -> Iterator[Condition]:
         """Every pair of budget and learning rate, named by what differs."""

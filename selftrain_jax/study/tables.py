@@ -78,7 +78,7 @@ def tex_correlations(data: StudyData) -> str:
     rows = [[tex(layout.metric_name(row["proxy"])), tex(row["kind"]), tex(row["scope"]), layout.number(row["n"]),
              _tex_number(layout.number(row["rho"], 2, 1, True), layout.interval(row, 2, 1, True))]
             for row in data.correlations]
-    return _tabular("Spearman's rank correlation of proxy and utility; 95 % intervals.",
+    return _tabular("Spearman's rank correlation of proxy and utility; 95 % intervals over pairs.",
                     [["Proxy", "Kind", "Scope", "$n$", r"$\rho$"], *rows], "lllrc", bool(rows))
 
 

@@ -70,17 +70,6 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_shuffled_control_has_the_words_of_the_real_one(tmp_path):
-    paths = write_world(LINEAGE, tmp_path / "world")
-    real, shuffled = ([row["text"].split(" ") for row in rows(paths[name])] for name in ("control", "shuffled"))
-    assert paths["shuffled"] == tmp_path / "world" / "shuffled.jsonl" and len(real) == 20
-    assert [sorted(words) for words in real] == [sorted(words) for words in shuffled]
-    assert all(a != b for a, b in zip(real, shuffled))
-    again = write_world(LINEAGE, tmp_path / "again")
-    assert paths.keys() == again.keys() and paths["shuffled"].read_bytes() == again["shuffled"].read_bytes()
-    assert "shuffled" not in write_world(dataclasses.replace(LINEAGE, control_documents=0), tmp_path / "none")
-
-
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_every_model_is_a_checkpoint_with_its_own_tokenizer(lab, name):
     transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 
 from selftrain_jax.errors import InputError
 from selftrain_jax.lab import grammar
-from selftrain_jax.lab.documents import document_texts, generate_documents, shuffle_words
+from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.pretrain import PretrainConfig
 from selftrain_jax.lab.questions import extraction_probes, question_suites, retokenized_probes
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer, spell_documents
@@ -116,17 +116,6 @@ def test_the_tokenizer_is_a_function_of_world_and_size(folder, world, tmp_path):
     again = save_tokenizer(build_tokenizer(build_world(CONFIG), "bpe", int(folder.name)), tmp_path)
     assert (again / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "BPE"
-
-
-def test_shuffling_keeps_the_words_of_each_document_and_loses_their_order(world):
-    tokens, offsets = generate_documents(world, 200, "control")
-    shuffled = shuffle_words(world, tokens, offsets)
-    np.testing.assert_array_equal(shuffled, shuffle_words(world, tokens, offsets))
-    before, after = np.split(tokens, offsets[1:-1]), np.split(shuffled, offsets[1:-1])
-    assert all(sorted(a) == sorted(b) and b[-1] == 0 for a, b in zip(before, after))
-    # Documents have 8 words and more: one in thousands stays as it is.
-    assert sum(np.array_equal(a, b) for a, b in zip(before, after)) == 0
-    assert len(shuffle_words(world, *generate_documents(world, 0))) == 0
 
 
 @pytest.mark.parametrize(
