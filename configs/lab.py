@@ -4,12 +4,13 @@ Command:  selftrain study --config=configs/lab.py --workdir=studies/lab
 Cost:     see docs/results/lab.md; no network, no GPU.
 Expect:   docs/results/lab.md has what it found, with intervals over seeds.
 
-Every seed is another world with four models, pre-trained from scratch on its texts: A_small and A_large are one lineage (the
-same documents in the same order, two sizes); A_recipe has the tokenizer and architecture of A, but read other proportions of
-the world's text, in another order, and no planted sequences; B has another tokenizer, other switches of the architecture, and
-another share of the world's text. None is trained to the end: there is room to improve.
+Every seed is another world with four models, pre-trained from scratch on its texts: A_small and A_large are one lineage
+(the same documents in the same order, two sizes); A_recipe has the tokenizer and architecture of A, but read other
+proportions of the world's text, in another order, and no planted sequences; B has another tokenizer, other switches of the
+architecture, and another share of the world's text. None is trained to the end: there is room to improve.
 
-Two shards on one machine, one core each: `taskset -c 0 selftrain study ... --shard 0/2` beside `taskset -c 1 ... --shard 1/2`.
+Two shards on one machine, one core each, take less time than one process on both:
+`taskset -c 0 selftrain study ... --shard 0/2` beside `taskset -c 1 selftrain study ... --shard 1/2`.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ Cost:     estimates of one training in docs/launching.md; the study trains the s
 Expect:   the paper (arXiv 2605.31126) reports that self-made text helps most, a relative's next and a stranger's least, that
           likelihood and similarity do not predict it, and extraction down by more than 95 %. This study tests that.
 
-Student SIZE; sources SIZE itself, a larger size of the same data and order (same lineage; the largest has a smaller one), and
-SIZE trained on deduplicated data (same family, another recipe). Settings are those of configs/pythia.py. Real text, and the
+Student SIZE; sources SIZE itself, a larger size of the same data and order (same lineage; the largest has a smaller one),
+and SIZE trained on deduplicated data (same family, another recipe). Settings are those of configs/pythia.py. Real text, and the
 same with its words in random order, are controls: --config.real=FILE.
 
 Another family takes part by its text, imported with `selftrain import TEXTS DIR --tokenizer=EleutherAI/pythia-SIZE`:

@@ -127,7 +127,7 @@ def _add_study(commands) -> None:
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the study's settings")
     command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the study's folder")
-    command.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th unit from I on, I = 0 ... N - 1, beside "
+    command.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th unit from I = 0 ... N - 1 on, beside "
                          "the other shards in the same folder; shard 0 waits for all and writes the page")  # fmt: skip
     command.add_argument("--report", action="store_true", help="do nothing but write the page, from what is done so far")
 

@@ -68,7 +68,7 @@ class LineageConfig:
 
 
 def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Writes the world's files to `directory`, every file atomically; returns their paths by name, as `write_world_files`."""
+    """Writes the world's files to `directory`, every file atomically; returns what `write_world_files` does."""
     world = build_world(lineage.world)
     return write_world_files(world, directory, lineage.validation_documents, lineage.control_documents)
 

@@ -89,8 +89,8 @@ def _utility(results: Sequence[Row]) -> Rows:
 
 def _by_relation(results: Sequence[Row]) -> Rows:
     groups = _group(_of(results, "capability"), lambda row: row["relation"])
-    order = {name: i for i, name in enumerate((*RELATIONS, *(n for n in groups if n not in RELATIONS)))}
-    return [{"relation": name, **_interval(_seed_means(groups[name], _change))} for name in sorted(groups, key=order.get)]
+    order = [*RELATIONS, *(name for name in groups if name not in RELATIONS)]
+    return [{"relation": n, **_interval(_seed_means(groups[n], _change))} for n in sorted(groups, key=order.index)]
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
@@ -162,12 +162,14 @@ def _verdict(finding: str, claim: str, verdict: str, reason: str, evidence: Rows
 
 
 def _evidence(name: str, found: dict[str, Any], scale: float, unit: str) -> dict[str, Any]:
-    return {"name": name, "unit": unit, **{k: None if found[k] is None else scale * found[k] for k in ("value", "low", "high")}}
+    numbers = {k: None if found[k] is None else scale * found[k] for k in ("value", "low", "high")}
+    return {"name": name, "unit": unit, **numbers}
 
 
 def _relational(results: Sequence[Row]) -> dict[str, Any]:
     claim = ("Self-generated text helps most, that of the same lineage comes next, that of another recipe helps less, that "
              "of another family least.")  # fmt: skip
+    finding = "1. Utility is relational"
     rows = [row for row in _of(results, "capability") if row["relation"] in RELATIONS]
     # Differences within a student and a seed: what is easy for one student says nothing about sources.
     steps: dict[str, list[float]] = {}
@@ -178,8 +180,7 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
         steps[name] = _contrast(rows, nearer, farther)
     evidence = [_evidence(name, _interval(values), 100, "points") for name, values in steps.items() if values]
     if "self" not in names or len(names) < 2 or not evidence:
-        return _verdict("1. Utility is relational", claim, "inconclusive", "The study has no self-trained student beside "
-                        "others.", evidence)  # fmt: skip
+        return _verdict(finding, claim, "inconclusive", "The study has no self-trained student beside others.", evidence)
     first = evidence[0]
     ordered = all(row["value"] > 0 for row in evidence[1:])
     if first["low"] is None:
@@ -194,7 +195,7 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
         verdict, reason = "not reproduced", f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others."
     else:
         verdict, reason = "inconclusive", "The interval of self minus the others holds 0."
-    return _verdict("1. Utility is relational", claim, verdict, reason, evidence)
+    return _verdict(finding, claim, verdict, reason, evidence)
 
 
 def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[float]:
@@ -234,9 +235,10 @@ def _proxies_fail(correlations: Sequence[Row]) -> dict[str, Any]:
     elif len(fails) == len(helpful):
         verdict, reason = "reproduced", f"No intrinsic proxy can have a useful rank correlation above {USEFUL_CORRELATION}."
     else:
+        left = " and ".join(name for name, _, high in helpful if high >= USEFUL_CORRELATION)
         verdict, reason = "inconclusive", (
-            f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is not ruled out "
-            f"for {' and '.join(name for name, _, high in helpful if high >= USEFUL_CORRELATION)}."
+            f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is not ruled "
+            f"out for {left}."
         )
     return _verdict(finding, claim, verdict, reason, evidence)
 
@@ -277,9 +279,9 @@ def _decoupling(results: Sequence[Row], selectivity: Sequence[Row]) -> dict[str,
     elif gone["high"] < EXTRACTION_LOST:
         verdict, reason = "not reproduced", "Extraction surely falls by less than 95 %."
     else:
-        open_ones = [text for text, open_ in ((f"capability falls by less than {KEPT_POINTS:g} points", kept["low"] <= -margin),
-                                              ("extraction falls by more than 95 %", gone["low"] <= EXTRACTION_LOST)) if open_]  # fmt: skip
-        verdict, reason = "inconclusive", f"The intervals leave open whether {' and whether '.join(open_ones)}."
+        left = [f"capability falls by less than {KEPT_POINTS:g} points"] * (kept["low"] <= -margin)
+        left += ["extraction falls by more than 95 %"] * (gone["low"] <= EXTRACTION_LOST)
+        verdict, reason = "inconclusive", f"The intervals leave open whether {' and whether '.join(left)}."
     return _verdict(finding, claim, verdict, reason, evidence)
 
 

@@ -166,12 +166,13 @@ def _first_generations(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]
 def _generation(study: Study, g: Generation) -> Iterator[dict[str, Any]]:
     pipeline = g.pipeline
     masks = summary.probe_masks(pipeline)[0]
-    values = _values(_items(pipeline.workdir / "evaluate" / f"{pipeline.main}-0"), masks, pipeline, _chance(pipeline))
+    items = _items(pipeline.workdir / "evaluate" / f"{pipeline.main}-0")
+    values = _values(items, masks, pipeline, _chance(pipeline))
     values |= _corpus_values(pipeline.corpus_path(pipeline.main), pipeline)
     yield from _generation_rows(g.student, g.mode, g.number, g.seed, values)
 
 
-def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict[str, Any]]:
+def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict]:
     for metric, value in values.items():
         yield {"student": student, "mode": mode, "generation": number, "seed": seed, "metric": metric, "value": value}
 
@@ -180,7 +181,8 @@ def _corpus_values(path: str | pathlib.Path, pipeline) -> dict[str, float]:
     """Collapse measures of the text that a generation was trained on, at the size of the training budget."""
     corpus = read_corpus(path)
     nll = corpus.manifest["nll"]
-    return diversity([d.tokens for d in corpus], num_tokens=pipeline.config.subset.num_tokens) | ({"source_nll": nll["mean"]} if nll else {})
+    found = diversity([d.tokens for d in corpus], num_tokens=pipeline.config.subset.num_tokens)
+    return found | ({"source_nll": nll["mean"]} if nll else {})
 
 
 def _models(study: Study) -> Rows:
@@ -213,5 +215,8 @@ def _costs(study: Study, done: set[str]) -> Rows:
 
 
 def _kind(stage: str) -> str:
+    """The kind of work that a stage does, by its name."""
     kind = stage.partition("/")[0]
-    return {"lab": "world" if stage.endswith("/world") else "pre-train", "corpora": "sample", "sampled": "sample"}.get(kind, kind)
+    if kind == "lab":
+        return "world" if stage.endswith("/world") else "pre-train"
+    return "sample" if kind in ("corpora", "sampled") else kind

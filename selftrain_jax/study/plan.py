@@ -57,12 +57,14 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One training text of a run: `key` is its name there, `name` its name in the study's tables."""
+    """One training text of a run: `key` is its name there, `name` its name in the study's tables; `needs` is the unit that
+    makes it, where one does."""
 
     key: str
     name: str
     relation: str
     origin: ControlSettings
+    needs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +161,13 @@ class Study:
             for temperature in temperatures if not config.models[source].corpus else (None,):
                 name = source + (f" t={temperature:g}" if len(temperatures) > 1 and temperature is not None else "")
                 corpus = ControlSettings(corpus=str(self.corpus_path(source, seed, temperature)))
-                yield Arm(_key(source, temperature), name, config.relation(source, student), corpus)
+                made = () if config.models[source].corpus else (self._corpus_stage(source, seed, temperature),)
+                yield Arm(_key(source, temperature), name, config.relation(source, student), corpus, made)
         if config.real:
             yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
         if config.real and config.shuffled:
-            yield Arm("shuffled", "shuffled", CONTROLS[1], ControlSettings(texts=str(self._shuffled_path(seed))))
+            shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
+            yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -224,17 +228,21 @@ class Study:
         shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
         if self.config.temperatures:
             shared["sample"] = dataclasses.replace(shared["sample"], temperature=self.config.temperatures[0])
-        main = {"source": model} if mode == "replace" else {"corpus": str(folder / ACCUMULATED), "student": model}
+        accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
+        main = {"source": model} if mode == "replace" else accumulated
         condition = next(self.config.conditions())
         shared["subset"] = dataclasses.replace(shared["subset"], num_tokens=condition.num_tokens)
-        return RunConfig(title=f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}", **main, **shared)
+        title = f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}"
+        return RunConfig(title=title, **main, **shared)
 
     # The units.
 
     @functools.cached_property
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
-        return [*self._lab_units(), *self._shuffled_units(), *self._corpus_units(), *self._run_units(), *self._proxy_units(), *self._generation_units()]
+        parts = (self._lab_units, self._shuffled_units, self._corpus_units, self._run_units, self._proxy_units,
+                 self._generation_units)  # fmt: skip
+        return [unit for part in parts for unit in part()]
 
     def _lab_units(self) -> Iterator[Unit]:
         lab = self.config.lab
@@ -269,7 +277,8 @@ class Study:
                 texts = shuffle_words(load_texts(real), seed)
                 write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
 
-            stage = Stage(f"shuffled/{seed}", {"seed": seed}, (), work, lambda real=real: {"real": file_fingerprint(real)})
+            inputs = lambda real=real: {"real": file_fingerprint(real)}  # noqa: E731
+            stage = Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs)
             needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
             yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), needs)
 
@@ -309,12 +318,8 @@ class Study:
                 wanted = frozenset(
                     stage.name for stage in plan if stage.name == f"audit/{key}" or _belongs(stage.name, key, run.pipeline)
                 )
-                needs = [n for source in self.config.sources if not self.config.models[source].corpus
-                         for t in self.config.temperatures or (None,)
-                         if (n := self._corpus_stage(source, run.seed, t)) and arm.origin.corpus.startswith(f"{self.workdir / n}/")]  # fmt: skip
-                needs += [f"shuffled/{run.seed}"] if arm.relation == CONTROLS[1] else []
                 names.append(f"{run.name}: {arm.key}")
-                yield Unit(names[-1], run.pipeline.workdir, plan, wanted, (*before, *needs), run.pipeline.config)
+                yield Unit(names[-1], run.pipeline.workdir, plan, wanted, (*before, *arm.needs), run.pipeline.config)
             yield Unit(f"{run.name}: report", run.pipeline.workdir, plan, frozenset({"report"}), (base, *names))
 
     def _proxy_units(self) -> Iterator[Unit]:
@@ -395,7 +400,7 @@ class Study:
                 self._wait(unit, title, say)
                 if unit.config is not None:
                     save_config(unit.workdir, unit.config)
-                stages.run(unit.workdir, unit.plan, lambda name, unit=unit: name in unit.names, functools.partial(_say, say, title))
+                stages.run(unit.workdir, unit.plan, unit.names.__contains__, functools.partial(_say, say, title))
             except InputError as e:
                 failures.append(f"{unit.name}: {e}")
                 say(f"{title}: FAILED: {e}")

@@ -170,6 +170,6 @@ def test_the_order_of_rows_changes_nothing():
     key = lambda row: sorted(map(str, row.items()))  # noqa: E731
     one, two = analysis.analyse(rows, []), analysis.analyse(shuffled, [])
     for a, b in itertools.zip_longest(sorted(one.utility, key=key), sorted(two.utility, key=key)):
-        assert {k: v for k, v in a.items() if not isinstance(v, float)} == {k: v for k, v in b.items() if not isinstance(v, float)}
+        assert [a[k] for k in ("student", "arm", "significant")] == [b[k] for k in ("student", "arm", "significant")]
         assert a["value"] == pytest.approx(b["value"])
     assert [v["verdict"] for v in one.verdicts] == [v["verdict"] for v in two.verdicts]
