@@ -9,7 +9,7 @@ Every seed is another world with four models, pre-trained from scratch on its te
 proportions of the world's text, in another order, and no planted sequences; B has another tokenizer, other switches of the
 architecture, and another share of the world's text. None is trained to the end: there is room to improve.
 
-Two shards on one machine, one core each, take less time than one process on both:
+As two shards on one machine, one core each:
 `taskset -c 0 selftrain study ... --shard 0/2` beside `taskset -c 1 selftrain study ... --shard 1/2`.
 """
 

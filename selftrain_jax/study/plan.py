@@ -42,6 +42,7 @@ class Unit:
       workdir, plan, names: the stages of `plan`, in `workdir`, of those names.
       needs: units whose results it reads.
       config: settings to leave in `workdir`, of a run.
+      outcome: what to tell when it is done, in one line.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Unit:
     names: frozenset[str]
     needs: tuple[str, ...] = ()
     config: RunConfig | None = None
+    outcome: Callable[[], str] = str
 
     def done(self) -> bool:
         return all(stages.manifest_path(self.workdir, name).is_file() for name in self.names)
@@ -319,7 +321,9 @@ class Study:
                     stage.name for stage in plan if stage.name == f"audit/{key}" or _belongs(stage.name, key, run.pipeline)
                 )
                 names.append(f"{run.name}: {arm.key}")
-                yield Unit(names[-1], run.pipeline.workdir, plan, wanted, (*before, *arm.needs), run.pipeline.config)
+                outcome = functools.partial(_outcome, run.pipeline, key)
+                needs = (*before, *arm.needs)
+                yield Unit(names[-1], run.pipeline.workdir, plan, wanted, needs, run.pipeline.config, outcome)
             yield Unit(f"{run.name}: report", run.pipeline.workdir, plan, frozenset({"report"}), (base, *names))
 
     def _proxy_units(self) -> Iterator[Unit]:
@@ -401,6 +405,8 @@ class Study:
                 if unit.config is not None:
                     save_config(unit.workdir, unit.config)
                 stages.run(unit.workdir, unit.plan, unit.names.__contains__, functools.partial(_say, say, title))
+                if outcome := unit.outcome():
+                    say(f"{title}: {outcome}")
             except InputError as e:
                 failures.append(f"{unit.name}: {e}")
                 say(f"{title}: FAILED: {e}")
@@ -457,6 +463,18 @@ def _belongs(stage: str, key: str, pipeline: Pipeline) -> bool:
 
 def _generation_name(g: Generation) -> str:
     return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
+
+
+def _outcome(pipeline: Pipeline, key: str) -> str:
+    """The first subset's mean accuracy and extraction, before (where that is known yet) and after."""
+    shown = []
+    for model in ("base", f"{key}-0"):
+        if stages.manifest_path(pipeline.workdir, f"evaluate/{model}").is_file():
+            found = stages.read_manifest(pipeline.workdir, f"evaluate/{model}")["result"]
+            suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
+            shown.append([sum(suites) / len(suites) if suites else None, found.get("extraction/all")])
+    parts = zip(("capability", "extraction"), zip(*shown))
+    return ", ".join(f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values)
 
 
 def _copied_base(first: Run, run: Run) -> Stage:

@@ -41,6 +41,7 @@ def test_a_study_ends_with_its_tables(finished):
         assert len(list(csv.DictReader(f))) == len(data["results"])
     for run in data["runs"]:
         assert (workdir / "report" / run["report"]).resolve().is_file()
+    assert "A_small-0: A_small: capability " in out and " -> " in out
     assert str(workdir / "report" / "study.html") in out and "not reproduced" in out.lower()
 
 
