@@ -12,7 +12,7 @@ from selftrain_jax.data.diversity import diversity
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.models import hf
 from selftrain_jax.study import analysis
-from selftrain_jax.study.data import StudyData
+from selftrain_jax.study.data import CONTROLS, StudyData
 from selftrain_jax.study.plan import Generation, Run, Study
 
 Rows = list[dict[str, Any]]
@@ -25,7 +25,8 @@ def study_data(study: Study) -> StudyData:
     runs = [run for run in study.runs if {f"{run.name}: base", *(f"{run.name}: {arm.key}" for arm in run.arms)} <= done]
     results, curves, proxies = [], [], []
     for run in runs:
-        results += _results(run)
+        again = study.workdir / "again" / f"{run.student}-{run.seed}"
+        results += _results(run, again if f"again/{again.name}" in done else None)
         curves += _curves(run)
         name = f"proxies/{run.student}-{run.seed}"
         if name in done:
@@ -68,7 +69,7 @@ def _place(run: Run, arm) -> dict[str, Any]:
             "seed": run.seed}  # fmt: skip
 
 
-def _results(run: Run) -> Rows:
+def _results(run: Run, again: pathlib.Path | None) -> Rows:
     pipeline, rows = run.pipeline, []
     base = _items(pipeline.workdir / "evaluate" / "base")
     chance = _chance(pipeline)
@@ -80,6 +81,11 @@ def _results(run: Run) -> Rows:
                 {**_place(run, arm), "subset": subset, "metric": metric, "before": before[metric], "after": value}
                 for metric, value in after.items()
             ]
+        if again is not None:
+            untouched = {"student": run.student, "arm": "none", "relation": CONTROLS[2], "condition": run.condition.name,
+                         "seed": run.seed, "subset": subset}  # fmt: skip
+            after = _values(_items(again), masks, pipeline, chance)
+            rows += [{**untouched, "metric": m, "before": before[m], "after": value} for m, value in after.items()]
     return rows
 
 

@@ -6,8 +6,9 @@ from typing import Any, Mapping, Sequence
 RELATIONS = ("self", "same lineage", "same family, different recipe", "other family")
 """How the source of a corpus stands to the student that is trained on it, nearest first."""
 
-CONTROLS = ("real text", "shuffled real text")
-"""What stands in the place of a relation where no model wrote the text."""
+CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again")
+"""What stands in the place of a relation where no model wrote the text; the last was trained on none, and shows what
+evaluation alone adds."""
 
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
@@ -19,7 +20,7 @@ class StudyData:
     """Everything that a study's page and tables show. A missing number is None; intervals are at 95 %.
 
     "arm" names the text that was trained on: a source model ("A_large"; "A_large t=0.8" where there are several
-    temperatures) or a control ("real", "shuffled"). "relation" is one of `RELATIONS` or `CONTROLS`. "condition" says
+    temperatures) or a control ("real", "shuffled", "none"). "relation" is one of `RELATIONS` or `CONTROLS`. "condition" says
     budget and learning rate where the study has several of them, else it is "". "utility" is the mean over the capability
     suites of accuracy after minus before, a share (0.01 is one point).
 

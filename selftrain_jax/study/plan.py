@@ -6,6 +6,7 @@ A study is a folder:
     shuffled/SEED                         the words of the real text in random order
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
+    again/STUDENT-SEED                    the untouched student, evaluated a second time
     proxies/STUDENT-SEED                  what may predict which text helps
     generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
     report/                               the study's page and tables
@@ -242,8 +243,8 @@ class Study:
     @functools.cached_property
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
-        parts = (self._lab_units, self._shuffled_units, self._corpus_units, self._run_units, self._proxy_units,
-                 self._generation_units)  # fmt: skip
+        parts = (self._lab_units, self._shuffled_units, self._corpus_units, self._run_units, self._again_units,
+                 self._proxy_units, self._generation_units)  # fmt: skip
         return [unit for part in parts for unit in part()]
 
     def _lab_units(self) -> Iterator[Unit]:
@@ -304,11 +305,10 @@ class Study:
         return Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), self._model_needs(source, seed))
 
     def _run_units(self) -> Iterator[Unit]:
-        shared: dict[tuple[str, int], Run] = {}
         for run in self.runs:
             plan = run.pipeline.stages()
             before = self._model_needs(run.student, run.seed)
-            first = shared.setdefault((run.student, run.seed), run)
+            first = self.first_runs[run.student, run.seed]
             base = f"{run.name}: base"
             if first is run:
                 yield Unit(base, run.pipeline.workdir, plan, frozenset({"evaluate/base"}), before, run.pipeline.config)
@@ -326,24 +326,32 @@ class Study:
                 yield Unit(names[-1], run.pipeline.workdir, plan, wanted, needs, run.pipeline.config, outcome)
             yield Unit(f"{run.name}: report", run.pipeline.workdir, plan, frozenset({"report"}), (base, *names))
 
+    @functools.cached_property
+    def first_runs(self) -> dict[tuple[str, int], Run]:
+        """(student, seed) -> its run at the first condition, for what depends on neither budget nor learning rate."""
+        return {(run.student, run.seed): run for run in reversed(self.runs)}
+
+    def _again_units(self) -> Iterator[Unit]:
+        for run in self.runs:
+            if run is self.first_runs[run.student, run.seed]:
+                stage = _evaluated_again(f"again/{run.student}-{run.seed}", run)
+                yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), (f"{run.name}: base",))
+
     def _proxy_units(self) -> Iterator[Unit]:
         from selftrain_jax.study import proxies
 
-        seen = set()
         for run in self.runs:
-            if (run.student, run.seed) in seen:
-                continue  # proxies do not depend on budget and learning rate
-            seen.add((run.student, run.seed))
+            if run is not self.first_runs[run.student, run.seed]:
+                continue
             stage = proxies.stage(f"proxies/{run.student}-{run.seed}", self.config, run, lambda: self.mesh)
             needs = tuple(f"{run.name}: {arm.key}" for arm in run.arms)
             yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), needs)
 
     def _generation_units(self) -> Iterator[Unit]:
-        first = {(run.student, run.seed): run for run in reversed(self.runs)}
-        for g in self.generations:
-            from selftrain_jax.study import generations
+        from selftrain_jax.study import generations
 
-            before = first[g.student, g.seed]
+        for g in self.generations:
+            before = self.first_runs[g.student, g.seed]
             chain = {h.number: h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)}
             plan = generations.stages(g, chain, before)
             names = frozenset(stage.name for stage in plan)
@@ -489,6 +497,15 @@ def _copied_base(first: Run, run: Run) -> Stage:
         return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
 
     return dataclasses.replace(stage, work=work)
+
+
+def _evaluated_again(name: str, run: Run) -> Stage:
+    """The evaluation of the untouched student in batches of another size: what differs is numeric noise."""
+    evaluate = run.pipeline.config.evaluate
+    evaluate = dataclasses.replace(evaluate, batch_size=max(evaluate.batch_size // 2, 1))
+    pipeline = dataclasses.replace(run.pipeline, config=dataclasses.replace(run.pipeline.config, evaluate=evaluate))
+    (stage,) = (stage for stage in pipeline.stages() if stage.name == "evaluate/base")
+    return dataclasses.replace(stage, name=name)
 
 
 def sample_stage(name: str, model: str, revision: str, sample: Any, mesh: Callable[[], Any]) -> Stage:

@@ -182,4 +182,4 @@ class StudyConfig:
         return RELATIONS[1] if a.recipe == b.recipe else RELATIONS[2]
 
 
-_RESERVED = ("real", "shuffled", "self", "base", "corpus")
+_RESERVED = ("none", "real", "shuffled", "self", "base", "corpus")

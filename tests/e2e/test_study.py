@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from selftrain_jax.study.data import CONTROLS
+
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
 ONE_SEED = ("--config.seeds=(0,)", "--config.generations.count=1")
 
@@ -30,7 +32,10 @@ def test_a_study_ends_with_its_tables(finished):
     assert [row["finding"][0] for row in data["verdicts"]] == ["1", "2", "3"] and not data["notes"]
     pairs = {(row["student"], row["arm"], row["relation"]) for row in data["utility"]}
     assert pairs == {("A_small", "A_small", "self"), ("A_small", "B", "other family"), ("A_small", "real", "real text"),
-                     ("A_small", "shuffled", "shuffled real text")}  # fmt: skip
+                     ("A_small", "shuffled", "shuffled real text"), ("A_small", "none", CONTROLS[2])}  # fmt: skip
+    # In batches of another size nothing changes but the last digits of a likelihood.
+    again = [(row["before"], row["after"]) for row in data["results"] if row["arm"] == "none"]
+    assert again and all(after == pytest.approx(before, abs=1e-5) for before, after in again)
     assert {row["num_replicates"] for row in data["utility"]} == {2}
     assert {row["proxy"] for row in data["proxies"]} >= {"nll", "excess_nll", "hidden_similarity", "tfidf_similarity",
                                                          "gradient_alignment"}  # fmt: skip
