@@ -48,6 +48,8 @@ def find_model(reference: str, revision: str | None = None) -> Model:
         if revision is not None:
             raise InputError(f"revision={revision!r} applies to hub names, but {reference} is a model of a run; drop it")
         return _of_run(reference, files.user_path(path), name)
+    if colon and not os.path.isdir(files.user_path(reference)):  # no hub name has a colon
+        raise InputError(f"model {reference} not found: {path} is not the folder of a run (no config.json in it)")
     directory = resolve_model(reference, revision)
     if (directory / "config.json").is_file() and _is_run(files.read_json(directory / "config.json", "config.json")):
         raise InputError(f"{reference} is the folder of a run; name one of its models, for example {reference}:self-0")

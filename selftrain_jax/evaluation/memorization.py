@@ -57,7 +57,8 @@ def load_probes(path: str | pathlib.Path, config: ModelConfig, *, add_bos: bool 
         offset = row.get("offset")
         if offset is not None and (type(offset) is not int or offset < 0):
             raise InputError(f"{where}: offset={offset!r} must count the tokens before the prefix, 0 or more")
-        probes.append(Probe(prefix, suffix, str(row.get("group", "all")), offset))
+        group = row.get("group")
+        probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset))
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
     return probes

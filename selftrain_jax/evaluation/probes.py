@@ -192,4 +192,6 @@ def _load(path: str | os.PathLike) -> np.ndarray:
         raise InputError(f"token array {path} is not a NumPy file: {e}") from None
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise InputError(f"token array {path} has shape {ids.shape} and dtype {ids.dtype}: it must be a matrix of ids")
+    if ids.max() > np.iinfo(np.int64).max:
+        raise InputError(f"token array {path} holds {ids.max()}, which is no token id")
     return ids.astype(np.int64)

@@ -25,7 +25,7 @@ def test_what_names_no_finished_model_is_refused(copy_of, finished, tmp_path):
     refuses(lambda: find_model(str(workdir)), "folder of a run", f"{workdir}:self-0")
     refuses(lambda: find_model(f"{workdir}:nope"), "no model 'nope'", "self-0")
     refuses(lambda: find_model(f"{workdir}:self-0", "step1"), "revision='step1'", "drop it")
-    refuses(lambda: find_model(f"{tmp_path}:self-0"), "model directory not found")
+    refuses(lambda: find_model(f"{tmp_path}:self-0"), "is not the folder of a run")
     unfinished = copy_of("lab")
     (unfinished / "config.json").write_text((workdir / "config.json").read_text())
     refuses(lambda: find_model(f"{unfinished}:self-0"), "stage train/self-0 is not done")

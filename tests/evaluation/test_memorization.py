@@ -196,11 +196,12 @@ def test_leading_zeros_count_in_ngram_hashes():
 def test_probes_load_with_their_group(tmp_path):
     path = tmp_path / "probes.jsonl"
     rows = [{"prefix": [1, 0], "suffix": [63], "group": "repeats=4", "offset": 7},
-            {"prefix": [2], "suffix": [3, 4], "note": "x"}]  # fmt: skip
+            {"prefix": [2], "suffix": [3, 4], "note": "x"}, {"prefix": [2], "suffix": [3], "group": None}]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    first, second = load_probes(path, CONFIG)
+    first, second, third = load_probes(path, CONFIG)
     assert (first.prefix.tolist(), first.suffix.tolist(), first.group) == ([1, 0], [63], "repeats=4")
     assert (second.prefix.tolist(), second.suffix.tolist(), second.group) == ([2], [3, 4], "all")
+    assert third.group == "all"
     assert (first.offset, second.offset) == (7, None)
     assert first.prefix.dtype == second.suffix.dtype == np.int32
 

@@ -48,8 +48,9 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
     np.save(tmp_path / "float.npy", ids.astype(float))
     np.save(tmp_path / "more.npy", np.repeat(ids, 2, axis=0))
     np.save(tmp_path / "unknown.npy", ids + 1000)
+    np.save(tmp_path / "huge.npy", np.full_like(ids, 2**63, np.uint64))
     (tmp_path / "text.npy").write_text("not an array")
-    for bad in ("float", "more", "unknown", "text", "missing"):
+    for bad in ("huge", "float", "more", "unknown", "text", "missing"):
         with pytest.raises(InputError, match=f"{bad}.npy"):
             convert_arrays(
                 tmp_path / "good.npy", tmp_path / f"{bad}.npy", str(tmp_path / "old"), str(tmp_path / "new"),
