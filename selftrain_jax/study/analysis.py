@@ -217,13 +217,13 @@ def _proxies_fail(correlations: Sequence[Row]) -> dict[str, Any]:
     claim = ("Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
              "corpus helps.")  # fmt: skip
     finding = "2. Simple proxies fail"
-    rows = [row for row in correlations if row["kind"] == "intrinsic" and row["scope"] == "all pairs"
-            and row["low"] is not None]  # fmt: skip
+    intrinsic = [row for row in correlations if row["kind"] == "intrinsic" and row["low"] is not None]
     evidence = [
-        {"name": f"rank correlation of utility and {row['proxy']}", "unit": "",
+        {"name": f"rank correlation of utility and {row['proxy']}, {row['scope']}", "unit": "",
          "value": row["rho"], "low": row["low"], "high": row["high"]}
-        for row in rows
+        for row in intrinsic
     ]
+    rows = [row for row in intrinsic if row["scope"] == "all pairs"]
     if not rows:
         return _verdict(finding, claim, "inconclusive", "Too few pairs for a rank correlation.", [])
     # Towards the side on which the proxy would speak for a text.
@@ -231,9 +231,11 @@ def _proxies_fail(correlations: Sequence[Row]) -> dict[str, Any]:
     predicts = [name for name, low, _ in helpful if low > 0]
     fails = [name for name, _, high in helpful if high < USEFUL_CORRELATION]
     if predicts:
-        verdict, reason = "not reproduced", f"{' and '.join(predicts)} surely rises with utility in the useful direction."
+        verdict, reason = "not reproduced", f"Over all pairs, {' and '.join(predicts)} surely tells which text helps more."
     elif len(fails) == len(helpful):
-        verdict, reason = "reproduced", f"No intrinsic proxy can have a useful rank correlation above {USEFUL_CORRELATION}."
+        verdict, reason = "reproduced", (
+            f"Over all pairs, the rank correlation of every intrinsic proxy is surely below {USEFUL_CORRELATION}."
+        )
     else:
         left = " and ".join(name for name, _, high in helpful if high >= USEFUL_CORRELATION)
         verdict, reason = "inconclusive", (
