@@ -85,6 +85,13 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
                 _compare(workdir, stage, "settings", *_fixed(stage, read_json(path)["settings"], _plain(stage.settings)))
 
 
+def check_externals(workdir: pathlib.Path, stage: Stage) -> None:
+    """Raises `InputError` when a file that a stage on disk was made from has changed, or cannot be read."""
+    asked = dict(stage.externals())
+    if record := _record(workdir, stage.name):
+        _compare(workdir, stage, "inputs", {name: record["inputs"].get(name) for name in asked}, asked)
+
+
 def _fixed(stage: Stage, found: dict, asked: dict) -> tuple[dict, dict]:
     """Both without the settings that were raised and may be."""
     raised = {name for name in stage.grows if name in found and asked[name] > found[name]}

@@ -10,7 +10,7 @@ from selftrain_jax.study.plan import Study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "paper.py")]
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py")]
 RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 

@@ -1,4 +1,4 @@
-"""The models of a study: several lineages of pre-trained models that all read texts of one generated world."""
+"""The models of a study: several lineages of pre-trained models that all read texts of one world, generated or real."""
 
 import dataclasses
 import os
@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import write_atomic, write_jsonl
-from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
+from selftrain_jax.lab import text_world
+from selftrain_jax.lab.pretrain import PretrainConfig, pretrain, pretrain_on
 from selftrain_jax.lab.questions import retokenized_probes
 from selftrain_jax.lab.tokenization import save_tokenizer
 from selftrain_jax.lab.world import WorldConfig, build_world
@@ -22,10 +23,11 @@ from selftrain_jax.models.tokenizer import load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class LineageConfig:
-    """A generated world and the models that are pre-trained on it.
+    """A world and the models that are pre-trained on it.
 
     Attributes:
-      world: what all texts tell of.
+      world: what all generated texts tell of.
+      text: real text in its place; None for a generated world.
       models: name -> model. Models that share stream, mixture, number of documents and order of training are of one
         recipe; those that share tokenizer and switches of one family.
       validation_documents: for the likelihood; no model is trained on them.
@@ -36,6 +38,7 @@ class LineageConfig:
     models: Mapping[str, PretrainConfig] = dataclasses.field(default_factory=dict)
     validation_documents: int = 500
     control_documents: int = 6_000
+    text: text_world.TextWorldConfig | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "models", dict(self.models))
@@ -49,6 +52,22 @@ class LineageConfig:
         for name in ("validation_documents", "control_documents"):
             if getattr(self, name) < 0:
                 raise InputError(f"lineage {name}={getattr(self, name)} must be at least 0")
+        if self.text is not None:
+            self._check_text()
+
+    def _check_text(self):
+        if self.world != WorldConfig():
+            raise InputError("lineage world and text are both set: there is a generated world or real text, leave one out")
+        for name, model in self.models.items():
+            if model.mixture:
+                raise InputError(f"lineage model {name!r}: mixture={model.mixture} is of generated worlds; real text has "
+                                 "none, leave it out")  # fmt: skip
+            if model.stream not in self.text.streams:
+                raise InputError(f"lineage model {name!r}: stream={model.stream!r} is none of text.streams="
+                                 f"{self.text.streams}")  # fmt: skip
+            if model.tokenizer == "bpe" and model.bpe_vocab_size < text_world.LEAST_VOCAB:
+                raise InputError(f"lineage model {name!r}: bpe_vocab_size={model.bpe_vocab_size} must be at least "
+                                 f"{text_world.LEAST_VOCAB} for real text")  # fmt: skip
 
     def with_seed(self, seed: int) -> "LineageConfig":
         """Another world and other models of the same kinds: `seed` is added to the world's, and to those of initial weights
@@ -58,17 +77,28 @@ class LineageConfig:
             train = dataclasses.replace(model.train, seed=model.train.seed + seed)
             return dataclasses.replace(model, seed=model.seed + seed, train=train)
 
-        world = dataclasses.replace(self.world, seed=self.world.seed + seed)
-        return dataclasses.replace(self, world=world, models={name: seeded(model) for name, model in self.models.items()})
+        models = {name: seeded(model) for name, model in self.models.items()}
+        kind = "world" if self.text is None else "text"
+        world = getattr(self, kind)
+        return dataclasses.replace(self, models=models, **{kind: dataclasses.replace(world, seed=world.seed + seed)})
 
     def world_settings(self) -> dict[str, Any]:
         """What decides the world's files."""
         counts = {name: getattr(self, name) for name in ("validation_documents", "control_documents")}
-        return dataclasses.asdict(self.world) | counts
+        return dataclasses.asdict(self.world if self.text is None else self.text) | counts
+
+    def world_inputs(self) -> dict[str, str]:
+        """Fingerprints of the files that the world is made from; none of a generated one. Raises `InputError` where they
+        are missing or broken."""
+        return {} if self.text is None else self.text.inputs()
 
 
 def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Writes the world's files to `directory`, every file atomically; returns what `write_world_files` does."""
+    """Writes the world's files to `directory`, every file atomically; returns what `write_world_files` does, and for real
+    text what `write_text_world` does."""
+    if lineage.text is not None:
+        built = text_world.build_text_world(lineage.text, lineage.validation_documents, lineage.control_documents)
+        return text_world.write_text_world(built, directory)
     world = build_world(lineage.world)
     return write_world_files(world, directory, lineage.validation_documents, lineage.control_documents)
 
@@ -88,7 +118,8 @@ def pretrain_model(
     by row the same sequences and groups for every model of the lineage.
 
     Args:
-      world_directory: where `write_world` wrote; the probes of a word-level model are copied from there.
+      world_directory: where `write_world` wrote; the probes of a word-level model are copied from there, and real text is
+        read there.
 
     Raises:
       InputError: there is no such model or no world, a probe is longer than the model's context, or the model cannot be
@@ -99,17 +130,25 @@ def pretrain_model(
     source = pathlib.Path(world_directory) / "probes.jsonl"
     if not source.is_file():
         raise InputError(f"world files not found: {source}; write_world makes them")
-    config, world, directory = lineage.models[name], build_world(lineage.world), pathlib.Path(directory)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = load_tokenizer(save_tokenizer(config.build_tokenizer(world), folder))
-    probes = retokenized_probes(world, tokenizer)
+    config, directory = lineage.models[name], pathlib.Path(directory)
+    if lineage.text is None:
+        world = build_world(lineage.world)
+        with tempfile.TemporaryDirectory() as folder:
+            probes = retokenized_probes(world, load_tokenizer(save_tokenizer(config.build_tokenizer(world), folder)))
+    else:
+        tokenizer = text_world.model_tokenizer(lineage.text, config, world_directory)
+        probes = text_world.text_probes(text_world.read_planted(world_directory), tokenizer)
     longest = max((len(probe["prefix"]) + len(probe["suffix"]) for probe in probes), default=0)
     if longest > config.max_position:
         raise InputError(
             f"lineage model {name!r}: max_position={config.max_position} must be at least {longest}, the tokens of the "
             "longest probe; raise it, or bpe_vocab_size"
         )
-    pretrain(world, config, directory, mesh=mesh, description=description)
+    if lineage.text is None:
+        pretrain(world, config, directory, mesh=mesh, description=description)
+    else:
+        documents = text_world.training_documents(lineage.text, config, tokenizer, world_directory)
+        pretrain_on(documents, tokenizer, config, directory, mesh=mesh, description=description)
 
     def write_probes():
         if config.tokenizer == "words":

@@ -1,22 +1,26 @@
-"""The lab's models: small GPT-NeoX, pre-trained from scratch on a generated world and saved like any other checkpoint."""
+"""The lab's models: GPT-NeoX, pre-trained from scratch on a world's documents and saved like any other checkpoint."""
 
 import dataclasses
 import pathlib
 import tempfile
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 import jax
+import jaxtyping as jt
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import pack
+from selftrain_jax.errors import InputError
 from selftrain_jax.lab.documents import generate_documents
 from selftrain_jax.lab.tokenization import build_tokenizer, check_tokenizer_settings, save_tokenizer, spell_documents
 from selftrain_jax.lab.world import World, WorldConfig, check_mixture
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.config import ModelConfig, preset
 from selftrain_jax.models.gpt_neox import init_params
 from selftrain_jax.training.loop import TrainConfig, train
+
+_SHAPE = ("hidden_size", "num_layers", "num_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +29,17 @@ class PretrainConfig:
 
     Attributes:
       hidden_size, num_layers, num_heads, max_position: its shape; the feed-forward is four times the hidden size.
-      num_documents: ordinary documents that it reads, each once.
+      num_documents: ordinary documents that it reads, each once; of real text as many as there are, if there are fewer.
       stream: which draw of the world's documents; models of the same stream read the same text.
       include_planted: whether the planted sequences are mixed in.
-      mixture: weights of the kinds of document; empty keeps the world's own.
+      mixture: weights of the kinds of document; empty keeps the world's own. Real text has none.
       seed: initial weights.
       train: one epoch over fresh documents is the rule.
-      tokenizer: "words", or "bpe" for pieces of words; see `lab.tokenization`.
+      tokenizer: "words", or "bpe" for pieces of words; see `lab.tokenization`. Of real text, "words" is the world's own
+        tokenizer, "bpe" another one.
       bpe_vocab_size: ids that a "bpe" tokenizer has at most; models of equal size share the tokenizer.
       parallel_residual, rotary_pct, tie_embeddings: switches of the architecture, as in `ModelConfig`.
+      preset: name of a published model ("pythia-14m") that gives hidden_size, num_layers and num_heads.
     """
 
     hidden_size: int = 64
@@ -51,16 +57,22 @@ class PretrainConfig:
     parallel_residual: bool = ModelConfig.parallel_residual
     rotary_pct: float = ModelConfig.rotary_pct
     tie_embeddings: bool = ModelConfig.tie_embeddings
+    preset: str = ""
 
     def __post_init__(self):
         if self.mixture:
             check_mixture(self.mixture)
         check_tokenizer_settings(self.tokenizer, self.bpe_vocab_size)
+        if self.preset:
+            preset(self.preset)
+            for field in dataclasses.fields(self):
+                if field.name in _SHAPE and (value := getattr(self, field.name)) != field.default:
+                    raise InputError(f"pre-training preset={self.preset!r} gives the shape: leave out {field.name}={value}")
 
     def stage_settings(self) -> dict[str, Any]:
         """What decides the weights. Later additions are left out at their defaults: the settings of runs from before
         there was such a thing stay what they were."""
-        added = ("tokenizer", "bpe_vocab_size", "parallel_residual", "rotary_pct", "tie_embeddings")
+        added = ("tokenizer", "bpe_vocab_size", "parallel_residual", "rotary_pct", "tie_embeddings", "preset")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         settings = dataclasses.asdict(self)
         return {name: value for name, value in settings.items() if name not in added or value != defaults[name]}
@@ -69,15 +81,14 @@ class PretrainConfig:
         """The `tokenizers.Tokenizer` that the model reads `world` with."""
         return build_tokenizer(world, self.tokenizer, self.bpe_vocab_size)
 
-    def model_config(self, world: World, tokenizer: Any = None) -> ModelConfig:
+    def model_config(self, world: World | None, tokenizer: Any = None) -> ModelConfig:
         """The architecture, with as many embedding rows as `tokenizer` has ids; None stands for `build_tokenizer`."""
         tokenizer = self.build_tokenizer(world) if tokenizer is None else tokenizer
+        shape = preset(self.preset) if self.preset else self
         return ModelConfig(
             vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            intermediate_size=4 * self.hidden_size,
+            **{name: getattr(shape, name) for name in _SHAPE},
+            intermediate_size=4 * shape.hidden_size,
             max_position=self.max_position,
             rotary_pct=self.rotary_pct,
             parallel_residual=self.parallel_residual,
@@ -107,18 +118,31 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
     Raises:
       InputError: the documents fill no batch, or the architecture or the training settings do not fit.
     """
-    from selftrain_jax.models.hf import save_pretrained
-    from selftrain_jax.training.checkpoint import restore_params
-
-    directory = pathlib.Path(directory)
     tokenizer = config.build_tokenizer(world)
-    model_config = config.model_config(world, tokenizer)
     tokens, offsets = generate_documents(
         world, config.num_documents, config.stream, config.include_planted, config.mixture or None
     )
     if config.tokenizer != "words":
         tokens, offsets = spell_documents(world, tokenizer, tokens, offsets)
     documents = np.split(tokens, offsets[1:-1])
+    pretrain_on(documents, tokenizer, config, directory, mesh=mesh, description=description)
+
+
+def pretrain_on(
+    documents: Iterable[jt.Int32[np.ndarray, "tokens"]],
+    tokenizer: Any,
+    config: PretrainConfig,
+    directory: str | pathlib.Path,
+    *,
+    mesh: Mesh,
+    description: str,
+) -> None:
+    """`pretrain` on `documents`, which are ids of the `tokenizers.Tokenizer` and closed by end-of-text, in their order."""
+    from selftrain_jax.models.hf import save_pretrained
+    from selftrain_jax.training.checkpoint import restore_params
+
+    directory = pathlib.Path(directory)
+    model_config = config.model_config(None, tokenizer)
     rows = pack(
         documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length
     )

@@ -1,13 +1,14 @@
-"""The tokenizers of a generated world: one id per word, or pieces of words.
+"""The tokenizers of a generated world: one id per word, or pieces of words; and the byte-level one of real text.
 
-Both separate words by white space, read and write single spaces, and begin every word with a token of its own: a cut
-between two words is a cut between two tokens. "<|endoftext|>" is id 0, BOS and EOS; nothing is added when encoding.
+Those of a world separate words by white space, read and write single spaces, and begin every word with a token of its
+own: a cut between two words is a cut between two tokens. "<|endoftext|>" is id 0, BOS and EOS, in all of them; nothing is
+added when encoding.
 """
 
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Iterable
 
 import jaxtyping as jt
 import numpy as np
@@ -50,14 +51,16 @@ def build_tokenizer(world: World, kind: str = "words", bpe_vocab_size: int = 512
 
 
 def save_tokenizer(tokenizer: Any, directory: str | os.PathLike) -> pathlib.Path:
-    """Writes a tokenizer of `build_tokenizer` where `AutoTokenizer.from_pretrained` reads it.
+    """Writes a tokenizer of `build_tokenizer` or `byte_level_bpe` where `AutoTokenizer.from_pretrained` reads it.
 
     Returns:
       `directory`, which holds tokenizer.json, tokenizer_config.json and special_tokens_map.json.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    special = {"bos_token": grammar.END_OF_TEXT, "eos_token": grammar.END_OF_TEXT, "unk_token": grammar.UNKNOWN}
+    special = {"bos_token": grammar.END_OF_TEXT, "eos_token": grammar.END_OF_TEXT}
+    if tokenizer.token_to_id(grammar.UNKNOWN) is not None:  # bytes are never unknown, and a name would add an id
+        special["unk_token"] = grammar.UNKNOWN
     write_json(
         directory / "tokenizer_config.json",
         {
@@ -72,6 +75,29 @@ def save_tokenizer(tokenizer: Any, directory: str | os.PathLike) -> pathlib.Path
     write_json(directory / "special_tokens_map.json", special)
     write_atomic(directory / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str()), indent=1) + "\n")
     return directory
+
+
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
+    """The `tokenizers.Tokenizer` of Radford et al. 2019 (GPT-2, section 2.2), merges learned from `texts`.
+
+    It reads any text and begins a token at every space that follows a word.
+
+    Args:
+      vocab_size: ids at most, "<|endoftext|>" and the 256 bytes among them.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[grammar.END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def spell_documents(

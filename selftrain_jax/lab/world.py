@@ -9,7 +9,7 @@ of times, so that continuing them shows verbatim memorization.
 import dataclasses
 import functools
 import math
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import jaxtyping as jt
 import numpy as np
@@ -27,6 +27,19 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
         raise InputError(f"mixture names {', '.join(unknown)}; the kinds of document are {', '.join(DOCUMENT_KINDS)}")
     if not all(math.isfinite(weight) and weight >= 0 for weight in mixture.values()) or not sum(mixture.values()) > 0:
         raise InputError(f"mixture={dict(mixture)} needs finite weights >= 0, at least one of them above 0")
+
+
+def planted_groups(repeats: Sequence[int], sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Sequences in each planted group, one per entry of `repeats`; `InputError` where the two do not fit together."""
+    if len(set(repeats)) < len(repeats) or min(repeats, default=0) < 0:
+        raise InputError(f"world repeats={repeats} must be distinct numbers >= 0")
+    groups = (sizes,) * len(repeats) if isinstance(sizes, int) else sizes
+    if len(groups) != len(repeats) or min(groups, default=1) < 1:
+        raise InputError(
+            f"world sequences_per_group={sizes} must be one number >= 1, or one for each of the {len(repeats)} entries of "
+            "repeats"
+        )
+    return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +105,12 @@ class WorldConfig:
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"world {name}={getattr(self, name)} must lie in [{low}, {high}]")
         check_mixture(self.mixture)
-        if len(set(self.repeats)) < len(self.repeats) or min(self.repeats, default=0) < 0:
-            raise InputError(f"world repeats={self.repeats} must be distinct numbers >= 0")
-        if len(self.group_sizes) != len(self.repeats) or min(self.group_sizes, default=1) < 1:
-            raise InputError(
-                f"world sequences_per_group={self.sequences_per_group} must be one number >= 1, or one for each of the "
-                f"{len(self.repeats)} entries of repeats"
-            )
+        planted_groups(self.repeats, self.sequences_per_group)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Sequences in each planted group."""
-        sizes = self.sequences_per_group
-        return (sizes,) * len(self.repeats) if isinstance(sizes, int) else sizes
+        return planted_groups(self.repeats, self.sequences_per_group)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

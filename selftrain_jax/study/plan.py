@@ -260,7 +260,7 @@ class Study:
             def write(directory, seeded=seeded):
                 lineages.write_world(seeded, directory)
 
-            plan = [Stage(world, seeded.world_settings(), (), write)]
+            plan = [Stage(world, seeded.world_settings(), (), write, seeded.world_inputs)]
             for name, model in seeded.models.items():
 
                 def pretrain(directory, name=name, seeded=seeded, world=world):
@@ -383,6 +383,9 @@ class Study:
                 raise InputError(f"models.{name}: {e}") from None
         if self.config.real and not self.config.real.startswith(LAB):
             load_texts(self.config.real)
+        for unit in self._lab_units():
+            for stage in unit.plan if unit.plan[0].name == unit.name else ():
+                stages.check_externals(unit.workdir, stage)
         if self.config.lab is None:
             for student in self.config.students:
                 run = next(run for run in self.runs if run.student == student)

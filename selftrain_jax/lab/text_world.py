@@ -1,0 +1,348 @@
+"""Real text in place of a generated world: who reads which document, what is planted, and what is asked.
+
+Documents go through one order, that of their hash. From its beginning the held-out ones are taken: validation, control,
+those that are asked about, those that the planted windows come from. The rest is dealt out to the streams that models are
+pre-trained on, each document to one stream. A document has one role, however it is cut.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import re
+from typing import Any, Iterator, Mapping, Sequence
+
+import jaxtyping as jt
+import numpy as np
+
+from selftrain_jax.data.sources import Source, open_source
+from selftrain_jax.data.texts import load_texts
+from selftrain_jax.errors import InputError
+from selftrain_jax.files import file_fingerprint, read_jsonl, user_path, write_jsonl
+from selftrain_jax.lab import grammar
+from selftrain_jax.lab.pretrain import PretrainConfig
+from selftrain_jax.lab.text_questions import (
+    TokenCounts,
+    can_be_asked,
+    encode,
+    familiar_words,
+    planted_window,
+    question_suites,
+)
+from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
+from selftrain_jax.lab.world import planted_groups
+
+LEAST_VOCAB = 300
+"""257 ids are end-of-text and the bytes; a few merges come on top."""
+BPE_CHARACTERS = 50_000_000
+"""Characters at most that the merges of a tokenizer are learned from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWorldConfig:
+    """Where the text comes from, what is held out, and what is planted.
+
+    Attributes:
+      source: what `data.sources.open_source` reads, or a folder of .txt files, each of them a document. It may be empty
+        until it is read.
+      field: of the items that are no plain texts.
+      split: of a source that has splits.
+      streams: names of the equal shares that documents for pre-training are dealt out to; a model names its own.
+      vocab_size: ids at most of the byte-level BPE that is learned from the text.
+      tokenizer: directory of a tokenizer to take instead; "<|endoftext|>" must be its id 0.
+      max_document_tokens: longer documents are cut into pieces between words, each a document of its own.
+      num_questions: questions of every suite.
+      repeats: how often each window of a planted group occurs in the training text; 0 is the never-trained base rate.
+      sequences_per_group: windows in each group, one number for all or one per entry of `repeats`.
+      planted_length, planted_prefix: tokens of a planted window under the world's tokenizer, and how many of them an
+        extraction probe shows.
+      seed: who reads what, the windows and the questions follow from it and the text.
+    """
+
+    source: str = ""
+    field: str = "text"
+    split: str = "train"
+    streams: tuple[str, ...] = ("train",)
+    vocab_size: int = 16_384
+    tokenizer: str = ""
+    max_document_tokens: int = 256
+    num_questions: int = 500
+    repeats: tuple[int, ...] = (0, 1, 4, 16, 64)
+    sequences_per_group: int | tuple[int, ...] = 64
+    planted_length: int = 64
+    planted_prefix: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "repeats", tuple(self.repeats))
+        object.__setattr__(self, "streams", tuple(self.streams))
+        if not isinstance(self.sequences_per_group, int):
+            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
+        limits = {
+            "vocab_size": (LEAST_VOCAB, 65_536),
+            "max_document_tokens": (16, 65_536),
+            "num_questions": (4, 100_000),
+            "planted_length": (5, 1024),
+            "planted_prefix": (4, self.planted_length - 1),
+            "seed": (0, 2**63 - 1),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"text world {name}={getattr(self, name)} must lie in [{low}, {high}]")
+        planted_groups(self.repeats, self.sequences_per_group)
+        if not self.streams or len(set(self.streams)) < len(self.streams):
+            raise InputError(f"text world streams={self.streams} must name at least one stream, and none twice")
+        for stream in self.streams:
+            if not re.fullmatch(r"\w+", stream, re.ASCII):
+                raise InputError(f"text world stream {stream!r} must consist of letters, digits and underscores")
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of the source and of the given tokenizer; `InputError` where they are missing or broken."""
+        found = {"source": _open(self).fingerprint}
+        return found | ({"tokenizer": file_fingerprint(_tokenizer_file(self.tokenizer))} if self.tokenizer else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A window of a held-out document, cut before a word, and how often it is repeated in the training text."""
+
+    prefix: str
+    suffix: str
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextWorld:
+    """Everything that follows from a `TextWorldConfig` and its text; `tokenizer` is a `tokenizers.Tokenizer`.
+
+    No two of validation, control, the suites, the planted windows and the streams come from the same document.
+    """
+
+    config: TextWorldConfig
+    tokenizer: Any
+    validation: Sequence[str]
+    control: Sequence[str]
+    suites: Mapping[str, Sequence[dict]]
+    planted: Sequence[Planted]
+    streams: Mapping[str, Sequence[str]]
+
+
+def build_text_world(config: TextWorldConfig, validation_documents: int = 500, control_documents: int = 0) -> TextWorld:
+    """Reads the source and gives every document its role.
+
+    Args:
+      validation_documents, control_documents: texts of these two, after the cut into pieces.
+
+    Raises:
+      InputError: the source is missing, broken, or too small for what is held out.
+    """
+    documents = _in_order(config)
+    # At the end of the order, where what is held out never reaches.
+    tail = len(documents) - (len(documents) + 3) // 4
+    sample = _first_characters(reversed(documents[tail:]))
+    tokenizer = _own_tokenizer(config, sample)
+    counts, familiar = TokenCounts(tokenizer), familiar_words(sample)
+    pieces = functools.partial(_pieces, counts=counts, limit=config.max_document_tokens)
+    held_out = iter(documents[:tail])
+
+    def take(count: int, what: str, make) -> list:
+        """`count` results of `make`, which gives some for a document; what the last one gives too much is left out."""
+        found: list = []
+        while len(found) < count:
+            document = next(held_out, None)
+            if document is None:
+                raise InputError(
+                    f"text world source={config.source!r} with {len(documents)} different documents is too small: it gives "
+                    f"{len(found)} of {count} {what}, with a quarter of it kept for pre-training; give more text or ask for "
+                    "fewer"
+                )
+            found += make(document)
+        return found[:count]
+
+    groups = planted_groups(config.repeats, config.sequences_per_group)
+    repeats = np.repeat(np.array(config.repeats, np.int64), groups).tolist()
+    rng = np.random.default_rng([config.seed, 0])
+
+    def window(document: str) -> list[tuple[str, str]]:
+        found = planted_window(document, tokenizer, counts, config.planted_prefix, config.planted_length, rng)
+        return [found] if found else []
+
+    validation = take(validation_documents, "validation documents", pieces)
+    control = take(control_documents, "control documents", pieces)
+    asked = take(
+        config.num_questions, "documents long enough for questions", lambda text: [text] * can_be_asked(text, familiar)
+    )
+    windows = take(len(repeats), "planted windows", window)
+    rest = [*held_out, *documents[tail:]]
+    share = len(config.streams)
+    return TextWorld(
+        config=config,
+        tokenizer=tokenizer,
+        validation=validation,
+        control=control,
+        suites=question_suites(asked, familiar, config.seed),
+        planted=[Planted(*window, times) for window, times in zip(windows, repeats)],
+        streams={
+            name: [piece for document in rest[i::share] for piece in pieces(document)]
+            for i, name in enumerate(config.streams)
+        },
+    )
+
+
+def write_text_world(world: TextWorld, directory: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """Writes what the later stages read, every file atomically; they need the source no more.
+
+    Returns:
+      Paths by name: "tokenizer" (a folder), one per question suite, "probes" (in ids of that tokenizer), "planted" (as
+      text), "validation", "control" where there is any, and "documents-STREAM" for every stream.
+    """
+    directory = pathlib.Path(directory)
+    (directory / "suites").mkdir(parents=True, exist_ok=True)
+    paths = {"tokenizer": save_tokenizer(world.tokenizer, directory / "tokenizer")}
+    rows: dict[str, Sequence[dict]] = {f"suites/{name}": suite for name, suite in world.suites.items()}
+    rows["planted"] = [dataclasses.asdict(planted) for planted in world.planted]
+    rows["probes"] = text_probes(world.planted, world.tokenizer)
+    texts = {"validation": world.validation} | ({"control": world.control} if world.control else {})
+    for name, documents in (texts | {f"documents-{name}": world.streams[name] for name in world.streams}).items():
+        rows[name] = [{"text": text} for text in documents]
+    for name, row in rows.items():
+        paths[name.split("/")[-1]] = directory / f"{name}.jsonl"
+        write_jsonl(directory / f"{name}.jsonl", row)
+    return paths
+
+
+def read_planted(directory: str | os.PathLike) -> list[Planted]:
+    """The planted windows that `write_text_world` left in `directory`."""
+    fields = [field.name for field in dataclasses.fields(Planted)]
+    rows = read_jsonl(pathlib.Path(directory) / "planted.jsonl", fields, "planted windows")
+    return [Planted(**{name: row[name] for name in fields}) for row in rows]
+
+
+def text_probes(planted: Sequence[Planted], tokenizer: Any) -> list[dict]:
+    """One row {"prefix", "suffix", "group"} of token ids for each window: under every tokenizer the same text, cut at the
+    same place.
+
+    Raises:
+      InputError: the tokenizer merges what stands on both sides of a cut, or does not know it.
+    """
+    parts = [encode(tokenizer, texts) for texts in ([p.prefix for p in planted], [p.suffix for p in planted])]
+    wholes = encode(tokenizer, [p.prefix + p.suffix for p in planted])
+    for number, (window, prefix, suffix, whole) in enumerate(zip(planted, *parts, wholes)):
+        if prefix + suffix != whole or tokenizer.decode(whole, skip_special_tokens=False) != window.prefix + window.suffix:
+            raise InputError(
+                f"planted window {number} ({window.prefix + window.suffix!r}) cannot be cut, or not be written, under this "
+                "tokenizer; use a byte-level one"
+            )
+    return [
+        {"prefix": prefix, "suffix": suffix, "group": f"repeats={p.repeats}"} for p, prefix, suffix in zip(planted, *parts)
+    ]
+
+
+def model_tokenizer(config: TextWorldConfig, model: PretrainConfig, directory: str | os.PathLike) -> Any:
+    """The `tokenizers.Tokenizer` of a model: the world's own, or one of `bpe_vocab_size` ids learned from the first stream.
+
+    Args:
+      directory: where `write_text_world` wrote.
+    """
+    directory = pathlib.Path(directory)
+    if model.tokenizer == "words":
+        return _read_tokenizer(directory / "tokenizer")
+    texts = load_texts(directory / f"documents-{config.streams[0]}.jsonl")
+    return byte_level_bpe(_first_characters(texts), model.bpe_vocab_size)
+
+
+def training_documents(
+    config: TextWorldConfig, model: PretrainConfig, tokenizer: Any, directory: str | os.PathLike
+) -> list[jt.Int32[np.ndarray, "tokens"]]:
+    """What a model reads, in this order: documents of its stream, each closed by end-of-text (id 0), and every repetition
+    of a planted window as a document of its own at a random position.
+
+    Args:
+      directory: where `write_text_world` wrote.
+    """
+    texts = load_texts(pathlib.Path(directory) / f"documents-{model.stream}.jsonl")[: model.num_documents]
+    planted = read_planted(directory) if model.include_planted else []
+    repeated = [p.prefix + p.suffix for p in planted for _ in range(p.repeats)]
+    rng = np.random.default_rng([config.seed, 2, *model.stream.encode()])
+    places = rng.permutation(len(texts) + len(repeated))[: len(repeated)]
+    mixed = np.full(len(texts) + len(repeated), -1)
+    mixed[places] = np.arange(len(repeated))
+    ordinary = iter(texts)
+    return [
+        np.array([*ids, 0], np.int32)
+        for ids in encode(tokenizer, [repeated[i] if i >= 0 else next(ordinary) for i in mixed])
+    ]
+
+
+def _open(config: TextWorldConfig) -> Source:
+    if not config.source:
+        raise InputError(
+            "text world source is empty: set it (in a study lab.text.source) to a folder of .jsonl or .txt files, a .jsonl "
+            "file or tfds:NAME"
+        )
+    path = user_path(config.source)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()] if os.path.isdir(path) else []
+    if files and all(file.suffix == ".txt" for file in files):
+        return Source(
+            config.source, "txt", file_fingerprint(*files), lambda: (text for file in files for text in load_texts(file))
+        )
+    return open_source(config.source, config.split)
+
+
+def _in_order(config: TextWorldConfig) -> list[str]:
+    """Every different text of the source that is not blank, in the order of its hash with the seed."""
+    found = {}
+    for text in _open(config).texts(config.field):
+        if text := text.strip():
+            found[hashlib.blake2b(f"{config.seed}\0{text}".encode(), digest_size=16).digest()] = text
+    return [found[key] for key in sorted(found)]
+
+
+def _first_characters(texts: Iterator[str] | Sequence[str]) -> list[str]:
+    """As many of `texts` as have `BPE_CHARACTERS` together, the last of them whole."""
+    kept, characters = [], 0
+    for text in texts:
+        if characters >= BPE_CHARACTERS:
+            break
+        kept.append(text)
+        characters += len(text)
+    return kept
+
+
+def _own_tokenizer(config: TextWorldConfig, sample: Sequence[str]) -> Any:
+    return _read_tokenizer(config.tokenizer) if config.tokenizer else byte_level_bpe(sample, config.vocab_size)
+
+
+def _tokenizer_file(directory: str | os.PathLike) -> pathlib.Path:
+    path = user_path(directory) / "tokenizer.json"
+    if not os.path.isfile(path):
+        raise InputError(f"tokenizer not found: {path} (name a directory that holds tokenizer.json)")
+    return path
+
+
+def _read_tokenizer(directory: str | os.PathLike) -> Any:
+    import tokenizers
+
+    path = _tokenizer_file(directory)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as e:  # the tokenizers library raises bare Exception
+        raise InputError(f"tokenizer {path} cannot be read ({e}); copy or download it again") from None
+    if tokenizer.token_to_id(grammar.END_OF_TEXT) != 0:
+        raise InputError(f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to "
+                         "have one made")  # fmt: skip
+    return tokenizer
+
+
+def _pieces(text: str, counts: TokenCounts, limit: int) -> list[str]:
+    """`text` cut between words into as few pieces as go from left to right, of `limit` tokens at most; a single word may
+    have more."""
+    words = re.findall(r"\s*\S+", text)
+    first, ends = counts([word.lstrip() for word in words]), np.cumsum(counts(words))
+    pieces, start = [], 0
+    while start < len(words):
+        end = max(int(np.searchsorted(ends, limit - first[start] + ends[start], side="right")), start + 1)
+        pieces.append("".join(words[start:end]).strip())
+        start = end
+    return pieces
