@@ -143,6 +143,8 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         from selftrain_jax.study.command import run_study
 
         config = load_config(arguments.config, overrides, study=True)
+        # What repeats the study, whoever writes its page.
+        argv = ["study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
         return run_study(config, arguments.workdir, "selftrain " + shlex.join(argv), arguments.shard, arguments.report, _say)
     config = load_config(arguments.config, overrides)
     if arguments.command == "plan":

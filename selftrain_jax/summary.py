@@ -2,7 +2,7 @@
 
 import pathlib
 import platform
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Collection, Iterator
 
 import numpy as np
 
@@ -76,11 +76,11 @@ def _model_name(pipeline: "Pipeline", arm: str) -> str:
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
-def probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
+def probe_masks(pipeline: "Pipeline", arms: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of
-    none of the arms. So every row of the table speaks of the same probes.
+    none of the arms (or of `arms`, some of them). So every row of the table speaks of the same probes.
     """
     evaluate, subset = pipeline.config.evaluate, pipeline.config.subset
     if not evaluate.probes:
@@ -99,7 +99,7 @@ def probe_masks(pipeline: "Pipeline") -> list[dict[str, np.ndarray]]:
         by_offset = {}
     masks = []
     for k in range(subset.num_subsets):
-        streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in pipeline.arms]
+        streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
         held_out = memorization.held_out(probes, streams, evaluate.held_out_ngram)
         by_group = {
             f"{name.replace('extraction/', 'extraction/held_out/')}": mask & held_out

@@ -43,6 +43,21 @@ def test_the_units_of_a_study_fit_together(path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_later_generations_have_the_first_condition(tmp_path):
+    lists = ["--config.learning_rates=(0.002,0.004)", "--config.budgets=(513,1025)"]
+    study = Study(cli.load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), lists, study=True), tmp_path)
+    assert study.generations
+    for g in study.generations:
+        config, first = g.pipeline.config, study.first_runs[g.student, g.seed].pipeline.config
+        assert config.train == first.train and config.train.optimizer.learning_rate == 0.002
+        assert config.subset.num_tokens == first.subset.num_tokens == 513
+    longer = Study(cli.load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), [lists[0], "--config.budgets=(99,513)"],
+                                   study=True), tmp_path)  # fmt: skip
+    assert {run.name for run in longer.runs} & {run.name for run in study.runs} == {
+        run.name for run in study.runs if run.condition.num_tokens == 513
+    }
+
+
 def test_every_size_of_the_papers_study_has_a_relative():
     for size in ("70m", "1.4b", "12b"):
         config = cli.load_config(f"{ROOT / 'configs' / 'paper.py'}:{size}", study=True)

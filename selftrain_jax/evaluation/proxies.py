@@ -239,13 +239,7 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
     for name, texts in (("corpus", corpus_texts), ("benchmark", benchmark_texts)):
         if not len(texts):
             raise InputError(f"there are no {name} texts to compare")
-    try:
-        import sentence_transformers
-    except ImportError as e:
-        raise InputError(
-            f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or leave "
-            "this proxy out"
-        ) from None
+    sentence_transformers = sentence_library()
     try:
         model = sentence_transformers.SentenceTransformer(encoder, trust_remote_code=False)
     except Exception as e:  # the library, the hub and PyTorch each raise their own
@@ -253,6 +247,18 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
     return hidden_similarity(
         *(np.asarray(model.encode(list(texts), show_progress_bar=False)) for texts in (corpus_texts, benchmark_texts))
     )
+
+
+def sentence_library():
+    """The `sentence_transformers` library; `InputError` without it."""
+    try:
+        import sentence_transformers
+    except ImportError as e:
+        raise InputError(
+            f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or leave "
+            "this proxy out"
+        ) from None
+    return sentence_transformers
 
 
 def gradient(

@@ -8,12 +8,14 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
 from selftrain_jax.study.data import RELATIONS, VERDICTS, Row
-from selftrain_jax.study.proxies import HELPFUL_SIGN, KINDS
+from selftrain_jax.study.proxies import HELPFUL_SIGN, KINDS, MOST_UNKNOWN, NAMES
 
 Rows = list[dict[str, Any]]
 
 # What the verdicts call a difference that matters; the page names them.
 USEFUL_POINTS = 1.0  # self text that surely helps by less than this more than other text does not help most
+ENOUGH_SEEDS = 2  # for an interval
+LEAST_CAPABILITY, LEAST_EXTRACTION = 0.05, 0.01  # above chance, and of the probes: less than that cannot be lost by shares
 KEPT_POINTS = 2.0  # capability counts as kept when it surely falls by less than this
 EXTRACTION_LOST = 0.95  # the paper's "more than 95 %"
 USEFUL_CORRELATION = 0.5  # a proxy surely below it does not predict which text helps
@@ -41,10 +43,21 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row]) -> Analysis:
     selectivity = _selectivity(results)
     notes = []
     if utility and max(row["num_replicates"] for row in utility) < 2:
-        notes.append("One seed alone: there are no intervals, and no finding can be told from chance.")
+        notes.append("One seed alone: there are no intervals over seeds, and no finding can be told from chance.")
+    if len({row["num_replicates"] for row in utility}) > 1:
+        notes.append("Some pairs lack seeds: means over pairs are then over different pairs in different seeds.")
+    unread = {f"{row['student']} of {row['arm']}" for row in joined
+              if row["proxy"] == "unknown_share" and row["value"] > MOST_UNKNOWN}  # fmt: skip
+    if unread:
+        notes.append(f"More than {MOST_UNKNOWN:.0%} of the tokens are unknown to the reader: {', '.join(sorted(unread))}. Its "
+                     "likelihood is then not that of the text, and the excess over the source's is left out.")  # fmt: skip
+    if lacking := _without_extraction(results):
+        notes.append("Too little held-out extraction to lose, left out of selectivity and of finding 3: "
+                     f"{', '.join(lacking)}.")  # fmt: skip
     if len({row["condition"] for row in utility}) > 1:
         notes.append("Findings are judged over all conditions together.")
-    verdicts = [_relational(results), _proxies_fail(correlations), _decoupling(results, selectivity)] if utility else []
+    seeds = {row["seed"] for row in results}
+    verdicts = [_relational(results), _proxies_fail(correlations, len(seeds)), _decoupling(results)] if utility else []
     return Analysis(utility, by_relation, joined, correlations, selectivity, verdicts, notes)
 
 
@@ -105,11 +118,12 @@ def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
 
 
 def _correlations(rows: Sequence[Row]) -> Rows:
-    """Over the texts that models wrote; resampled are pairs of source and student, with all their seeds."""
+    """Over the texts that models wrote; resampled are pairs of source and student, with all their seeds, conditions and
+    temperatures."""
     found = []
     for proxy, group in _group((row for row in rows if row["relation"] in RELATIONS), lambda row: row["proxy"]).items():
         x, y = [row["value"] for row in group], [row["utility"] for row in group]
-        pairs = [_pair(row) for row in group]
+        pairs = [(row["student"], row["arm"].partition(" t=")[0]) for row in group]
         within = [(row["student"], row["condition"], row["seed"]) for row in group]
         for scope, groups in (("all pairs", None), ("within students", within)):
             if len(set(pairs)) < 3 or (groups and len(set(groups)) == len(groups)):
@@ -129,8 +143,8 @@ def _selectivity(results: Sequence[Row]) -> Rows:
     rows = []
     capability = _group(_of(results, "capability above chance"), _pair)
     for pair, extraction in _group(_of(results, "extraction/held_out"), _pair).items():
-        lost = _shares_lost(extraction)
-        gone = _shares_lost(capability.get(pair, []))
+        lost = _shares_lost(extraction, LEAST_EXTRACTION)
+        gone = _shares_lost(capability.get(pair, []), LEAST_CAPABILITY)
         seeds = sorted(lost.keys() & gone.keys())
         if not seeds:
             continue
@@ -142,15 +156,22 @@ def _selectivity(results: Sequence[Row]) -> Rows:
     return rows
 
 
-def _shares_lost(rows: Iterable[Row]) -> dict[int, float]:
-    """Seed -> the share of the base model's value that is gone; seeds where the base model has nothing to lose are left
-    out."""
+def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
+    """Seed -> the share of the base model's value that is gone; seeds where the base model has less than `least` to lose
+    are left out."""
     shares = {}
     for seed, group in _group(rows, lambda row: row["seed"]).items():
         before, after = (float(np.mean([row[name] for row in group])) for name in ("before", "after"))
-        if before > 0:
+        if before >= least:
             shares[seed] = 1 - after / before
     return shares
+
+
+def _without_extraction(results: Sequence[Row]) -> list[str]:
+    """Students and seeds of which `_shares_lost` leaves out the extraction."""
+    groups = _group(_of(results, "extraction/held_out"), lambda row: (row["student"], row["seed"]))
+    return [f"{student}, seed {seed}" for (student, seed), rows in sorted(groups.items())
+            if np.mean([row["before"] for row in rows]) < LEAST_EXTRACTION]  # fmt: skip
 
 
 # The findings. Each verdict follows from an interval by a rule that was written down before the numbers were there.
@@ -185,14 +206,14 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
     ordered = all(row["value"] > 0 for row in evidence[1:])
     if first["low"] is None:
         verdict, reason = "inconclusive", "One seed gives no interval."
-    elif first["low"] > 0 and ordered:
-        verdict, reason = "reproduced", "Self surely helps more than the others, and the means fall with distance."
-    elif first["low"] > 0:
-        verdict, reason = "inconclusive", "Self surely helps more than the others, but the means do not fall with distance."
     elif first["high"] < 0:
         verdict, reason = "not reproduced", "Self surely helps less than the others."
     elif first["high"] < USEFUL_POINTS:  # evidence is in points
         verdict, reason = "not reproduced", f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others."
+    elif first["low"] > 0 and ordered:
+        verdict, reason = "reproduced", "Self surely helps more than the others, and the means fall with distance."
+    elif first["low"] > 0:
+        verdict, reason = "inconclusive", "Self surely helps more than the others, but the means do not fall with distance."
     else:
         verdict, reason = "inconclusive", "The interval of self minus the others holds 0."
     return _verdict(finding, claim, verdict, reason, evidence)
@@ -213,21 +234,23 @@ def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[
     return by_seed
 
 
-def _proxies_fail(correlations: Sequence[Row]) -> dict[str, Any]:
+def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]:
     claim = ("Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
              "corpus helps.")  # fmt: skip
     finding = "2. Simple proxies fail"
     intrinsic = [row for row in correlations if row["kind"] == "intrinsic" and row["low"] is not None]
     evidence = [
-        {"name": f"rank correlation of utility and {row['proxy']}, {row['scope']}", "unit": "",
+        {"name": f"rank correlation of utility and {NAMES[row['proxy']]}, {row['scope']}", "unit": "",
          "value": row["rho"], "low": row["low"], "high": row["high"]}
         for row in intrinsic
     ]
     rows = [row for row in intrinsic if row["scope"] == "all pairs"]
     if not rows:
         return _verdict(finding, claim, "inconclusive", "Too few pairs for a rank correlation.", [])
+    if num_seeds < ENOUGH_SEEDS:
+        return _verdict(finding, claim, "inconclusive", "One seed alone.", evidence)
     # Towards the side on which the proxy would speak for a text.
-    helpful = [(row["proxy"], *_turned(row)) for row in rows]
+    helpful = [(NAMES[row["proxy"]], *_turned(row)) for row in rows]
     predicts = [name for name, low, _ in helpful if low > 0]
     fails = [name for name, _, high in helpful if high < USEFUL_CORRELATION]
     if predicts:
@@ -250,7 +273,7 @@ def _turned(row: Row) -> tuple[float, float]:
     return (-high, -low) if HELPFUL_SIGN.get(row["proxy"], 1) < 0 else (low, high)
 
 
-def _decoupling(results: Sequence[Row], selectivity: Sequence[Row]) -> dict[str, Any]:
+def _decoupling(results: Sequence[Row]) -> dict[str, Any]:
     claim = "After self-training, capability is kept or better while held-out extraction falls by more than 95 %."
     finding = "3. Capability and verbatim memorization come apart"
     of_self = [row for row in results if row["relation"] == "self"]
@@ -291,6 +314,6 @@ def _lost_by_seed(rows: Sequence[Row]) -> list[float]:
     """For every seed: the mean over students of the share of extraction lost."""
     by_seed: dict[int, list[float]] = collections.defaultdict(list)
     for group in _group(rows, lambda row: (row["student"], row["arm"], row["condition"])).values():
-        for seed, share in _shares_lost(group).items():
+        for seed, share in _shares_lost(group, LEAST_EXTRACTION).items():
             by_seed[seed].append(share)
     return [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]

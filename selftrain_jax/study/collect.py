@@ -12,7 +12,7 @@ from selftrain_jax.data.diversity import diversity
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.models import hf
 from selftrain_jax.study import analysis
-from selftrain_jax.study.data import CONTROLS, StudyData
+from selftrain_jax.study.data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.study.plan import Generation, Run, Study
 
 Rows = list[dict[str, Any]]
@@ -22,23 +22,25 @@ def study_data(study: Study) -> StudyData:
     """Everything that the page shows, from the units that are done."""
     config = study.config
     done = {unit.name for unit in study.units if unit.done()}
-    runs = [run for run in study.runs if {f"{run.name}: base", *(f"{run.name}: {arm.key}" for arm in run.arms)} <= done]
+    runs = [_finished(run, done) for run in study.runs if f"{run.name}: base" in done]
+    runs = [run for run in runs if run.arms]
     results, curves, proxies = [], [], []
     for run in runs:
         again = study.workdir / "again" / f"{run.student}-{run.seed}"
         results += _results(run, again if f"again/{again.name}" in done else None)
         curves += _curves(run)
-        name = f"proxies/{run.student}-{run.seed}"
-        if name in done:
-            proxies += _proxies(run, stages.read_manifest(study.workdir, name)["result"])
-    generations = [row for g in study.generations if _chain_name(g) in done for row in _generation(study, g)]
-    if generations:
-        generations = [*_first_generations(study, runs), *generations]
+        for arm in run.arms:
+            name = f"proxies/{run.student}-{run.seed}/{arm.key}"
+            if name in done:
+                found = stages.read_manifest(study.workdir, name)["result"]
+                proxies += [{**_place(run, arm), "proxy": proxy, "value": value} for proxy, value in found.items()]
+    generations = list(_generations(study, runs, done))
     found = analysis.analyse(results, proxies)
+    pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
     notes = list(found.notes)
     if missing := len(study.units) - len(done):
-        notes.insert(0, f"{missing} of {len(study.units)} units are not done; {len(study.runs) - len(runs)} of "
-                        f"{len(study.runs)} runs are left out.")  # fmt: skip
+        notes.insert(0, f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
+                        "arms are left out, of their text held-out probes know nothing.")  # fmt: skip
     return StudyData(
         title=config.title,
         command=study.command,
@@ -64,6 +66,18 @@ def study_data(study: Study) -> StudyData:
     )  # fmt: skip
 
 
+def _finished(run: Run, done: set[str]) -> Run:
+    """The run with the arms that are done; the main one is the pipeline's first, whatever else is missing."""
+    return dataclasses.replace(run, arms=tuple(arm for arm in run.arms if f"{run.name}: {arm.key}" in done))
+
+
+def _keys(run: Run) -> list[str]:
+    """What the pipeline calls the arms of `_finished`."""
+    main = run.pipeline.main
+    known = set(run.pipeline.arms)
+    return [arm.key if arm.key in known else main for arm in run.arms]
+
+
 def _place(run: Run, arm) -> dict[str, Any]:
     return {"student": run.student, "arm": arm.name, "relation": arm.relation, "condition": run.condition.name,
             "seed": run.seed}  # fmt: skip
@@ -73,9 +87,9 @@ def _results(run: Run, again: pathlib.Path | None) -> Rows:
     pipeline, rows = run.pipeline, []
     base = _items(pipeline.workdir / "evaluate" / "base")
     chance = _chance(pipeline)
-    for subset, masks in enumerate(summary.probe_masks(pipeline)):
+    for subset, masks in enumerate(summary.probe_masks(pipeline, _keys(run))):
         before = _values(base, masks, pipeline, chance)
-        for arm, key in zip(run.arms, pipeline.arms):
+        for arm, key in zip(run.arms, _keys(run)):
             after = _values(_items(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
             rows += [
                 {**_place(run, arm), "subset": subset, "metric": metric, "before": before[metric], "after": value}
@@ -125,8 +139,8 @@ def _chance(pipeline) -> float | None:
 
 def _curves(run: Run) -> Rows:
     rows = []
-    for subset, masks in enumerate(summary.probe_masks(run.pipeline)):
-        for arm, key in zip(run.arms, run.pipeline.arms):
+    for subset, masks in enumerate(summary.probe_masks(run.pipeline, _keys(run))):
+        for arm, key in zip(run.arms, _keys(run)):
             by_step: dict[int, dict[str, float]] = {}
             for row in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}" / "curve", masks):
                 by_step.setdefault(row["step"], {})[row["metric"]] = row["value"]
@@ -140,42 +154,37 @@ def _curves(run: Run) -> Rows:
     return rows
 
 
-def _proxies(run: Run, measured: dict[str, dict[str, float]]) -> Rows:
-    return [
-        {**_place(run, arm), "proxy": proxy, "value": value}
-        for arm in run.arms
-        for proxy, value in measured[arm.key].items()
-    ]
-
-
 def _chain_name(g: Generation) -> str:
     return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
 
 
-def _first_generations(study: Study, runs: list[Run]) -> Iterator[dict[str, Any]]:
-    """The untouched students, as generation 0, and those of the ordinary runs, as generation 1."""
-    wanted, seen = study.config.generations, set()
-    for run in runs:
-        if run.student not in wanted.students or (run.student, run.seed) in seen:
+def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict[str, Any]]:
+    """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held out is
+    what is in the text of none of them."""
+    finished = {run.name for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
+    for student, seed in sorted({(g.student, g.seed) for g in study.generations if _chain_name(g) in done}):
+        first = study.first_runs[student, seed]
+        if first.name not in finished:
             continue
-        seen.add((run.student, run.seed))
-        pipeline = run.pipeline
-        masks = summary.probe_masks(pipeline)[0]
-        for number, model in enumerate(("base", f"{pipeline.main}-0")):
-            values = _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, _chance(pipeline))
+        first = next(run for run in runs if run.name == first.name)
+        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and _chain_name(g) in done]
+        kinds = [summary.probe_masks(first.pipeline, _keys(first))[0]]
+        kinds += [summary.probe_masks(g.pipeline)[0] for g in later]
+        masks = {name: np.all([kind[name] for kind in kinds], axis=0) for name in kinds[0]}
+        for number, model in enumerate(("base", f"{first.pipeline.main}-0")):
+            values = _model_values(first.pipeline, model, masks)
             if number:
-                values |= _corpus_values(pipeline.config.corpus, pipeline)
-            for mode in wanted.modes:
-                yield from _generation_rows(run.student, mode, number, run.seed, values)
+                values |= _corpus_values(first.pipeline.config.corpus, first.pipeline)
+            for mode in study.config.generations.modes:
+                yield from _generation_rows(student, mode, number, seed, values)
+        for g in later:
+            values = _model_values(g.pipeline, f"{g.pipeline.main}-0", masks)
+            values |= _corpus_values(g.pipeline.corpus_path(g.pipeline.main), g.pipeline)
+            yield from _generation_rows(student, g.mode, g.number, seed, values)
 
 
-def _generation(study: Study, g: Generation) -> Iterator[dict[str, Any]]:
-    pipeline = g.pipeline
-    masks = summary.probe_masks(pipeline)[0]
-    items = _items(pipeline.workdir / "evaluate" / f"{pipeline.main}-0")
-    values = _values(items, masks, pipeline, _chance(pipeline))
-    values |= _corpus_values(pipeline.corpus_path(pipeline.main), pipeline)
-    yield from _generation_rows(g.student, g.mode, g.number, g.seed, values)
+def _model_values(pipeline, model: str, masks: dict[str, np.ndarray]) -> dict[str, float]:
+    return _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, _chance(pipeline))
 
 
 def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict]:
@@ -184,10 +193,14 @@ def _generation_rows(student: str, mode: str, number: int, seed: int, values: di
 
 
 def _corpus_values(path: str | pathlib.Path, pipeline) -> dict[str, float]:
-    """Collapse measures of the text that a generation was trained on, at the size of the training budget."""
+    """Collapse measures of the text that a generation was trained on, at the size of the training budget.
+
+    In random order: an accumulated corpus begins with its oldest text.
+    """
     corpus = read_corpus(path)
     nll = corpus.manifest["nll"]
-    found = diversity([d.tokens for d in corpus], num_tokens=pipeline.config.subset.num_tokens)
+    order = np.random.default_rng(0).permutation(len(corpus))
+    found = diversity([d.tokens for d in corpus.take(order)], num_tokens=pipeline.config.subset.num_tokens)
     return found | ({"source_nll": nll["mean"]} if nll else {})
 
 

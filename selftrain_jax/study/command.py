@@ -23,11 +23,13 @@ def run_study(
     index, count = _shard(shard)
     parallel.enable_compilation_cache()
     study = Study(config, workdir, command)
+    _check_folder(study.workdir, report_only)
     study.check()
-    _save(study)
     if report_only:
         _report(study, say)
         return 0
+    _save(study)
+    lock = _lock(study.workdir, shard)  # noqa: F841, held until the process ends
     print(f"selftrain: {parallel.describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
     failures = study.execute((index, count), say)
     if index == 0:
@@ -43,6 +45,31 @@ def _shard(text: str) -> tuple[int, int]:
     if not found or not int(found[1]) < int(found[2]):
         raise InputError(f"--shard={text!r} must be I/N with 0 <= I < N, for example 0/2 and 1/2")
     return int(found[1]), int(found[2])
+
+
+def _check_folder(workdir: pathlib.Path, report_only: bool) -> None:
+    if (workdir / "config.json").is_file():
+        raise InputError(f"workdir {workdir} is the folder of a run: name another --workdir for the study")
+    if report_only and not (workdir / "study.json").is_file():
+        raise InputError(f"workdir {workdir} holds no study to report on")
+
+
+def _lock(workdir: pathlib.Path, shard: str):
+    """An open file that no other process with the same shard has locked; `InputError` where one has."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return None
+    file = open(workdir / f".shard-{shard.replace('/', '-of-')}.lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"workdir {workdir}: another process does shard {shard} of this study; wait for it, or stop it"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def _save(study: Study) -> None:

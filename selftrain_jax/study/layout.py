@@ -7,6 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 from selftrain_jax import report
 from selftrain_jax import report_data as rd
 from selftrain_jax.study.data import CONTROLS, RELATIONS, StudyData
+from selftrain_jax.study.proxies import NAMES
 
 HUES = {"self": 1, "same lineage": 3, "same family, different recipe": 6, "other family": 2, "real text": 0,
         "shuffled real text": 5}
@@ -124,7 +125,7 @@ def metric_scale(metric: str) -> tuple[float, int, str]:
 def metric_name(metric: str) -> str:
     """The words for a metric of a study: "extraction, held-out", "nll, prose"."""
     kind, *rest = metric.split("/")
-    names = {"nll": "NLL", "source_nll": "source NLL"}
+    names = {"nll": "NLL", "source_nll": "source NLL"} | NAMES
     return ", ".join([names.get(kind, kind.replace("_", " ")), *(_group(part) for part in rest)])
 
 

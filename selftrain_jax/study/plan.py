@@ -7,7 +7,7 @@ A study is a folder:
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
-    proxies/STUDENT-SEED                  what may predict which text helps
+    proxies/STUDENT-SEED/ARM              what may predict which text helps
     generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
     report/                               the study's page and tables
 
@@ -24,14 +24,16 @@ from typing import Any, Callable, Iterator, Sequence
 from selftrain_jax import stages
 from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, write_atomic, write_jsonl
+from selftrain_jax.evaluation.proxies import sentence_library
+from selftrain_jax.files import file_fingerprint, fingerprint, read_json, write_json, write_jsonl
 from selftrain_jax.pipeline import LAB, Pipeline, save_config
 from selftrain_jax.settings import ControlSettings, RunConfig
 from selftrain_jax.stages import Stage
 from selftrain_jax.study.data import CONTROLS
 from selftrain_jax.study.settings import Condition, StudyConfig
+from selftrain_jax.training.loop import TrainingDiverged
 
-WAIT_SECONDS = 2.0
+WAIT_SECONDS, REMIND_SECONDS = 2.0, 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Unit:
     outcome: Callable[[], str] = str
 
     def done(self) -> bool:
-        return all(stages.manifest_path(self.workdir, name).is_file() for name in self.names)
+        return all(stages.state(self.workdir, stage) == "done" for stage in self.plan if stage.name in self.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Study:
 
     def __post_init__(self):
         self.workdir = pathlib.Path(self.workdir)
+        self._fingerprint = fingerprint(dataclasses.asdict(self.config))
 
     @functools.cached_property
     def mesh(self):
@@ -144,12 +147,13 @@ class Study:
     @functools.cached_property
     def runs(self) -> list[Run]:
         config = self.config
-        conditions = list(config.conditions())
         found = []
         for seed in config.seeds:
             for student in config.students:
-                for number, condition in enumerate(conditions):
-                    name = f"{student}-{seed}" + (f"-{number}" if len(conditions) > 1 else "")
+                for condition in config.conditions():
+                    # Named by values, so that longer lists leave what is there where it is.
+                    name = f"{student}-{seed}" + f"-n{condition.num_tokens}" * bool(config.budgets)
+                    name += f"-lr{condition.learning_rate:g}" * bool(config.learning_rates)
                     arms = tuple(self._arms(student, seed))
                     settings = self._run_config(student, seed, condition, arms)
                     pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
@@ -175,30 +179,29 @@ class Study:
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
         main, *others = arms
-        optimizer = dataclasses.replace(config.train.optimizer, learning_rate=condition.learning_rate)
-        shared = self._shared(student, seed)
         return RunConfig(
             title=f"{config.title}: {student}, seed {seed}" + (f", {condition.name}" if condition.name else ""),
             corpus=main.origin.corpus,
             student=self.model_path(student, seed),
             revision=config.models[student].revision,
-            subset=dataclasses.replace(shared.pop("subset"), num_tokens=condition.num_tokens),
-            train=dataclasses.replace(shared.pop("train"), optimizer=optimizer),
             controls={arm.key: arm.origin for arm in others},
-            **shared,
+            **self._shared(student, seed, condition),
         )
 
-    def _shared(self, student: str, seed: int) -> dict[str, Any]:
-        """The settings that every run of a student and seed has, files resolved and seeds added."""
+    def _shared(self, student: str, seed: int, condition: Condition) -> dict[str, Any]:
+        """The settings that every run of a student, seed and condition has, files resolved and seeds added."""
         config = self.config
+        optimizer = dataclasses.replace(config.train.optimizer, learning_rate=condition.learning_rate)
         find = lambda files: {name: self.path(file, seed, student) for name, file in files.items()}  # noqa: E731
         evaluate = config.evaluate
         return {
             "mesh": config.mesh,
             "sample": dataclasses.replace(config.sample, seed=config.sample.seed + seed),
             "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
-            "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed),
-            "train": dataclasses.replace(config.train, seed=config.train.seed + seed),
+            "subset": dataclasses.replace(
+                config.subset, seed=config.subset.seed + seed, num_tokens=condition.num_tokens
+            ),
+            "train": dataclasses.replace(config.train, seed=config.train.seed + seed, optimizer=optimizer),
             "evaluate": dataclasses.replace(
                 evaluate,
                 texts=find(evaluate.texts),
@@ -225,7 +228,7 @@ class Study:
         from selftrain_jax.study.generations import ACCUMULATED, MODEL
 
         model = str(folder / MODEL)
-        shared = self._shared(student, seed)
+        shared = self._shared(student, seed, next(self.config.conditions()))
         # Other draws than those of the generation before, and no curves.
         shared["sample"] = dataclasses.replace(shared["sample"], seed=shared["sample"].seed + 1000 * (number - 1))
         shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
@@ -233,8 +236,6 @@ class Study:
             shared["sample"] = dataclasses.replace(shared["sample"], temperature=self.config.temperatures[0])
         accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
         main = {"source": model} if mode == "replace" else accumulated
-        condition = next(self.config.conditions())
-        shared["subset"] = dataclasses.replace(shared["subset"], num_tokens=condition.num_tokens)
         title = f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}"
         return RunConfig(title=title, **main, **shared)
 
@@ -259,6 +260,7 @@ class Study:
 
             def write(directory, seeded=seeded):
                 lineages.write_world(seeded, directory)
+                self._check_lab_files(directory)
 
             plan = [Stage(world, seeded.world_settings(), (), write, seeded.world_inputs)]
             for name, model in seeded.models.items():
@@ -343,9 +345,10 @@ class Study:
         for run in self.runs:
             if run is not self.first_runs[run.student, run.seed]:
                 continue
-            stage = proxies.stage(f"proxies/{run.student}-{run.seed}", self.config, run, lambda: self.mesh)
-            needs = tuple(f"{run.name}: {arm.key}" for arm in run.arms)
-            yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), needs)
+            for number, arm in enumerate(run.arms):
+                name = f"proxies/{run.student}-{run.seed}/{arm.key}"
+                stage = proxies.stage(name, self.config, run, number, lambda: self.mesh)
+                yield Unit(name, self.workdir, [stage], frozenset({name}), (f"{run.name}: {arm.key}",))
 
     def _generation_units(self) -> Iterator[Unit]:
         from selftrain_jax.study import generations
@@ -386,58 +389,83 @@ class Study:
         for unit in self._lab_units():
             for stage in unit.plan if unit.plan[0].name == unit.name else ():
                 stages.check_externals(unit.workdir, stage)
-        if self.config.lab is None:
+        if self.config.proxies.sentence_encoder:
+            sentence_library()
+        if self.config.lab is not None:
+            for setting, path in self.config.files().items():
+                if not path.startswith(LAB) and not pathlib.Path(path).is_file():
+                    raise InputError(f"setting {setting}: file not found: {path}")
+        else:
             for student in self.config.students:
                 run = next(run for run in self.runs if run.student == student)
                 alone = dataclasses.replace(run.pipeline.config, corpus="", source=run.pipeline.config.student, controls={})
                 Pipeline(alone, run.pipeline.workdir).check_files()
 
+    def _check_lab_files(self, world: pathlib.Path) -> None:
+        """Raises `InputError` for a setting that names a file which the lab does not make."""
+        for setting, path in self.config.files().items():
+            name = path.removeprefix(LAB)
+            if path.startswith(LAB) and name != "probes.jsonl" and not (world / name).is_file():
+                made = sorted(str(file.relative_to(world)) for file in world.rglob("*.jsonl"))
+                raise InputError(f"setting {setting}={path!r}: the lab makes {', '.join(made)}")
+
     def execute(self, shard: tuple[int, int], say: Callable[[str], None]) -> list[str]:
         """Does every `shard[1]`-th unit from `shard[0]` on; waits for those of other shards where it needs them.
 
-        What fails because of its input is told and left out with all that needs it, the rest is done.
+        What fails, by its input or because its numbers break, is told and left out with all that needs it; the rest is
+        done. What was done before is compared with what it was made from.
 
         Returns:
           What failed, one line each.
+
+        Raises:
+          RunStopped: told to stop, or a disk or another process failed.
         """
         index, count = shard
         failures: list[str] = []
-        for number, unit in enumerate(self.units):
-            if number % count != index:
-                continue
+        mine = [(number, unit) for number, unit in enumerate(self.units) if number % count == index]
+        for _, unit in mine:
+            self._failure(unit.name).unlink(missing_ok=True)
+        for number, unit in mine:
             title = f"[{number + 1}/{len(self.units)}] {unit.name}"
-            if unit.done():
-                say(f"{title}: done before")
-                continue
-            mark = self._failure(unit.name)
-            mark.unlink(missing_ok=True)
             try:
                 self._wait(unit, title, say)
-                if unit.config is not None:
+                if unit.done():
+                    say(f"{title}: done before")
+                elif unit.config is not None:
                     save_config(unit.workdir, unit.config)
+                if unit.names == {"report"}:
+                    _forget_old_report(unit)
                 stages.run(unit.workdir, unit.plan, unit.names.__contains__, functools.partial(_say, say, title))
                 if outcome := unit.outcome():
                     say(f"{title}: {outcome}")
-            except InputError as e:
+            except (InputError, TrainingDiverged) as e:
                 failures.append(f"{unit.name}: {e}")
                 say(f"{title}: FAILED: {e}")
+                mark = self._failure(unit.name)
                 mark.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(mark, f"{e}\n")
+                write_json(mark, {"study": self._fingerprint, "reason": str(e)})
         return failures
 
     def _failure(self, name: str) -> pathlib.Path:
-        return self.workdir / "failed" / f"{name.replace('/', '_').replace(': ', '_')}.txt"
+        return self.workdir / "failed" / f"{name.replace('/', '_').replace(': ', '_')}.json"
+
+    def _failed(self, name: str) -> bool:
+        """Whether a unit failed under these settings; what failed under others may go well now."""
+        mark = self._failure(name)
+        return mark.is_file() and read_json(mark).get("study") == self._fingerprint
 
     def _wait(self, unit: Unit, title: str, say: Callable[[str], None]) -> None:
-        told = False
+        told = None
         for need in unit.needs:
             other = self._by_name[need]
             while not other.done():
-                if self._failure(need).is_file():
+                if self._failed(need):
                     raise InputError(f"needs {need}, which failed")
-                if not told:
-                    say(f"{title}: waiting for {need}, the work of another shard")
-                    told = True
+                if told is None or time.monotonic() - told > REMIND_SECONDS:
+                    say(f"{title}: waiting for {need}, the work of another shard; if none runs any more, start it again, or "
+                        "the study without --shard")  # fmt: skip
+                    told = time.monotonic()
                 time.sleep(WAIT_SECONDS)
 
     @functools.cached_property
@@ -451,7 +479,7 @@ class Study:
             try:
                 self._wait(dataclasses.replace(unit, needs=(unit.name,)), "report", say)
             except InputError:
-                failed[unit.name] = self._failure(unit.name).read_text().strip()
+                failed[unit.name] = read_json(self._failure(unit.name))["reason"]
         return [f"{name}: {reason}" for name, reason in failed.items()]
 
 
@@ -474,6 +502,16 @@ def _belongs(stage: str, key: str, pipeline: Pipeline) -> bool:
 
 def _generation_name(g: Generation) -> str:
     return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
+
+
+def _forget_old_report(unit: Unit) -> None:
+    """Removes a run's page that was made from fewer arms: it is made anew."""
+    (stage,) = (stage for stage in unit.plan if stage.name == "report")
+    path = stages.manifest_path(unit.workdir, "report")
+    if path.is_file():
+        inputs = {name: stages.read_manifest(unit.workdir, name)["fingerprint"] for name in stage.after}
+        if read_json(path)["inputs"] != inputs:
+            shutil.rmtree(path.parent)
 
 
 def _outcome(pipeline: Pipeline, key: str) -> str:

@@ -76,6 +76,8 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Mapping], name: str) -> F
     per = "pair" + ", condition" * (len(layout.conditions(rows)) > 1)
     several = len({row["seed"] for row in rows}) > 1
     caption = f"One point per {per}{' and seed' * several}, {len(rows)} in all."
+    if known and any(row["relation"] in layout.CONTROLS for row in rows):
+        caption += " Controls are shown, and are no part of the correlation."
     if known:
         caption += f" \N{GREEK SMALL LETTER RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over pairs." * bool(
             layout.interval(known[0]))

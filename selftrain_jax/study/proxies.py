@@ -1,4 +1,4 @@
-"""What may predict which text helps a student: measured on the untouched student, for every arm of a run."""
+"""What may predict which text helps a student: measured on the untouched student, one arm of a run at a time."""
 
 import dataclasses
 import functools
@@ -17,27 +17,38 @@ KINDS = {
     "hidden_similarity": "intrinsic",
     "tfidf_similarity": "intrinsic",
     "sentence_similarity": "intrinsic",
+    "unknown_share": "relational",
     "excess_nll": "relational",
     "gradient_alignment": "relational",
 }
-HELPFUL_SIGN = {"nll": -1, "excess_nll": -1}
+NAMES = {
+    "nll": "NLL",
+    "hidden_similarity": "hidden-state similarity",
+    "tfidf_similarity": "TF-IDF similarity",
+    "sentence_similarity": "sentence similarity",
+    "unknown_share": "share of unknown tokens",
+    "excess_nll": "excess NLL",
+    "gradient_alignment": "gradient alignment",
+}
+
+HELPFUL_SIGN = {"nll": -1, "excess_nll": -1, "unknown_share": -1}
 """The direction in which a proxy would speak for a text, where it is not "more"."""
 
+MOST_UNKNOWN = 0.01  # of the tokens: a likelihood of what the student cannot read is not that of the source's text
 
-def stage(name: str, config: "StudyConfig", run: "Run", mesh: Callable[[], Any]) -> Stage:
-    """The stage that measures the proxies; its result is {arm: {proxy: value}}."""
-    settings = dataclasses.asdict(config.proxies) | {"arms": [arm.key for arm in run.arms]}
+
+def stage(name: str, config: "StudyConfig", run: "Run", number: int, mesh: Callable[[], Any]) -> Stage:
+    """The stage that measures the proxies of one arm, the `number`-th; its result is {proxy: value}."""
+    key = list(run.pipeline.arms)[number]
 
     def externals():
-        return {arm: read_manifest(run.pipeline.workdir, f"audit/{arm}")["fingerprint"] for arm in run.pipeline.arms}
+        return {"audit": read_manifest(run.pipeline.workdir, f"audit/{key}")["fingerprint"]}
 
-    return Stage(name, settings, (), lambda directory: measure(config, run, mesh()), externals)
+    return Stage(name, dataclasses.asdict(config.proxies), (), lambda _: measure(config, run, key, mesh()), externals)
 
 
-def measure(config: "StudyConfig", run: "Run", mesh: Any) -> dict[str, dict[str, float]]:
-    """{arm: {proxy: value}} of a run whose audits are done; what cannot be measured for an arm is left out."""
-    from tqdm import tqdm
-
+def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str, float]:
+    """{proxy: value} of the arm `key` of a run, whose audit is done; what cannot be measured is left out."""
     from selftrain_jax import parallel
     from selftrain_jax.data.packing import pack
     from selftrain_jax.data.training_set import student_documents
@@ -47,18 +58,19 @@ def measure(config: "StudyConfig", run: "Run", mesh: Any) -> dict[str, dict[str,
     from selftrain_jax.models.tokenizer import encode_texts, load_tokenizer
 
     pipeline, settings, mesh = run.pipeline, config.proxies, parallel.own_mesh(mesh)
-    evaluate = pipeline.config.evaluate
+    evaluate, train = pipeline.config.evaluate, pipeline.config.train
     directory = pipeline.model_path(pipeline.student)
     model, params = hf.load_pretrained(directory, mesh=mesh)
     tokenizer = load_tokenizer(directory)
     scorer = functools.partial(score, params, model, mesh=mesh, batch_size=evaluate.batch_size)
     hidden = functools.partial(proxies.mean_hidden, params, model, mesh=mesh, batch_size=evaluate.batch_size)
-    length = pipeline.config.train.sequence_length
 
-    def rows(documents):
-        packed = pack(documents, bos_token_id=model.bos_token_id, sequence_length=length)
+    def gradient(documents):
+        rows = pack(documents, bos_token_id=model.bos_token_id, sequence_length=train.sequence_length)
         few = slice(settings.gradient_rows)
-        return dataclasses.replace(packed, tokens=packed.tokens[few], segment_ids=packed.segment_ids[few])
+        rows = dataclasses.replace(rows, tokens=rows.tokens[few], segment_ids=rows.segment_ids[few])
+        return proxies.gradient(params, model, rows, mesh=mesh, batch_size=evaluate.batch_size,
+                                document_boundaries=train.document_boundaries)  # fmt: skip
 
     def vectors(documents):
         return hidden([np.array([model.bos_token_id, *ids], np.int32)[: model.max_position] for ids in documents])
@@ -67,34 +79,26 @@ def measure(config: "StudyConfig", run: "Run", mesh: Any) -> dict[str, dict[str,
     benchmark = _texts(questions, pairs, settings.num_documents)
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
-    real_gradient = None
+    documents, tokens = student_documents(pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize)
+    chosen = np.unique(np.linspace(0, len(tokens) - 1, min(settings.num_documents, len(tokens))).astype(int))
+    texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
+    nll, counts = proxies.corpus_nll(scorer, model, ids)
+    # The last token may be EOS, which some tokenizers take for unknown text, too.
+    unknown = sum(int(np.sum(x[:-1] == tokenizer.unk_token_id)) for x in ids) / max(sum(len(x) for x in ids), 1)
+    values = {"nll": nll.sum() / counts.sum(), "unknown_share": unknown}
+    recorded = [getattr(documents[i], "log_probs", None) for i in chosen]
+    if all(log_probs is not None for log_probs in recorded) and unknown <= MOST_UNKNOWN:
+        source_nll = -np.array([x.sum(dtype=np.float64) for x in recorded])
+        values["excess_nll"] = proxies.excess_nll(nll, source_nll, sum(map(len, recorded)))
+    if benchmark:
+        values["hidden_similarity"] = proxies.hidden_similarity(vectors(ids), benchmark_vectors)
+        values["tfidf_similarity"] = proxies.tfidf_similarity(texts, benchmark)
+        if settings.sentence_encoder:
+            values["sentence_similarity"] = proxies.sentence_similarity(texts, benchmark, settings.sentence_encoder)
     if held_out:
-        encoded = [np.array([*ids, model.eos_token_id], np.int32) for ids in encode_texts(tokenizer, held_out)]
-        real_gradient = proxies.gradient(params, model, rows(encoded), mesh=mesh, batch_size=evaluate.batch_size)
-    found = {}
-    for arm, key in zip(tqdm(run.arms, desc=f"proxies {run.name}", unit="text", dynamic_ncols=True), pipeline.arms):
-        documents, tokens = student_documents(
-            pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize
-        )
-        chosen = np.unique(np.linspace(0, len(tokens) - 1, min(settings.num_documents, len(tokens))).astype(int))
-        texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
-        nll, counts = proxies.corpus_nll(scorer, model, ids)
-        values = {"nll": nll.sum() / counts.sum()}
-        recorded = [getattr(documents[i], "log_probs", None) for i in chosen]
-        if all(log_probs is not None for log_probs in recorded):
-            values["excess_nll"] = proxies.excess_nll(
-                nll, -np.array([x.sum(dtype=np.float64) for x in recorded]), sum(map(len, recorded))
-            )
-        if benchmark:
-            values["hidden_similarity"] = proxies.hidden_similarity(vectors(ids), benchmark_vectors)
-            values["tfidf_similarity"] = proxies.tfidf_similarity(texts, benchmark)
-            if settings.sentence_encoder:
-                values["sentence_similarity"] = proxies.sentence_similarity(texts, benchmark, settings.sentence_encoder)
-        if real_gradient is not None:
-            gradient = proxies.gradient(params, model, rows(tokens), mesh=mesh, batch_size=evaluate.batch_size)
-            values["gradient_alignment"] = proxies.gradient_cosine(gradient, real_gradient)
-        found[arm.key] = {name: float(value) for name, value in values.items()}
-    return found
+        encoded = [np.array([*x, model.eos_token_id], np.int32) for x in encode_texts(tokenizer, held_out)]
+        values["gradient_alignment"] = proxies.gradient_cosine(gradient(tokens), gradient(encoded))
+    return {name: float(value) for name, value in values.items()}
 
 
 def _texts(questions: dict[str, list], pairs: dict[str, list], limit: int) -> list[str]:

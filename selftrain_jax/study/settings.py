@@ -143,7 +143,7 @@ class StudyConfig:
                     raise InputError(f"{kind} names {name!r}, which is none of models: {', '.join(self.models)}")
         for name in self.students:
             if self.models[name].corpus:
-                raise InputError(f"students names {name!r}, of which there is only a corpus: give its path, too")
+                raise InputError(f"students names {name!r}, of which there is only a corpus: name a model to train")
         for name in self.generations.students:
             if name not in self.students or name not in self.sources:
                 raise InputError(f"generations.students names {name!r}, which must be both a student and a source")
@@ -151,6 +151,10 @@ class StudyConfig:
             in_lab = self.lab is not None and name in self.lab.models
             if [bool(model.path), bool(model.corpus), in_lab].count(True) != 1:
                 raise InputError(f"models.{name} needs one of path, corpus and an entry in lab.models")
+            same = [other for other in self.models.values() if other.family == model.family]
+            if not model.family or (len(same) > 1 and not model.recipe):
+                raise InputError(f"models.{name} needs a family, and a recipe where another model is of its family: they "
+                                 "say how source and student are related")  # fmt: skip
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):

@@ -93,8 +93,16 @@ def test_what_fails_is_told_and_the_rest_is_done(selftrain, tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "units failed, the rest is done" in last and "A_small-0: A_small" in last
     data = found(tmp_path)
-    assert not data["utility"] and "units are not done" in data["notes"][0]
+    assert not [row for row in data["utility"] if row["arm"] != "none"] and "units are not done" in data["notes"][0]
     assert (tmp_path / "failed").is_dir() and (tmp_path / "corpora" / "0" / "B" / "manifest.json").is_file()
+
+
+def test_a_training_whose_numbers_break_is_one_failure_among_others(selftrain, tmp_path):
+    rates = "--config.learning_rates=(0.001,1e38)"
+    done = selftrain("study", tmp_path, *ONE_SEED, rates, "--config.sources=('A_small',)", config=CONFIG)
+    assert done.returncode == 2 and "not finite" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    data = found(tmp_path)
+    assert {row["condition"] for row in data["utility"]} == {"lr 0.001"} and data["notes"]
 
 
 def test_bad_input_is_refused_before_anything_is_written(selftrain, tmp_path):
@@ -102,6 +110,8 @@ def test_bad_input_is_refused_before_anything_is_written(selftrain, tmp_path):
         (["--config.real=missing.jsonl"], "missing.jsonl"),
         (["--config.sources=('A_smal',)"], "sources names 'A_smal'"),
         (["--shard=2/2"], "--shard='2/2' must be I/N"),
+        (["--report"], "holds no study"),
+        (["--config.evaluate.texts.more=missing.jsonl"], "evaluate.texts.more: file not found"),
     ):
         done = selftrain("study", tmp_path / "x", *settings, config=CONFIG)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -43,6 +43,8 @@ def test_conditions_are_named_by_what_differs():
         ({"models": MODELS | {"a-b": ModelSettings(path="x")}}, "'a-b' must consist of letters"),
         ({"models": MODELS | {"x": ModelSettings()}}, "models.x needs one of path, corpus"),
         ({"models": MODELS | {"x": ModelSettings(path="a", corpus="b")}}, "models.x needs one of path, corpus"),
+        ({"models": MODELS | {"x": ModelSettings(path="x")}}, "models.x needs a family"),
+        ({"models": MODELS | {"x": ModelSettings(path="x", family="A")}}, "models.x needs a family, and a recipe"),
         ({"real": "lab:control.jsonl"}, "setting real='lab:control.jsonl' needs a lab"),
         ({"temperatures": (-1.0,)}, "must not be negative"),
         ({"generations": {"students": ("other",)}}, "must be both a student and a source"),
