@@ -49,8 +49,10 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row]) -> Analysis:
     unread = {f"{row['student']} of {row['arm']}" for row in joined
               if row["proxy"] == "unknown_share" and row["value"] > MOST_UNKNOWN}  # fmt: skip
     if unread:
-        notes.append(f"More than {MOST_UNKNOWN:.0%} of the tokens are unknown to the reader: {', '.join(sorted(unread))}. Its "
-                     "likelihood is then not that of the text, and the excess over the source's is left out.")  # fmt: skip
+        notes.append(
+            f"More than {MOST_UNKNOWN:.0%} of the tokens are unknown to the reader: {', '.join(sorted(unread))}. Its "
+            "likelihood is then not that of the text, and the excess over the source's is left out."
+        )
     if lacking := _without_extraction(results):
         notes.append("Too little held-out extraction to lose, left out of selectivity and of finding 3: "
                      f"{', '.join(lacking)}.")  # fmt: skip

@@ -430,14 +430,15 @@ class Study:
             title = f"[{number + 1}/{len(self.units)}] {unit.name}"
             try:
                 self._wait(unit, title, say)
-                if unit.done():
+                before = unit.done()
+                if before:
                     say(f"{title}: done before")
                 elif unit.config is not None:
                     save_config(unit.workdir, unit.config)
                 if unit.names == {"report"}:
                     _forget_old_report(unit)
                 stages.run(unit.workdir, unit.plan, unit.names.__contains__, functools.partial(_say, say, title))
-                if outcome := unit.outcome():
+                if not before and (outcome := unit.outcome()):
                     say(f"{title}: {outcome}")
             except (InputError, TrainingDiverged) as e:
                 failures.append(f"{unit.name}: {e}")

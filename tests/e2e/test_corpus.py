@@ -12,6 +12,8 @@ import pytest
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.files import read_jsonl
 
+pytestmark = pytest.mark.once
+
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 ROOT = CONFIG.parents[2]
 

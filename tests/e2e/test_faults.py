@@ -7,6 +7,8 @@ import pytest
 
 from selftrain_jax.data.corpus import read_corpus
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def refused(selftrain):
