@@ -1,5 +1,6 @@
 """Intervals and tests over items (probes, questions, documents), over tasks, and over subsets and seeds."""
 
+import functools
 from typing import Hashable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ _CHUNK_ELEMENTS = 1 << 22
 """Resampled items held in memory at once (32 MiB of indices)."""
 
 
+@functools.lru_cache(maxsize=1 << 14)  # reports ask for the same counts again and again
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval (low, high) of a binomial proportion; (0, 1) when `n` is 0.
 

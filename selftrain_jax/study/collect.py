@@ -27,8 +27,9 @@ def study_data(study: Study) -> StudyData:
     results, curves, proxies = [], [], []
     for run in runs:
         again = study.workdir / "again" / f"{run.student}-{run.seed}"
-        results += _results(run, again if f"again/{again.name}" in done else None)
-        curves += _curves(run)
+        masks = summary.probe_masks(run.pipeline, _keys(run))
+        results += _results(run, masks, again if f"again/{again.name}" in done else None)
+        curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
             if name in done:
@@ -83,11 +84,11 @@ def _place(run: Run, arm) -> dict[str, Any]:
             "seed": run.seed}  # fmt: skip
 
 
-def _results(run: Run, again: pathlib.Path | None) -> Rows:
+def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Path | None) -> Rows:
     pipeline, rows = run.pipeline, []
     base = _items(pipeline.workdir / "evaluate" / "base")
     chance = _chance(pipeline)
-    for subset, masks in enumerate(summary.probe_masks(pipeline, _keys(run))):
+    for subset, masks in enumerate(all_masks):
         before = _values(base, masks, pipeline, chance)
         for arm, key in zip(run.arms, _keys(run)):
             after = _values(_items(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
@@ -137,9 +138,9 @@ def _chance(pipeline) -> float | None:
     return float(np.mean(rates)) if rates else None
 
 
-def _curves(run: Run) -> Rows:
+def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
     rows = []
-    for subset, masks in enumerate(summary.probe_masks(run.pipeline, _keys(run))):
+    for subset, masks in enumerate(all_masks):
         for arm, key in zip(run.arms, _keys(run)):
             by_step: dict[int, dict[str, float]] = {}
             for row in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}" / "curve", masks):
