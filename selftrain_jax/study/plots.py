@@ -205,13 +205,20 @@ def _group_key(metric: str) -> tuple:
     return int(digits or 0), metric
 
 
+_OVER_GENERATIONS = ("capability", "extraction/all", "extraction/held_out", "distinct_1", "distinct_2", "distinct_4",
+                     "entropy", "mean_length", "source_nll")  # fmt: skip
+
+
 def generations(data: StudyData) -> list[Figure]:
-    """One panel per metric: generation against its value, one line per student and mode."""
+    """One panel per metric: generation against its value, one line per student and mode. Single suites, groups of probes and
+    the like are in the table alone."""
     made = []
     names = list(dict.fromkeys((row["student"], row["mode"]) for row in data.generations))
     known = list(dict.fromkeys(student for student, _ in names))
     modes = list(dict.fromkeys(mode for _, mode in names))
     for i, ((metric,), rows) in enumerate(layout.grouped(data.generations, "metric").items()):
+        if metric not in _OVER_GENERATIONS and not metric.startswith("nll/"):
+            continue
         values = layout.over_seeds(rows, lambda r: ((r["student"], r["mode"]), r["generation"]))
         lines = {name: line for name in names if (line := _line(values, name))}
         if not lines:
