@@ -206,8 +206,14 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
         return _verdict(finding, claim, "inconclusive", "The study has no self-trained student beside others.", evidence)
     first = evidence[0]
     ordered = all(row["value"] > 0 for row in evidence[1:])
+    of_self = _interval(_seed_means((row for row in rows if row["relation"] == "self"), _change))
+    own = _evidence("self: capability after minus before", of_self, 100, "points")
+    evidence.append(own)
     if first["low"] is None:
         verdict, reason = "inconclusive", "One seed gives no interval."
+    elif own["high"] < 0:
+        less = "less than the others do" if first["low"] > 0 else "and not surely less than the others do"
+        verdict, reason = "not reproduced", f"Self-generated text surely lowers capability, {less}."
     elif first["high"] < 0:
         verdict, reason = "not reproduced", "Self surely helps less than the others."
     elif first["high"] < USEFUL_POINTS:  # evidence is in points

@@ -69,6 +69,7 @@ def test_one_seed_has_no_interval_and_proves_nothing():
         ({SELF: 0.03, LINEAGE: 0.0, RECIPE: 0.01, FAMILY: -0.02}, "inconclusive"),  # the order is another
         ({SELF: 0.0, LINEAGE: 0.02, RECIPE: 0.02, FAMILY: 0.02}, "not reproduced"),
         ({SELF: 0.004, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001}, "not reproduced"),  # surely, but by next to nothing
+        ({SELF: -0.03, LINEAGE: -0.04, RECIPE: -0.06, FAMILY: -0.08}, "not reproduced"),  # the least harm is no help
         ({SELF: 0.03}, "inconclusive"),
     ],
     ids=str,
