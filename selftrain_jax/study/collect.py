@@ -1,4 +1,4 @@
-"""From what the units left on disk to the rows of a study; the runs that are not finished are left out."""
+"""From what the units left on disk to the rows of a study; arms that are not finished are left out."""
 
 import dataclasses
 import pathlib

@@ -1,6 +1,7 @@
 """`selftrain study`: the units of a study, one after the other, and its page."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -21,6 +22,11 @@ def run_study(
       InputError: bad settings or files, before any work; or units that failed, after all others are done.
     """
     index, count = _shard(shard)
+    if int(os.environ.get("JAX_NUM_PROCESSES") or 1) > 1:
+        raise InputError(
+            f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}: a study takes no job of several processes; unset it, and "
+            "give each process a shard of its own with --shard"
+        )
     parallel.enable_compilation_cache()
     study = Study(config, workdir, command)
     _check_folder(study.workdir, report_only)

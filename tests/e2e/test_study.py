@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from selftrain_jax.errors import InputError
+from selftrain_jax.study.command import run_study
 from selftrain_jax.study.data import CONTROLS
 
 pytestmark = pytest.mark.once
@@ -118,6 +120,12 @@ def test_bad_input_is_refused_before_anything_is_written(selftrain, tmp_path):
         done = selftrain("study", tmp_path / "x", *settings, config=CONFIG)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "x").exists()
+
+
+def test_a_job_of_several_processes_is_sent_to_shards(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match="--shard"):
+        run_study(None, tmp_path / "x", "", "0/1", False, print)
 
 
 def test_study_and_run_name_each_other(selftrain, tmp_path):
