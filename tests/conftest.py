@@ -16,8 +16,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):
-    if sys.version_info >= (3, 12) and not os.environ.get("SELFTRAIN_TEST_ALL"):
-        skip = pytest.mark.skip(reason="slow: runs on Python 3.11, elsewhere with SELFTRAIN_TEST_ALL=1")
-        for item in items:
-            if item.get_closest_marker("once"):
-                item.add_marker(skip)
+    if os.environ.get("SELFTRAIN_TEST_ALL"):
+        return
+    elsewhere, where = ("once", "Python 3.11") if sys.version_info >= (3, 12) else ("newest", "Python 3.12 and later")
+    skip = pytest.mark.skip(reason=f"slow: runs on {where}, elsewhere with SELFTRAIN_TEST_ALL=1")
+    for item in items:
+        if item.get_closest_marker(elsewhere):
+            item.add_marker(skip)

@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
     listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert listed == [*COMMANDS, "plan", "probes", "import", "convert", "export", "verify"]
+    assert listed == [*COMMANDS, "plan", "study", "probes", "import", "convert", "export", "verify"]
     assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
 
 

@@ -14,6 +14,8 @@ from selftrain_jax.sampling.warp import SamplingConfig
 from selftrain_jax.training.log import peak_flops
 from selftrain_jax.training.loop import TrainConfig
 
+pytestmark = pytest.mark.newest
+
 TINY = pathlib.Path(__file__).parent / "e2e" / "tiny.py"
 SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
 
@@ -30,7 +32,6 @@ CASES = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["small", *(pytest.param(n, marks=pytest.mark.large) for n in CASES if n != "small")])
 def test_the_plan_agrees_with_the_compiled_step(name):
     """Within 10 % at sizes that the plan did not look at; the state exactly, up to the batch and two counters."""

@@ -11,15 +11,16 @@ from selftrain_jax.errors import InputError
 from selftrain_jax.study.command import run_study
 from selftrain_jax.study.data import CONTROLS
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.newest
+
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
-ONE_SEED = ("--config.seeds=(0,)", "--config.generations.count=1")
+NO_LOOP = "--config.generations.count=1"
 
 
 @pytest.fixture(scope="module")
 def finished(selftrain, tmp_path_factory):
-    """(workdir, standard output) of one uninterrupted study of two seeds."""
+    """(workdir, standard output) of one uninterrupted study."""
     workdir = tmp_path_factory.mktemp("study") / "study"
     return workdir, selftrain.succeeds("study", workdir, config=CONFIG)
 
@@ -41,7 +42,7 @@ def test_a_study_ends_with_its_tables(finished):
     # In batches of another size nothing changes but the last digits of a likelihood.
     again = [(row["before"], row["after"]) for row in data["results"] if row["arm"] == "none"]
     assert again and all(after == pytest.approx(before, abs=1e-5) for before, after in again)
-    assert {row["num_replicates"] for row in data["utility"]} == {2}
+    assert {row["num_replicates"] for row in data["utility"]} == {1}
     assert {row["proxy"] for row in data["proxies"]} >= {"nll", "excess_nll", "hidden_similarity", "tfidf_similarity",
                                                          "gradient_alignment"}  # fmt: skip
     assert {row["generation"] for row in data["generations"]} == {0, 1, 2}
@@ -52,7 +53,7 @@ def test_a_study_ends_with_its_tables(finished):
     for run in data["runs"]:
         assert (workdir / "report" / run["report"]).resolve().is_file()
     assert "A_small-0: A_small: capability " in out and " -> " in out
-    assert str(workdir / "report" / "study.html") in out and "not reproduced" in out.lower()
+    assert str(workdir / "report" / "study.html") in out and "INCONCLUSIVE" in out
 
 
 def test_a_finished_study_is_not_done_again(finished, selftrain):
@@ -71,6 +72,7 @@ def test_a_changed_setting_is_named_before_any_work(finished, selftrain):
     assert selftrain.contents(workdir / "report") == before
 
 
+@pytest.mark.large
 def test_two_shards_on_one_folder_find_what_one_process_finds(finished, selftrain, tmp_path):
     processes = [selftrain.start("study", tmp_path, f"--shard={i}/2", config=CONFIG) for i in (0, 1)]
     ends = [process.communicate(timeout=600) for process in processes]
@@ -90,9 +92,10 @@ def test_a_study_killed_at_random_finds_the_same(finished, selftrain, tmp_path):
     assert found(tmp_path) == found(finished[0])
 
 
+@pytest.mark.large
 def test_what_fails_is_told_and_the_rest_is_done(selftrain, tmp_path):
     """One-word overlaps are everywhere: no audit lets anything through."""
-    done = selftrain("study", tmp_path, *ONE_SEED, "--config.audit.ngram=1", config=CONFIG)
+    done = selftrain("study", tmp_path, NO_LOOP, "--config.audit.ngram=1", config=CONFIG)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
     last = done.stderr.splitlines()[-1]
     assert "units failed, the rest is done" in last and "A_small-0: A_small" in last
@@ -101,9 +104,10 @@ def test_what_fails_is_told_and_the_rest_is_done(selftrain, tmp_path):
     assert (tmp_path / "failed").is_dir() and (tmp_path / "corpora" / "0" / "B" / "manifest.json").is_file()
 
 
+@pytest.mark.large
 def test_a_training_whose_numbers_break_is_one_failure_among_others(selftrain, tmp_path):
     rates = "--config.learning_rates=(0.001,1e38)"
-    done = selftrain("study", tmp_path, *ONE_SEED, rates, "--config.sources=('A_small',)", config=CONFIG)
+    done = selftrain("study", tmp_path, NO_LOOP, rates, "--config.sources=('A_small',)", config=CONFIG)
     assert done.returncode == 2 and "not finite" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     data = found(tmp_path)
     assert {row["condition"] for row in data["utility"]} == {"lr 0.001"} and data["notes"]

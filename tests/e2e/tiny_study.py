@@ -10,7 +10,7 @@ import lab  # noqa: E402
 def get_config():
     config = lab.get_config()
     config.title = "Tiny study"
-    config.students, config.sources, config.seeds = ("A_small",), ("A_small", "B"), (0, 1)
+    config.students, config.sources, config.seeds = ("A_small",), ("A_small", "B"), (0,)
     config.lab.world.update(num_people=8, max_addend=6, repeats=(0, 32), sequences_per_group=(4, 4))
     for name in ("A_large", "A_recipe"):
         del config.models[name], config.lab.models[name]

@@ -24,7 +24,8 @@ from selftrain_jax.study.plan import Study
 from selftrain_jax.training.loop import TrainConfig
 from selftrain_jax.training.optimizer import OptimizerConfig
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.newest
+
 
 TRAIN = TrainConfig(
     batch_size=4, sequence_length=64, epochs=1, dtype="float32", remat=False, log_every=1,
