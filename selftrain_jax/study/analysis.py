@@ -262,7 +262,8 @@ def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]
     predicts = [name for name, low, _ in helpful if low > 0]
     fails = [name for name, _, high in helpful if high < USEFUL_CORRELATION]
     if predicts:
-        verdict, reason = "not reproduced", f"Over all pairs, {' and '.join(predicts)} surely tells which text helps more."
+        tell = "tell" if len(predicts) > 1 else "tells"
+        verdict, reason = "not reproduced", f"Over all pairs, {' and '.join(predicts)} surely {tell} which text helps more."
     elif len(fails) == len(helpful):
         verdict, reason = "reproduced", (
             f"Over all pairs, the rank correlation of every intrinsic proxy is surely below {USEFUL_CORRELATION}."
