@@ -72,7 +72,7 @@ def student_documents(
     check_tokenizer(config, tokenizer)
     documents, provenance = clean_documents(audited)
     if provenance is not None and retokenize == "auto":
-        retokenize = provenance.get("tokenizer_fingerprint") != tokenizer_fingerprint(student)
+        retokenize = not _same_tokenizer(provenance, student)
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
@@ -83,11 +83,15 @@ def student_documents(
 
 def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:
     """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
-    if provenance.get("tokenizer_fingerprint") != tokenizer_fingerprint(student):
+    if not _same_tokenizer(provenance, student):
         raise InputError(
             f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the student's "
             f"({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
         )
+
+
+def _same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
+    return provenance.get("tokenizer_fingerprint") == tokenizer_fingerprint(student)
 
 
 def read_subset(directory: pathlib.Path) -> PackedRows:

@@ -13,7 +13,7 @@ from selftrain_jax.evaluation import likelihood
 from selftrain_jax.models import hf
 from selftrain_jax.study import analysis
 from selftrain_jax.study.data import CONTROLS, RELATIONS, StudyData
-from selftrain_jax.study.plan import Generation, Run, Study
+from selftrain_jax.study.plan import Run, Study, generation_name, mean_capability
 
 Rows = list[dict[str, Any]]
 
@@ -112,19 +112,13 @@ def _items(directory: pathlib.Path) -> dict[str, np.ndarray]:
 def _values(items: dict[str, np.ndarray], masks: dict[str, np.ndarray], pipeline, chance: float | None) -> dict[str, float]:
     """Every metric of one model: shares, and nats per token."""
     found = {name: float(hits.mean()) for name, hits in summary.hits(items, masks, pipeline.config.evaluate).items()}
-    capability = _capability(found)
+    capability = mean_capability(found)
     if capability is not None:
         found |= {"capability": capability, "capability above chance": capability - chance}
     for name, values in items.items():
         if name.startswith("nll/") and not name.endswith(":tokens"):
             found[name] = float(values.sum() / items[f"{name}:tokens"].sum())
     return found
-
-
-def _capability(found: dict[str, float]) -> float | None:
-    """The mean over the suites, each by its first rule."""
-    suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
-    return float(np.mean(suites)) if suites else None
 
 
 def _chance(pipeline) -> float | None:
@@ -146,7 +140,7 @@ def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
             for row in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}" / "curve", masks):
                 by_step.setdefault(row["step"], {})[row["metric"]] = row["value"]
             for step, found in by_step.items():
-                if (capability := _capability(found)) is not None:
+                if (capability := mean_capability(found)) is not None:
                     found["capability"] = capability
                 rows += [
                     {**_place(run, arm), "subset": subset, "step": step, "metric": metric, "value": value}
@@ -155,20 +149,16 @@ def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
     return rows
 
 
-def _chain_name(g: Generation) -> str:
-    return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
-
-
 def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict[str, Any]]:
     """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held out is
     what is in the text of none of them."""
     finished = {run.name for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
-    for student, seed in sorted({(g.student, g.seed) for g in study.generations if _chain_name(g) in done}):
+    for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
         first = study.first_runs[student, seed]
         if first.name not in finished:
             continue
         first = next(run for run in runs if run.name == first.name)
-        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and _chain_name(g) in done]
+        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and generation_name(g) in done]
         kinds = [summary.probe_masks(first.pipeline, _keys(first))[0]]
         kinds += [summary.probe_masks(g.pipeline)[0] for g in later]
         masks = {name: np.all([kind[name] for kind in kinds], axis=0) for name in kinds[0]}

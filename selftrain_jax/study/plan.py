@@ -19,7 +19,7 @@ import functools
 import pathlib
 import shutil
 import time
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from selftrain_jax import stages
 from selftrain_jax.data.texts import load_texts, shuffle_words
@@ -358,8 +358,8 @@ class Study:
             chain = {h.number: h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)}
             plan = generations.stages(g, chain, before)
             names = frozenset(stage.name for stage in plan)
-            previous = f"{before.name}: {before.arms[0].key}" if g.number == 2 else _generation_name(chain[g.number - 1])
-            yield Unit(_generation_name(g), g.pipeline.workdir, plan, names, (previous,), g.pipeline.config)
+            previous = f"{before.name}: {before.arms[0].key}" if g.number == 2 else generation_name(chain[g.number - 1])
+            yield Unit(generation_name(g), g.pipeline.workdir, plan, names, (previous,), g.pipeline.config)
 
     # Doing them.
 
@@ -372,7 +372,6 @@ class Study:
     def _check_inputs(self) -> None:
         from selftrain_jax.data.corpus import read_corpus
         from selftrain_jax.models import hf
-        from selftrain_jax.models.hub import resolve_model
         from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
         for name, model in self.config.models.items():
@@ -380,7 +379,7 @@ class Study:
                 if model.corpus:
                     read_corpus(model.corpus)
                 elif model.path:
-                    path = resolve_model(model.path, model.revision or None)
+                    path = self.resolve(name, self.config.seeds[0])
                     check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None
@@ -501,7 +500,8 @@ def _belongs(stage: str, key: str, pipeline: Pipeline) -> bool:
     return kind in ("subset", "train", "evaluate") and where is not None and where[0] == key
 
 
-def _generation_name(g: Generation) -> str:
+def generation_name(g: Generation) -> str:
+    """The name of its unit."""
     return f"generations/{g.mode}/{g.student}-{g.seed}/{g.number}"
 
 
@@ -515,14 +515,19 @@ def _forget_old_report(unit: Unit) -> None:
             shutil.rmtree(path.parent)
 
 
+def mean_capability(found: Mapping[str, float]) -> float | None:
+    """The mean over the suites of `found`, each by its first rule; None without suites."""
+    suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
+    return sum(suites) / len(suites) if suites else None
+
+
 def _outcome(pipeline: Pipeline, key: str) -> str:
     """The first subset's mean accuracy and extraction, before (where that is known yet) and after."""
     shown = []
     for model in ("base", f"{key}-0"):
         if stages.manifest_path(pipeline.workdir, f"evaluate/{model}").is_file():
             found = stages.read_manifest(pipeline.workdir, f"evaluate/{model}")["result"]
-            suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
-            shown.append([sum(suites) / len(suites) if suites else None, found.get("extraction/all")])
+            shown.append([mean_capability(found), found.get("extraction/all")])
     parts = zip(("capability", "extraction"), zip(*shown))
     return ", ".join(f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values)
 
