@@ -152,30 +152,30 @@ def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
 def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict[str, Any]]:
     """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held out is
     what is in the text of none of them."""
-    finished = {run.name for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
+    finished = {run.name: run for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
     for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
-        first = study.first_runs[student, seed]
-        if first.name not in finished:
+        first = finished.get(study.first_runs[student, seed].name)
+        if first is None:
             continue
-        first = next(run for run in runs if run.name == first.name)
+        chance = _chance(first.pipeline)  # the suites are the same throughout
         later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and generation_name(g) in done]
         kinds = [summary.probe_masks(first.pipeline, _keys(first))[0]]
         kinds += [summary.probe_masks(g.pipeline)[0] for g in later]
         masks = {name: np.all([kind[name] for kind in kinds], axis=0) for name in kinds[0]}
         for number, model in enumerate(("base", f"{first.pipeline.main}-0")):
-            values = _model_values(first.pipeline, model, masks)
+            values = _model_values(first.pipeline, model, masks, chance)
             if number:
                 values |= _corpus_values(first.pipeline.config.corpus, first.pipeline)
             for mode in study.config.generations.modes:
                 yield from _generation_rows(student, mode, number, seed, values)
         for g in later:
-            values = _model_values(g.pipeline, f"{g.pipeline.main}-0", masks)
+            values = _model_values(g.pipeline, f"{g.pipeline.main}-0", masks, chance)
             values |= _corpus_values(g.pipeline.corpus_path(g.pipeline.main), g.pipeline)
             yield from _generation_rows(student, g.mode, g.number, seed, values)
 
 
-def _model_values(pipeline, model: str, masks: dict[str, np.ndarray]) -> dict[str, float]:
-    return _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, _chance(pipeline))
+def _model_values(pipeline, model: str, masks: dict[str, np.ndarray], chance: float | None) -> dict[str, float]:
+    return _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, chance)
 
 
 def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict]:
