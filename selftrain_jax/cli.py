@@ -14,7 +14,8 @@ import warnings
 from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__, tools
-from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped
+from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped, one_line
+from selftrain_jax.storage import is_storage_error
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -52,14 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
+            return _bucket_failed(e, argv)
         print(f"selftrain: error: {f'{e.filename}: ' if e.filename else ''}{e.strerror}", file=sys.stderr)
         return 2
+    except Exception as e:
+        return _bucket_failed(e, argv)
     except KeyboardInterrupt:
         tool = arguments.command in tools.COMMANDS
         outcome = "nothing was written" if tool else "the same command goes on from here"
         print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
         return 1
+
+
+def _bucket_failed(error: Exception, argv: list[str]) -> int:
+    """The exit code after saying that a bucket cannot be used; raises the error again if it is another."""
+    if not any("gs://" in argument for argument in argv) or not is_storage_error(error):
+        raise error
+    print(f"selftrain: stopped: the bucket cannot be used ({one_line(error)[:300]}); try the same command again",
+          file=sys.stderr)  # fmt: skip
+    return 1
 
 
 @contextlib.contextmanager
@@ -97,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
         command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help="the run's settings")
-        command.add_argument("--workdir", required=needed, type=pathlib.Path, metavar="DIR", help="the run's folder")
+        command.add_argument("--workdir", required=needed, metavar="DIR", help="the run's folder, on disk or gs://...")
         if name == "sample":
             command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
         if name in ("run", "train"):
@@ -126,7 +138,7 @@ def _add_study(commands) -> None:
     command = commands.add_parser("study", help=text, description=text[0].upper() + text[1:] + ".", epilog=_EPILOG,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the study's settings")
-    command.add_argument("--workdir", required=True, type=pathlib.Path, metavar="DIR", help="the study's folder")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="the study's folder, on disk")
     command.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th unit from I = 0 ... N - 1 on, beside "
                          "the other shards in the same folder; shard 0 waits for all and writes the page")  # fmt: skip
     command.add_argument("--report", action="store_true", help="do nothing but write the page, from what is done so far")
@@ -154,18 +166,19 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         return 0
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
+    from selftrain_jax.storage import Workdir
     from selftrain_jax.training.log import check_wandb
 
     command = "selftrain " + shlex.join(argv)
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
-    pipeline = Pipeline(config, arguments.workdir, command, **watched)
+    pipeline = Pipeline(config, Workdir(arguments.workdir), command, **watched)
     plan = pipeline.stages()
     if arguments.command == "status":
-        stages.check(pipeline.workdir, plan)
-        stale = stages.stale(pipeline.workdir, plan)
+        stages.check(pipeline.home, plan)
+        stale = stages.stale(pipeline.home, plan)
         for stage in plan:
-            state = "stale" if stage.name in stale else stages.state(pipeline.workdir, stage)
-            far = stages.progress(pipeline.workdir, stage) if state == "started" else ""
+            state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
+            far = stages.progress(pipeline.home, stage) if state == "started" else ""
             print(f"{state:8} {stage.name}{far and f': {far}'}")
         return 0
     wanted = arguments.command
@@ -174,20 +187,21 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     parallel.initialize()
 
     def check_and_save():
-        stages.check(pipeline.workdir, plan)
+        stages.check(pipeline.home, plan)
         pipeline.check_files()
-        save_config(pipeline.workdir, config)
+        save_config(pipeline.home, config)
 
     parallel.on_first("check of files and settings", check_and_save)
     first = parallel.is_first()
     if first:
         mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
-        print(f"selftrain: {parallel.describe(mesh, pipeline.workdir)}", file=sys.stderr)
-    stages.run(pipeline.workdir, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
+        print(f"selftrain: {parallel.describe(mesh, pipeline.home)}", file=sys.stderr)
+    stages.run(pipeline.place, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
     if wanted == "sample" and arguments.show and first:
+        pipeline.place.fetch(f"sample/{pipeline.main}")
         _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
     if wanted in ("run", "report") and first:
-        report = pipeline.workdir / "report"
+        report = pipeline.home / "report"
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")
     return 0

@@ -108,7 +108,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")
         return *hf.load_pretrained(student), student, _card(name, shown, model, [])
     config = hf.load_config(student)
-    checkpoints = workdir / "train" / model / "checkpoints"
+    checkpoints = pipeline.checkpoints(model)
     last = saved_steps(checkpoints)[-1]
     step = last if step is None else step
     params = restore_params(checkpoints, config, step=step)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import zlib
 from typing import Any, Iterable, Iterator
@@ -15,11 +16,49 @@ from typing import Any, Iterable, Iterator
 from selftrain_jax.errors import InputError
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is a URL, such as gs://bucket/folder."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike) -> pathlib.PurePath:
+    """`path` as a path object: of etils.epath for a URL, of pathlib otherwise.
+
+    Raises:
+      InputError: a URL that is not gs://BUCKET..., or one while gcsfs is not installed.
+    """
+    text = os.fspath(path)
+    if not is_remote(path):
+        if text.startswith("gs:/"):
+            raise InputError(f"path {text} is neither a bucket nor a good name for a folder: write gs://BUCKET/FOLDER")
+        return pathlib.Path(path)
+    if not re.match(r"gs://[^/]", text):
+        raise InputError(f"path {text}: write gs://BUCKET/FOLDER, or name a folder on disk; other storage is not supported")
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise InputError(f"path {text} needs gcsfs: pip install 'selftrain_jax[gcs]', or name a folder on disk") from None
+    import fsspec
+    from etils import epath
+
+    # Other processes write to the bucket, too, and Orbax does so past this library: a remembered listing would be wrong.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def absolute(path: str | os.PathLike) -> pathlib.PurePath:
+    """`path` from the root on; a URL is."""
+    return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()
+
+
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one, never a part of it."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = as_path(path)
     payload = data.encode() if isinstance(data, str) else data
+    if is_remote(path):  # an object in a bucket appears whole
+        path.write_bytes(payload)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(payload)
@@ -30,10 +69,12 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def user_path(path: str | os.PathLike) -> pathlib.Path:
+def user_path(path: str | os.PathLike) -> pathlib.PurePath:
     """`path` with the home folder in place of a leading `~`; `InputError` when there is none of that user."""
+    if is_remote(path):
+        return as_path(path)
     try:
-        return pathlib.Path(path).expanduser()
+        return as_path(path).expanduser()
     except RuntimeError:
         raise InputError(f"path {path}: there is no such user's home folder; write the path in full") from None
 
@@ -114,11 +155,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
     """The JSON value in `path`; `InputError` naming `what` when it is missing or broken."""
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(as_path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path}") from None
     except OSError as e:
-        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+        raise InputError(f"{what} {path} cannot be read ({e.strerror or e})") from None
     except (ValueError, RecursionError) as e:
         raise InputError(f"{what} {path} is not valid JSON: {e}") from None
 

@@ -11,9 +11,10 @@ import pathlib
 from typing import Any, Callable, Iterator
 
 from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, write_atomic, write_json
+from selftrain_jax.files import as_path, file_fingerprint, write_atomic, write_json
 from selftrain_jax.settings import ControlSettings, RunConfig
 from selftrain_jax.stages import Stage
+from selftrain_jax.storage import CHECKPOINTS, Workdir
 
 LAB = "lab:"
 
@@ -22,17 +23,19 @@ LAB = "lab:"
 class Pipeline:
     """The stages of `config` in `workdir`; `mesh` is made when a stage first needs it.
 
-    `wandb` and `profile` are those of `training.loop.train`.
+    A workdir that is in a bucket comes as `storage.Workdir`; `workdir` is then its copy on this machine, in which stages
+    work, and `home` the folder itself. On disk both are the same. `wandb` and `profile` are those of `training.loop.train`.
     """
 
     config: RunConfig
-    workdir: pathlib.Path
+    workdir: Workdir | pathlib.Path
     command: str = ""
     wandb: str = ""
     profile: bool = False
 
     def __post_init__(self):
-        self.workdir = pathlib.Path(self.workdir)
+        place = self.workdir if isinstance(self.workdir, Workdir) else Workdir(self.workdir)
+        self.place, self.home, self.workdir = place, place.path, place.local
         if self.config.lab is None:
             for setting, value in self._references().items():
                 if value.startswith(LAB):
@@ -130,6 +133,16 @@ class Pipeline:
         """The corpus that an arm's documents are in before the audit."""
         return pathlib.Path(self.arms[arm].corpus or self.workdir / "sample" / arm / "corpus")
 
+    def checkpoints(self, model: str) -> pathlib.PurePath:
+        """Where the checkpoints of a trained model are."""
+        return self.home / "train" / model / CHECKPOINTS
+
+    def _storage(self, stage: str) -> dict[str, Any]:
+        """For trainings: where checkpoints go, and what must be safe before one counts."""
+        return {
+            "checkpoints": self.home / stage / CHECKPOINTS, "before_save": functools.partial(self.place.send, stage),
+        }  # fmt: skip
+
     def path(self, reference: str) -> pathlib.Path:
         """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
         if reference.startswith(LAB):
@@ -188,7 +201,10 @@ class Pipeline:
             from selftrain_jax.lab.world import build_world
 
             world = build_world(lab.world)
-            pretrain.pretrain(world, getattr(lab, name), directory, mesh=self.mesh, description=f"pre-train {name}")
+            pretrain.pretrain(
+                world, getattr(lab, name), directory, mesh=self.mesh, description=f"pre-train {name}",
+                **self._storage(f"lab/{name}"),
+            )  # fmt: skip
 
         world = dataclasses.asdict(lab.world)
         counts = {name: getattr(lab, name) for name in ("validation_documents", "control_documents")}
@@ -204,11 +220,14 @@ class Pipeline:
         del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
 
         def work(directory):
-            from selftrain_jax.data.generate import sample_corpus
+            from selftrain_jax.data.generate import draw_shards
 
-            return sample_corpus(
-                self.model_path(source), self.config.sample, directory / "corpus", mesh=self.own_mesh, name=arm
-            )
+            draw_shards(self.model_path(source), self.config.sample, directory / "corpus", mesh=self.own_mesh, name=arm)
+
+        def finish(directory):
+            from selftrain_jax.data.generate import finish_corpus
+
+            return finish_corpus(self.model_path(source), self.config.sample, directory / "corpus", name=source)
 
         def externals():
             from selftrain_jax.data.generate import sampling_dtype
@@ -217,8 +236,9 @@ class Pipeline:
             return self._model_input("source", source) | {"dtype": sampling_dtype(self.config.sample)}
 
         return Stage(
-            f"sample/{arm}", settings, self._lab_stages(source), work, externals, grows=("num_samples",), together=True
-        )
+            f"sample/{arm}", settings, self._lab_stages(source), work, externals, grows=("num_samples",), together=True,
+            finish=finish,
+        )  # fmt: skip
 
     def _audit(self, arm: str, origin: ControlSettings) -> Stage:
         audit = self.config.audit
@@ -286,6 +306,7 @@ class Pipeline:
             return train(
                 params, model_config, rows, train_config, directory, mesh=self.mesh, description=f"train {arm}-{k}",
                 donate=True, wandb=self.wandb, profile=self.profile, measure=measure, measure_points=evaluate.curve_points,
+                **self._storage(f"train/{arm}-{k}"),
             )  # fmt: skip
 
         return Stage(
@@ -331,7 +352,7 @@ class Pipeline:
         student = self.model_path(self.student)
         if self.models[model] is not None:
             config = hf.load_config(student)
-            return config, restore_params(self.workdir / "train" / model / "checkpoints", config, self.own_mesh)
+            return config, restore_params(self.checkpoints(model), config, self.own_mesh)
         return hf.load_pretrained(student, mesh=self.own_mesh)
 
     def _report(self) -> Stage:
@@ -346,11 +367,11 @@ class Pipeline:
         return Stage("report", settings, [f"evaluate/{model}" for model in self.models], work)
 
 
-def save_config(workdir: pathlib.Path, config: RunConfig) -> None:
+def save_config(workdir: pathlib.PurePath, config: RunConfig) -> None:
     """Leaves the resolved settings in `workdir/config.json`; `InputError` when nothing can be written there."""
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", dataclasses.asdict(config))
     except OSError as e:
-        raise InputError(f"workdir {workdir} cannot be written ({e.strerror}): name another --workdir") from None
+        raise InputError(f"workdir {workdir} cannot be written ({e.strerror or e}): name another --workdir") from None

@@ -11,6 +11,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.hub import resolve_model
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.storage import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ def find_model(reference: str, revision: str | None = None) -> Model:
         if revision is not None:
             raise InputError(f"revision={revision!r} applies to hub names, but {reference} is a model of a run; drop it")
         return _of_run(reference, files.user_path(path), name)
+    if files.is_remote(reference) and "/" in name:
+        raise InputError(f"{reference}: in a bucket, only models of runs can be named, for example {reference}:self-0")
     if colon and not os.path.isdir(files.user_path(reference)):  # no hub name has a colon
         raise InputError(f"model {reference} not found: {path} is not the folder of a run (no config.json in it)")
     directory = resolve_model(reference, revision)
@@ -77,7 +80,7 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     def load(mesh):
         from selftrain_jax.training.checkpoint import restore_params
 
-        return restore_params(workdir / "train" / name / "checkpoints", config, mesh)
+        return restore_params(pipeline.checkpoints(name), config, mesh)
 
     fingerprint = files.fingerprint([manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)])
     return Model(reference, config, student, fingerprint, load)
@@ -92,13 +95,15 @@ def open_run(workdir: pathlib.Path) -> Any:
     from selftrain_jax.pipeline import Pipeline
     from selftrain_jax.settings import RunConfig, build
 
-    settings = files.read_json(workdir / "config.json", "run (config.json of a workdir)")
+    place = Workdir(workdir)
+    settings = files.read_json(place.path / "config.json", "run (config.json of a workdir)")
     if not _is_run(settings):
         raise InputError(
             f"{workdir} is neither the workdir of a run nor a directory of `selftrain convert`; a Hugging Face directory "
             "needs no export"
         )
-    return Pipeline(build(RunConfig, settings), workdir)
+    place.fetch("lab", "report")
+    return Pipeline(build(RunConfig, settings), place)
 
 
 def student_directory(pipeline: Any) -> pathlib.Path:

@@ -10,7 +10,6 @@ do, since what one host writes may reach another's view of a network file system
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Callable, Mapping, Sequence
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import differences, fingerprint, read_json, write_json
+from selftrain_jax.storage import Workdir
 from selftrain_jax.training.log import read_metrics
 
 
@@ -34,6 +34,7 @@ class Stage:
       externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
       grows: settings that may be raised later; the stage then goes on from what is there.
       together: in a job of several processes, all of them do the work, on the mesh; otherwise process 0 does it alone.
+      finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     externals: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
     together: bool = False
+    finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -104,16 +106,20 @@ def _grown(workdir: pathlib.Path, stage: Stage) -> bool:
     return path.is_file() and any(read_json(path)["settings"].get(n) != stage.settings[n] for n in stage.grows)
 
 
-def run(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool], say: Callable[[str], None]) -> None:
+def run(
+    workdir: Workdir | pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool], say: Callable[[str], None]
+) -> None:
     """Does the stages whose name is `wanted`, in order, skipping those that are done.
 
     Raises:
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
 
+    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
+
     def check_all():
-        check(workdir, stages)
-        _check_growth(workdir, stages, wanted)
+        check(workdir.path, stages)
+        _check_growth(workdir.path, stages, wanted)
 
     parallel.on_first("check of the workdir", check_all)
     for number, stage in enumerate(stages, 1):
@@ -161,18 +167,18 @@ def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callab
             raise InputError(f"stage {name} has less than is asked for: run `selftrain {name.split('/')[0]}` first")
 
 
-def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str], None]) -> None:
-    directory = workdir / stage.name
+def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], None]) -> None:
+    directory, local = workdir.path / stage.name, workdir.local / stage.name
     asked: dict[str, Any] = {}
 
     def begins() -> bool:
-        inputs = {name: read_manifest(workdir, name)["fingerprint"] for name in stage.after}
+        inputs = {name: read_manifest(workdir.path, name)["fingerprint"] for name in stage.after}
         asked.update(stage=stage.name, settings=_plain(stage.settings), inputs=inputs | dict(stage.externals()))
         for file in ("manifest.json", "started.json"):
             if (directory / file).is_file():
-                _compare(workdir, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
+                _compare(workdir.path, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
         if (directory / "manifest.json").is_file():
-            if not _grown(workdir, stage):
+            if not _grown(workdir.path, stage):
                 say(f"{title}: done before")
                 return False
             (directory / "manifest.json").unlink()
@@ -187,17 +193,27 @@ def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str
             directory / "manifest.json", {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
         )
 
+    def works() -> Mapping[str, Any]:
+        workdir.fetch()
+        with workdir.sending(stage.name):
+            return (stage.finish or stage.work)(local) or {}
+
     if not parallel.on_first(f"begin of {stage.name}", begins):
         return
     begin = time.perf_counter()
+    local.mkdir(parents=True, exist_ok=True)
     try:
         if stage.together:
-            result = stage.work(directory) or {}
-        else:
-            result = parallel.on_first(stage.name, lambda: stage.work(directory) or {})
+            workdir.fetch(stage.name, *stage.after)
+            parallel.barrier(f"all begin {stage.name}")
+            with workdir.sending(stage.name):
+                result = stage.work(local) or {}
+            parallel.barrier(f"all are done with {stage.name}")
+        if stage.finish or not stage.together:
+            result = parallel.on_first(stage.name, works)
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
-        if parallel.is_first() and os.listdir(directory) == ["started.json"]:
+        if parallel.is_first() and [path.name for path in directory.iterdir()] == ["started.json"]:
             (directory / "started.json").unlink()
         raise
     parallel.on_first(f"end of {stage.name}", ends)

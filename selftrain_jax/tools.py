@@ -47,7 +47,7 @@ def add_commands(commands) -> None:
     option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
 
     option = add("export", "write a run's model, or a converted one, as a Hugging Face directory")
-    option("source", type=pathlib.Path, metavar="WORKDIR", help="a run's folder, or one of `selftrain convert`")
+    option("source", metavar="WORKDIR", help="a run's folder, or one of `selftrain convert`")
     option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
     option("--model", metavar="NAME", help="which model of the run: self-0 (default), real-0, base, ...")
     option("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")

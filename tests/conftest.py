@@ -1,7 +1,10 @@
 """Set before jax is imported anywhere: eight virtual CPU devices for mesh tests, and one compilation cache for all."""
 
+import importlib.util
 import os
 import pathlib
+import socket
+import subprocess
 import sys
 import tempfile
 
@@ -23,3 +26,28 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker(elsewhere):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """An object store on this machine, which every process started from here on takes for Google's."""
+    for library in ("gcsfs", "gcp_storage_emulator"):  # not imported yet: gcsfs reads its environment when it is
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"needs {library}")
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    script = pathlib.Path(__file__).with_name("bucket.py")
+    command = [sys.executable, script, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        with pytest.MonkeyPatch.context() as patch:
+            for setting in process.stdout.readline().split():
+                patch.setenv(*setting.split("="))
+            yield
+        process.kill()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path):
+    """A folder of its own in a bucket, which does not exist yet."""
+    return f"gs://runs/{tmp_path.parent.name}/{tmp_path.name}"

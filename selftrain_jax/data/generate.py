@@ -15,6 +15,7 @@ from selftrain_jax import parallel
 from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
 from selftrain_jax.errors import InputError
 from selftrain_jax.models import hf
+from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 
@@ -25,7 +26,14 @@ def sampling_dtype(settings) -> str:
 
 
 def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str) -> dict[str, Any]:
-    """Draws `settings.num_samples` documents from the model and writes them as a finished corpus.
+    """Draws `settings.num_samples` documents from the model and writes them as a finished corpus: `draw_shards`, then, on
+    process 0, `finish_corpus`. Arguments as there; returns the corpus manifest."""
+    draw_shards(model, settings, path, mesh=mesh, name=name)
+    return parallel.on_first("corpus finished", lambda: finish_corpus(model, settings, path, name=str(model)))
+
+
+def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str) -> None:
+    """Draws those of `settings.num_samples` documents that are not there yet, and writes them as shards of a corpus.
 
     In a job of several processes each calls this with a mesh of its own devices, draws every so-many-th shard, and returns
     when all are done; no tensor crosses between hosts. (With a mesh that spans processes, for a model that one host cannot
@@ -37,14 +45,11 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
       path: the corpus folder, shared by the processes; documents that are there already are kept.
       mesh: devices.
       name: shown on the progress bar.
-
-    Returns:
-      The corpus manifest.
     """
     config = hf.load_config(model)
     tokenizer = load_tokenizer(model)
     check_tokenizer(config, tokenizer)
-    vocab_limit = min(len(tokenizer), config.vocab_size)
+    vocab_limit = _vocab_limit(config, tokenizer)
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
     first = jax.process_index() == 0
     if not first:  # the first process may have shards of a smaller corpus to rename
@@ -77,16 +82,31 @@ def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         shown = _shown(waves, name, total=len(kept) + len(ids), todo=len(ids))
         _write(writer if first or not spans_processes else None, missing, kept, shown, tokenizer)
     parallel.barrier("all shards written")
-    if first:
-        writer.finalize({
-            "model": str(model),
-            "model_fingerprint": hf.model_fingerprint(model),
-            "tokenizer_fingerprint": tokenizer_fingerprint(model),
-            "vocab_size": vocab_limit,
-            "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
-        })
-    parallel.barrier("corpus finished")
+
+
+def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, name: str) -> dict[str, Any]:
+    """Makes a corpus of the shards that `draw_shards` wrote in `path`; `name` stands in the manifest for the model.
+
+    Returns:
+      The corpus manifest.
+
+    Raises:
+      InputError: shards are missing or damaged.
+    """
+    provenance = {
+        "model": name,
+        "model_fingerprint": hf.model_fingerprint(model),
+        "tokenizer_fingerprint": tokenizer_fingerprint(model),
+        "vocab_size": _vocab_limit(hf.load_config(model), load_tokenizer(model)),
+        "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
+    }
+    CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
     return read_corpus(path).manifest
+
+
+def _vocab_limit(config: ModelConfig, tokenizer: Any) -> int:
+    """Ids from here on stand for nothing, and are never drawn."""
+    return min(len(tokenizer), config.vocab_size)
 
 
 def _write(

@@ -1,9 +1,10 @@
 """The lab's models: GPT-NeoX, pre-trained from scratch on a world's documents and saved like any other checkpoint."""
 
 import dataclasses
+import os
 import pathlib
 import tempfile
-from typing import Any, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 import jax
 import jaxtyping as jt
@@ -18,6 +19,7 @@ from selftrain_jax.lab.tokenization import build_tokenizer, check_tokenizer_sett
 from selftrain_jax.lab.world import World, WorldConfig, check_mixture
 from selftrain_jax.models.config import ModelConfig, preset
 from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.storage import CHECKPOINTS
 from selftrain_jax.training.loop import TrainConfig, train
 
 _SHAPE = ("hidden_size", "num_layers", "num_heads")
@@ -110,10 +112,13 @@ class LabConfig:
     control_documents: int = 6_000
 
 
-def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path, *, mesh: Mesh, description: str) -> None:
+def pretrain(
+    world: World, config: PretrainConfig, directory: str | pathlib.Path, *, mesh: Mesh, description: str, **storage: Any
+) -> None:
     """Pre-trains a model in `directory` (resuming there) and saves it as the Hugging Face directory `model/` in it.
 
-    The tokenizer in `model/` follows from the world and the config alone; no other folder is read.
+    The tokenizer in `model/` follows from the world and the config alone; no other folder is read. `storage` are
+    `checkpoints` and `before_save` of `training.loop.train`.
 
     Raises:
       InputError: the documents fill no batch, or the architecture or the training settings do not fit.
@@ -125,7 +130,7 @@ def pretrain(world: World, config: PretrainConfig, directory: str | pathlib.Path
     if config.tokenizer != "words":
         tokens, offsets = spell_documents(world, tokenizer, tokens, offsets)
     documents = np.split(tokens, offsets[1:-1])
-    pretrain_on(documents, tokenizer, config, directory, mesh=mesh, description=description)
+    pretrain_on(documents, tokenizer, config, directory, mesh=mesh, description=description, **storage)
 
 
 def pretrain_on(
@@ -136,22 +141,28 @@ def pretrain_on(
     *,
     mesh: Mesh,
     description: str,
+    checkpoints: str | os.PathLike | None = None,
+    before_save: Callable[[], None] | None = None,
 ) -> None:
     """`pretrain` on `documents`, which are ids of the `tokenizers.Tokenizer` and closed by end-of-text, in their order."""
     from selftrain_jax.models.hf import save_pretrained
     from selftrain_jax.training.checkpoint import restore_params
 
     directory = pathlib.Path(directory)
+    checkpoints = checkpoints or directory / CHECKPOINTS
     model_config = config.model_config(None, tokenizer)
     rows = pack(
         documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length
     )
     params = init_params(model_config, jax.random.key(config.seed))
-    train(params, model_config, rows, config.train, directory, mesh=mesh, description=description, donate=True)
+    train(
+        params, model_config, rows, config.train, directory, mesh=mesh, description=description, donate=True,
+        checkpoints=checkpoints, before_save=before_save,
+    )  # fmt: skip
 
     def save():
         if not (directory / "model").exists():
-            params = restore_params(directory / "checkpoints", model_config)
+            params = restore_params(checkpoints, model_config)
             with tempfile.TemporaryDirectory() as folder:
                 source = save_tokenizer(tokenizer, folder)
                 save_pretrained(directory / "model", model_config, params, tokenizer_source=source)

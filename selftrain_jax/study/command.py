@@ -28,6 +28,8 @@ def run_study(
             "give each process a shard of its own with --shard"
         )
     parallel.enable_compilation_cache()
+    if files.is_remote(workdir):
+        raise InputError(f"workdir {workdir}: a study needs a folder on disk, or a bucket that is mounted as one")
     study = Study(config, workdir, command)
     _check_folder(study.workdir, report_only)
     study.check()

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.files import absolute, is_remote
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.converted import quiet_storage, restore_target, system_error
 from selftrain_jax.models.gpt_neox import param_shardings
@@ -33,11 +34,11 @@ class Checkpoints:
     Every checkpoint holds checksums of its arrays, which are compared when it is read.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int | None = 2):
+    def __init__(self, directory: str | os.PathLike, keep: int | None = 2):
         import orbax.checkpoint as ocp
 
         self._ocp, self._keep = ocp, keep
-        self._path = pathlib.Path(directory).absolute()
+        self._path = absolute(directory)
         self._open()
 
     def _open(self) -> None:
@@ -73,7 +74,9 @@ class Checkpoints:
 
     def _removed(self) -> bool:
         """Whether what was saved is no longer there; process 0 says so for all."""
-        gone = not self._path.is_dir() or not all((self._path / str(step)).is_dir() for step in self.steps())
+        # A bucket has no empty folders: there, only a checkpoint can be missed.
+        gone = not (is_remote(self._path) or self._path.is_dir())
+        gone = gone or not all((self._path / str(step)).is_dir() for step in self.steps())
         return bool(multihost_utils.broadcast_one_to_all(np.array(gone)))
 
     def _start_anew(self) -> None:
@@ -110,7 +113,7 @@ class Checkpoints:
                 self._manager.close()
                 if parallel.is_first():
                     for s in newer:
-                        os.replace(self._path / str(s), self._aside(s))
+                        (self._path / str(s)).rename(self._aside(s))
                 parallel.barrier("damaged checkpoints moved")
                 self._open()
                 warnings.warn(f"{broken[1]}. Going on from step {step}", InputWarning, stacklevel=2)
@@ -119,7 +122,7 @@ class Checkpoints:
             raise broken[1]
         return None
 
-    def _aside(self, step: int) -> pathlib.Path:
+    def _aside(self, step: int) -> pathlib.PurePath:
         """Where a damaged checkpoint goes; the same step may have been damaged before."""
         names = (f"damaged-{step}{extra}" for extra in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
         return next(path for name in names if not (path := self._path.with_name(name)).exists())
@@ -162,7 +165,7 @@ class Checkpoints:
 
 
 def restore_params(
-    directory: str | pathlib.Path, config: ModelConfig, mesh: Mesh | None = None, step: int | None = None
+    directory: str | os.PathLike, config: ModelConfig, mesh: Mesh | None = None, step: int | None = None
 ) -> dict[str, Any]:
     """The parameters of the newest (or the given) checkpoint, whatever mesh wrote them.
 
@@ -174,7 +177,7 @@ def restore_params(
     """
     import orbax.checkpoint as ocp
 
-    path, steps = pathlib.Path(directory).absolute(), saved_steps(directory, mesh)
+    path, steps = absolute(directory), saved_steps(directory, mesh)
     step = steps[-1] if step is None else step
     if step not in steps:
         raise InputError(f"no checkpoint of step {step} in {path}; there are {', '.join(map(str, steps))}")
@@ -186,12 +189,12 @@ def restore_params(
     return restored.params
 
 
-def saved_steps(directory: str | pathlib.Path, mesh: Mesh | None = None) -> list[int]:
+def saved_steps(directory: str | os.PathLike, mesh: Mesh | None = None) -> list[int]:
     """The steps of the checkpoints in `directory`, newest last; `InputError` when there are none.
 
     With a `mesh` that spans processes, all of them must ask.
     """
-    path = pathlib.Path(directory).absolute()
+    path = absolute(directory)
     if not path.is_dir():
         raise InputError(f"checkpoint directory not found: {path}; train first")
     with _reader(path, mesh) as manager:
@@ -201,7 +204,7 @@ def saved_steps(directory: str | pathlib.Path, mesh: Mesh | None = None) -> list
     return steps
 
 
-def _reader(path: pathlib.Path, mesh: Mesh | None):
+def _reader(path: pathlib.PurePath, mesh: Mesh | None):
     """A checkpoint manager of this process alone, if the mesh lies in it; else one of all, which wait for each other."""
     import orbax.checkpoint as ocp
 
@@ -239,7 +242,7 @@ def _checksum(x):
     return jnp.sum(x.astype(jnp.uint32) * place, dtype=jnp.uint32)
 
 
-def _compare(tree: Any, expected: Any, path: pathlib.Path, what: str) -> None:
+def _compare(tree: Any, expected: Any, path: pathlib.PurePath, what: str) -> None:
     found = checksums(tree)
     wrong = np.flatnonzero(found != np.asarray(expected))
     if wrong.size:
@@ -251,7 +254,7 @@ def _compare(tree: Any, expected: Any, path: pathlib.Path, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path, step: int) -> Iterator[None]:
+def _readable(path: pathlib.PurePath, step: int) -> Iterator[None]:
     try:
         with quiet_storage():
             yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import time
 from typing import Any, Mapping
@@ -11,7 +12,7 @@ import jax
 from selftrain_jax import parallel
 from selftrain_jax.accelerators import PEAK_FLOPS
 from selftrain_jax.errors import InputError, RunStopped
-from selftrain_jax.files import write_atomic
+from selftrain_jax.files import as_path, write_atomic
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -20,11 +21,12 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for start, peak in PEAK_FLOPS.items() if name.startswith(start)), None)
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
+def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`; what is no such line, cut short by a kill or damaged, is left out."""
     lines = []
-    if pathlib.Path(path).exists():
-        for text in pathlib.Path(path).read_text(errors="replace").splitlines():
+    path = as_path(path)
+    if path.exists():
+        for text in path.read_bytes().decode(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 line = json.loads(text)
                 if isinstance(line, dict) and isinstance(line.get("step"), int):

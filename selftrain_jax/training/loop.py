@@ -7,6 +7,7 @@ goes on from its last checkpoint and ends with the parameters that it would have
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
 import signal
 import threading
@@ -21,10 +22,11 @@ from jax.sharding import Mesh
 from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.errors import InputError, PeerLost, RunStopped
-from selftrain_jax.files import differences, fingerprint, read_json, write_json
+from selftrain_jax.files import as_path, differences, fingerprint, read_json, write_json
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
+from selftrain_jax.storage import CHECKPOINTS
 from selftrain_jax.training.checkpoint import Checkpoints
 from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -108,6 +110,8 @@ def train(
     profile: bool = False,
     measure: Callable[[int, Any], None] | None = None,
     measure_points: int = 0,
+    checkpoints: str | os.PathLike | None = None,
+    before_save: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Trains `params` on `rows`, or goes on where an earlier call in `directory` was cut off.
 
@@ -125,6 +129,8 @@ def train(
       measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before that
         step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement from
         before its checkpoint.
+      checkpoints: where they go instead, for example in a bucket (gs://...).
+      before_save: called before each of them is begun, for example to copy the other files to the same place.
 
     Returns:
       The last line of metrics.
@@ -157,7 +163,8 @@ def train(
     per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
     num_steps = per_epoch * config.epochs
     directory = pathlib.Path(directory)
-    for path in (directory, directory / "checkpoints"):
+    checkpoints = as_path(checkpoints or directory / CHECKPOINTS)
+    for path in (directory, checkpoints):
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file: train needs a folder of that name, or another directory")
     directory.mkdir(parents=True, exist_ok=True)
@@ -171,8 +178,8 @@ def train(
     )  # fmt: skip
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
 
-    settings = _check_same_training(directory, config, model_config, rows)
-    checkpoints = Checkpoints(directory / "checkpoints", config.keep)
+    settings = _check_same_training(directory, checkpoints, config, model_config, rows)
+    checkpoints = Checkpoints(checkpoints, config.keep)
     state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
     del params
     first = int(state.step)
@@ -215,6 +222,8 @@ def train(
                 if measure and done in measured:
                     measure(done, state.params)
                 if saves:
+                    if before_save:
+                        before_save()
                     checkpoints.save(state)
                 if stops:
                     break
@@ -240,7 +249,9 @@ def train(
 _MAY_CHANGE = ("grad_accum", "remat", "attention", "checkpoint_every", "keep", "log_every")
 
 
-def _check_same_training(directory: pathlib.Path, config: TrainConfig, model: ModelConfig, rows: PackedRows) -> dict:
+def _check_same_training(
+    directory: pathlib.Path, checkpoints: pathlib.PurePath, config: TrainConfig, model: ModelConfig, rows: PackedRows
+) -> dict:
     """What decides the result of this training, after comparing it with `training.json` of an earlier call."""
     settings = {name: v for name, v in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
     data = hashlib.sha256(np.ascontiguousarray(rows.tokens))
@@ -252,7 +263,7 @@ def _check_same_training(directory: pathlib.Path, config: TrainConfig, model: Mo
         if (multihost_utils.process_allgather(own) != own).any():
             raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
     path = directory / "training.json"
-    if path.exists() and any(p.name.isdigit() for p in (directory / "checkpoints").glob("*")):
+    if path.exists() and any(p.name.isdigit() for p in checkpoints.glob("*")):
         for name, old, new in differences(read_json(path), settings):
             raise InputError(
                 f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or name "

@@ -1,0 +1,60 @@
+"""A run in a bucket is the same run as on disk, killed or not, and a laptop can look at it."""
+
+import signal
+import time
+
+import pytest
+
+from selftrain_jax.storage import Workdir
+from tests.e2e.test_processes import ends, table
+
+
+def killed_once(processes, victim, there, seconds=300):
+    """Kills `victim` when `there`, and waits for the others."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline and victim.poll() is None, victim.communicate()[1][-3000:]
+        time.sleep(0.1)
+    victim.send_signal(signal.SIGKILL)
+    return ends(processes)
+
+
+@pytest.mark.newest
+def test_a_run_in_a_bucket_killed_twice_is_the_run_on_disk(finished, selftrain, bucket, tmp_path):
+    home = Workdir(bucket).path
+    process = selftrain.start("run", bucket)
+    killed_once([process], process, lambda: list((home / "sample/self/corpus").glob("corpus-*-of-00016")))
+    assert not (home / "sample/self/manifest.json").exists()
+    process = selftrain.start("run", bucket)
+    killed_once([process], process, lambda: (home / "train/other-0/checkpoints/2").exists())
+    status = selftrain.succeeds("status", bucket).splitlines()
+    assert "done     sample/self" in status and any(line.startswith("started  train/other-0") for line in status)
+
+    out = selftrain.succeeds("run", bucket)
+    assert table(out) == table(finished[1]) and f"report: {bucket}/report/report.html" in out
+    place = Workdir(bucket)
+    place.fetch()
+    assert selftrain.report(place.local) == selftrain.report(finished[0])
+    for stage in ("sample/self/corpus", "audit/self/corpus"):
+        shards = sorted((finished[0] / stage).glob("corpus-*"))
+        assert shards and [p.read_bytes() for p in shards] == [(place.local / stage / p.name).read_bytes() for p in shards]
+    steps = [len((folder / "train/self-0/metrics.jsonl").read_text().splitlines()) for folder in (place.local, finished[0])]
+    assert steps[0] == steps[1]
+
+    for source, name in ((bucket, "a"), (finished[0], "b")):
+        export = selftrain.command("export", str(source), str(tmp_path / name))
+        assert export.returncode == 0, export.stderr[-3000:]
+    assert selftrain.contents(tmp_path / "a").keys() == selftrain.contents(tmp_path / "b").keys()
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.large
+def test_two_processes_in_a_bucket_and_one_that_goes_on_alone(finished, selftrain, bucket):
+    """Processes share nothing but the bucket."""
+    home = Workdir(bucket).path
+    survivor, victim = selftrain.start_job(2, "run", bucket)
+    [(code, _, err)] = killed_once([survivor], victim, lambda: (home / "train/self-0/checkpoints/4").exists())
+    assert code != 0, err[-3000:]
+    assert not (home / "train/self-0/manifest.json").exists()
+    assert table(selftrain.succeeds("run", bucket)) == table(finished[1])
