@@ -8,8 +8,8 @@
 #   --project=ID          Google Cloud project       --setup=COMMAND  run on every worker first, e.g. to mount DIR
 #   --attempts=N          starts at most (default 20)
 # Makes the TPU VM or takes the one of that name, installs this commit on every worker, runs, and shows worker 0's output. DIR
-# must be one folder that all workers see (Filestore, or a bucket mounted with gcsfuse). After a preemption the same command
-# goes on from what is saved. The TPU VM stays until --delete.
+# is gs://BUCKET/FOLDER, or a folder that all workers see, such as Filestore. After a preemption the same command goes on from
+# what is saved. The TPU VM stays until --delete.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -108,7 +108,7 @@ prepare() {
   git -C "$root" archive --format=tar.gz -o "$archive" HEAD || return
   step gcloud compute tpus tpu-vm scp "$archive" "$name:selftrain.tar.gz" "${where[@]}" --worker=all || return
   # The runtime's own Python is too old; uv brings one.
-  on_all 'mkdir -p selftrain && tar -xzf selftrain.tar.gz -C selftrain && cd selftrain && python3 -m pip install -q --user uv && { [ -d .venv ] || python3 -m uv venv -q --python 3.12; } && python3 -m uv pip install -q -c constraints.txt -e ".[tpu]"' || return
+  on_all 'mkdir -p selftrain && tar -xzf selftrain.tar.gz -C selftrain && cd selftrain && python3 -m pip install -q --user uv && { [ -d .venv ] || python3 -m uv venv -q --python 3.12; } && python3 -m uv pip install -q -c constraints.txt -e ".[tpu,gcs]"' || return
   if [ -n "$setup" ]; then on_all "$setup"; fi
 }
 

@@ -139,7 +139,7 @@ def test_a_tpu_pod_is_made_prepared_and_run(cluster):
     assert asked[1][6:] == ["pod:selftrain.tar.gz", *WHERE, "--worker=all"] and asked[1][5].endswith(".tar.gz")
     for call in asked[2:]:
         assert call[5:9] == ["pod", *WHERE, "--worker=all"]
-    assert "-c constraints.txt" in asked[2][9] and ".[tpu]" in asked[2][9]
+    assert "-c constraints.txt" in asked[2][9] and ".[tpu,gcs]" in asked[2][9]
     remote = asked[3][9].removeprefix("--command=")
     line = next(line for line in remote.splitlines() if "selftrain_jax run" in line)
     assert shlex.split(line.split("selftrain_jax run ")[1].split(" & echo")[0]) == RUN
@@ -215,6 +215,17 @@ def test_a_jobset_is_filled_in_and_applied(cluster):
     assert pod["containers"][0]["args"] == ["run", *RUN]
     _, out, _, calls = cluster("gke/submit.sh", "--dry-run", *GKE, "--", *RUN)
     assert not calls and out == f"kubectl apply -f - <<'EOF'\n{manifest}EOF\n"
+
+
+def test_a_workdir_in_a_bucket_needs_no_volume(cluster):
+    yaml = pytest.importorskip("yaml")
+    where = [argument for argument in GKE if not argument.startswith("--claim")]
+    code, _, err, calls = cluster("gke/submit.sh", *where, "--", *RUN)
+    assert code == 2 and not calls and "--claim" in err
+    code, _, _, [call] = cluster("gke/submit.sh", *where, "--", RUN[0], "--workdir=gs://bucket/run")
+    pod = yaml.safe_load(call[4])["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert code == 0 and "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+    assert pod["containers"][0]["args"][2] == "--workdir=gs://bucket/run"
 
 
 def test_xpk_gets_the_same_command(cluster):

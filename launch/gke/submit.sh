@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # One TPU slice on GKE, as a JobSet:
 #   launch/gke/submit.sh [--dry-run] --name=NAME --image=IMAGE --accelerator=tpu-v5p-slice --topology=2x2x4 --hosts=4 --chips=4 \
-#     --claim=PVC -- --config=configs/FILE.py --workdir=/runs/DIR [--config.NAME=VALUE ...]
+#     [--claim=PVC] -- --config=configs/FILE.py --workdir=gs://BUCKET/DIR [--config.NAME=VALUE ...]
 # or, on a cluster that xpk made, through xpk:
 #   launch/gke/submit.sh [--dry-run] --name=NAME --image=IMAGE --xpk=CLUSTER --zone=ZONE --type=v5p-32 -- --config=... --workdir=...
-# IMAGE is built from launch/Dockerfile. CHIPS are those of one host.
+# IMAGE is built from launch/Dockerfile. CHIPS are those of one host. PVC, a volume that many pods may write, becomes /runs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -27,8 +27,12 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ -n "$cluster" ]; then needed="$name|$image|$zone|$type|"; else needed="$name|$image|$accelerator|$topology|$hosts|$chips|$claim|"; fi
+if [ -n "$cluster" ]; then needed="$name|$image|$zone|$type|"; else needed="$name|$image|$accelerator|$topology|$hosts|$chips|"; fi
 if [ $# -lt 2 ] || [[ "|$needed" == *'||'* ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+
+if [ -z "$cluster$claim" ] && [[ " $*" != *' --workdir=gs://'* ]]; then
+  echo "the workdir would go with its pod: name --workdir=gs://BUCKET/DIR, or a volume with --claim" >&2; exit 2
+fi
 
 if [ -n "$cluster" ]; then
   command=(xpk workload create --workload="$name" --cluster="$cluster" --zone="$zone" --tpu-type="$type"
@@ -44,6 +48,7 @@ for argument in "$@"; do
   list+=", \"${argument//\"/\\\"}\""
 done
 manifest=$(< "$here/jobset.yaml")
+if [ -z "$claim" ]; then manifest=$(grep -v '# with --claim$' <<< "$manifest"); fi
 # Quoted replacements: an & in them stands for itself.
 manifest=${manifest//@NAME@/"$name"}
 manifest=${manifest//@IMAGE@/"$image"}
