@@ -350,12 +350,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def to_global(mesh: Mesh, tree: Any, sharding: Any) -> Any:
-    """Host arrays, equal on every process, as global arrays with `sharding` (one, or one per leaf)."""
+    """Host arrays, equal on every process, or arrays that lie on the mesh already, as global arrays with `sharding` (one, or
+    one per leaf)."""
     if isinstance(sharding, NamedSharding):
         sharding = jax.tree.map(lambda _: sharding, tree)
 
     def put(x, s):
-        if s.is_fully_addressable:
+        if s.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
             return jax.device_put(x, s)
         return jax.make_array_from_callback(x.shape, s, lambda index: np.asarray(x)[index])
 

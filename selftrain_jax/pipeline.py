@@ -323,14 +323,8 @@ class Pipeline:
         settings = evaluate.stage_settings() | {"student": self.student}
 
         def work(directory):
-            from selftrain_jax import parallel
             from selftrain_jax.evaluation import suite
 
-            if not parallel.is_own(self.own_mesh):
-                raise InputError(
-                    "mesh.tensor exceeds the devices of one process, which evaluates alone: go on "
-                    "as one process, with a --config.mesh that fits its devices"
-                )
             return suite.evaluate_model(self._load(model), self.model_path(self.student), evaluate, self.path, directory,
                                         mesh=self.own_mesh, name=model)  # fmt: skip
 
@@ -342,7 +336,14 @@ class Pipeline:
             [*before, *self._lab_stages(self.student, *references.values())],
             work,
             lambda: self._file_inputs(references)() | self._model_input("student", self.student),
+            together=self._spans_processes,
         )
+
+    def _spans_processes(self) -> bool:
+        """Whether not even the tensor axis fits the devices of one process."""
+        from selftrain_jax import parallel
+
+        return not parallel.is_own(self.own_mesh)
 
     def _load(self, model: str) -> tuple[Any, Any]:
         """(config, params on `own_mesh`) of an evaluated model."""

@@ -33,7 +33,8 @@ class Stage:
         work there and go on with it.
       externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
       grows: settings that may be raised later; the stage then goes on from what is there.
-      together: in a job of several processes, all of them do the work, on the mesh; otherwise process 0 does it alone.
+      together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
+        alone.
       finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
     """
 
@@ -43,7 +44,7 @@ class Stage:
     work: Callable[[pathlib.Path], Mapping[str, Any] | None]
     externals: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
-    together: bool = False
+    together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
 
 
@@ -201,15 +202,16 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     if not parallel.on_first(f"begin of {stage.name}", begins):
         return
     begin = time.perf_counter()
+    together = stage.together() if callable(stage.together) else stage.together
     local.mkdir(parents=True, exist_ok=True)
     try:
-        if stage.together:
+        if together:
             workdir.fetch(stage.name, *stage.after)
             parallel.barrier(f"all begin {stage.name}")
             with workdir.sending(stage.name):
                 result = stage.work(local) or {}
             parallel.barrier(f"all are done with {stage.name}")
-        if stage.finish or not stage.together:
+        if stage.finish or not together:
             result = parallel.on_first(stage.name, works)
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.

@@ -98,9 +98,10 @@ def continue_prompts(
     shardings = None if mesh is None else sampler.state_shardings(model, mesh)
 
     def put(x):
-        return jnp.asarray(x) if mesh is None else jax.device_put(x, parallel.batch_sharding(mesh))
+        return jnp.asarray(x) if mesh is None else parallel.to_global(mesh, x, parallel.batch_sharding(mesh))
 
-    starts_on_device, most, keys = put(starts), put(most), put(keys)
+    starts_on_device, most = put(starts), put(most)
+    keys = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(keys))), impl=jax.random.key_impl(keys))
     ends = bucket_ends(int((lengths + limits).max()) + STEPS)
     begin = (int(lengths.min()) - 1) // STEPS * STEPS  # at least one token of every prompt is left to feed
     cache = _empty_cache(model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache)

@@ -251,8 +251,12 @@ def _next_bucket(model, state: DecodeState, cache: list[KVCache], length: int, r
     placed = None if mesh is None else state_shardings(model, mesh)
     longer = resize(cache, length, rows, placed and placed.cache.keys[0])
     if rows is not None:
-        last, done, keys = state.last[rows], state.done[rows], state.keys[rows]
-        if placed:
-            last, done, keys = jax.device_put((last, done, keys), (placed.last, placed.done, placed.keys))
+        last, done, keys = _take((state.last, state.done, state.keys), rows, placed and placed.last)
         state = state.replace(last=last, done=done, keys=keys)
     return state.replace(cache=longer)
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _take(values, rows, sharding):
+    taken = jax.tree.map(lambda x: x[rows], values)
+    return taken if sharding is None else jax.lax.with_sharding_constraint(taken, (sharding,) * len(taken))

@@ -28,6 +28,7 @@ from selftrain_jax.errors import PeerLost
 parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import jax
 import numpy as np
+from selftrain_jax.models.gpt_neox import param_shardings
 from selftrain_jax.training import loop
 from tests.training import test_loop
 original = loop.batch_indices
@@ -37,6 +38,7 @@ def slow(*args, **settings):
 loop.batch_indices = slow
 params = jax.tree.map(np.asarray, test_loop.make_params())
 mesh = parallel.make_mesh(parallel.MeshConfig(2, 2, 2))
+params = parallel.to_global(mesh, params, param_shardings(test_loop.MODEL, mesh))  # as loaded weights come
 assert mesh.devices.size == 8 and jax.process_count() == 2
 try:
     last = loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, sys.argv[3], mesh=mesh)
