@@ -7,13 +7,14 @@ files only: what a stage reads is fetched before it begins, and what it writes i
 
 import atexit
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
 import tempfile
 import threading
 import warnings
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
 from selftrain_jax.files import is_remote, user_path
@@ -35,13 +36,11 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = user_path(path)
+        self.path = self.local = user_path(path)
         self._remote = is_remote(self.path)
-        self.local = pathlib.Path(self.path)
         if self._remote:
             self._check()
-            self.local = pathlib.Path(tempfile.mkdtemp(prefix="selftrain-"))
-            atexit.register(shutil.rmtree, self.local, ignore_errors=True)
+            self.local = _new_copy()
             self._lock = threading.RLock()
             self._fetched: dict[str, str] = {}  # file below the folder -> what the bucket calls the version of our copy
             self._sent: dict[str, tuple[int, int]] = {}  # file -> time and size of the copy when both were the same
@@ -157,6 +156,23 @@ def is_storage_error(error: Exception) -> bool:
     """Whether this comes from a bucket: gcsfs, its HTTP library and Google's authentication each raise their own."""
     libraries = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
     return bool(libraries & {"gcsfs", "aiohttp", "google", "requests"}) or isinstance(error, OSError)
+
+
+_locks: list[IO] = []
+
+
+def _new_copy() -> pathlib.Path:
+    """An empty folder that goes when this process ends; or, if it is killed, when the next one asks for one."""
+    for lock in pathlib.Path(tempfile.gettempdir()).glob("selftrain-*/.lock"):
+        with contextlib.suppress(OSError), open(lock) as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with its process
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="selftrain-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _locks.append(open(folder / ".new", "w"))
+    fcntl.flock(_locks[-1], fcntl.LOCK_EX)
+    os.replace(folder / ".new", folder / ".lock")
+    return folder
 
 
 def _mark(path: pathlib.Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """A workdir in a bucket, against an emulator of Google's object store on this machine (tests/bucket.py)."""
 
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -9,6 +10,8 @@ import pytest
 from selftrain_jax import cli, files, storage
 from selftrain_jax.errors import InputError, RunStopped
 from selftrain_jax.storage import Workdir
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def write(place, **contents):
@@ -22,7 +25,7 @@ def write(place, **contents):
 def held(folder):
     """Name -> text of everything below a folder."""
     if not files.is_remote(folder):
-        return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+        return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
     import fsspec
 
     filesystem, root = fsspec.url_to_fs(str(folder))
@@ -138,6 +141,16 @@ def test_a_bucket_that_fails_is_an_error_that_names_it(bucket, monkeypatch):
     monkeypatch.setattr(storage.shutil, "copyfileobj", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # an error of ours is not blamed on the bucket
         place.send("sample/self")
+
+
+def test_the_copy_of_a_killed_process_is_removed_by_the_next(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(storage.tempfile, "tempdir", None)
+    alive = Workdir(bucket)
+    script = f"import os; from selftrain_jax.storage import Workdir; Workdir({bucket!r}); {{}}"
+    for ending, left in (("os._exit(0)", 2), ("", 1)):  # the second removes what the first left behind, and its own
+        subprocess.run([sys.executable, "-c", script.format(ending)], check=True, cwd=ROOT)
+        assert len(list(tmp_path.glob("selftrain-*"))) == left and alive.local.is_dir()
 
 
 @pytest.mark.parametrize(
