@@ -34,17 +34,21 @@ class Selftrain:
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
         return [self._open(*arguments, JAX_PROCESS_ID=str(i), **job) for i in range(count)]
 
+    def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
+        """The same command as the processes that `launcher`, a command line, makes of it."""
+        return self._open(name, f"--config={CONFIG}", f"--workdir={workdir}", *settings, launcher=launcher)
+
     def command(self, *arguments) -> subprocess.CompletedProcess:
         """A sub-command that takes no config."""
         return self._finish(self._open(*arguments))
 
     @staticmethod
-    def _open(*arguments, devices=1, **environment) -> subprocess.Popen:
+    def _open(*arguments, devices=1, launcher=(), **environment) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "-m", "selftrain_jax", *arguments],
+            [*launcher, sys.executable, "-m", "selftrain_jax", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
