@@ -1,7 +1,8 @@
 """The launch scripts, with executables on PATH that stand in for gcloud, kubectl, xpk and Slurm's.
 
 These record how they are called and answer as told. So only our command lines are checked, and what our scripts make of an
-answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect.
+answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect. What was tried for real
+stands in docs/launching.md.
 """
 
 import json
