@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):
+    _slow_files_first(items)
     if os.environ.get("SELFTRAIN_TEST_ALL"):
         return
     elsewhere, where = ("once", "Python 3.11") if sys.version_info >= (3, 12) else ("newest", "Python 3.12 and later")
@@ -23,3 +24,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker(elsewhere):
             item.add_marker(skip)
+
+
+def _slow_files_first(items):
+    """Files are handed out whole and in this order (`--dist loadfile`): one long file at the end would leave a core idle."""
+    slow = {item.path for item in items if item.get_closest_marker("once") or item.get_closest_marker("newest")}
+    items.sort(key=lambda item: item.path not in slow)

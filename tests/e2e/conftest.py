@@ -1,5 +1,6 @@
 """Runs of the command line as a user starts them: `python -m selftrain_jax`, one process each, on one device."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -54,7 +55,7 @@ class Selftrain:
 
     @staticmethod
     def _finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def succeeds(self, *arguments, **options) -> str:
@@ -94,9 +95,20 @@ def selftrain():
 
 @pytest.fixture(scope="session")
 def finished(selftrain, tmp_path_factory):
-    """(workdir, standard output) of one uninterrupted run. Tests copy the folder before they change it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, selftrain.succeeds("run", workdir)
+    """(workdir, standard output) of one uninterrupted run. Tests copy the folder before they change it.
+
+    The processes of pytest-xdist share it: the first to come makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    workdir, out = folder / "run", folder / "stdout"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            shutil.rmtree(workdir, ignore_errors=True)
+            out.write_text(selftrain.succeeds("run", workdir))
+    return workdir, out.read_text()
 
 
 @pytest.fixture
