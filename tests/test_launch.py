@@ -1,7 +1,8 @@
-"""The launch scripts, with executables on PATH that stand in for gcloud, kubectl, xpk, sbatch, srun and scontrol.
+"""The launch scripts, with executables on PATH that stand in for gcloud, kubectl, xpk and Slurm's.
 
 These record how they are called and answer as told. So only our command lines are checked, and what our scripts make of an
-answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect.
+answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect. What was tried for real
+stands in docs/launching.md.
 """
 
 import json
@@ -9,8 +10,10 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,7 +24,7 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = ["gpu.sh", "slurm.sbatch", "tpu_pod.sh", "gke/submit.sh"]
 RUN = ["--config=configs/pythia.py:1b", "--workdir=/runs/a b", "--config.title=it's & more"]
 STAND_IN = """#!/usr/bin/env python3
-import json, pathlib, sys
+import json, pathlib, sys, time
 folder = pathlib.Path({folder!r})
 name = pathlib.Path(sys.argv[0]).name
 stdin = sys.stdin.read() if "-" in sys.argv else ""
@@ -30,6 +33,8 @@ with open(folder / "calls", "a") as f:
 answers = json.loads((folder / "answers").read_text())
 for answer in answers:
     if answer["when"] in " ".join(sys.argv):
+        while answer["until"] not in (folder / "calls").read_text():
+            time.sleep(0.02)
         code = answer["codes"].pop(0) if len(answer["codes"]) > 1 else answer["codes"][0]
         out = answer["outs"].pop(0) if len(answer["outs"]) > 1 else answer["outs"][0]
         (folder / "answers").write_text(json.dumps(answers))
@@ -43,26 +48,35 @@ def cluster(tmp_path):
     """`cluster(script, *arguments, answers=..., **environment)` -> (exit code, stdout, stderr, recorded calls)."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("gcloud", "kubectl", "xpk", "sbatch", "srun", "scontrol"):
+    for name in ("gcloud", "kubectl", "xpk", "sbatch", "srun", "scancel", "scontrol"):
         (programs / name).write_text(STAND_IN.format(folder=str(tmp_path)))
         (programs / name).chmod(0o755)
 
-    def call(script, *arguments, answers=(), **environment):
+    def start(script, *arguments, answers=(), **environment):
         (tmp_path / "answers").write_text(json.dumps(list(answers)))
         (tmp_path / "calls").write_text("")
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         path = {"PATH": f"{programs}:{os.environ['PATH']}", "SELFTRAIN_POLL_SECONDS": "0"}
-        done = subprocess.run(
-            [LAUNCH / script, *arguments], env=clean | path | environment, capture_output=True, text=True, timeout=60
-        )
-        calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-        return done.returncode, done.stdout, done.stderr, calls
+        return subprocess.Popen(
+            [LAUNCH / script, *arguments], env=clean | path | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
 
+    def calls():
+        return [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+
+    def call(*arguments, **options):
+        process = start(*arguments, **options)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err, calls()
+
+    call.start, call.calls = start, calls
     return call
 
 
-def answer(when, *outs, codes=(0,)):
-    return {"when": when, "outs": list(outs) or [""], "codes": list(codes)}
+def answer(when, *outs, codes=(0,), until=""):
+    """What a program says to arguments that hold `when`, once a call that holds `until` was recorded."""
+    return {"when": when, "outs": list(outs) or [""], "codes": list(codes), "until": until}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -107,6 +121,13 @@ def test_slurm_submits_itself(cluster):
     assert shlex.split(run)[0] == "JAX_LOCAL_DEVICE_IDS=0,1,2,3" and shlex.split(run)[-len(RUN) :] == RUN
 
 
+def test_slurm_nodes_without_gpus_are_not_asked_for_any(cluster):
+    _, _, _, [call] = cluster("slurm.sbatch", "--nodes=4", "--gpus=0", "--", *RUN)
+    assert call == ["sbatch", "--nodes=4", str(LAUNCH / "slurm.sbatch"), *RUN]
+    _, out, _, _ = cluster("slurm.sbatch", "--dry-run", "--gpus=0", "--", *RUN)
+    assert "JAX_LOCAL_DEVICE_IDS" not in out
+
+
 ENDS = [(0, 0, False), (1, 0, True), (143, 3, True), (2, 0, False), (1, 20, False)]
 
 
@@ -119,6 +140,19 @@ def test_a_slurm_job_goes_on_after_anything_but_bad_input(cluster, code, restart
     assert found == code
     assert calls[0] == ["srun", "--kill-on-bad-exit=1", "python", "-u", "-m", "selftrain_jax", "run", *RUN]
     assert calls[1:] == ([["scontrol", "requeue", "77"]] if again else [])
+
+
+@pytest.mark.parametrize("code, again", [(143, True), (0, False)])
+def test_a_slurm_job_saves_and_goes_on_when_the_time_limit_comes_near(cluster, code, again):
+    assert "#SBATCH --signal=B:USR1@120" in (LAUNCH / "slurm.sbatch").read_text().splitlines()
+    answers = [answer("selftrain_jax", codes=[code], until="scancel")]
+    job = cluster.start("slurm.sbatch", *RUN, answers=answers, SLURM_JOB_ID="77")
+    while not cluster.calls() and job.poll() is None:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == code and "the time limit comes near" in out
+    assert cluster.calls()[1:] == [["scancel", "--signal=TERM", "77"], *([["scontrol", "requeue", "77"]] if again else [])]
 
 
 POD = ("--name=pod", "--zone=us-east5-a", "--type=v5p-32", "--project=mine")

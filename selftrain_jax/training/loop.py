@@ -7,6 +7,7 @@ goes on from its last checkpoint and ends with the parameters that it would have
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import signal
@@ -313,11 +314,15 @@ class _Trace:
             self._running = False
 
 
+_asked = itertools.count(1)
+
+
 @contextlib.contextmanager
 def _told_to_stop() -> Iterator[Callable[[int], bool]]:
     """`told_to_stop(step)`: whether SIGTERM has come. Several processes agree on the step, through JAX's own notice."""
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        # They agree on one more than the last number asked about, maybe by the training before: so numbers never repeat.
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(_asked))
         return
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
         yield lambda step: False

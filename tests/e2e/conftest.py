@@ -1,5 +1,6 @@
 """Runs of the command line as a user starts them: `python -m selftrain_jax`, one process each, on one device."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -34,23 +35,27 @@ class Selftrain:
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
         return [self._open(*arguments, JAX_PROCESS_ID=str(i), **job) for i in range(count)]
 
+    def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
+        """The same command as the processes that `launcher`, a command line, makes of it."""
+        return self._open(name, f"--config={CONFIG}", f"--workdir={workdir}", *settings, launcher=launcher)
+
     def command(self, *arguments) -> subprocess.CompletedProcess:
         """A sub-command that takes no config."""
         return self._finish(self._open(*arguments))
 
     @staticmethod
-    def _open(*arguments, devices=1, **environment) -> subprocess.Popen:
+    def _open(*arguments, devices=1, launcher=(), **environment) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
-            [sys.executable, "-m", "selftrain_jax", *arguments],
+            [*launcher, sys.executable, "-m", "selftrain_jax", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 
     @staticmethod
     def _finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def succeeds(self, *arguments, **options) -> str:
@@ -90,9 +95,20 @@ def selftrain():
 
 @pytest.fixture(scope="session")
 def finished(selftrain, tmp_path_factory):
-    """(workdir, standard output) of one uninterrupted run. Tests copy the folder before they change it."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, selftrain.succeeds("run", workdir)
+    """(workdir, standard output) of one uninterrupted run. Tests copy the folder before they change it.
+
+    The processes of pytest-xdist share it: the first to come makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    workdir, out = folder / "run", folder / "stdout"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            shutil.rmtree(workdir, ignore_errors=True)
+            out.write_text(selftrain.succeeds("run", workdir))
+    return workdir, out.read_text()
 
 
 @pytest.fixture

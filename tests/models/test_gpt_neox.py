@@ -103,12 +103,16 @@ def test_initialization_is_that_of_gpt_neox():
     assert not np.array_equal(other["embed"]["embedding"], params["embed"]["embedding"])
 
 
+@pytest.fixture(scope="module")
+def plain(params, tokens):
+    return loss_and_gradient(gpt_neox.GPTNeoX(CONFIG), params, tokens)
+
+
 @pytest.mark.parametrize(
     "switch", [{"unroll": 2}, {"remat": True}, {"remat": True, "unroll": 2}], ids=["unroll", "remat", "both"]
 )
-def test_unrolling_and_remat_change_no_result(params, tokens, switch):
+def test_unrolling_and_remat_change_no_result(params, tokens, plain, switch):
     """The same operations, fused differently: some 20 roundings of fp32 along the way."""
-    plain = loss_and_gradient(gpt_neox.GPTNeoX(CONFIG), params, tokens)
     assert_close(loss_and_gradient(gpt_neox.GPTNeoX(CONFIG, **switch), params, tokens), plain, 1e-5)
 
 

@@ -590,3 +590,20 @@ def test_broken_lines_of_metrics_are_left_out(tmp_path):
     assert loop.read_metrics(tmp_path / "none.jsonl") == []
     (tmp_path / "cut.jsonl").write_text(json.dumps({"step": 1}) + '\n{"st')
     assert loop.read_metrics(tmp_path / "cut.jsonl") == [{"step": 1}]
+
+
+def test_a_notice_that_comes_between_two_trainings_of_a_job_is_heeded_by_the_second(monkeypatch):
+    """The processes stop at one more than the last number that any of them has asked JAX about."""
+    asked, agreed = [], []
+
+    def reached(number):
+        asked.append(number)
+        return agreed == [number]
+
+    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(loop.multihost_utils, "reached_preemption_sync_point", reached)
+    with loop._told_to_stop() as told_to_stop:
+        assert not any(told_to_stop(step) for step in (1, 2, 3))
+    agreed.append(asked[-1] + 1)
+    with loop._told_to_stop() as told_to_stop:
+        assert [told_to_stop(step) for step in (1, 2, 3)] == [True, False, False]
