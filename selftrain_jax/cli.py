@@ -140,20 +140,23 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
         return tools.evaluate_tasks(arguments)
     if arguments.command == "study":
+        from selftrain_jax import preemption
         from selftrain_jax.study.command import run_study
 
         config = load_config(arguments.config, overrides, study=True)
         # What repeats the study, whoever writes its page.
         argv = ["study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
-        return run_study(config, arguments.workdir, "selftrain " + shlex.join(argv), arguments.shard, arguments.report, _say)
+        command = "selftrain " + shlex.join(argv)
+        with preemption.watching():
+            return run_study(config, arguments.workdir, command, arguments.shard, arguments.report, _say)
     config = load_config(arguments.config, overrides)
     if arguments.command == "plan":
         from selftrain_jax.plan import plan_run
 
         print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
         return 0
-    from selftrain_jax import parallel, stages
-    from selftrain_jax.pipeline import Pipeline, save_config
+    from selftrain_jax import preemption, stages
+    from selftrain_jax.pipeline import Pipeline
     from selftrain_jax.training.log import check_wandb
 
     command = "selftrain " + shlex.join(argv)
@@ -168,15 +171,26 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             far = stages.progress(pipeline.workdir, stage) if state == "started" else ""
             print(f"{state:8} {stage.name}{far and f': {far}'}")
         return 0
-    wanted = arguments.command
     check_wandb(pipeline.wandb)
+    with preemption.watching():
+        _run(pipeline, plan, arguments)
+    return 0
+
+
+def _run(pipeline, plan: list, arguments: argparse.Namespace) -> None:
+    """Does the stages that are asked for, in this process or in its part of a job."""
+    from selftrain_jax import parallel, preemption, stages
+    from selftrain_jax.pipeline import save_config
+
+    wanted = arguments.command
     parallel.enable_compilation_cache()
-    parallel.initialize()
+    with preemption.during("joining"):
+        parallel.initialize()
 
     def check_and_save():
         stages.check(pipeline.workdir, plan)
         pipeline.check_files()
-        save_config(pipeline.workdir, config)
+        save_config(pipeline.workdir, pipeline.config)
 
     parallel.on_first("check of files and settings", check_and_save)
     first = parallel.is_first()
@@ -190,7 +204,6 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         report = pipeline.workdir / "report"
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")
-    return 0
 
 
 def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:

@@ -168,7 +168,7 @@ def _lost_processes() -> str:
     """The processes that are gone, in words; the caller is leaving, and says so to the others."""
     client = _job().client
     try:
-        client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "")
+        client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "", allow_overwrite=True)
         time.sleep(1)  # others that leave at the same moment get to say so
         leaving = {key.rsplit("/", 1)[1] for key, _ in client.key_value_dir_get(f"{_PREFIX}/leaves/")}
         listening = {key.rsplit("/", 1)[1]: where for key, where in client.key_value_dir_get(f"{_PREFIX}/listens/")}
@@ -183,6 +183,42 @@ def _lost_processes() -> str:
         except OSError:
             lost.append(f"process {number} on {name}")
     return f"{', '.join(lost)} is gone" if lost else "another process of the job is gone, or its network"
+
+
+def has_joined() -> bool:
+    """Whether this process has joined a job and may ask its coordinator; what is asked earlier makes JAX abort."""
+    return _job().preemption_sync_manager is not None  # the last thing that JAX sets
+
+
+def told_to_stop() -> bool:
+    """Whether SIGTERM has come to a process of the job: to any of them, which only JAX's own handler knows."""
+    if not has_joined():
+        return False
+    try:
+        # Where the runtime tells all processes of it, for `multihost_utils.reached_preemption_sync_point`. That function
+        # must be asked by all in step; the key may be read at any time. It has had this name since JAX has the service.
+        _job().client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+    except jax.errors.JaxRuntimeError:  # not there (or nobody to ask)
+        return False
+    return True
+
+
+def leave(timeout: float) -> None:
+    """Says that this process is about to end; to be called just before.
+
+    Process 0 waits until the others have said so, too, for at most `timeout` seconds: JAX aborts those that outlive it.
+    """
+    job, until = _job(), time.monotonic() + timeout
+    if not has_joined():
+        return
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        job.client.key_value_set(f"{_PREFIX}/leaves/{job.process_id}", "", allow_overwrite=True)
+        while job.process_id == 0 and len(job.client.key_value_dir_get(f"{_PREFIX}/leaves/")) < job.num_processes:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.1)
+    if job.process_id == 0:
+        time.sleep(0.5)
 
 
 def is_first() -> bool:

@@ -15,7 +15,7 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
-from selftrain_jax import parallel
+from selftrain_jax import parallel, preemption
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import differences, fingerprint, read_json, write_json
 from selftrain_jax.training.log import read_metrics
@@ -190,6 +190,7 @@ def _run_one(workdir: pathlib.Path, stage: Stage, title: str, say: Callable[[str
     if not parallel.on_first(f"begin of {stage.name}", begins):
         return
     begin = time.perf_counter()
+    preemption.begins(stage.name)
     try:
         if stage.together:
             result = stage.work(directory) or {}
