@@ -13,7 +13,7 @@ import traceback
 import warnings
 from typing import Any, Iterator, Sequence
 
-from selftrain_jax import __version__, tools
+from selftrain_jax import __version__, preemption, tools
 from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped
 
 _STAGES = {
@@ -139,24 +139,29 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         return tools.COMMANDS[arguments.command](arguments)
     if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
         return tools.evaluate_tasks(arguments)
+    looks = arguments.command in ("plan", "status")  # and leaves nothing to go on with
+    with contextlib.nullcontext() if looks else preemption.watching():
+        return _dispatch_run(arguments, overrides, argv)
+
+
+def _dispatch_run(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
+    """The commands that take a config."""
     if arguments.command == "study":
-        from selftrain_jax import preemption
         from selftrain_jax.study.command import run_study
 
         config = load_config(arguments.config, overrides, study=True)
+        preemption.joined()  # it takes no others
         # What repeats the study, whoever writes its page.
         argv = ["study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
-        command = "selftrain " + shlex.join(argv)
-        with preemption.watching():
-            return run_study(config, arguments.workdir, command, arguments.shard, arguments.report, _say)
+        return run_study(config, arguments.workdir, "selftrain " + shlex.join(argv), arguments.shard, arguments.report, _say)
     config = load_config(arguments.config, overrides)
     if arguments.command == "plan":
         from selftrain_jax.plan import plan_run
 
         print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
         return 0
-    from selftrain_jax import preemption, stages
-    from selftrain_jax.pipeline import Pipeline
+    from selftrain_jax import parallel, stages
+    from selftrain_jax.pipeline import Pipeline, save_config
     from selftrain_jax.training.log import check_wandb
 
     command = "selftrain " + shlex.join(argv)
@@ -171,26 +176,16 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             far = stages.progress(pipeline.workdir, stage) if state == "started" else ""
             print(f"{state:8} {stage.name}{far and f': {far}'}")
         return 0
-    check_wandb(pipeline.wandb)
-    with preemption.watching():
-        _run(pipeline, plan, arguments)
-    return 0
-
-
-def _run(pipeline, plan: list, arguments: argparse.Namespace) -> None:
-    """Does the stages that are asked for, in this process or in its part of a job."""
-    from selftrain_jax import parallel, preemption, stages
-    from selftrain_jax.pipeline import save_config
-
     wanted = arguments.command
+    check_wandb(pipeline.wandb)
     parallel.enable_compilation_cache()
-    with preemption.during("joining"):
-        parallel.initialize()
+    parallel.initialize()
+    preemption.joined()
 
     def check_and_save():
         stages.check(pipeline.workdir, plan)
         pipeline.check_files()
-        save_config(pipeline.workdir, pipeline.config)
+        save_config(pipeline.workdir, config)
 
     parallel.on_first("check of files and settings", check_and_save)
     first = parallel.is_first()
@@ -204,6 +199,7 @@ def _run(pipeline, plan: list, arguments: argparse.Namespace) -> None:
         report = pipeline.workdir / "report"
         print("\n" + (report / "table.txt").read_text())
         print(f"report: {report / 'report.html'}")
+    return 0
 
 
 def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:

@@ -15,9 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from typing import Iterator
-
-from selftrain_jax import parallel
+from typing import Any, Iterator
 
 EXIT_CODE = 128 + signal.SIGTERM
 PATIENCE = 20
@@ -35,8 +33,9 @@ class _Watch:
 
     def __init__(self):
         self.doing = "the start"
-        self.obeyed = False
-        self.joining = self.training = self.saving = False  # the phases of `during`
+        self.job: Any = None  # the module `parallel`, in a process that has joined others
+        self.joining, self.obeyed = True, False
+        self.training = self.saving = False  # the phases of `during`
         self._lock = threading.Lock()
         self._until = 0.0
         self._read, self._write = socket.socketpair()
@@ -52,7 +51,7 @@ class _Watch:
         self._write.send(b"\0")  # wakes the thread
         self._thread.join(PATIENCE + 10)  # it may be about to end the process
         signal.set_wakeup_fd(self._wakeup)
-        if not self.obeyed and not parallel.has_joined():  # in a job, the handler is no longer ours but JAX's
+        if not self.obeyed and self.job is None:  # in a job, the handler is no longer ours but JAX's
             signal.signal(signal.SIGTERM, self._handler)
         self._read.close()
         self._write.close()
@@ -61,17 +60,20 @@ class _Watch:
         while not self._over.is_set():
             ready, _, _ = select.select([self._read], [], [], 0.5)
             here = bool(ready) and signal.SIGTERM in self._read.recv(64)
-            if here and self.joining:  # tells the others as soon as it can
-                self._wait_while(lambda: self.joining)
-                if parallel.has_joined():
+            if here and self.joining:  # the others are told as soon as they can be
+                self._wait_while(lambda: self.joining and not self._over.is_set())
+                if self.job:
                     os.kill(os.getpid(), signal.SIGTERM)
                     continue
-            if here or parallel.told_to_stop():
+            if here or self.told_elsewhere():
                 return self._stop()
+
+    def told_elsewhere(self) -> bool:
+        return self.job is not None and self.job.told_to_stop()
 
     def _stop(self) -> None:
         self._until = time.monotonic() + PATIENCE + 5
-        if parallel.has_joined():
+        if self.job:
             time.sleep(1)  # all hear of it, and those in training agree on a step, before the first one leaves
         self._wait_while(lambda: self.training and not self.obeyed and not self._over.is_set())
         self.leave()
@@ -92,7 +94,8 @@ class _Watch:
                 flush.join(1)
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
                 _tell(f"stopped: SIGTERM came during {self.doing}{late}; the same command goes on from what is saved")
-                parallel.leave(self._until - time.monotonic())
+                if self.job:
+                    self.job.leave(self._until - time.monotonic())
             finally:
                 os._exit(EXIT_CODE)
 
@@ -127,13 +130,22 @@ def watching() -> Iterator[None]:
         yield
     except Exception:
         # Another process may have left before this one heard why.
-        if parallel.has_joined() and parallel.told_to_stop():
+        if watch.told_elsewhere():
             watch.leave()
         raise
     finally:
         stop.set()
         watch.close()
         _watch = None
+
+
+def joined() -> None:
+    """Says that the process has joined its job, or is alone. Before, SIGTERM is kept, since the others could not be told."""
+    from selftrain_jax import parallel
+
+    if _watch:
+        _watch.job = parallel if parallel.has_joined() else None
+        _watch.joining = False
 
 
 def begins(doing: str) -> None:
@@ -147,8 +159,8 @@ def during(phase: str) -> Iterator[None]:
     """Within the body the process does not leave at once.
 
     Args:
-      phase: "joining" a job, whose other processes could not be told before; "training", which begins to save and calls
-        `obey` within `PATIENCE`; "saving", which takes the time it takes.
+      phase: "training", which gets `PATIENCE` to end a step, to call `obey` and to save; or "saving", which takes the time
+        it takes.
     """
     if _watch:
         setattr(_watch, phase, True)

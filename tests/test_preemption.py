@@ -29,18 +29,17 @@ def work(seconds, end=""):
 
 with preemption.watching():
     preemption.begins("the test")
+    {start}
     {body}
 """
 
 
 @contextlib.contextmanager
-def command(body="work(60)", **environment):
+def command(body="work(60)", start="preemption.joined()", **environment):
     """A process in the middle of `body`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(body=body)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment,
-    )  # fmt: skip
+    script = [sys.executable, "-c", SCRIPT.format(body=body, start=start)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr.readline() == "ready\n"
         yield process
@@ -71,12 +70,13 @@ def test_a_training_that_comes_to_no_end_of_a_step_is_not_waited_for():
     assert code == 143 and "during the test, which came to no end of a step within 1 s; the same command" in line
 
 
-@pytest.mark.parametrize("phases", ["during('joining')", "during('training'), preemption.during('saving')"])
-def test_what_must_not_be_cut_off_is_waited_for(phases):
-    patience = 60 if "joining" in phases else 1
-    with command(f"preemption.PATIENCE = {patience}\n    with preemption.{phases}: work(3, ' and after')") as process:
-        process.terminate()
-        assert ends(process) == (143, "left in the buffer and after", [STOPPED])
+def test_before_the_others_can_be_told_and_while_a_checkpoint_is_written_it_waits():
+    saving = "with preemption.during('training'), preemption.during('saving'): work(3, ' and after')"
+    joining = "work(3, ' and after'); preemption.joined(); time.sleep(60)"
+    for body, start in ((saving, "preemption.joined()"), (joining, "preemption.PATIENCE = 60")):
+        with command(body, start) as process:
+            process.terminate()
+            assert ends(process) == (143, "left in the buffer and after", [STOPPED])
 
 
 def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():
