@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunStopped as e:
         print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
         if isinstance(e, PeerLost):
+            from selftrain_jax import parallel
+
             sys.stdout.flush()
+            parallel.leave(5)
             os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:

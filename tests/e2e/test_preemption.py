@@ -10,10 +10,11 @@ import pytest
 from selftrain_jax.training.checkpoint import saved_steps
 from tests.test_preemption import metadata  # noqa: F401
 
-STAGES = (
-    "lab/world", "lab/base", "lab/other", "sample/self", "sample/other", "audit/real", "subset/self-0", "train/self-0",
-    "train/other-0", "evaluate/base", "report",
-)  # fmt: skip
+STAGES = {
+    "lab/world": 0.1, "lab/base": 3, "lab/other": 2, "sample/self": 2, "sample/other": 0.5, "audit/real": 0.02,
+    "subset/self-0": 0.02, "train/self-0": 2, "train/other-0": 2, "evaluate/base": 0.5, "report": 0.5,
+}  # fmt: skip
+"""And the longest time in seconds after which the signal comes, some as short as the stage."""
 SAVED = r"selftrain: stopped: SIGTERM came; step (\d+) of .+ is saved, the same command goes on"
 LEFT = r"selftrain: stopped: SIGTERM came during (.+); the same command goes on from what is saved"
 
@@ -51,8 +52,8 @@ def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, tmp_path,
               f"{[(code, err.splitlines()[-1:]) for code, _, err in ended]}")  # fmt: skip
         return ended
 
-    for trial, stage in enumerate(STAGES):
-        told, delay = [[0], [count - 1], range(count)][trial % 3], chance.uniform(0, 2)
+    for trial, (stage, longest) in enumerate(STAGES.items()):
+        told, delay = [[0], [count - 1], range(count)][trial % 3], chance.uniform(0, longest)
         ended = stop(stage, told, delay)
         while all(code == 0 for code, *_ in ended):  # the run was faster
             shutil.rmtree(workdir / "report")
