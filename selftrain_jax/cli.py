@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from selftrain_jax import parallel
 
             sys.stdout.flush()
-            parallel.leave(5)
+            parallel.outlive(5)
             os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:

@@ -168,7 +168,7 @@ def _lost_processes() -> str:
     """The processes that are gone, in words; the caller is leaving, and says so to the others."""
     client = _job().client
     try:
-        client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "", allow_overwrite=True)
+        says_it_leaves()
         time.sleep(1)  # others that leave at the same moment get to say so
         leaving = {key.rsplit("/", 1)[1] for key, _ in client.key_value_dir_get(f"{_PREFIX}/leaves/")}
         listening = {key.rsplit("/", 1)[1]: where for key, where in client.key_value_dir_get(f"{_PREFIX}/listens/")}
@@ -203,22 +203,26 @@ def told_to_stop() -> bool:
     return True
 
 
-def leave(timeout: float) -> None:
-    """Says that this process is about to end; to be called just before.
+def says_it_leaves() -> None:
+    """Tells process 0 that this one is about to end; to be called just before."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _job().client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "", allow_overwrite=True)
 
-    Process 0 waits until the others have said so, too, for at most `timeout` seconds: JAX aborts those that outlive it.
+
+def outlive(timeout: float, unless: Callable[[], bool] = lambda: False) -> None:
+    """In process 0, returns when all others have said that they leave, or after `timeout` seconds, or when `unless()`; in
+    the others, at once. JAX aborts those that outlive process 0.
     """
     job, until = _job(), time.monotonic() + timeout
-    if not has_joined():
+    if not has_joined() or job.process_id != 0:
         return
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        job.client.key_value_set(f"{_PREFIX}/leaves/{job.process_id}", "", allow_overwrite=True)
-        while job.process_id == 0 and len(job.client.key_value_dir_get(f"{_PREFIX}/leaves/")) < job.num_processes:
-            if time.monotonic() > until:
+        while time.monotonic() < until and not unless():
+            leaving = {key.rsplit("/", 1)[1] for key, _ in job.client.key_value_dir_get(f"{_PREFIX}/leaves/")}
+            if len(leaving - {"0"}) == job.num_processes - 1:
+                time.sleep(0.5)
                 return
             time.sleep(0.1)
-    if job.process_id == 0:
-        time.sleep(0.5)
 
 
 def is_first() -> bool:

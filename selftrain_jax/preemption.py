@@ -84,7 +84,9 @@ class _Watch:
             time.sleep(0.05)
 
     def leave(self) -> None:
-        """Ends the process, unless the training has stopped by itself."""
+        """Ends the process, unless the training stops by itself, be it that it began only meanwhile."""
+        if self.job:
+            self.job.outlive(self._until - time.monotonic(), lambda: self.obeyed)
         with self._lock:
             if self.obeyed:
                 return
@@ -95,7 +97,7 @@ class _Watch:
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
                 _tell(f"stopped: SIGTERM came during {self.doing}{late}; the same command goes on from what is saved")
                 if self.job:
-                    self.job.leave(self._until - time.monotonic())
+                    self.job.says_it_leaves()
             finally:
                 os._exit(EXIT_CODE)
 
