@@ -13,7 +13,7 @@ import traceback
 import warnings
 from typing import Any, Iterator, Sequence
 
-from selftrain_jax import __version__, tools
+from selftrain_jax import __version__, preemption, tools
 from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped, one_line
 from selftrain_jax.storage import is_storage_error
 
@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunStopped as e:
         print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
         if isinstance(e, PeerLost):
+            from selftrain_jax import parallel
+
             sys.stdout.flush()
+            parallel.outlive(5)
             os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:
@@ -151,10 +154,18 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
         return tools.COMMANDS[arguments.command](arguments)
     if arguments.command == "evaluate" and _is_benchmark(arguments, overrides):
         return tools.evaluate_tasks(arguments)
+    looks = arguments.command in ("plan", "status")  # and leaves nothing to go on with
+    with contextlib.nullcontext() if looks else preemption.watching():
+        return _dispatch_run(arguments, overrides, argv)
+
+
+def _dispatch_run(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
+    """The commands that take a config."""
     if arguments.command == "study":
         from selftrain_jax.study.command import run_study
 
         config = load_config(arguments.config, overrides, study=True)
+        preemption.joined()  # it takes no others
         # What repeats the study, whoever writes its page.
         argv = ["study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
         return run_study(config, arguments.workdir, "selftrain " + shlex.join(argv), arguments.shard, arguments.report, _say)
@@ -185,6 +196,7 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
     check_wandb(pipeline.wandb)
     parallel.enable_compilation_cache()
     parallel.initialize()
+    preemption.joined()
 
     def check_and_save():
         stages.check(pipeline.home, plan)

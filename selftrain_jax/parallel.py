@@ -168,7 +168,7 @@ def _lost_processes() -> str:
     """The processes that are gone, in words; the caller is leaving, and says so to the others."""
     client = _job().client
     try:
-        client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "")
+        says_it_leaves()
         time.sleep(1)  # others that leave at the same moment get to say so
         leaving = {key.rsplit("/", 1)[1] for key, _ in client.key_value_dir_get(f"{_PREFIX}/leaves/")}
         listening = {key.rsplit("/", 1)[1]: where for key, where in client.key_value_dir_get(f"{_PREFIX}/listens/")}
@@ -183,6 +183,46 @@ def _lost_processes() -> str:
         except OSError:
             lost.append(f"process {number} on {name}")
     return f"{', '.join(lost)} is gone" if lost else "another process of the job is gone, or its network"
+
+
+def has_joined() -> bool:
+    """Whether this process has joined a job and may ask its coordinator; what is asked earlier makes JAX abort."""
+    return _job().preemption_sync_manager is not None  # the last thing that JAX sets
+
+
+def told_to_stop() -> bool:
+    """Whether SIGTERM has come to a process of the job: to any of them, which only JAX's own handler knows."""
+    if not has_joined():
+        return False
+    try:
+        # Where the runtime tells all processes of it, for `multihost_utils.reached_preemption_sync_point`. That function
+        # must be asked by all in step; the key may be read at any time. It has had this name since JAX has the service.
+        _job().client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+    except jax.errors.JaxRuntimeError:  # not there (or nobody to ask)
+        return False
+    return True
+
+
+def says_it_leaves() -> None:
+    """Tells process 0 that this one is about to end; to be called just before."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _job().client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "", allow_overwrite=True)
+
+
+def outlive(timeout: float, unless: Callable[[], bool] = lambda: False) -> None:
+    """In process 0, returns when all others have said that they leave, or after `timeout` seconds, or when `unless()`; in
+    the others, at once. JAX aborts those that outlive process 0.
+    """
+    job, until = _job(), time.monotonic() + timeout
+    if not has_joined() or job.process_id != 0:
+        return
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while time.monotonic() < until and not unless():
+            leaving = {key.rsplit("/", 1)[1] for key, _ in job.client.key_value_dir_get(f"{_PREFIX}/leaves/")}
+            if len(leaving - {"0"}) == job.num_processes - 1:
+                time.sleep(0.5)
+                return
+            time.sleep(0.1)
 
 
 def is_first() -> bool:

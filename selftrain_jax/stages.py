@@ -14,7 +14,7 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
-from selftrain_jax import parallel
+from selftrain_jax import parallel, preemption
 from selftrain_jax.errors import InputError
 from selftrain_jax.files import differences, fingerprint, read_json, write_json
 from selftrain_jax.storage import Workdir
@@ -204,6 +204,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     begin = time.perf_counter()
     together = stage.together() if callable(stage.together) else stage.together
     local.mkdir(parents=True, exist_ok=True)
+    preemption.begins(stage.name)
     try:
         if together:
             workdir.fetch(stage.name, *stage.after)

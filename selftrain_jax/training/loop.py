@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
+from selftrain_jax import parallel, preemption
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.errors import InputError, PeerLost, RunStopped
 from selftrain_jax.files import as_path, differences, fingerprint, read_json, write_json
@@ -94,7 +94,7 @@ class TrainingDiverged(RunStopped):
 class Preempted(RunStopped):
     """SIGTERM, or the notice of a preemption, came; the step that it found is saved."""
 
-    exit_code = 128 + signal.SIGTERM
+    exit_code = preemption.EXIT_CODE
 
 
 def train(
@@ -200,7 +200,11 @@ def train(
     measured = measure_steps(num_steps, measure_points)
     tracing = _Trace(directory / "profile", first) if profile else None
     try:
-        with _told_to_stop() as told_to_stop, parallel.naming_lost_peers(f"{description} stopped"):
+        with (
+            preemption.during("training"),
+            _told_to_stop() as told_to_stop,
+            parallel.naming_lost_peers(f"{description} stopped"),
+        ):
             if measure and measured and first == 0:
                 measure(0, state.params)
             for step in range(first, num_steps):
@@ -222,15 +226,20 @@ def train(
                         )
                 if measure and done in measured:
                     measure(done, state.params)
+                if stops:
+                    preemption.obey()
                 if saves:
-                    if before_save:
-                        before_save()
-                    checkpoints.save(state)
+                    with preemption.during("saving"):
+                        if before_save:
+                            before_save()
+                        checkpoints.save(state)
                 if stops:
                     break
-            checkpoints.wait()
+            with preemption.during("saving"):
+                checkpoints.wait()
             # It may also have come while the last checkpoint was written.
             if first < num_steps and (stops or told_to_stop(num_steps + 1)):
+                preemption.obey()
                 raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     except PeerLost:
         raise  # closing the checkpoints would wait for the one that is gone

@@ -1,5 +1,6 @@
 """Runs of the command line as a user starts them: `python -m selftrain_jax`, one process each, on one device."""
 
+import concurrent.futures
 import fcntl
 import json
 import os
@@ -19,25 +20,37 @@ CONFIG = ROOT / "tests" / "e2e" / "tiny.py"
 class Selftrain:
     """`selftrain` on the tiny config, and what it leaves in a workdir."""
 
-    def start(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.Popen:
-        return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices)
+    def start(self, name, workdir, *settings, config=CONFIG, devices=1, **environment) -> subprocess.Popen:
+        return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices, **environment)
 
     def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
         """Waits for the end, whatever it is."""
         return self._finish(self.start(*arguments, **options))
 
-    def start_job(self, count, name, workdir, *settings) -> list[subprocess.Popen]:
+    def start_job(self, count, name, workdir, *settings, **environment) -> list[subprocess.Popen]:
         """The same command as `count` processes of one job."""
         with socket.socket() as s:
             s.bind(("localhost", 0))
             address = f"localhost:{s.getsockname()[1]}"
-        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
         return [self._open(*arguments, JAX_PROCESS_ID=str(i), **job) for i in range(count)]
 
     def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
         """The same command as the processes that `launcher`, a command line, makes of it."""
         return self._open(name, f"--config={CONFIG}", f"--workdir={workdir}", *settings, launcher=launcher)
+
+    @staticmethod
+    def ends(processes, seconds=60) -> list[tuple[int, str, str]]:
+        """(exit code, stdout, stderr) of every process; all are read at once, since they wait for each other."""
+        with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+            found = list(pool.map(lambda process: process.communicate(timeout=seconds), processes))
+        return [(process.returncode, *texts) for process, texts in zip(processes, found)]
+
+    @staticmethod
+    def table(out: str) -> list[str]:
+        """What the command prints after the stages, without the report's path."""
+        return out.split("\n\n", 1)[1].splitlines()[:-1]
 
     def command(self, *arguments) -> subprocess.CompletedProcess:
         """A sub-command that takes no config."""

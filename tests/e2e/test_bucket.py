@@ -6,32 +6,31 @@ import time
 import pytest
 
 from selftrain_jax.storage import Workdir
-from tests.e2e.test_processes import ends, table
 
 
-def killed_once(processes, victim, there, seconds=300):
+def killed_once(selftrain, processes, victim, there, seconds=300):
     """Kills `victim` when `there`, and waits for the others."""
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline and victim.poll() is None, victim.communicate()[1][-3000:]
         time.sleep(0.1)
     victim.send_signal(signal.SIGKILL)
-    return ends(processes)
+    return selftrain.ends(processes, 150)
 
 
 @pytest.mark.newest
 def test_a_run_in_a_bucket_killed_twice_is_the_run_on_disk(finished, selftrain, bucket, tmp_path):
     home = Workdir(bucket).path
     process = selftrain.start("run", bucket)
-    killed_once([process], process, lambda: list((home / "sample/self/corpus").glob("corpus-*-of-00016")))
+    killed_once(selftrain, [process], process, lambda: list((home / "sample/self/corpus").glob("corpus-*-of-00016")))
     assert not (home / "sample/self/manifest.json").exists()
     process = selftrain.start("run", bucket)
-    killed_once([process], process, lambda: (home / "train/other-0/checkpoints/2").exists())
+    killed_once(selftrain, [process], process, lambda: (home / "train/other-0/checkpoints/2").exists())
     status = selftrain.succeeds("status", bucket).splitlines()
     assert "done     sample/self" in status and any(line.startswith("started  train/other-0") for line in status)
 
     out = selftrain.succeeds("run", bucket)
-    assert table(out) == table(finished[1]) and f"report: {bucket}/report/report.html" in out
+    assert selftrain.table(out) == selftrain.table(finished[1]) and f"report: {bucket}/report/report.html" in out
     place = Workdir(bucket)
     place.fetch()
     assert selftrain.report(place.local) == selftrain.report(finished[0])
@@ -54,7 +53,7 @@ def test_two_processes_in_a_bucket_and_one_that_goes_on_alone(finished, selftrai
     """Processes share nothing but the bucket."""
     home = Workdir(bucket).path
     survivor, victim = selftrain.start_job(2, "run", bucket)
-    [(code, _, err)] = killed_once([survivor], victim, lambda: (home / "train/self-0/checkpoints/4").exists())
+    [(code, _, err)] = killed_once(selftrain, [survivor], victim, lambda: (home / "train/self-0/checkpoints/4").exists())
     assert code != 0, err[-3000:]
     assert not (home / "train/self-0/manifest.json").exists()
-    assert table(selftrain.succeeds("run", bucket)) == table(finished[1])
+    assert selftrain.table(selftrain.succeeds("run", bucket)) == selftrain.table(finished[1])
