@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from selftrain_jax import parallel
 
             sys.stdout.flush()
-            parallel.outlive(5)
+            parallel.outlive(10)
+            parallel.says_it_leaves()
             os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:

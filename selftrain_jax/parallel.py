@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import socket
+import threading
 import time
 from typing import Any, Callable, Iterator
 
@@ -147,7 +148,6 @@ def _job():
     return distributed.global_state
 
 
-_sockets: list[socket.socket] = []
 _uses: collections.Counter = collections.Counter()
 _PREFIX = "selftrain"
 
@@ -160,29 +160,63 @@ def _listen() -> None:
         probe.connect((coordinator, 9))  # sends nothing: asks the system which of its addresses faces the coordinator
         host = probe.getsockname()[0]
     with contextlib.suppress(OSError):
-        _sockets.append(socket.create_server(("", 0), backlog=1024))
-        client.key_value_set(f"{_PREFIX}/listens/{number}", f"{host}:{_sockets[-1].getsockname()[1]}:{socket.gethostname()}")
+        server = socket.create_server(("", 0), backlog=1024)
+        threading.Thread(target=_answer, args=(server,), name="answers", daemon=True).start()
+        client.key_value_set(f"{_PREFIX}/listens/{number}", f"{host}:{server.getsockname()[1]}:{socket.gethostname()}")
+
+
+def _answer(server: socket.socket) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            server.accept()[0].close()
+
+
+def _told(what: str) -> dict[str, str]:
+    """What the processes said under this name: number -> text."""
+    return {key.rsplit("/", 1)[1]: text for key, text in _job().client.key_value_dir_get(f"{_PREFIX}/{what}/")}
+
+
+def _look_for_lost() -> None:
+    """Tells all ("process 3 on host") of those that do not answer, and did not say that they leave."""
+    listening = _told("listens")
+    for number in listening.keys() - _told("leaves").keys() - _told("lost").keys():
+        host, port, name = listening[number].split(":", 2)
+        if not (_answers(host, int(port)) or _answers(host, int(port))) and number not in _told("leaves"):
+            _job().client.key_value_set(f"{_PREFIX}/lost/{number}", f"process {number} on {name}", allow_overwrite=True)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError:
+        time.sleep(0.5)
+        return False
+    return True
+
+
+def lost_peers() -> str:
+    """The processes of the job that are gone without a word ("process 3 on host is gone"), "" while there are none.
+
+    Process 0 looks; the others hear of it through the coordinator.
+    """
+    if not has_joined():
+        return ""
+    try:
+        if _job().process_id == 0:
+            _look_for_lost()
+        lost = _told("lost")
+    except jax.errors.JaxRuntimeError:
+        return "process 0 (the coordinator) is gone"
+    return f"{', '.join(lost.values())} {'is' if len(lost) == 1 else 'are'} gone" if lost else ""
 
 
 def _lost_processes() -> str:
     """The processes that are gone, in words; the caller is leaving, and says so to the others."""
-    client = _job().client
-    try:
-        says_it_leaves()
+    _say("leaves")
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
         time.sleep(1)  # others that leave at the same moment get to say so
-        leaving = {key.rsplit("/", 1)[1] for key, _ in client.key_value_dir_get(f"{_PREFIX}/leaves/")}
-        listening = {key.rsplit("/", 1)[1]: where for key, where in client.key_value_dir_get(f"{_PREFIX}/listens/")}
-    except jax.errors.JaxRuntimeError:
-        return "process 0 (the coordinator) is gone"
-    lost = []
-    for number, where in sorted(listening.items(), key=lambda item: int(item[0])):
-        host, port, name = where.split(":", 2)
-        try:
-            if number not in leaving:
-                socket.create_connection((host, int(port)), timeout=3).close()
-        except OSError:
-            lost.append(f"process {number} on {name}")
-    return f"{', '.join(lost)} is gone" if lost else "another process of the job is gone, or its network"
+        _look_for_lost()
+    return lost_peers() or "another process of the job is gone, or its network"
 
 
 def has_joined() -> bool:
@@ -204,22 +238,27 @@ def told_to_stop() -> bool:
 
 
 def says_it_leaves() -> None:
-    """Tells process 0 that this one is about to end; to be called just before."""
+    """Tells the others that this one ends in order; to be called just before."""
+    _say("leaves")
+    _say("left")
+
+
+def _say(what: str) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _job().client.key_value_set(f"{_PREFIX}/leaves/{_job().process_id}", "", allow_overwrite=True)
+        _job().client.key_value_set(f"{_PREFIX}/{what}/{_job().process_id}", "", allow_overwrite=True)
 
 
 def outlive(timeout: float, unless: Callable[[], bool] = lambda: False) -> None:
-    """In process 0, returns when all others have said that they leave, or after `timeout` seconds, or when `unless()`; in
+    """In process 0, returns when all others have left or are lost, or after `timeout` seconds, or when `unless()`; in
     the others, at once. JAX aborts those that outlive process 0.
     """
-    job, until = _job(), time.monotonic() + timeout
-    if not has_joined() or job.process_id != 0:
+    until = time.monotonic() + timeout
+    if not has_joined() or _job().process_id != 0:
         return
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         while time.monotonic() < until and not unless():
-            leaving = {key.rsplit("/", 1)[1] for key, _ in job.client.key_value_dir_get(f"{_PREFIX}/leaves/")}
-            if len(leaving - {"0"}) == job.num_processes - 1:
+            ended = _told("left").keys() | _told("lost").keys()
+            if len(ended - {"0"}) == _job().num_processes - 1:
                 time.sleep(0.5)
                 return
             time.sleep(0.1)

@@ -1,4 +1,5 @@
-"""What a command does when it is told to stop: by SIGTERM, or by a notice that the cloud takes the machine away.
+"""What a command does when it is told to stop, by SIGTERM or by a notice that the cloud takes the machine away; and when a
+process of its job dies.
 
 Training saves its step and stops by itself (`training.loop`); it gets `PATIENCE` seconds to come to the end of a step.
 Everything else leaves at once: what is on disk is whole, and the same command goes on from it. In a job of several
@@ -21,7 +22,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 PATIENCE = 20
 """Seconds in which a training that is told to stop must begin to save; clouds and schedulers leave some 30 in all."""
 POLL = 3
-"""Seconds between two questions to the metadata server of the cloud."""
+"""Seconds between two questions to the metadata server of the cloud, and between two looks whether all processes live."""
 
 
 class _Watch:
@@ -57,6 +58,7 @@ class _Watch:
         self._write.close()
 
     def _wait(self) -> None:
+        looked = time.monotonic()
         while not self._over.is_set():
             ready, _, _ = select.select([self._read], [], [], 0.5)
             here = bool(ready) and signal.SIGTERM in self._read.recv(64)
@@ -67,6 +69,10 @@ class _Watch:
                     continue
             if here or self.told_elsewhere():
                 return self._stop()
+            if self.job and time.monotonic() > looked + POLL:
+                if lost := self.job.lost_peers():
+                    return self._lose(lost)
+                looked = time.monotonic()
 
     def told_elsewhere(self) -> bool:
         return self.job is not None and self.job.told_to_stop()
@@ -78,12 +84,19 @@ class _Watch:
         self._wait_while(lambda: self.training and not self.obeyed and not self._over.is_set())
         self.leave()
 
+    def _lose(self, lost: str) -> None:
+        """Leaves a job of which a process is gone, some seconds before JAX would abort this one without naming it."""
+        self._over.wait(POLL)  # where data is exchanged, the main thread notices, too, and says what it was about
+        if not self._over.is_set():
+            self._until = time.monotonic() + 10
+            self.leave(f"{lost}, as seen in {self.doing}; start all again, the same command goes on from what is saved", 1)
+
     def _wait_while(self, goes_on) -> None:
         until = time.monotonic() + PATIENCE
         while goes_on() and (self.saving or time.monotonic() < until):
             time.sleep(0.05)
 
-    def leave(self) -> None:
+    def leave(self, why: str = "", code: int = EXIT_CODE) -> None:
         """Ends the process, unless the training stops by itself, be it that it began only meanwhile."""
         if self.job:
             self.job.outlive(self._until - time.monotonic(), lambda: self.obeyed)
@@ -95,11 +108,12 @@ class _Watch:
                 flush.start()
                 flush.join(1)
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
-                _tell(f"stopped: SIGTERM came during {self.doing}{late}; the same command goes on from what is saved")
+                told = f"SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
+                _tell(f"stopped: {why or told}")
                 if self.job:
                     self.job.says_it_leaves()
             finally:
-                os._exit(EXIT_CODE)
+                os._exit(code)
 
     def obey(self) -> None:
         with self._lock:
@@ -130,6 +144,8 @@ def watching() -> Iterator[None]:
         threading.Thread(target=_ask_cloud, args=(host, stop), name="cloud notices", daemon=True).start()
     try:
         yield
+        if watch.job:
+            watch.job.says_it_leaves()
     except Exception:
         # Another process may have left before this one heard why.
         if watch.told_elsewhere():
