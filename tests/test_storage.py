@@ -5,11 +5,16 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
-from selftrain_jax import cli, files, storage
-from selftrain_jax.errors import InputError, RunStopped
+from selftrain_jax import cli, files, parallel, storage
+from selftrain_jax.errors import InputError, InputWarning, RunStopped
 from selftrain_jax.storage import Workdir
+from selftrain_jax.training import loop
+from selftrain_jax.training.checkpoint import restore_params, saved_steps
+from tests.training.test_loop import CONFIG, MODEL, SAVED, Killed, kill_at, make_params, make_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -176,6 +181,32 @@ def test_without_its_library_the_command_says_what_to_install(monkeypatch, capsy
 def test_a_study_in_a_bucket_is_refused(capsys):
     assert cli.main(["study", "--config=configs/lab.py", "--workdir=gs://bucket/study"]) == 2
     assert "a study needs a folder on disk" in capsys.readouterr().err
+
+
+@pytest.mark.newest
+def test_a_training_goes_on_from_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch):
+    """On another machine, which has nothing else; then without the newest of them, which is damaged."""
+    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    checkpoints, sent = files.as_path(f"{bucket}/train/checkpoints"), []
+
+    def train(folder, **options):
+        loop.train(make_params(), MODEL, make_rows(), CONFIG, tmp_path / folder, mesh=mesh, **options)
+        return jax.tree.map(np.asarray, restore_params(options.get("checkpoints", tmp_path / folder / "checkpoints"), MODEL))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 10)
+        train("one", checkpoints=checkpoints)
+    assert saved_steps(checkpoints) == [4, 8] and not (tmp_path / "one/checkpoints").exists()
+    whole = train("whole")
+    other = train("other", checkpoints=checkpoints, before_save=lambda: sent.append(0))
+    jax.tree.map(np.testing.assert_array_equal, other, whole)
+    assert saved_steps(checkpoints) == SAVED and len(sent) == 2
+
+    for data in (checkpoints / "15/params").glob("ocdbt.process_0/d/*"):
+        data.write_bytes(b"damaged")
+    with pytest.warns(InputWarning, match="Going on from step 12"):
+        jax.tree.map(np.testing.assert_array_equal, train("third", checkpoints=str(checkpoints)), whole)
+    assert (checkpoints.parent / "damaged-15").is_dir() and saved_steps(checkpoints) == SAVED
 
 
 def test_json_files_in_a_bucket(bucket):

@@ -18,7 +18,7 @@ def killed_once(selftrain, processes, victim, there, seconds=300):
     return selftrain.ends(processes, 150)
 
 
-@pytest.mark.newest
+@pytest.mark.large
 def test_a_run_in_a_bucket_killed_twice_is_the_run_on_disk(finished, selftrain, bucket, tmp_path):
     home = Workdir(bucket).path
     process = selftrain.start("run", bucket)
