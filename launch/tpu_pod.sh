@@ -122,7 +122,7 @@ case \$(hostname) in *-w-0) tail -f --pid=\$job run.log ;; esac; wait \$job"
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   if prepare && on_all "$remote" 2>&1 | tee "$log"; then exit 0; fi
-  if grep -q '^selftrain: error:' "$log"; then exit 2; fi
+  if grep -Eq '^selftrain( [a-z]+)?: error:' "$log"; then exit 2; fi
   echo "attempt $attempt of $attempts ended early (the TPU VM is $(state)); starting again" >&2
   sleep "${SELFTRAIN_POLL_SECONDS:-30}"
 done

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
@@ -14,7 +15,8 @@ import warnings
 from typing import Any, Iterator, Sequence
 
 from selftrain_jax import __version__, preemption, tools
-from selftrain_jax.errors import InputError, InputWarning, PeerLost, RunStopped, one_line
+from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.files import fingerprint
 from selftrain_jax.storage import is_storage_error
 
 _STAGES = {
@@ -35,8 +37,38 @@ exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 sto
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+    """Runs the command; returns its exit code. A process of a job that fails ends here, at once."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+    except Exception:
+        if _in_job():
+            traceback.print_exc()
+            _leave_job(1)
+        raise
+    if code and _in_job():
+        _leave_job(code)
+    return code
+
+
+def _in_job() -> bool:
+    parallel = sys.modules.get("selftrain_jax.parallel")
+    return parallel is not None and parallel.has_joined()
+
+
+def _leave_job(code: int) -> None:
+    """Ends this process. An orderly exit of JAX would wait for the others, which may go on until they miss this one."""
+    from selftrain_jax import parallel
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    parallel.outlive(10)
+    parallel.says_it_leaves(in_order=code == preemption.EXIT_CODE)
+    os._exit(code)
+
+
+def _run(argv: list[str]) -> int:
     arguments, overrides = _parser().parse_known_args(argv)
     try:
         with _one_line_warnings():
@@ -46,13 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RunStopped as e:
         print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
-        if isinstance(e, PeerLost):
-            from selftrain_jax import parallel
-
-            sys.stdout.flush()
-            parallel.outlive(10)
-            parallel.says_it_leaves()
-            os._exit(e.exit_code)  # an orderly exit of JAX would wait for the process that is gone
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
@@ -198,6 +223,9 @@ def _dispatch_run(arguments: argparse.Namespace, overrides: list[str], argv: lis
     parallel.enable_compilation_cache()
     parallel.initialize()
     preemption.joined()
+    asked = fingerprint([wanted, __version__, dataclasses.asdict(config), str(pipeline.home)])
+    if not parallel.same_on_all("settings", asked):
+        raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 
     def check_and_save():
         stages.check(pipeline.home, plan)

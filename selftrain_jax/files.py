@@ -6,6 +6,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
@@ -32,8 +33,10 @@ def as_path(path: str | os.PathLike) -> pathlib.PurePath:
         if text.startswith("gs:/"):
             raise InputError(f"path {text} is neither a bucket nor a good name for a folder: write gs://BUCKET/FOLDER")
         return pathlib.Path(path)
-    if not re.match(r"gs://[^/]", text):
-        raise InputError(f"path {text}: write gs://BUCKET/FOLDER, or name a folder on disk; other storage is not supported")
+    if not re.match(r"gs://[^/]", text) or ".." in text.split("/") or re.search(r"[?#*\[\]]", text):
+        raise InputError(
+            f"path {text}: write gs://BUCKET/FOLDER without .. ? # * [ ], or a folder; other storage is not supported"
+        )
     try:
         import gcsfs  # noqa: F401
     except ImportError:
@@ -41,6 +44,7 @@ def as_path(path: str | os.PathLike) -> pathlib.PurePath:
     import fsspec
     from etils import epath
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
     # Other processes write to the bucket, too, and Orbax does so past this library: a remembered listing would be wrong.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
     return epath.Path(text)

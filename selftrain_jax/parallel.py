@@ -96,7 +96,7 @@ def initialize(
         "JAX_PROCESS_ID": _whole_number("JAX_PROCESS_ID", process_id),
     }
     address, count, number = given.values()
-    if address is not None and not re.fullmatch(r".+:\d+", address):
+    if address is not None and not (re.fullmatch(r".+:[0-9]{1,5}", address) and int(address.rpartition(":")[2]) < 65_536):
         raise InputError(f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT of process 0, for example node1:1234")
     if count is not None and count < 1:
         raise InputError(f"JAX_NUM_PROCESSES={count} must be at least 1")
@@ -237,15 +237,25 @@ def told_to_stop() -> bool:
     return True
 
 
-def says_it_leaves() -> None:
-    """Tells the others that this one ends in order; to be called just before."""
-    _say("leaves")
+def says_it_leaves(in_order: bool = True) -> None:
+    """Tells process 0 that this one is about to end; unless `in_order`, the others will miss it."""
+    if in_order:
+        _say("leaves")
     _say("left")
 
 
-def _say(what: str) -> None:
+def _say(what: str, text: str = "") -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _job().client.key_value_set(f"{_PREFIX}/{what}/{_job().process_id}", "", allow_overwrite=True)
+        _job().client.key_value_set(f"{_PREFIX}/{what}/{_job().process_id}", text, allow_overwrite=True)
+
+
+def same_on_all(name: str, value: str) -> bool:
+    """Whether all processes of the job, which all call this, give the same value."""
+    if jax.process_count() == 1:
+        return True
+    _say(f"same {name}", value)
+    barrier(f"same {name}")
+    return len(set(_told(f"same {name}").values())) == 1
 
 
 def outlive(timeout: float, unless: Callable[[], bool] = lambda: False) -> None:

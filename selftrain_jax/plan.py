@@ -10,6 +10,7 @@ H200 took 5.8 GB per row of pythia-1.4b where this says 22).
 import dataclasses
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def parse_mesh(text: str) -> MeshConfig:
     sizes = dict.fromkeys(parallel.MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in sizes or not size.removeprefix("-").isdigit():
+        if axis not in sizes or not re.fullmatch("-1|[1-9][0-9]{0,4}", size):
             raise InputError(f"--mesh={text!r} must read like data=1,fsdp=4,tensor=2 (-1 for all remaining devices)")
         sizes[axis] = int(size)
     return MeshConfig(**sizes)
@@ -124,6 +125,8 @@ def model_config(config: RunConfig) -> ModelConfig:
     if reference.startswith("lab:"):
         from selftrain_jax.lab.world import build_world
 
+        if config.lab is None or reference not in ("lab:base", "lab:other"):
+            raise InputError(f"student {reference!r} is no model of the config's lab: lab:base and lab:other may be")
         return getattr(config.lab, reference.removeprefix("lab:")).model_config(build_world(config.lab.world))
     if name in PRESETS and not pathlib.Path(reference).is_dir():
         return PRESETS[name]

@@ -7,6 +7,7 @@ processes all of them stop, whichever was told.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import select
@@ -92,8 +93,11 @@ class _Watch:
             self.leave(f"{lost}, as seen in {self.doing}; start all again, the same command goes on from what is saved", 1)
 
     def _wait_while(self, goes_on) -> None:
-        until = time.monotonic() + PATIENCE
+        until, told = time.monotonic() + PATIENCE, False
         while goes_on() and (self.saving or time.monotonic() < until):
+            if time.monotonic() >= until and not told:
+                _tell("SIGTERM came; waiting for the checkpoint that is being written")
+                told = True
             time.sleep(0.05)
 
     def leave(self, why: str = "", code: int = EXIT_CODE) -> None:
@@ -104,12 +108,13 @@ class _Watch:
             if self.obeyed:
                 return
             try:
-                flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # the main thread may hold its lock
-                flush.start()
-                flush.join(1)
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
                 told = f"SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
-                _tell(f"stopped: {why or told}")
+                # The main thread may hold the lock of stdout; nobody may read what is written.
+                for last in (sys.stdout.flush, functools.partial(_tell, f"stopped: {why or told}")):
+                    thread = threading.Thread(target=last, daemon=True)
+                    thread.start()
+                    thread.join(1)
                 if self.job:
                     self.job.says_it_leaves()
             finally:

@@ -73,10 +73,22 @@ def test_a_training_that_comes_to_no_end_of_a_step_is_not_waited_for():
 def test_before_the_others_can_be_told_and_while_a_checkpoint_is_written_it_waits():
     saving = "with preemption.during('training'), preemption.during('saving'): work(3, ' and after')"
     joining = "work(3, ' and after'); preemption.joined(); time.sleep(60)"
-    for body, start in ((saving, "preemption.joined()"), (joining, "preemption.PATIENCE = 60")):
+    waits = "selftrain: SIGTERM came; waiting for the checkpoint that is being written"
+    for body, start, lines in (
+        (saving, "preemption.joined()", [waits, STOPPED]), (joining, "preemption.PATIENCE = 60", [STOPPED])
+    ):  # fmt: skip
         with command(body, start) as process:
             process.terminate()
-            assert ends(process) == (143, "left in the buffer and after", [STOPPED])
+            assert ends(process) == (143, "left in the buffer and after", lines)
+
+
+def test_nobody_needs_to_read_the_line():
+    """Neither stdout nor stderr; a pipe holds 64 KiB."""
+    fills = "import os, threading; threading.Timer(1, os.write, (2, b'x' * 65_530)).start(); work(60)"
+    with command(fills) as process:
+        time.sleep(2)
+        process.terminate()
+        assert process.wait(timeout=30) == 143
 
 
 def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():

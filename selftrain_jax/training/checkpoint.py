@@ -157,10 +157,11 @@ class Checkpoints:
             if lost := parallel.peer_lost(f"a checkpoint could not be saved in {self._path}", e):
                 raise lost from e
             kept = sorted(int(p.name) for p in self._path.glob("*") if p.name.isdigit())
+            way_out = "See that no other run writes there" if is_remote(self._path) else "Make room"
             reason = system_error(e).strerror or one_line(e)[-200:]
             raise CheckpointNotSaved(
                 f"a checkpoint could not be saved in {self._path} ({reason}); last good checkpoint: "
-                f"{f'step {kept[-1]}' if kept else 'none'}. Make room, then the same command goes on from there"
+                f"{f'step {kept[-1]}' if kept else 'none'}. {way_out}, then the same command goes on from there"
             ) from e
 
 

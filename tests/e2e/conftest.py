@@ -27,14 +27,15 @@ class Selftrain:
         """Waits for the end, whatever it is."""
         return self._finish(self.start(*arguments, **options))
 
-    def start_job(self, count, name, workdir, *settings, **environment) -> list[subprocess.Popen]:
-        """The same command as `count` processes of one job."""
+    def start_job(self, count, name, workdir, *settings, last=(), **environment) -> list[subprocess.Popen]:
+        """The same command as `count` processes of one job; the last of them with settings of its own, too."""
         with socket.socket() as s:
             s.bind(("localhost", 0))
             address = f"localhost:{s.getsockname()[1]}"
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
-        return [self._open(*arguments, JAX_PROCESS_ID=str(i), **job) for i in range(count)]
+        own = [()] * (count - 1) + [last]
+        return [self._open(*arguments, *own[i], JAX_PROCESS_ID=str(i), **job) for i in range(count)]
 
     def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
         """The same command as the processes that `launcher`, a command line, makes of it."""

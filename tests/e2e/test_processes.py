@@ -65,6 +65,26 @@ def test_a_mesh_axis_may_span_processes(axis, finished, selftrain, tmp_path):
 
 
 @pytest.mark.large
+def test_processes_with_different_settings_are_refused(selftrain, tmp_path):
+    job = selftrain.start_job(2, "run", tmp_path / "run", last=("--config.sample.top_k=1",))
+    for code, _, err in selftrain.ends(job, seconds=120):
+        assert code == 2 and "have different settings, workdirs or versions" in err, err[-3000:]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.large
+def test_one_that_is_interrupted_is_missed_by_the_others(selftrain, copy_of):
+    workdir = copy_of("lab")
+    job = selftrain.start_job(2, "run", workdir)
+    while not any((workdir / "sample" / "self" / "corpus").glob("corpus-*")) and job[1].poll() is None:
+        time.sleep(0.01)
+    job[1].send_signal(signal.SIGINT)
+    (code, _, err), (interrupted, _, other_err) = selftrain.ends(job, seconds=60)
+    assert interrupted == 1 and "selftrain: interrupted" in other_err
+    assert code == 1 and f"process 1 on {socket.gethostname()} is gone" in err, err[-3000:]
+
+
+@pytest.mark.large
 def test_when_one_dies_the_others_say_so_and_fewer_finish(finished, selftrain, copy_of):
     """Process 2 of 4 is killed while it samples, then process 3 while it trains; two finish the run."""
     workdir = copy_of("lab")
