@@ -17,7 +17,7 @@ from typing import Any, Iterator, Sequence
 from selftrain_jax import __version__, preemption, tools
 from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
 from selftrain_jax.files import fingerprint
-from selftrain_jax.storage import is_storage_error
+from selftrain_jax.storage import Workdir, is_storage_error
 
 _STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -203,7 +203,6 @@ def _dispatch_run(arguments: argparse.Namespace, overrides: list[str], argv: lis
         return 0
     from selftrain_jax import parallel, stages
     from selftrain_jax.pipeline import Pipeline, save_config
-    from selftrain_jax.storage import Workdir
     from selftrain_jax.training.log import check_wandb
 
     command = "selftrain " + shlex.join(argv)

@@ -388,7 +388,10 @@ def test_checkpoints_removed_under_a_run_cost_nothing_more(whole, params, rows, 
 def test_a_folder_that_is_gone_ends_the_run_in_one_line(params, rows, mesh, tmp_path, monkeypatch):
     def wrapper(call, train_step, state, batch):
         if call == 5:
-            time.sleep(1)  # so that nothing is still being written there
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "run/checkpoints/4").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(1)  # nothing is written there any more
             shutil.rmtree(tmp_path / "run")
         return train_step(state, batch)
 
