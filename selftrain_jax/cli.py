@@ -223,7 +223,7 @@ def _dispatch_run(arguments: argparse.Namespace, overrides: list[str], argv: lis
     parallel.initialize()
     preemption.joined()
     asked = fingerprint([wanted, __version__, dataclasses.asdict(config), str(pipeline.home)])
-    if not parallel.same_on_all("settings", asked):
+    if not parallel.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 
     def check_and_save():

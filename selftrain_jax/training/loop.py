@@ -268,10 +268,8 @@ def _check_same_training(
     if config.document_boundaries:
         data.update(np.ascontiguousarray(rows.segment_ids))
     settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16]}
-    if jax.process_count() > 1:
-        own = np.frombuffer(bytes.fromhex(fingerprint(settings)), np.uint8)
-        if (multihost_utils.process_allgather(own) != own).any():
-            raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
+    if not parallel.same_on_all(fingerprint(settings)):
+        raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
     path = directory / "training.json"
     if path.exists() and any(p.name.isdigit() for p in checkpoints.glob("*")):
         for name, old, new in differences(read_json(path), settings):
