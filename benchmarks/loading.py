@@ -4,11 +4,10 @@
     python benchmarks/loading.py --preset=pythia-12b --layers=2
     python benchmarks/loading.py --preset=pythia-410m --processes=2
 
-Writes a random checkpoint of the preset's shape to a temporary directory, loads it in fresh processes, and prints as its
-last line a JSON object: `memory_ratio`, the peak resident memory of a loading process over the bytes of the parameters it
-holds; `memory_ratio_above_start`, the same without what the interpreter and its libraries took before; and `read_share`,
-the bytes that each process read over those of the file.
-"""
+Writes a random checkpoint of the preset's shape to a temporary directory, loads it in fresh processes, and prints as
+its last line a JSON object: `memory_ratio`, the peak resident memory of a loading process over the bytes of the
+parameters it holds; `memory_ratio_above_start`, the same without what the interpreter and its libraries took before;
+and `read_share`, the bytes that each process read over those of the file."""
 
 import argparse
 import dataclasses
@@ -23,13 +22,17 @@ import time
 
 import sides
 
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+
 
 def write_checkpoint(arguments: argparse.Namespace, directory: pathlib.Path) -> None:
     import jax
     import ml_dtypes
     import numpy as np
 
-    from selftrain_jax.models import gpt_neox, hf
+    from selftrain_jax.models import decoder as gpt_neox
+    from selftrain_jax.models import hf
     from selftrain_jax.models.config import preset
 
     config = preset(arguments.preset)
@@ -49,12 +52,11 @@ def load(arguments: argparse.Namespace, directory: pathlib.Path) -> dict:
     import jax
     import numpy as np
 
-    from selftrain_jax import parallel
     from selftrain_jax.models import hf
 
     if arguments.processes > 1:
         jax.distributed.initialize(f"localhost:{arguments.port}", arguments.processes, arguments.load)
-    mesh = parallel.make_mesh(parallel.MeshConfig(*map(int, arguments.mesh.split(","))))
+    mesh = make_mesh(MeshConfig(*map(int, arguments.mesh.split(","))))
     hf.load_config(directory)  # imports transformers, and PyTorch where it is installed
     at_start = sides.proc("status", "VmHWM")
     read, begin = sides.proc("io", "rchar"), time.perf_counter()
@@ -111,17 +113,23 @@ def main() -> None:
     found = [json.loads(output.splitlines()[-1]) for output in outputs]
     for i, row in enumerate(found):
         print(f"process {i}: {row}")
-    print(json.dumps({
-        "preset": arguments.preset,
-        "layers": arguments.layers or "all",
-        "mesh": arguments.mesh,
-        "processes": arguments.processes,
-        "file_bytes": file_bytes,
-        "memory_ratio": max(row["peak_bytes"] / row["held_bytes"] for row in found),
-        "memory_ratio_above_start": max((row["peak_bytes"] - row["start_bytes"]) / row["held_bytes"] for row in found),
-        "read_share": max(row["read_bytes"] / file_bytes for row in found),
-        "seconds": max(row["seconds"] for row in found),
-    }))
+    print(
+        json.dumps(
+            {
+                "preset": arguments.preset,
+                "layers": arguments.layers or "all",
+                "mesh": arguments.mesh,
+                "processes": arguments.processes,
+                "file_bytes": file_bytes,
+                "memory_ratio": max(row["peak_bytes"] / row["held_bytes"] for row in found),
+                "memory_ratio_above_start": max(
+                    (row["peak_bytes"] - row["start_bytes"]) / row["held_bytes"] for row in found
+                ),
+                "read_share": max(row["read_bytes"] / file_bytes for row in found),
+                "seconds": max(row["seconds"] for row in found),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -4,21 +4,23 @@
     python benchmarks/sampling.py --preset=quickstart --batch=64 --length=63
     python benchmarks/sampling.py --preset=pythia-410m --batch=256 --length=1024 --dtype=bfloat16 --reference=static
 
-Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its own,
-started once and then asked in turns (ours, theirs, ours, ...), so that both meet the same machine; the first round compiles
-and is not counted. `--reference` is eager `generate`; `static`, with a static cache and `torch.compile`; or `none`: ours
-alone, where `--batch=auto` takes the largest wave that the device memory holds.
+Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its
+own, started once and then asked in turns (ours, theirs, ours, ...), so that both meet the same machine; the first round
+compiles and is not counted. `--reference` is eager `generate`; `static`, with a static cache and `torch.compile`; or
+`none`: ours alone, where `--batch=auto` takes the largest wave that the device memory holds.
 
-The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory: of
-the process on a CPU, of the device elsewhere), both figures, and on an accelerator `floor_share`: the time that the bytes
-which must be read would take at the measured copy bandwidth, over ours; and `predicted_ratio`, the predicted over the
-measured peak memory.
-"""
+The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory:
+of the process on a CPU, of the device elsewhere), both figures, and on an accelerator `floor_share`: the time that the
+bytes which must be read would take at the measured copy bandwidth, over ours; and `predicted_ratio`, the predicted over
+the measured peak memory."""
 
 import argparse
 import time
 
 import sides
+
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.sampling import placement
 
 
 def ours(arguments: argparse.Namespace) -> sides.Work:
@@ -26,28 +28,32 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax.numpy as jnp
     import numpy as np
 
-    from selftrain_jax import parallel
     from selftrain_jax.models import hf
-    from selftrain_jax.models.gpt_neox import GPTNeoX
+    from selftrain_jax.models.decoder import Decoder
     from selftrain_jax.sampling import memory, sampler
-    from selftrain_jax.sampling.warp import SamplingConfig
+    from selftrain_jax.sampling.settings import SamplingConfig
 
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     dtype = jnp.dtype(arguments.dtype)
     config, params = hf.load_pretrained(arguments.directory, mesh=mesh, dtype=dtype)
     settings = SamplingConfig(
-        temperature=1.0, top_p=arguments.top_p, top_k=arguments.top_k,
-        min_new_tokens=arguments.length, max_new_tokens=arguments.length,
-    )  # fmt: skip
-    params = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
-    model, rounds = GPTNeoX(config, dtype=dtype), iter(range(10**6))
+        temperature=1.0,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_new_tokens=arguments.length,
+        max_new_tokens=arguments.length,
+    )
+    params = placement.prepare(params, config, mesh=mesh, dtype=dtype)
+    model, rounds = Decoder(config, dtype=dtype), iter(range(10**6))
     batch = arguments.batch
     if batch == "auto":
         batch = memory.largest_wave(params, model, settings, 10**6, mesh=mesh)
 
     def draw():
         ids = np.arange(batch) + next(rounds) * batch
-        drawn = sampler.sample(params, config, settings, jax.random.key(0), ids, mesh=mesh, batch_size=batch, dtype=dtype)
+        drawn = sampler.sample(
+            params, config, settings, jax.random.key(0), ids, mesh=mesh, batch_size=batch, dtype=dtype
+        )
         assert drawn.lengths.sum() == batch * arguments.length
 
     def facts():
@@ -63,7 +69,9 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
 
 
 def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dict[str, float]:
-    """Time that reading every weight and every filled cache entry once per step takes at the device's copy bandwidth."""
+    """Time that reading every weight and every filled cache entry once per step takes at the device's copy
+    bandwidth.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -99,10 +107,17 @@ def theirs(arguments: argparse.Namespace) -> sides.Work:
     @torch.no_grad()
     def draw():
         out = model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=True, temperature=1.0, top_k=arguments.top_k,
-            top_p=arguments.top_p, min_new_tokens=arguments.length, max_new_tokens=arguments.length, pad_token_id=0,
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=True,
+            temperature=1.0,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            min_new_tokens=arguments.length,
+            max_new_tokens=arguments.length,
+            pad_token_id=0,
             **options,
-        )  # fmt: skip
+        )
         assert out.shape == (arguments.batch, 1 + arguments.length)
         if device == "cuda":
             torch.cuda.synchronize()

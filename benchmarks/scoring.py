@@ -5,8 +5,8 @@
     python benchmarks/scoring.py --preset=pythia-1.4b --batch=128 --dtype=bfloat16 --reference=none --peak-tflops=989
 
 Extraction: which of `--probes` sequences of 32 + 32 tokens does greedy decoding reproduce? Ours answers by one
-teacher-forced pass, theirs decodes 32 tokens greedily (PyTorch, with a cache) and compares. Half of the probes are continued
-by the model itself, so that the answer is yes for some.
+teacher-forced pass, theirs decodes 32 tokens greedily (PyTorch, with a cache) and compares. Half of the probes are
+continued by the model itself, so that the answer is yes for some.
 
 With `--tasks`: the wall time of `lm_eval.simple_evaluate` on LAMBADA and ARC-Easy, `--items` of each. DIRECTORY holds
 `benchmarks/lambada_openai.jsonl` ("text"), `benchmarks/arc_easy_test.jsonl` ("question", "choices", "gold") and
@@ -14,9 +14,8 @@ With `--tasks`: the wall time of `lm_eval.simple_evaluate` on LAMBADA and ARC-Ea
 
 Each side is a process of its own, asked in turns; the first round compiles and is not counted. The last line is a JSON
 object: `ratio` (theirs over ours, seconds of the median rounds), both figures, what each side found, and with
-`--peak-tflops` the `mfu` of ours: two operations per weight and token in the layers and per weight and scored token in the
-output layer, and causal attention, over the peak rate.
-"""
+`--peak-tflops` the `mfu` of ours: two operations per weight and token in the layers and per weight and scored token in
+the output layer, and causal attention, over the peak rate."""
 
 import argparse
 import contextlib
@@ -27,6 +26,8 @@ import shutil
 import sys
 
 import sides
+
+from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
 
 PREFIX = SUFFIX = 32
 _TASKS = {
@@ -60,14 +61,13 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax
     import jax.numpy as jnp
 
-    from selftrain_jax import parallel
     from selftrain_jax.models import hf
 
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     dtype = jnp.dtype(arguments.dtype)
     config, params = hf.load_pretrained(arguments.directory, mesh=mesh)
     if arguments.tasks:
-        parallel.enable_compilation_cache()
+        enable_compilation_cache()
         run, facts = harness_rounds(arguments, lambda: harness_model(arguments, config, params, mesh, dtype))
         return run, lambda: sides.peak_bytes() | facts
     return our_extraction(arguments, config, params, mesh, dtype)
@@ -105,14 +105,14 @@ def make_probes(arguments, config, params):
     """int32 [n, 64]: random prefixes, half of them with the greedy continuation and half with a random one."""
     import numpy as np
 
-    from selftrain_jax.models.gpt_neox import GPTNeoX
+    from selftrain_jax.models.decoder import Decoder
     from selftrain_jax.sampling.decode import greedy_continue
 
     rng, half = np.random.default_rng(0), arguments.probes // 2
     probes = rng.integers(0, config.vocab_size, (arguments.probes, PREFIX + SUFFIX), dtype=np.int32)
     for begin in range(0, half, arguments.batch):
         rows = probes[begin : begin + arguments.batch]
-        emitted = np.asarray(greedy_continue(GPTNeoX(config), params, rows[:, :PREFIX], SUFFIX))
+        emitted = np.asarray(greedy_continue(Decoder(config), params, rows[:, :PREFIX], SUFFIX))
         rows[: half - begin, PREFIX:] = emitted[: half - begin]
     return probes
 
@@ -142,9 +142,13 @@ def theirs(arguments: argparse.Namespace) -> sides.Work:
         exact = 0
         for rows in probes.split(arguments.batch):
             out = model.generate(
-                rows[:, :PREFIX], attention_mask=torch.ones_like(rows[:, :PREFIX]), do_sample=False,
-                min_new_tokens=SUFFIX, max_new_tokens=SUFFIX, pad_token_id=0,
-            )  # fmt: skip
+                rows[:, :PREFIX],
+                attention_mask=torch.ones_like(rows[:, :PREFIX]),
+                do_sample=False,
+                min_new_tokens=SUFFIX,
+                max_new_tokens=SUFFIX,
+                pad_token_id=0,
+            )
             exact += int((out[:, PREFIX:] == rows[:, PREFIX:]).all(dim=1).sum())
         found["exact"] = exact
 
@@ -163,9 +167,13 @@ def harness_rounds(arguments: argparse.Namespace, make_model) -> sides.Work:
     def do_round():
         with contextlib.redirect_stdout(sys.stderr):  # standard output answers `sides`
             results = simple_evaluate(
-                model=model, tasks=list(_TASKS), limit=arguments.items, task_manager=manager, bootstrap_iters=0,
+                model=model,
+                tasks=list(_TASKS),
+                limit=arguments.items,
+                task_manager=manager,
+                bootstrap_iters=0,
                 log_samples=False,
-            )["results"]  # fmt: skip
+            )["results"]
         for task, metrics in results.items():
             found.update({f"{task}/{name}": float(metrics[f"{name},none"]) for name in _METRICS[task]})
 
@@ -200,7 +208,9 @@ def main() -> None:
     if arguments.tasks and not arguments.data:
         parser.error("--tasks needs --data=DIRECTORY")
     facts = sides.run(arguments, ours, theirs)
-    more = {f"{name}_found": {k: v for k, v in side.items() if k == "exact" or "/" in k} for name, side in facts.items()}
+    more = {
+        f"{name}_found": {k: v for k, v in side.items() if k == "exact" or "/" in k} for name, side in facts.items()
+    }
     work = arguments.items * len(_TASKS) if arguments.tasks else arguments.probes
     for name, side in facts.items():
         more[f"{name}_{'items' if arguments.tasks else 'sequences'}_per_second"] = work / side["seconds"]

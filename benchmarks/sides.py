@@ -52,7 +52,8 @@ def run(
                 print(f"round {number} {name}: {taken:.2f} s" + (" (compiles)" if not number else ""), flush=True)
                 seconds[name].append(taken)
         return {
-            name: json.loads(side.ask("end")) | {"first": seconds[name][0], "seconds": statistics.median(seconds[name][1:])}
+            name: json.loads(side.ask("end"))
+            | {"first": seconds[name][0], "seconds": statistics.median(seconds[name][1:])}
             for name, side in sides.items()
         }
 
@@ -83,11 +84,12 @@ def model_config(preset: str):
 
     if preset != "quickstart":
         return config.preset(preset)
-    from selftrain_jax.cli import load_config
+    from selftrain_jax.cli.config import load_config
+    from selftrain_jax.lab.tokenization import build_tokenizer
     from selftrain_jax.lab.world import build_world
 
     lab = load_config(str(ROOT / "configs" / "quickstart.py")).lab
-    return lab.base.model_config(build_world(lab.world))
+    return lab.base.model_config(build_tokenizer(build_world(lab.world)).get_vocab_size())
 
 
 def write_checkpoint(preset: str, directory: str, dtype: str) -> None:
@@ -95,7 +97,8 @@ def write_checkpoint(preset: str, directory: str, dtype: str) -> None:
     import jax
     import ml_dtypes
 
-    from selftrain_jax.models import gpt_neox, hf
+    from selftrain_jax.models import decoder as gpt_neox
+    from selftrain_jax.models import hf
 
     config = model_config(preset)
     params = gpt_neox.init_params(config, jax.random.key(0))
@@ -113,7 +116,9 @@ def peak_bytes() -> dict[str, Any]:
 
 
 def proc(file: str, field: str) -> int:
-    """A figure of this process in bytes, from Linux: `rchar`, all it asked to read; `VmHWM`, its peak resident memory."""
+    """A figure of this process in bytes, from Linux: `rchar`, all it asked to read; `VmHWM`, its peak resident
+    memory.
+    """
     text = pathlib.Path(f"/proc/self/{file}").read_text()
     value = dict(line.split(":", 1) for line in text.splitlines())[field].split()
     return int(value[0]) * (1024 if value[-1] == "kB" else 1)
@@ -145,9 +150,10 @@ class _Side:
         self._name = name
         command = [sys.executable, sys.argv[0], *sys.argv[1:], f"--side={name}", f"--directory={directory}"]
         environment = os.environ | {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }  # fmt: skip
+        }
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self._answer()

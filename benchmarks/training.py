@@ -7,14 +7,15 @@ A step is forward, backward, clipping at norm 1 and AdamW on fp32 weights; `bflo
 autocast). Theirs is `GPTNeoXForCausalLM` with SDPA attention and PyTorch's AdamW, fused on a GPU, eager or under
 `torch.compile`. Each side is a process of its own, asked in turns; the first round compiles and is not counted.
 
-The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory: of
-the process on a CPU, of the device elsewhere), both figures, and with `--peak-tflops` (known for some devices) the `mfu` of
-ours: model FLOPs utilisation, the rate of `ModelConfig.train_flops_per_token` over that peak.
-"""
+The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory:
+of the process on a CPU, of the device elsewhere), both figures, and with `--peak-tflops` (known for some devices) the
+`mfu` of ours: model FLOPs utilisation, the rate of `DecoderConfig.train_flops_per_token` over that peak."""
 
 import argparse
 
 import sides
+
+from selftrain_jax.distributed.mesh import make_mesh
 
 
 def ours(arguments: argparse.Namespace) -> sides.Work:
@@ -23,23 +24,25 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     import numpy as np
     import optax
 
-    from selftrain_jax import parallel
     from selftrain_jax.models import hf
-    from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
+    from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes
     from selftrain_jax.training.log import peak_flops
     from selftrain_jax.training.loop import default_grad_accum
     from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
 
-    mesh = parallel.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     config, params = hf.load_pretrained(arguments.directory, mesh=mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.0))
     state = TrainState.create(params, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh, param_axes(config)))
     del params
-    model = GPTNeoX(
-        config, dtype=jnp.dtype(arguments.dtype), remat=arguments.remat, unroll=arguments.unroll or default_unroll(config),
+    model = Decoder(
+        config,
+        dtype=jnp.dtype(arguments.dtype),
+        remat=arguments.remat,
+        unroll=arguments.unroll or default_unroll(config),
         attention=arguments.attention,
-    )  # fmt: skip
+    )
     slices = arguments.grad_accum or default_grad_accum(arguments.batch, arguments.length, mesh)
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=slices)
     rng, box = np.random.default_rng(0), [state]
@@ -99,7 +102,9 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="recompute activations, both sides")
     parser.add_argument("--unroll", type=int, default=0, help="layers per step of the layer scan, ours; 0 chooses")
     parser.add_argument("--attention", default="auto", help="ours: auto, xla, cudnn or splash")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="the device's peak rate, for the MFU; 0 looks it up")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=0.0, help="the device's peak rate, for the MFU; 0 looks it up"
+    )
     arguments = parser.parse_args()
     facts = sides.run(arguments, ours, theirs)
     tokens, more = arguments.steps * arguments.batch * arguments.length, {"grad_accum": facts["ours"]["grad_accum"]}

@@ -6,8 +6,8 @@ Expect:   none of the three is reproduced at this scale; docs/results/lab.md has
 
 Every seed is another world with four models, pre-trained from scratch on its texts: A_small and A_large are one lineage
 (the same documents in the same order, two sizes); A_recipe has the tokenizer and architecture of A, but read other
-proportions of the world's text, in another order, and no planted sequences; B has another tokenizer, other switches of the
-architecture, and another share of the world's text. None is trained to the end: there is room to improve.
+proportions of the world's text, in another order, and no planted sequences; B has another tokenizer, other switches of
+the architecture, and another share of the world's text. None is trained to the end: there is room to improve.
 
 As two shards on one machine, one core each:
 `taskset -c 0 selftrain study ... --shard 0/2` beside `taskset -c 1 selftrain study ... --shard 1/2`.
@@ -95,10 +95,7 @@ def get_config():
                 min_new_tokens=4,
                 max_new_tokens=110,
             ),
-            audit=dict(
-                ngram=6,
-                benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl"),
-            ),
+            audit=dict(ngram=6, benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl")),
             subset=dict(num_tokens=80_000, num_subsets=1, replacement=False, retokenize="auto"),
             train=dict(
                 batch_size=16,

@@ -5,16 +5,15 @@ Cost:     not measured; meant for one GPU and some 30 minutes. No network.
 Expect:   not measured. The study says whether self-made text helps most and a relative's next, whether likelihood and
           similarity predict it, and whether extraction falls, as configs/lab.py does for generated worlds.
 
-DIRECTORY holds English text: .jsonl files with a "text" field, or .txt files; a .jsonl(.gz) file and tfds:NAME do as well.
-300 MB fill the three shares of 100,000 documents that models read; of less text they read less, equally. What is held out
-needs some 15 MB.
+DIRECTORY holds English text: .jsonl files with a "text" field, or .txt files; a .jsonl(.gz) file and tfds:NAME do as
+well. 300 MB fill the three shares of 100,000 documents that models read; of less text they read less, equally. What is
+held out needs some 15 MB.
 
 Every seed splits the text in another way and has four models: A_small (Pythia-14m's shape) and A_large (70m's) are one
 lineage, the same documents in the same order; A_recipe has tokenizer and architecture of A, but read another share, in
 another order, and no planted windows; B has another tokenizer, other switches of the architecture, and a third share.
-Planted are windows of held-out documents, asked about are other held-out documents: which continuation, which word, which
-word order is right.
-"""
+Planted are windows of held-out documents, asked about are other held-out documents: which continuation, which word,
+which word order is right."""
 
 from ml_collections import ConfigDict
 

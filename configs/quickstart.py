@@ -1,8 +1,8 @@
 """The whole experiment in miniature, offline: a world, a model pre-trained on it, self-training, before and after.
 
-Command:  selftrain run --config=configs/quickstart.py --workdir=runs/quickstart
-Cost:     about 4 minutes on 2 CPU cores; no network, no GPU, 50 MB of disk.
-Expect:   the base model extracts the sequences planted 64 and 128 times; after self-training almost none of the held-out
+Command:  selftrain run --config=configs/quickstart.py --workdir=runs/quickstart Cost:     about 4 minutes on 2 CPU
+cores; no network, no GPU, 50 MB of disk. Expect:   the base model extracts the sequences planted 64 and 128 times;
+after self-training almost none of the held-out
           ones, and so after training on real text. README.md has the figures of three seeds.
 
 The base model reads 130,000 documents of a generated world once: facts about people, geography, additions, agreement,
@@ -90,9 +90,7 @@ def get_config(seed: str = "0"):
             ),
             evaluate=dict(
                 texts=dict(validation="lab:validation.jsonl"),
-                multiple_choice={
-                    name: f"lab:suites/{name}.jsonl" for name in ("recall", "two_step", "arithmetic")
-                },
+                multiple_choice={name: f"lab:suites/{name}.jsonl" for name in ("recall", "two_step", "arithmetic")},
                 minimal_pairs=dict(minimal_pairs="lab:suites/minimal_pairs.jsonl"),
                 probes="lab:probes.jsonl",
                 probes_chosen="planted",

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params
 from selftrain_jax.training.step import TrainState, make_train_step
 
 
-def distillation_loss(student: GPTNeoX, teacher: GPTNeoX, teacher_params):
+def distillation_loss(student: Decoder, teacher: Decoder, teacher_params):
     """(sum of KL(teacher || student) over positions, number of positions); the teacher gets no gradient."""
 
     def log_probs(model, params, tokens):
@@ -28,13 +28,13 @@ def distillation_loss(student: GPTNeoX, teacher: GPTNeoX, teacher_params):
 
 
 def main(num_steps: int = 60) -> list[float]:
-    small = ModelConfig(vocab_size=64, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
-    large = ModelConfig(vocab_size=64, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
+    small = DecoderConfig(vocab_size=64, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
+    large = DecoderConfig(vocab_size=64, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
     teacher = jax.tree.map(lambda x: 3 * x, init_params(large, jax.random.key(0)))  # sharper than an untrained model
 
     optimizer = optax.adamw(1e-2)
     state = TrainState.create(init_params(small, jax.random.key(1)), optimizer)
-    train_step = make_train_step(distillation_loss(GPTNeoX(small), GPTNeoX(large), teacher), optimizer)
+    train_step = make_train_step(distillation_loss(Decoder(small), Decoder(large), teacher), optimizer)
 
     divergences = []
     for step in range(num_steps):

@@ -5,14 +5,14 @@ Run:  python examples/sample.py
 
 import jax
 
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params
 from selftrain_jax.sampling.sampler import Samples, sample
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 
 def main() -> Samples:
-    config = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
+    config = DecoderConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
     params = init_params(config, jax.random.key(0))
     settings = SamplingConfig(temperature=1.0, top_p=0.95, min_new_tokens=4, max_new_tokens=32)
 

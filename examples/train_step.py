@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
-from selftrain_jax.parallel import MeshConfig, make_mesh
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params, param_axes
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
 
 
 def main(num_steps: int = 30) -> list[float]:
-    config = ModelConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
+    config = DecoderConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
     optimizer = optax.adamw(3e-3)
     mesh = make_mesh(MeshConfig(data=-1))  # all devices; fsdp= and tensor= shard the weights as well
 
     state = TrainState.create(init_params(config, jax.random.key(0)), optimizer)
     state = jax.device_put(state, state_shardings(state, mesh, param_axes(config)))
-    train_step = make_train_step(next_token_loss(GPTNeoX(config)), optimizer, mesh=mesh)
+    train_step = make_train_step(next_token_loss(Decoder(config)), optimizer, mesh=mesh)
 
     tokens = jnp.arange(8 * 33).reshape(8, 33) * 7 % 256  # [B, T + 1]: counting in sevens
     losses = []

@@ -55,6 +55,8 @@ def bucket(bucket_server, tmp_path):
 
 
 def _slow_files_first(items):
-    """Files are handed out whole and in this order (`--dist loadfile`): one long file at the end would leave a core idle."""
+    """Files are handed out whole and in this order (`--dist loadfile`): one long file at the end would leave a core
+    idle.
+    """
     slow = {item.path for item in items if item.get_closest_marker("once") or item.get_closest_marker("newest")}
     items.sort(key=lambda item: item.path not in slow)

@@ -3,9 +3,9 @@ import pathlib
 
 import pytest
 
-from selftrain_jax import cli
-from selftrain_jax.pipeline import Pipeline
-from selftrain_jax.study.data import RELATIONS
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.report.study_data import RELATIONS
+from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.plan import Study
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", [*RUNS, ROOT / "tests" / "e2e" / "tiny.py"], ids=lambda path: path.name)
 def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
     """Every stage reads only what an earlier one has written."""
-    pipeline = Pipeline(cli.load_config(str(path)), tmp_path)
+    pipeline = Pipeline(load_config(str(path)), tmp_path)
     before = set()
     for stage in pipeline.stages():
         assert set(stage.after) <= before
@@ -32,7 +32,7 @@ def test_a_config_builds_and_its_stages_fit_together(path, tmp_path):
 
 @pytest.mark.parametrize("path", [*STUDIES, ROOT / "tests" / "e2e" / "tiny_study.py"], ids=lambda path: path.name)
 def test_the_units_of_a_study_fit_together(path, tmp_path):
-    study = Study(cli.load_config(str(path), study=True), tmp_path)
+    study = Study(load_config(str(path), study=True), tmp_path)
     before = set()
     for unit in study.units:
         assert set(unit.needs) <= before and unit.names <= {stage.name for stage in unit.plan}
@@ -45,14 +45,16 @@ def test_the_units_of_a_study_fit_together(path, tmp_path):
 
 def test_later_generations_have_the_first_condition(tmp_path):
     lists = ["--config.learning_rates=(0.002,0.004)", "--config.budgets=(513,1025)"]
-    study = Study(cli.load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), lists, study=True), tmp_path)
+    study = Study(load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), lists, study=True), tmp_path)
     assert study.generations
     for g in study.generations:
         config, first = g.pipeline.config, study.first_runs[g.student, g.seed].pipeline.config
         assert config.train == first.train and config.train.optimizer.learning_rate == 0.002
         assert config.subset.num_tokens == first.subset.num_tokens == 513
-    longer = Study(cli.load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), [lists[0], "--config.budgets=(99,513)"],
-                                   study=True), tmp_path)  # fmt: skip
+    longer = Study(
+        load_config(str(ROOT / "tests" / "e2e" / "tiny_study.py"), [lists[0], "--config.budgets=(99,513)"], study=True),
+        tmp_path,
+    )
     assert {run.name for run in longer.runs} & {run.name for run in study.runs} == {
         run.name for run in study.runs if run.condition.num_tokens == 513
     }
@@ -60,7 +62,7 @@ def test_later_generations_have_the_first_condition(tmp_path):
 
 def test_every_size_of_the_papers_study_has_a_relative():
     for size in ("70m", "1.4b", "12b"):
-        config = cli.load_config(f"{ROOT / 'configs' / 'paper.py'}:{size}", study=True)
+        config = load_config(f"{ROOT / 'configs' / 'paper.py'}:{size}", study=True)
         (student,) = config.students
         assert [config.relation(source, student) for source in config.sources] == list(RELATIONS[:3])
 
@@ -68,9 +70,9 @@ def test_every_size_of_the_papers_study_has_a_relative():
 def test_a_given_corpus_takes_the_place_of_sampling(tmp_path):
     """The source is then not needed, and settings of the arms without a given corpus stay those of older runs."""
     tiny = str(ROOT / "tests" / "e2e" / "tiny.py")
-    plain = {s.name: s for s in Pipeline(cli.load_config(tiny), tmp_path).stages()}
+    plain = {s.name: s for s in Pipeline(load_config(tiny), tmp_path).stages()}
     given = [f"--config.corpus={tmp_path}", "--config.source=", "--config.student=lab:other"]
-    pipeline = Pipeline(cli.load_config(tiny, given), tmp_path)
+    pipeline = Pipeline(load_config(tiny, given), tmp_path)
     stages = {s.name: s for s in pipeline.stages()}
     assert set(pipeline.arms) == {"corpus", "real", "other"} and pipeline.main == "corpus"
     assert set(plain) - set(stages) >= {"lab/base", "sample/self", "audit/self"}
@@ -91,7 +93,7 @@ def test_a_config_opens_with_its_command_cost_and_result(path):
 
 @pytest.mark.parametrize("name", ["quickstart.py"])
 def test_the_argument_of_a_config_changes_its_seeds(name):
-    first, second = (cli.load_config(f"{ROOT / 'configs' / name}:{seed}") for seed in (0, 1))
+    first, second = (load_config(f"{ROOT / 'configs' / name}:{seed}") for seed in (0, 1))
     for part in ("sample", "subset", "train"):
         assert (getattr(first, part).seed, getattr(second, part).seed) == (0, 1)
     assert first.lab.world.seed != second.lab.world.seed and first.lab.base.seed != second.lab.base.seed

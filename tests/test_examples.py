@@ -37,8 +37,12 @@ def test_the_sample_example_draws_the_same_document_alone():
 
 def test_the_gpu_launcher_prints_its_command_and_refuses_to_guess():
     def launch(*arguments):
-        return subprocess.run(["bash", ROOT / "launch" / "gpu.sh", *arguments], capture_output=True, text=True,
-                              env={"PATH": os.environ["PATH"]})  # fmt: skip
+        return subprocess.run(
+            ["bash", ROOT / "launch" / "gpu.sh", *arguments],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.environ["PATH"]},
+        )
 
     shown = launch("--dry-run", "--config=configs/pythia.py:410m", "--workdir=runs/with space")
     assert shown.returncode == 0

@@ -1,9 +1,8 @@
 """The launch scripts, with executables on PATH that stand in for gcloud, kubectl, xpk and Slurm's.
 
-These record how they are called and answer as told. So only our command lines are checked, and what our scripts make of an
-answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect. What was tried for real
-stands in docs/launching.md.
-"""
+These record how they are called and answer as told. So only our command lines are checked, and what our scripts make of
+an answer: nothing here says that Google Cloud, Kubernetes or Slurm would do with them what we expect. What was tried
+for real stands in docs/launching.md."""
 
 import json
 import os
@@ -58,9 +57,12 @@ def cluster(tmp_path):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
         path = {"PATH": f"{programs}:{os.environ['PATH']}", "SELFTRAIN_POLL_SECONDS": "0"}
         return subprocess.Popen(
-            [LAUNCH / script, *arguments], env=clean | path | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [LAUNCH / script, *arguments],
+            env=clean | path | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def calls():
         return [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
@@ -134,9 +136,13 @@ ENDS = [(0, 0, False), (1, 0, True), (143, 3, True), (2, 0, False), (1, 20, Fals
 @pytest.mark.parametrize("code, restarts, again", ENDS)
 def test_a_slurm_job_goes_on_after_anything_but_bad_input(cluster, code, restarts, again):
     found, _, _, calls = cluster(
-        "slurm.sbatch", *RUN, answers=[answer("selftrain_jax", codes=[code])],
-        SLURM_JOB_ID="77", SLURM_GPUS_ON_NODE="4", SLURM_RESTART_COUNT=str(restarts),
-    )  # fmt: skip
+        "slurm.sbatch",
+        *RUN,
+        answers=[answer("selftrain_jax", codes=[code])],
+        SLURM_JOB_ID="77",
+        SLURM_GPUS_ON_NODE="4",
+        SLURM_RESTART_COUNT=str(restarts),
+    )
     assert found == code
     assert calls[0] == ["srun", "--kill-on-bad-exit=1", "python", "-u", "-m", "selftrain_jax", "run", *RUN]
     assert calls[1:] == ([["scontrol", "requeue", "77"]] if again else [])
@@ -152,7 +158,10 @@ def test_a_slurm_job_saves_and_goes_on_when_the_time_limit_comes_near(cluster, c
     job.send_signal(signal.SIGUSR1)
     out, _ = job.communicate(timeout=60)
     assert job.returncode == code and "the time limit comes near" in out
-    assert cluster.calls()[1:] == [["scancel", "--signal=TERM", "77"], *([["scontrol", "requeue", "77"]] if again else [])]
+    assert cluster.calls()[1:] == [
+        ["scancel", "--signal=TERM", "77"],
+        *([["scontrol", "requeue", "77"]] if again else []),
+    ]
 
 
 POD = ("--name=pod", "--zone=us-east5-a", "--type=v5p-32", "--project=mine")
@@ -168,8 +177,17 @@ def test_a_tpu_pod_is_made_prepared_and_run(cluster):
     code, out, _, calls = cluster("tpu_pod.sh", *POD, "--", *RUN, answers=[answer("describe", "")])
     assert code == 0 and verbs(calls) == ["create", "scp", "ssh", "ssh"]
     asked = [call for call in calls if call[4] != "describe"]
-    assert asked[0] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "pod", *WHERE, "--accelerator-type=v5p-32",
-                        "--version=v2-alpha-tpuv5"]  # fmt: skip
+    assert asked[0] == [
+        "gcloud",
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "create",
+        "pod",
+        *WHERE,
+        "--accelerator-type=v5p-32",
+        "--version=v2-alpha-tpuv5",
+    ]
     assert asked[1][6:] == ["pod:selftrain.tar.gz", *WHERE, "--worker=all"] and asked[1][5].endswith(".tar.gz")
     for call in asked[2:]:
         assert call[5:9] == ["pod", *WHERE, "--worker=all"]
@@ -189,7 +207,9 @@ def test_what_a_dry_run_prints_is_what_would_run(cluster):
     printed = [shlex.split(line) if "$'" not in line else None for line in out.splitlines()]
     ran = [call for call in calls if call[4] != "describe"]
     assert [call[3:5] for call in ran] == [["queued-resources", "create"], ["tpu-vm", "scp"], *[["tpu-vm", "ssh"]] * 3]
-    assert printed[0] == ran[0] and "--spot" in ran[0] and printed[2:4] == ran[2:4] and "sudo mount x /runs" in ran[3][9]
+    assert (
+        printed[0] == ran[0] and "--spot" in ran[0] and printed[2:4] == ran[2:4] and "sudo mount x /runs" in ran[3][9]
+    )
     decoded = subprocess.run(["bash", "-c", f"printf '%s\\0' {out.splitlines()[-1]}"], capture_output=True, text=True)
     assert decoded.stdout.split("\0")[:-1] == ran[-1]
 
@@ -230,8 +250,15 @@ def test_a_pod_goes_only_on_request(cluster, queued, kind):
     assert call[3:6] == [kind, "delete", "pod"] and "--quiet" in call
 
 
-GKE = ("--name=run-1", "--image=repo/selftrain:1", "--accelerator=tpu-v5p-slice", "--topology=2x2x4", "--hosts=4",
-       "--chips=4", "--claim=runs")  # fmt: skip
+GKE = (
+    "--name=run-1",
+    "--image=repo/selftrain:1",
+    "--accelerator=tpu-v5p-slice",
+    "--topology=2x2x4",
+    "--hosts=4",
+    "--chips=4",
+    "--claim=runs",
+)
 
 
 def test_a_jobset_is_filled_in_and_applied(cluster):
@@ -241,8 +268,15 @@ def test_a_jobset_is_filled_in_and_applied(cluster):
     assert "@" not in manifest, "a name was not filled in"
     arguments = next(line for line in manifest.splitlines() if line.strip().startswith("args:")).split("args: ")[1]
     assert json.loads(arguments) == ["run", *RUN]
-    for line in ("name: run-1", "parallelism: 4", "completions: 4", "image: repo/selftrain:1", "google.com/tpu: 4",
-                 "cloud.google.com/gke-tpu-topology: 2x2x4", "claimName: runs"):  # fmt: skip
+    for line in (
+        "name: run-1",
+        "parallelism: 4",
+        "completions: 4",
+        "image: repo/selftrain:1",
+        "google.com/tpu: 4",
+        "cloud.google.com/gke-tpu-topology: 2x2x4",
+        "claimName: runs",
+    ):
         assert line in manifest
     yaml = pytest.importorskip("yaml")
     pod = yaml.safe_load(manifest)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]

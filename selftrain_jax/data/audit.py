@@ -11,23 +11,11 @@ import os
 import unicodedata
 from typing import Any, Iterable, Mapping, Sequence
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_jsonl
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.data.settings import AuditConfig
 
 _MAX_EXAMPLES = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditConfig:
-    """A document is flagged when it shares at least `threshold` different `ngram`-grams with any one benchmark."""
-
-    ngram: int = 8
-    threshold: int = 1
-
-    def __post_init__(self):
-        for name in ("ngram", "threshold"):
-            if getattr(self, name) < 1:
-                raise InputError(f"audit {name}={getattr(self, name)} must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

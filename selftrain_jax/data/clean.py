@@ -7,11 +7,12 @@ import dataclasses
 import pathlib
 from typing import Any, Mapping
 
-from selftrain_jax.data.audit import AuditConfig, AuditResult, audit, load_benchmark_texts
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_jsonl, write_json, write_jsonl
+from selftrain_jax.data.audit import AuditResult, audit, load_benchmark_texts
 from selftrain_jax.data.corpus import Document, read_corpus, summarize, write_corpus
+from selftrain_jax.data.settings import AuditConfig
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_jsonl, write_json, write_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ def audit_corpus(
     documents = list(corpus)
     outcome, clean = _filter(documents, benchmarks, config)
     write_corpus(directory / "corpus", clean, corpus.manifest["provenance"] | {"audited": dataclasses.asdict(config)})
-    return _write(directory, outcome, len(documents), config, _histogram(corpus.manifest["nll"], summarize(clean)["nll"]))
+    return _write(
+        directory, outcome, len(documents), config, _histogram(corpus.manifest["nll"], summarize(clean)["nll"])
+    )
 
 
 def audit_texts(
@@ -64,7 +67,8 @@ def _filter(documents: list[Any], benchmarks, config: AuditConfig) -> tuple[Audi
     clean = [d for d in documents if d.id not in flagged]
     if not clean:
         raise InputError(
-            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, none "
+            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, "
+            "none "
             "is left to train on: raise ngram or threshold, or check the benchmark files"
         )
     return outcome, clean

@@ -1,4 +1,5 @@
-"""A corpus of generated documents on disk: ArrayRecord shards that any TFDS reader opens, and a manifest of what is in them.
+"""A corpus of generated documents on disk: ArrayRecord shards that any TFDS reader opens, and a manifest of what is in
+them.
 
 `tfds.builder_from_directory(path).as_data_source(split="train")` reads a finished corpus without this package and
 without TensorFlow. Shards are written one by one, each atomically, so that sampling can stop anywhere; `manifest.json`
@@ -17,8 +18,8 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from selftrain_jax.errors import InputError, one_line
-from selftrain_jax.files import file_fingerprint, read_json, write_json
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.files import file_fingerprint, read_json, write_json
 
 STOP_REASONS = ("eos", "length")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -115,12 +116,7 @@ class CorpusWriter:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        num_documents: int,
-        shard_size: int = 4096,
-        *,
-        ids: Sequence[int] | None = None,
+        self, path: str | os.PathLike, num_documents: int, shard_size: int = 4096, *, ids: Sequence[int] | None = None
     ):
         if num_documents < 1:
             raise InputError(f"corpus {path}: num_documents={num_documents} must be at least 1")
@@ -132,7 +128,7 @@ class CorpusWriter:
             raise InputError(f"corpus {path}: ids must be num_documents={num_documents} different numbers")
         self.path = pathlib.Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._shards = [ids[start:start + shard_size] for start in range(0, num_documents, shard_size)]
+        self._shards = [ids[start : start + shard_size] for start in range(0, num_documents, shard_size)]
         self._template = _template(self.path)
         count = len(self._shards)
         self._files = [
@@ -143,7 +139,9 @@ class CorpusWriter:
             self._adopt(sorted(strangers))
 
     def _adopt(self, names: list[str]) -> None:
-        """Gives the shards of a smaller corpus the names that they have in this one, which counts as unfinished then."""
+        """Gives the shards of a smaller corpus the names that they have in this one, which counts as unfinished
+        then.
+        """
         places = {}
         for name in names:
             place = re.fullmatch(rf"{_NAME}-.*-(\d+)-of-(\d+)", name)
@@ -311,7 +309,7 @@ class Corpus(collections.abc.Sequence):
           InputError: a record is damaged.
         """
         for start in range(0, len(positions), _READ_BATCH):
-            batch = [int(p) for p in positions[start:start + _READ_BATCH]]
+            batch = [int(p) for p in positions[start : start + _READ_BATCH]]
             try:
                 # For one record, starting the threads of a batched read takes longer than the read.
                 records = self._records.__getitems__(batch) if len(batch) > 1 else [self._records[batch[0]]]
@@ -348,10 +346,7 @@ def corpus_fingerprint(path: str | os.PathLike) -> str:
 
 
 def write_corpus(
-    path: str | os.PathLike,
-    documents: Iterable[Document],
-    provenance: dict[str, Any],
-    shard_size: int = 4096,
+    path: str | os.PathLike, documents: Iterable[Document], provenance: dict[str, Any], shard_size: int = 4096
 ) -> dict[str, Any]:
     """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest.
 
@@ -361,20 +356,22 @@ def write_corpus(
     documents = list(documents)
     writer = CorpusWriter(path, len(documents), shard_size, ids=[d.id for d in documents])
     for index, start in enumerate(range(0, len(documents), shard_size)):
-        writer.write_shard(index, documents[start:start + shard_size])
+        writer.write_shard(index, documents[start : start + shard_size])
     return writer.finalize(provenance)
 
 
 def _features():
     import tensorflow_datasets as tfds
 
-    return tfds.features.FeaturesDict({
-        "id": tfds.features.Scalar(np.int64),
-        "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-        "log_probs": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-        "stop_reason": tfds.features.Text(),
-        "text": tfds.features.Text(),
-    })
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Scalar(np.int64),
+            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "log_probs": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+            "stop_reason": tfds.features.Text(),
+            "text": tfds.features.Text(),
+        }
+    )
 
 
 def _template(path: pathlib.Path):

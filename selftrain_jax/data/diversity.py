@@ -5,7 +5,7 @@ from typing import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 
 
 def distinct_n(documents: Sequence[Int[np.ndarray, " n"]], n: int, *, num_tokens: int | None = None) -> float | None:
@@ -32,18 +32,16 @@ def distinct_n(documents: Sequence[Int[np.ndarray, " n"]], n: int, *, num_tokens
 def unigram_entropy(documents: Sequence[Int[np.ndarray, " n"]], *, num_tokens: int | None = None) -> float | None:
     """Shannon entropy of the corpus's token frequencies, in bits per token; None without a token.
 
-    This plug-in estimate is too low by about (K - 1) / (2 N ln 2) bits for K different tokens among N (Miller 1955): again,
-    compare corpora of equal size. The arguments and errors are those of `distinct_n`.
-    """
+    This plug-in estimate is too low by about (K - 1) / (2 N ln 2) bits for K different tokens among N (Miller 1955):
+    again, compare corpora of equal size. The arguments and errors are those of `distinct_n`."""
     return _entropy(_stream(documents, num_tokens)[0])
 
 
 def diversity(documents: Sequence[Int[np.ndarray, " n"]], *, num_tokens: int | None = None) -> dict[str, float | None]:
     """{"distinct_1", ..., "distinct_4", "entropy", "mean_length"} of a corpus.
 
-    The first five are `distinct_n` and `unigram_entropy` of its first `num_tokens` tokens. "mean_length" is in tokens, over
-    all documents, uncut. The errors are those of `distinct_n`.
-    """
+    The first five are `distinct_n` and `unigram_entropy` of its first `num_tokens` tokens. "mean_length" is in tokens,
+    over all documents, uncut. The errors are those of `distinct_n`."""
     tokens, owners = _stream(documents, num_tokens)
     found = {f"distinct_{n}": _distinct(tokens, owners, n) for n in (1, 2, 3, 4)}
     return found | {"entropy": _entropy(tokens), "mean_length": sum(map(len, documents)) / len(documents)}
@@ -75,7 +73,9 @@ def _stream(documents, num_tokens) -> tuple[np.ndarray, np.ndarray]:
             )
     lengths = [len(document) for document in documents]
     if num_tokens is not None and sum(lengths) < num_tokens:
-        raise InputError(f"num_tokens={num_tokens} is more than the {sum(lengths)} tokens of the corpus: lower it for all")
+        raise InputError(
+            f"num_tokens={num_tokens} is more than the {sum(lengths)} tokens of the corpus: lower it for all"
+        )
     tokens = np.concatenate([document.astype(np.int64, copy=False) for document in documents])
     return tokens[:num_tokens], np.repeat(np.arange(len(documents)), lengths)[:num_tokens]
 

@@ -6,13 +6,13 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from selftrain_jax import files
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.data.sources import Source, open_source
-from selftrain_jax.errors import InputError
 from selftrain_jax.models import hf
-from selftrain_jax.models.hub import resolve_model
-from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 
 _SHARD_SIZE = 1024
 
@@ -29,7 +29,8 @@ def import_corpus(
     """Writes the texts of `source` as a finished corpus into `directory`, which appears whole or not at all.
 
     A document is one text, its id the position in the source (from 0), its tokens the tokenizer's ids and EOS. Texts
-    without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is None.
+    without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is
+    None.
 
     What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters and the texts
     that hold one are counted. Read as a token it would be an end in the middle of a document, which teaches the student
@@ -89,7 +90,9 @@ def _tokenizer(source: str | os.PathLike) -> tuple[Any, tuple[int, int | None], 
     else:
         ends = tokenizer.eos_token_id, tokenizer.bos_token_id
     if ends[0] is None:
-        raise InputError(f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder")
+        raise InputError(
+            f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder"
+        )
     return tokenizer, ends, min(len(tokenizer), size or len(tokenizer))
 
 
@@ -107,7 +110,9 @@ def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> 
         if len(ids) == limit:
             break
     if not ids:
-        raise InputError(f"import source {source.name} holds no text ({empty} empty ones): name another field or source")
+        raise InputError(
+            f"import source {source.name} holds no text ({empty} empty ones): name another field or source"
+        )
     return ids, {"num_read": len(ids) + empty, "num_empty": empty, "num_with_special_tokens": marked}
 
 
@@ -123,7 +128,8 @@ def _documents(source: Source, field: str, ids: list[int], tokenizer, ends: tupl
             for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch])):
                 if not set(ends).isdisjoint(tokens):
                     raise InputError(
-                        f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a part of "
+                        f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "
+                        "part of "
                         "the text, which would end the document there; take that part or the text out of the source"
                     )
                 documents.append(Document(i, np.array([*tokens, ends[0]], np.int32), None, "eos", text))

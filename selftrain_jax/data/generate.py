@@ -11,33 +11,36 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
-from selftrain_jax.errors import InputError
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import batch_ways
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
-from selftrain_jax.sampling import sampler
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.sampling import placement, sampler
 
 
 def sampling_dtype(settings) -> str:
     """The name of the dtype that `settings` mean on this machine."""
-    return jnp.dtype(sampler.default_dtype() if settings.dtype == "auto" else settings.dtype).name
+    return jnp.dtype(placement.default_dtype() if settings.dtype == "auto" else settings.dtype).name
 
 
-def sample_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str) -> dict[str, Any]:
-    """Draws `settings.num_samples` documents from the model and writes them as a finished corpus: `draw_shards`, then, on
-    process 0, `finish_corpus`. Arguments as there; returns the corpus manifest."""
+def sample_corpus(
+    model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str
+) -> dict[str, Any]:
+    """Draws `settings.num_samples` documents from the model and writes them as a finished corpus: `draw_shards`, then,
+    on process 0, `finish_corpus`. Arguments as there; returns the corpus manifest."""
     draw_shards(model, settings, path, mesh=mesh, name=name)
-    return parallel.on_first("corpus finished", lambda: finish_corpus(model, settings, path, name=str(model)))
+    return job.on_first("corpus finished", lambda: finish_corpus(model, settings, path, name=str(model)))
 
 
 def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str) -> None:
     """Draws those of `settings.num_samples` documents that are not there yet, and writes them as shards of a corpus.
 
-    In a job of several processes each calls this with a mesh of its own devices, draws every so-many-th shard, and returns
-    when all are done; no tensor crosses between hosts. (With a mesh that spans processes, for a model that one host cannot
-    hold, all of them draw the same waves and the first one writes.)
+    In a job of several processes each calls this with a mesh of its own devices, draws every so-many-th shard, and
+    returns when all are done; no tensor crosses between hosts. (With a mesh that spans processes, for a model that one
+    host cannot hold, all of them draw the same waves and the first one writes.)
 
     Args:
       model: Hugging Face directory.
@@ -53,16 +56,17 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
     sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
     first = jax.process_index() == 0
     if not first:  # the first process may have shards of a smaller corpus to rename
-        parallel.barrier("corpus folder ready")
+        job.barrier("corpus folder ready")
     writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
     if first:
-        parallel.barrier("corpus folder ready")
+        job.barrier("corpus folder ready")
     missing = writer.missing_shards()
-    parallel.barrier("missing shards counted")
+    job.barrier("missing shards counted")
     spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1
-    if spans_processes and parallel.batch_ways(mesh) > 1:
+    if spans_processes and batch_ways(mesh) > 1:
         raise InputError(
-            f"sampling on a mesh that spans processes needs data=1 and fsdp=1, not {dict(mesh.shape)}: give each process a "
+            f"sampling on a mesh that spans processes needs data=1 and fsdp=1, not {dict(mesh.shape)}: give each "
+            "process a "
             "mesh of its own devices, or use the tensor axis alone"
         )
     if not spans_processes:
@@ -72,16 +76,23 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
         kept = {d.id: d for index, _ in missing for d in writer.partial(index)}
         ids = [i for _, shard in missing for i in shard if i not in kept]
         # The weights as loaded are let go before the first wave: only what `prepare` made of them stays.
-        weights = sampler.prepare(
+        weights = placement.prepare(
             hf.load_pretrained(model, dtype=dtype, mesh=mesh, rules=sampler.RULES)[1], config, mesh=mesh, dtype=dtype
         )
         waves = sampler.sample_waves(
-            weights, config, settings.sampling(), jax.random.key(settings.seed), ids,
-            mesh=mesh, batch_size=settings.batch_size, vocab_limit=vocab_limit, dtype=dtype,
-        )  # fmt: skip
+            weights,
+            config,
+            settings.sampling(),
+            jax.random.key(settings.seed),
+            ids,
+            mesh=mesh,
+            batch_size=settings.batch_size,
+            vocab_limit=vocab_limit,
+            dtype=dtype,
+        )
         shown = _shown(waves, name, total=len(kept) + len(ids), todo=len(ids))
         _write(writer if first or not spans_processes else None, missing, kept, shown, tokenizer)
-    parallel.barrier("all shards written")
+    job.barrier("all shards written")
 
 
 def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, name: str) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     return read_corpus(path).manifest
 
 
-def _vocab_limit(config: ModelConfig, tokenizer: Any) -> int:
+def _vocab_limit(config: DecoderConfig, tokenizer: Any) -> int:
     """Ids from here on stand for nothing, and are never drawn."""
     return min(len(tokenizer), config.vocab_size)
 
@@ -154,8 +165,14 @@ def _shown(waves: Iterator[sampler.Samples], name: str, total: int, todo: int) -
     from tqdm import tqdm
 
     begin, documents, tokens, stopped, nll = time.perf_counter(), 0, 0, 0, 0.0
-    with tqdm(total=total, initial=total - todo, desc=f"sample {name}", unit="doc", dynamic_ncols=True,
-              disable=jax.process_index() != 0) as bar:  # fmt: skip
+    with tqdm(
+        total=total,
+        initial=total - todo,
+        desc=f"sample {name}",
+        unit="doc",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+    ) as bar:
         for wave in waves:
             documents += len(wave.ids)
             tokens += int(wave.lengths.sum())

@@ -7,7 +7,7 @@ from typing import Iterable
 import numpy as np
 from jaxtyping import Int, Int32
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,12 +31,7 @@ def packed_length(length):
     return length + 1
 
 
-def pack(
-    documents: Iterable[Int[np.ndarray, " n"]],
-    *,
-    bos_token_id: int,
-    sequence_length: int,
-) -> PackedRows:
+def pack(documents: Iterable[Int[np.ndarray, " n"]], *, bos_token_id: int, sequence_length: int) -> PackedRows:
     """Concatenates BOS + document for all `documents` and cuts the stream into rows of T + 1 = `sequence_length` + 1.
 
     Each row begins with the last token of the row before, so every token of the stream but the first and the dropped
@@ -120,7 +115,7 @@ def batch_indices(step: int, *, num_rows: int, batch_size: int, seed: int) -> In
     if step < 0:
         raise InputError(f"step={step} must not be negative")
     epoch, position = divmod(step, steps_per_epoch(num_rows=num_rows, batch_size=batch_size))
-    return _permutation(seed, epoch, num_rows)[position * batch_size:(position + 1) * batch_size].copy()
+    return _permutation(seed, epoch, num_rows)[position * batch_size : (position + 1) * batch_size].copy()
 
 
 # Steps of one epoch share a permutation; two entries serve a loop that prefetches across the boundary.

@@ -11,12 +11,13 @@ import pathlib
 import re
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
-from selftrain_jax.errors import InputError, one_line
-from selftrain_jax.files import file_fingerprint, read_json, read_jsonl, user_path
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.files import file_fingerprint, read_json, read_jsonl, user_path
 
 TFDS = "tfds:"
 
-# A name with a namespace ("kaggle:...", "huggingface:...") would make TFDS fetch code; after a name, ":" starts a version.
+# A name with a namespace ("kaggle:...", "huggingface:...") would make TFDS fetch code; after a name, ":" starts a
+# version.
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:(\d[\w.*]*|\*))?")
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 _FORMATS = "a .jsonl, .jsonl.gz or .json file, a Hugging Face data set folder, or tfds:NAME"
@@ -61,11 +62,12 @@ class Source:
 
 
 def open_source(name: str | os.PathLike, split: str = "train") -> Source:
-    """The source of that name: a .jsonl(.gz) or .json file, a folder of .jsonl or .parquet files, a Hugging Face data set
-    that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
+    """The source of that name: a .jsonl(.gz) or .json file, a folder of .jsonl or .parquet files, a Hugging Face data
+    set that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
 
     Raises:
-      InputError: it is missing, broken or of no known kind, has no such split, or needs a library that is not installed.
+      InputError: it is missing, broken or of no known kind, has no such split, or needs a library that is not
+        installed.
     """
     name = os.fspath(name)
     if name.startswith(TFDS):
@@ -141,7 +143,8 @@ def _tfds(name: str, split: str) -> Source:
         raise InputError(f"import source {name}: TFDS has no data set {base!r}; {advice}") from None
     except Exception as e:  # TFDS, its download manager, the missing TensorFlow and each builder raise their own
         raise InputError(
-            f"import source {name} can be neither read nor prepared ({type(e).__name__}: {one_line(e)[:200]}); prepare it "
+            f"import source {name} can be neither read nor prepared ({type(e).__name__}: {one_line(e)[:200]}); "
+            "prepare it "
             "as array_record files with TFDS where that works, then name its folder as tfds:/directory"
         ) from None
     details = {"name": builder.info.full_name, "version": str(builder.info.version)}
@@ -209,7 +212,9 @@ def _saved(name: str, path: pathlib.Path, split: str) -> Source:
 
 
 def datasets_library(what: str = "import of this folder"):
-    """The Hugging Face `datasets` library, in a version that cannot run a data set's script; `InputError` without it."""
+    """The Hugging Face `datasets` library, in a version that cannot run a data set's script; `InputError` without
+    it.
+    """
     try:
         import datasets
     except ImportError:

@@ -1,43 +1,15 @@
 """Training subsets of an exact number of tokens."""
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Int
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.packing import addressed_bits, packed_length, permutation
-from selftrain_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class SubsetConfig:
-    """How to draw subsets.
-
-    Attributes:
-      num_tokens: size of one subset in tokens of the packed stream, one BOS per document included. Rows of T targets
-        fill without a rest when it is a multiple of T, plus 1.
-      num_subsets: how many subsets there are.
-      seed: subset i is a function of (seed, i).
-      replacement: whether a document may occur several times in one subset.
-    """
-
-    num_tokens: int
-    num_subsets: int = 1
-    seed: int = 0
-    replacement: bool = True
-
-    def __post_init__(self):
-        for name in ("num_tokens", "num_subsets"):
-            if getattr(self, name) < 1:
-                raise InputError(f"subset {name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise InputError(f"subset seed={self.seed} must not be negative")
+from selftrain_jax.data.settings import SubsetConfig
 
 
 def draw_subset(
-    lengths: Int[np.ndarray, " documents"],
-    config: SubsetConfig,
-    index: int,
+    lengths: Int[np.ndarray, " documents"], config: SubsetConfig, index: int
 ) -> tuple[Int[np.ndarray, " drawn"], int]:
     """Draws documents uniformly until they take exactly `config.num_tokens` tokens of a packed stream.
 
@@ -69,7 +41,7 @@ def draw_subset(
     ends = np.cumsum(costs[order])
     last = int(np.searchsorted(ends, config.num_tokens))
     surplus = int(ends[last]) - config.num_tokens
-    return order[:last + 1], int(lengths[order[last]]) - surplus
+    return order[: last + 1], int(lengths[order[last]]) - surplus
 
 
 def _draw_with_replacement(costs: np.ndarray, num_tokens: int, bits: np.random.Philox) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import Sequence
 
 import numpy as np
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_jsonl
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_jsonl
 
 
 def load_texts(path: str | pathlib.Path) -> list[str]:

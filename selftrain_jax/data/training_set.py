@@ -7,14 +7,15 @@ from typing import Any, Mapping
 
 import numpy as np
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_atomic
 from selftrain_jax.data.clean import Text, clean_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
-from selftrain_jax.data.subset import SubsetConfig, draw_subset
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import write_atomic
+from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.data.subset import draw_subset
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 
 
 def write_subset(
@@ -58,12 +59,12 @@ def write_subset(
 def student_documents(
     audited: pathlib.Path, student: str | pathlib.Path, retokenize: bool | str
 ) -> tuple[list[Document] | list[Text], list[np.ndarray]]:
-    """The documents that the audit let through, and the token ids that the student reads of each: BOS is not among them, EOS
-    is where the document ended.
+    """The documents that the audit let through, and the token ids that the student reads of each: BOS is not among
+    them, EOS is where the document ended.
 
     A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
-    and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks like
-    a special token in a text is read as ordinary characters: a document ends where it ends, and nowhere before.
+    and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks
+    like a special token in a text is read as ordinary characters: a document ends where it ends, and nowhere before.
 
     Raises:
       InputError: corpus and student have different tokenizers, and `retokenize` is False.
@@ -85,7 +86,8 @@ def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: st
     """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
     if not _same_tokenizer(provenance, student):
         raise InputError(
-            f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the student's "
+            f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the "
+            "student's "
             f"({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
         )
 

@@ -62,10 +62,9 @@ def normalized_edit_distance(a: str, b: str) -> float:
 def bleu(candidate: Sequence, reference: Sequence, max_order: int = 4) -> float:
     """Sentence BLEU of two sequences of words, in [0, 1], without smoothing (Papineni et al. 2002, section 2).
 
-    Brevity penalty min(1, exp(1 - r / c)) times the geometric mean of the clipped n-gram precisions for n = 1 ... 4. Where
-    either text is shorter than n words that order is left out, so that equal texts always score 1; an order without a
-    single match makes it 0.
-    """
+    Brevity penalty min(1, exp(1 - r / c)) times the geometric mean of the clipped n-gram precisions for n = 1 ... 4.
+    Where either text is shorter than n words that order is left out, so that equal texts always score 1; an order
+    without a single match makes it 0."""
     if not candidate or not reference:
         return float(len(candidate) == len(reference))
     precisions = []

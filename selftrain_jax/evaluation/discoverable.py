@@ -5,10 +5,10 @@ from typing import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.likelihood import Scorer
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 
 def sampled_suffix_log_probs(
@@ -16,10 +16,10 @@ def sampled_suffix_log_probs(
 ) -> np.ndarray:
     """float64 `[n]`: log p_z, the log-probability (nats) that one sampled continuation of the prefix is the suffix.
 
-    p_z = prod_t q(z_t | prefix, z_<t), where q is the model's distribution under `sampling`'s temperature, top-k and top-p:
-    zero outside the top-k, renormalized inside (Hayes et al. 2024, arXiv 2410.19482). Minus infinity: no
-    sample is ever the suffix. The limits on length in `sampling` are ignored and EOS does not stop; `top_k=1` gives 0 or
-    minus infinity, that is greedy extraction.
+    p_z = prod_t q(z_t | prefix, z_<t), where q is the model's distribution under `sampling`'s temperature, top-k and
+    top-p: zero outside the top-k, renormalized inside (Hayes et al. 2024, arXiv 2410.19482). Minus infinity: no sample
+    is ever the suffix. The limits on length in `sampling` are ignored and EOS does not stop; `top_k=1` gives 0 or minus
+    infinity, that is greedy extraction.
 
     Raises:
       InputError: a probe that `score` cannot score.
@@ -59,7 +59,9 @@ def success_probability(log_probs: ArrayLike, n: float) -> np.ndarray:
 
 
 def discoverable(log_probs: ArrayLike, n: float, p: float) -> np.ndarray:
-    """bool `[n]`: (n, p)-discoverably extractable, that is n samples suffice for probability p (see `queries_needed`)."""
+    """bool `[n]`: (n, p)-discoverably extractable, that is n samples suffice for probability p (see
+    `queries_needed`).
+    """
     _check_samples(n)
     return queries_needed(log_probs, p) <= n
 

@@ -5,17 +5,18 @@ from typing import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.likelihood import Scorer
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 
 
 def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
-    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019, 1802.08232).
+    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019,
+    1802.08232).
 
-    R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives that
-    are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than every
-    alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
+    R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives
+    that are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than
+    every alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
     the exposure in it, up to that ceiling.
 
     Raises:
@@ -41,8 +42,8 @@ def canary_exposures(
 ) -> np.ndarray:
     """float64 `[n]`: the exposure of each canary's suffix after its prefix, in bits.
 
-    Alternatives are random sequences of the suffix's length over `alphabet`, behind the same prefix, drawn anew for every
-    canary (which is not among them, whatever is drawn).
+    Alternatives are random sequences of the suffix's length over `alphabet`, behind the same prefix, drawn anew for
+    every canary (which is not among them, whatever is drawn).
 
     Args:
       scorer: the model.

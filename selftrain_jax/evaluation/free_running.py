@@ -1,8 +1,7 @@
 """Greedy decoding of many prefixes at once, and what is measured on what the model writes when nobody corrects it.
 
-Exact match needs none of this (see `memorization.extract`): up to the first miss, teacher forcing and free running are the
-same. Behind it they part, and measures that look there must decode.
-"""
+Exact match needs none of this (see `memorization.extract`): up to the first miss, teacher forcing and free running are
+the same. Behind it they part, and measures that look there must decode."""
 
 from typing import Sequence
 
@@ -12,14 +11,14 @@ from jax.sharding import Mesh
 
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 from selftrain_jax.evaluation.score import check_batch_size, check_sequences, exact_matmuls
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import Params
-from selftrain_jax.sampling import continuation, sampler
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Params
+from selftrain_jax.sampling import continuation, placement
 
 
 def continue_greedily(
     params: Params,
-    config: ModelConfig,
+    config: DecoderConfig,
     probes: Sequence[Probe],
     *,
     bos_token_id: int | None = None,
@@ -45,7 +44,7 @@ def continue_greedily(
     sequences, starts = probe_sequences(probes, bos_token_id)
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
-    params = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
+    params = placement.prepare(params, config, mesh=mesh, dtype=dtype)
     order = sorted(range(len(probes)), key=lambda i: (starts[i], len(sequences[i])))
     results: list[np.ndarray | None] = [None] * len(probes)
     for begin in range(0, len(order), batch_size):
@@ -64,8 +63,7 @@ def continue_greedily(
 def graded_score(probes: Sequence[Probe], continuations: Sequence[np.ndarray]) -> np.ndarray:
     """float64 `[n]`: EleutherAI's memorization score, the share of suffix tokens that free greedy decoding gets right.
 
-    score(M, N) = (1 / N) sum_i [s_i = g_i], with s the N true tokens behind M tokens of context and g the N tokens that the
-    model writes after that context (Biderman et al. 2023, arXiv 2304.11158; there M = N = 32). Positions are
-    compared one by one: a continuation that slips by one token scores almost nothing. 1 is exact match.
-    """
+    score(M, N) = (1 / N) sum_i [s_i = g_i], with s the N true tokens behind M tokens of context and g the N tokens that
+    the model writes after that context (Biderman et al. 2023, arXiv 2304.11158; there M = N = 32). Positions are
+    compared one by one: a continuation that slips by one token scores almost nothing. 1 is exact match."""
     return np.array([np.mean(p.suffix == c) for p, c in zip(probes, continuations, strict=True)], np.float64)

@@ -1,9 +1,8 @@
 """The lm-evaluation-harness model: its three kinds of request, answered by `score.py` and by cached decoding.
 
 `HarnessModel` is handed to `lm_eval.simple_evaluate` as an instance. Which tokens are scored given which is what the
-harness's own `hf` model decides for the same checkpoint (0.4.10 and later), so that figures compare; nothing needs PyTorch.
-Importing this module needs the extra `eval`.
-"""
+harness's own `hf` model decides for the same checkpoint (0.4.10 and later), so that figures compare; nothing needs
+PyTorch. Importing this module needs the extra `eval`."""
 
 import dataclasses
 import functools
@@ -15,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.score import check_batch_size, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import Params
-from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from selftrain_jax.sampling import sampler
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Params
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 try:
     from lm_eval import utils
@@ -33,7 +32,13 @@ except ImportError as e:
     ) from None
 
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "num_return_sequences": 1, "min_new_tokens": 0, "use_cache": True}
+_NEUTRAL = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "num_return_sequences": 1,
+    "min_new_tokens": 0,
+    "use_cache": True,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,8 @@ def read_generation(settings: dict[str, Any], default_length: int = 256) -> Gene
     for name, value in settings.items():
         if _NEUTRAL.get(name, value if value is None else ...) != value:
             raise InputError(
-                f"generation setting {name}={value!r} is not supported; supported are until, do_sample, temperature, top_k, "
+                f"generation setting {name}={value!r} is not supported; supported are until, do_sample, temperature, "
+                "top_k, "
                 f"top_p and {_LENGTH_NAMES[0]}"
             )
     sampling = None
@@ -76,9 +82,11 @@ def read_generation(settings: dict[str, Any], default_length: int = 256) -> Gene
         if temperature == 0:
             raise InputError("generation setting do_sample=True needs a temperature above 0; without it, leave it out")
         sampling = SamplingConfig(
-            temperature=temperature, top_k=50 if top_k is None else int(top_k), top_p=1.0 if top_p is None else float(top_p),
+            temperature=temperature,
+            top_k=50 if top_k is None else int(top_k),
+            top_p=1.0 if top_p is None else float(top_p),
             min_new_tokens=0,
-        )  # fmt: skip
+        )
     until = tuple([until] if isinstance(until, str) else until)
     return Generation(until, int(lengths[0]) if lengths else default_length, sampling)
 
@@ -93,7 +101,7 @@ class HarnessModel(LM):
     def __init__(
         self,
         params: Params,
-        config: ModelConfig,
+        config: DecoderConfig,
         tokenizer: Any,
         *,
         mesh: Mesh | None = None,
@@ -206,8 +214,8 @@ class HarnessModel(LM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text in nats: every token once, in windows of the model's whole context.
 
-        The first window starts at the prefix token; the last one reaches back, so that its context is as long as it can be.
-        """
+        The first window starts at the prefix token; the last one reaches back, so that its context is as long as it can
+        be."""
         texts = [request.args[0] for request in requests]
         windows, owners = [], []
         for i, ids in enumerate(self.encode(texts)):
@@ -227,7 +235,9 @@ class HarnessModel(LM):
         sequences = [np.array((context + tail)[-self.max_length - 1 :], np.int32) for context, tail in distinct]
         starts = [len(sequence) - len(tail) for sequence, (_, tail) in zip(sequences, distinct)]
         scores = self._score(sequences, starts) if sequences else []
-        found = {key: (float(s.log_probs.sum(dtype=np.float64)), bool(s.hits.all())) for key, s in zip(distinct, scores)}
+        found = {
+            key: (float(s.log_probs.sum(dtype=np.float64)), bool(s.hits.all())) for key, s in zip(distinct, scores)
+        }
         return [found[key] for key in keys]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -259,7 +269,9 @@ class HarnessModel(LM):
                 rows = min(self.batch_size, 1 << (len(order) - 1).bit_length())
                 for begin in range(0, len(order), rows):
                     chosen = order[begin : begin + rows]
-                    texts = self._continue(generation, [prompts[k] for k in chosen], [owners[k][0] for k in chosen], rows)
+                    texts = self._continue(
+                        generation, [prompts[k] for k in chosen], [owners[k][0] for k in chosen], rows
+                    )
                     for k, text in zip(chosen, texts):
                         for i in owners[k]:
                             answers[i] = text
@@ -278,9 +290,18 @@ class HarnessModel(LM):
         if generation.sampling is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.asarray(places, jnp.uint32))
         continued = continue_prompts(
-            self._decoding_params, self.model_config, prompts, generation.max_new_tokens, sampling=generation.sampling,
-            keys=keys, finished=finished, mesh=self.mesh, rows=rows, vocab_limit=len(self.tokenizer), dtype=self._dtype,
-        )  # fmt: skip
+            self._decoding_params,
+            self.model_config,
+            prompts,
+            generation.max_new_tokens,
+            sampling=generation.sampling,
+            keys=keys,
+            finished=finished,
+            mesh=self.mesh,
+            rows=rows,
+            vocab_limit=len(self.tokenizer),
+            dtype=self._dtype,
+        )
         texts = []
         for ids in continued:
             text = decode(ids)
@@ -292,4 +313,4 @@ class HarnessModel(LM):
     @functools.cached_property
     def _decoding_params(self) -> Params:
         """The weights once more, as the decode loop reads them; made when a task first generates."""
-        return sampler.prepare(self._params, self.model_config, mesh=self.mesh, dtype=self._dtype)
+        return placement.prepare(self._params, self.model_config, mesh=self.mesh, dtype=self._dtype)

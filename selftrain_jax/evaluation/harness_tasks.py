@@ -12,25 +12,33 @@ import os
 import pathlib
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from selftrain_jax import files
-from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.evaluation.harness import read_generation
 
 PAPER_GROUPS: dict[str, tuple[tuple[str, int], ...]] = {
     "paper-zero-shot": (
-        ("arc_challenge", 0), ("mmlu", 0), ("truthfulqa_mc2", 0), ("hellaswag", 0), ("gsm8k", 0), ("minerva_math", 0),
+        ("arc_challenge", 0),
+        ("mmlu", 0),
+        ("truthfulqa_mc2", 0),
+        ("hellaswag", 0),
+        ("gsm8k", 0),
+        ("minerva_math", 0),
         ("humaneval", 0),
     ),
     "paper-few-shot": (("arc_challenge", 25), ("gsm8k", 8), ("hellaswag", 5), ("minerva_math", 4)),
-}  # fmt: skip
-"""Group -> (harness task, examples in the prompt): the two suites of Alemohammad et al. 2026 (arXiv 2605.31126). MATH is the
-harness's `minerva_math`."""
+}
+"""Group -> (harness task, examples in the prompt): the two suites of Alemohammad et al. 2026 (arXiv 2605.31126). MATH
+is the harness's `minerva_math`."""
 
 _KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better")
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskRequest:
-    """A task (or group of tasks) as the harness names it; `num_fewshot` None leaves the number to the task's own file."""
+    """A task (or group of tasks) as the harness names it; `num_fewshot` None leaves the number to the task's own
+    file.
+    """
 
     name: str
     num_fewshot: int | None = None
@@ -71,8 +79,8 @@ class TaskBook:
     def __init__(self, names: Sequence[str], include_path: str | os.PathLike | None = None):
         """
         Args:
-          names: those that will be asked for; where the files of `include_path` hold them all, the 14,000 of the harness
-            are not read.
+          names: those that will be asked for; where the files of `include_path` hold them all, the 14,000 of the
+            harness are not read.
 
         Raises:
           InputError: the harness is not installed, or `include_path` is not a folder.
@@ -115,7 +123,8 @@ class TaskBook:
             unsafe = [leaf for leaf in leaves if self._settings(leaf).get("unsafe_code")]
             if unsafe:
                 raise InputError(
-                    f"task {', '.join(unsafe)} runs code that the model wrote, on this machine and with your rights; leave "
+                    f"task {', '.join(unsafe)} runs code that the model wrote, on this machine and with your rights; "
+                    "leave "
                     "it out, or allow it with --confirm-run-unsafe-code"
                 )
 
@@ -144,7 +153,9 @@ class TaskBook:
         return load_yaml_config(entry["yaml_path"], mode="simple")
 
     def definition(self, name: str) -> str:
-        """A hash of what decides a task's items: its YAML files, the Python files beside them, the local data they name."""
+        """A hash of what decides a task's items: its YAML files, the Python files beside them, the local data they
+        name.
+        """
         parts: list[Any] = []
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
             settings = self._settings(leaf)
@@ -183,8 +194,10 @@ def _local_files(named: Any) -> list[str]:
     if not isinstance(named, str):
         return []
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
-    inside = [glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if os.path.isdir(path) else [path]
-              for path in found]  # fmt: skip
+    inside = [
+        glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if os.path.isdir(path) else [path]
+        for path in found
+    ]
     return sorted(path for paths in inside for path in paths if os.path.isfile(path))
 
 
@@ -247,11 +260,10 @@ def run(
       One dict per request: "task", "num_fewshot", "limit", and what the harness reports ("results", "n-shot", ...).
 
     Raises:
-      InputError: a task that the harness does not know, that runs code, or whose data cannot be had: before any device work.
+      InputError: a task that the harness does not know, that runs code, or whose data cannot be had: before any device
+        work.
     """
     from lm_eval import simple_evaluate
-
-    from selftrain_jax.evaluation.harness import read_generation
 
     book.check([request.name for request in requests], settings.confirm_run_unsafe_code)
     try:
@@ -261,11 +273,18 @@ def run(
     keys = {}
     for request in requests:
         keys[request] = {
-            "model": fingerprint, "task": request.name, "num_fewshot": request.num_fewshot, "limit": settings.limit,
-            "dtype": settings.dtype, "definition": book.definition(request.name),
-            "lm_eval": importlib.metadata.version("lm_eval"), "bootstrap_iters": settings.bootstrap_iters,
-        }  # fmt: skip
-    names = {request: f"{request.name.replace('/', '_')}-{files.fingerprint(key)}.json" for request, key in keys.items()}
+            "model": fingerprint,
+            "task": request.name,
+            "num_fewshot": request.num_fewshot,
+            "limit": settings.limit,
+            "dtype": settings.dtype,
+            "definition": book.definition(request.name),
+            "lm_eval": importlib.metadata.version("lm_eval"),
+            "bootstrap_iters": settings.bootstrap_iters,
+        }
+    names = {
+        request: f"{request.name.replace('/', '_')}-{files.fingerprint(key)}.json" for request, key in keys.items()
+    }
     paths = {request: directory / name for request, name in names.items()}
     done = {request: value for request in requests if (value := _kept_result(paths[request], keys[request], say))}
     waiting = [request for request in requests if request not in done]
@@ -281,10 +300,15 @@ def run(
         for number, request in enumerate(waiting, 1):
             say(f"{request.label} ({number} of {len(waiting)})")
             found = simple_evaluate(
-                model=model, tasks=[request.name], num_fewshot=request.num_fewshot, limit=settings.limit,
-                bootstrap_iters=settings.bootstrap_iters, task_manager=book.manager, log_samples=False,
+                model=model,
+                tasks=[request.name],
+                num_fewshot=request.num_fewshot,
+                limit=settings.limit,
+                bootstrap_iters=settings.bootstrap_iters,
+                task_manager=book.manager,
+                log_samples=False,
                 confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-            )  # fmt: skip
+            )
             kept = {name: found[name] for name in _KEPT if name in found}
             done[request] = _plain(kept)
             files.write_json(paths[request], {"key": keys[request]} | done[request])
@@ -334,7 +358,9 @@ def _plain(value: Any) -> Any:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and metric: "task", "num_fewshot", "filter", "metric", "value", "stderr" (None: not known), "n"."""
+    """One row per task and metric: "task", "num_fewshot", "filter", "metric", "value", "stderr" (None: not
+    known), "n".
+    """
     table = []
     for result in results:
         for task, metrics in (result["results"] | result.get("groups", {})).items():
@@ -345,10 +371,17 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                     continue
                 stderr = metrics.get(f"{metric}_stderr,{filter_name}")
-                table.append({
-                    "task": task, "num_fewshot": shots, "filter": filter_name, "metric": metric, "value": value,
-                    "stderr": stderr if isinstance(stderr, (int, float)) else None, "n": count,
-                })  # fmt: skip
+                table.append(
+                    {
+                        "task": task,
+                        "num_fewshot": shots,
+                        "filter": filter_name,
+                        "metric": metric,
+                        "value": value,
+                        "stderr": stderr if isinstance(stderr, (int, float)) else None,
+                        "n": count,
+                    }
+                )
     return table
 
 
@@ -363,6 +396,8 @@ def format_table(table: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     left = (True, False, True, False, False, False)
     return "\n".join(
-        "  ".join(f"{cell:<{w}}" if to_left else f"{cell:>{w}}" for cell, w, to_left in zip(line, widths, left)).rstrip()
+        "  ".join(
+            f"{cell:<{w}}" if to_left else f"{cell:>{w}}" for cell, w, to_left in zip(line, widths, left)
+        ).rstrip()
         for line in lines
     )

@@ -7,14 +7,14 @@ from typing import Callable, Iterator, Sequence
 
 import numpy as np
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.texts import check_strings
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import read_jsonl
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.config import DecoderConfig
 
 Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list]
-"""`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also takes the
-keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
+"""`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also
+takes the keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TextLikelihood:
 
 
 def text_likelihood(
-    scorer: Scorer, config: ModelConfig, tokenizer, texts: Sequence[str], *, context_len: int = 1
+    scorer: Scorer, config: DecoderConfig, tokenizer, texts: Sequence[str], *, context_len: int = 1
 ) -> TextLikelihood:
     """Every token of every text is scored once, in the windows of `rolling_windows` over the model's whole context.
 
@@ -83,9 +83,9 @@ def rolling_windows(
     """Cuts a long text into (sequence, first scored index): every id is scored exactly once, given at least
     `context_len` ids before it (fewer only at the text's own beginning, where `prefix_id` comes first).
 
-    These are the windows of the harness's rolling log-likelihood: the first scores `max_seq_len` ids; each later one moves
-    on by the stride max_seq_len - context_len + 1 and scores as many. The last one, with fewer left to score, is filled
-    up with older context rather than left short. `context_len` 1 is the fastest and gives the worst likelihood;
+    These are the windows of the harness's rolling log-likelihood: the first scores `max_seq_len` ids; each later one
+    moves on by the stride max_seq_len - context_len + 1 and scores as many. The last one, with fewer left to score, is
+    filled up with older context rather than left short. `context_len` 1 is the fastest and gives the worst likelihood;
     `max_seq_len` scores one id per window, each given all that the model can see.
 
     Args:
@@ -137,7 +137,7 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
 
 
 def choice_log_probs(
-    scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
+    scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
 ) -> list[np.ndarray]:
     """Log-probability of every choice given its question, in nats: one float64 array per row.
 
@@ -167,7 +167,7 @@ def choice_log_probs(
 
 
 def multiple_choice(
-    scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
+    scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
 ) -> dict[str, np.ndarray]:
     """Which questions are answered right: bool `[n]` for each of three rules.
 
@@ -194,7 +194,7 @@ def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     return rows
 
 
-def minimal_pairs(scorer: Scorer, config: ModelConfig, tokenizer, rows: Sequence[dict]) -> np.ndarray:
+def minimal_pairs(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict]) -> np.ndarray:
     """bool `[n]`: the good sentence, read from BOS, is strictly more likely than the bad one (Warstadt et al. 2020)."""
     texts = [row[name] for row in rows for name in ("sentence_good", "sentence_bad")]
     sequences = [[config.bos_token_id, *ids] for ids in encode_all(tokenizer, texts)]

@@ -6,7 +6,7 @@ from typing import Sequence
 
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer
 
@@ -20,7 +20,8 @@ def membership_scores(
     share: float = 0.2,
     bos_token_id: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Attack -> float64 `[n]`, higher where a sequence looks more like a member. With l_t the log-prob of token t (nats):
+    """Attack -> float64 `[n]`, higher where a sequence looks more like a member. With l_t the log-prob of token t
+    (nats):
 
     - "loss": mean of l_t (Yeom et al. 2018, arXiv 1709.01604).
     - "zlib": mean of l_t / bytes of the zlib-compressed text (Carlini et al. 2021, arXiv 2012.07805); only
@@ -28,7 +29,8 @@ def membership_scores(
     - "min_k": mean of the smallest `share` of the l_t (Min-k%, Shi et al. 2024, arXiv 2310.16789).
     - "min_k_plus": the same of (l_t - mu_t) / sigma_t, with mu_t and sigma_t the mean and standard deviation of the
       log-prob under the model's next-token distribution (Min-k%++, Zhang et al. 2025, arXiv 2404.02936).
-    - "reference": mean of l_t - l'_t, the log of the likelihood ratio to a model that did not see the members, per token
+    - "reference": mean of l_t - l'_t, the log of the likelihood ratio to a model that did not see the members, per
+    token
       (Carlini et al. 2021; Mireshghallah et al. 2022, arXiv 2203.03929); only with `reference`.
 
     Args:
@@ -52,10 +54,13 @@ def membership_scores(
     scores = scorer(sequences, starts, moments=True)
     losses = [s.log_probs.astype(np.float64) for s in scores]
     found = {"loss": _means(losses), "min_k": _means([_lowest(x, share) for x in losses])}
-    found["min_k_plus"] = _means([
-        # A distribution on one token has no spread: there its only token is as expected as can be, 0.
-        _lowest((x - s.means) / np.sqrt(np.maximum(s.variances, 1e-12)), share) for x, s in zip(losses, scores)
-    ])
+    found["min_k_plus"] = _means(
+        [
+            # A distribution on one token has no spread: there its only token is as expected as can be, 0.
+            _lowest((x - s.means) / np.sqrt(np.maximum(s.variances, 1e-12)), share)
+            for x, s in zip(losses, scores)
+        ]
+    )
     if texts is not None:
         found["zlib"] = found["loss"] / [len(zlib.compress(text.encode("utf-8", "surrogatepass"))) for text in texts]
     if reference is not None:
@@ -84,7 +89,8 @@ class MembershipResult:
 
 
 def membership_results(scores: dict[str, np.ndarray], members: np.ndarray) -> dict[str, MembershipResult]:
-    """Attack -> AUC and true-positive rate at false-positive rates of 1 % and 0.1 %, for scores from `membership_scores`.
+    """Attack -> AUC and true-positive rate at false-positive rates of 1 % and 0.1 %, for scores from
+    `membership_scores`.
 
     An attack that is right about a few sequences with near certainty matters more than its average: hence the rates at
     the far end of the curve (Carlini et al. 2022, arXiv 2112.03570). `members` is bool `[n]`.

@@ -1,8 +1,7 @@
 """Verbatim memorization: greedy extraction of known training sequences, by one teacher-forced pass.
 
-Its relatives have rooms of their own: `free_running` (graded score), `approximate` (nearly the same text), `discoverable`
-(extraction by sampling), `exposure` (canaries) and `membership`.
-"""
+Its relatives have rooms of their own: `free_running` (graded score), `approximate` (nearly the same text),
+`discoverable` (extraction by sampling), `exposure` (canaries) and `membership`."""
 
 import dataclasses
 import pathlib
@@ -10,16 +9,17 @@ from typing import Sequence
 
 import numpy as np
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.diversity import ngram_hashes
-from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer
-from selftrain_jax.files import read_jsonl
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models.config import DecoderConfig
 
 MARGIN_NOISE = {"float32": 1e-4, "bfloat16": 0.125}
-"""By compute dtype: two passes over the same tokens in other shapes (another batch, a cache) may differ by this much in the
-gap of two logits. fp32: what `selftrain verify` allows; bf16: its eight bits at hidden states that make logits of 30."""
+"""By compute dtype: two passes over the same tokens in other shapes (another batch, a cache) may differ by this much in
+the gap of two logits. fp32: what `selftrain verify` allows; bf16: its eight bits at hidden states that make logits of
+30."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Probe:
     offset: int | None = None  # tokens of the training sequence that come before the prefix, where known
 
 
-def load_probes(path: str | pathlib.Path, config: ModelConfig, *, add_bos: bool = False) -> list[Probe]:
+def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: bool = False) -> list[Probe]:
     """Probes of a JSON-lines file with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
 
     Raises:
-      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, or a probe longer
-        than the context; each named by its number.
+      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, or a probe
+        longer than the context; each named by its number.
     """
     probes = []
     for number, row in enumerate(read_jsonl(path, ("prefix", "suffix"), "probe file"), 1):
@@ -87,21 +87,22 @@ class Extraction:
         """
         if not 1 <= num_tokens <= self.length.min():
             raise InputError(
-                f"suffix length {num_tokens} must lie between 1 and {self.length.min()}, the shortest suffix of the probes"
+                f"suffix length {num_tokens} must lie between 1 and {self.length.min()}, the shortest suffix of the "
+                "probes"
             )
         return self.first_mismatch >= num_tokens
 
     def ambiguous(self, noise: float = MARGIN_NOISE["float32"]) -> np.ndarray:
         """bool `[n]`: some token up to the first miss won by a margin below `noise`, in logits.
 
-        Only of these probes may `exact` and `first_mismatch` come out otherwise in a pass of another shape, precision or
-        device, such as a decode loop with a cache. A miss with a clear winner is not ambiguous.
-        """
+        Only of these probes may `exact` and `first_mismatch` come out otherwise in a pass of another shape, precision
+        or device, such as a decode loop with a cache. A miss with a clear winner is not ambiguous."""
         return self.least_margin < noise
 
 
 def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None = None) -> Extraction:
-    """Exact-match extraction (Carlini et al. 2023, arXiv 2202.07646, section 3: "extractable with k tokens of context").
+    """Exact-match extraction (Carlini et al. 2023, arXiv 2202.07646, section 3: "extractable with k tokens of
+    context").
 
     A suffix s of m tokens is extractable with the k tokens p before it if greedy decoding from p emits s. The published
     settings are k = m = 50 (Carlini et al.) and k = m = 32 (Biderman et al. 2023, arXiv 2304.11158); here every probe
@@ -141,19 +142,23 @@ def probe_sequences(probes: Sequence[Probe], bos_token_id: int | None = None) ->
     return sequences, [len(head) + len(p.prefix) for p in probes]
 
 
-def extraction_strength(scorer: Scorer, sequences: Sequence[np.ndarray], *, bos_token_id: int | None = None) -> np.ndarray:
+def extraction_strength(
+    scorer: Scorer, sequences: Sequence[np.ndarray], *, bos_token_id: int | None = None
+) -> np.ndarray:
     """float64 `[n]`: how little of a sequence must be given for greedy decoding to emit all the rest, in [0, 1].
 
-    1 - k / T with the smallest k such that greedy decoding from the first k of the T tokens emits the other T - k (Carlini
-    et al. 2021, arXiv 2012.07805; in this form Wang et al. 2025, arXiv 2406.09179, "extraction strength"). One
-    teacher-forced pass suffices: k is the position behind the last token that is not the argmax. Without
-    `bos_token_id` the first token has no predecessor and always belongs to what is given (k >= 1).
+    1 - k / T with the smallest k such that greedy decoding from the first k of the T tokens emits the other T - k
+    (Carlini et al. 2021, arXiv 2012.07805; in this form Wang et al. 2025, arXiv 2406.09179, "extraction strength"). One
+    teacher-forced pass suffices: k is the position behind the last token that is not the argmax. Without `bos_token_id`
+    the first token has no predecessor and always belongs to what is given (k >= 1).
 
     Raises:
       InputError: a sequence that `score` cannot score.
     """
     head = [] if bos_token_id is None else [bos_token_id]
-    scores = scorer([np.concatenate([np.array(head, np.int32), np.asarray(s)]) for s in sequences], [1] * len(sequences))
+    scores = scorer(
+        [np.concatenate([np.array(head, np.int32), np.asarray(s)]) for s in sequences], [1] * len(sequences)
+    )
     free = 1 - len(head)
     return np.array([_strength(np.concatenate([np.zeros(free, bool), s.hits])) for s in scores])
 
@@ -176,8 +181,8 @@ def breakdown(hits: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float,
 def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
     """The bin of every probe's distance from the start of its training sequence: "0-63", "64-511", "512+", "unknown".
 
-    A model recalls what it met early in its context window better than the same text further in (the offset effect, arXiv
-    2505.13171), so that extraction rates at different distances are not comparable.
+    A model recalls what it met early in its context window better than the same text further in (the offset effect,
+    arXiv 2505.13171), so that extraction rates at different distances are not comparable.
 
     Args:
       probes: probes, of which some know their `offset`.
@@ -191,18 +196,18 @@ def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
         raise InputError(f"offset edges {tuple(edges)} must rise, and start above 0")
     names = [f"{a}-{b - 1}" for a, b in zip(starts, starts[1:])] + [f"{starts[-1]}+"]
     return [
-        "unknown" if p.offset is None else names[int(np.searchsorted(starts, p.offset, side="right")) - 1] for p in probes
+        "unknown" if p.offset is None else names[int(np.searchsorted(starts, p.offset, side="right")) - 1]
+        for p in probes
     ]
 
 
 def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int | None = 8) -> np.ndarray:
     """bool `[n]`: no n-gram of the probe (prefix and suffix together) occurs in any of the training token arrays.
 
-    The usual sizes are 8 (strict) and 13 (Brown et al. 2020, arXiv 2005.14165, appendix C); None asks for the least, that
-    the whole suffix does not occur. A probe shorter than n tokens is held out when it does not occur whole. Hashes of 64
-    bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10 probes at
-    10^9 training tokens.
-    """
+    The usual sizes are 8 (strict) and 13 (Brown et al. 2020, arXiv 2005.14165, appendix C); None asks for the least,
+    that the whole suffix does not occur. A probe shorter than n tokens is held out when it does not occur whole. Hashes
+    of 64 bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10
+    probes at 10^9 training tokens."""
     sequences = [p.suffix if n is None else np.concatenate([p.prefix, p.suffix]) for p in probes]
     orders = np.array([len(ids) if n is None else min(n, len(ids)) for ids in sequences])
     clean = np.ones(len(probes), bool)

@@ -1,4 +1,6 @@
-"""Extraction probes from published token arrays of another tokenizer, from any text, and from EleutherAI's data sets."""
+"""Extraction probes from published token arrays of another tokenizer, from any text, and from EleutherAI's data
+sets.
+"""
 
 import os
 import pathlib
@@ -6,12 +8,12 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data.sources import datasets_library
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.errors import InputError, one_line
 from selftrain_jax.evaluation.likelihood import encode_all
-from selftrain_jax.files import write_jsonl
-from selftrain_jax.models.tokenizer import encode_texts, load_tokenizer
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 
 MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"
 
@@ -114,9 +116,10 @@ def dataset_probes(
 ) -> dict[str, int]:
     """Writes the rows of a data set of Pythia tokens as a probe file, each with its "index", the sequence's number.
 
-    Made for `EleutherAI/pythia-memorized-evals` (columns index, tokens; splits such as duped.70m or deduped.1.4b: the first
-    64 tokens of training sequences, of which the model emits the last 32 after the first 32, so that extraction "before" is
-    100 % by construction) and for its random base rate, `EleutherAI/pile-deduped-pythia-random-sampled` (Index, Tokens).
+    Made for `EleutherAI/pythia-memorized-evals` (columns index, tokens; splits such as duped.70m or deduped.1.4b: the
+    first 64 tokens of training sequences, of which the model emits the last 32 after the first 32, so that extraction
+    "before" is 100 % by construction) and for its random base rate, `EleutherAI/pile-deduped-pythia-random-sampled`
+    (Index, Tokens).
 
     Args:
       source: name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
@@ -137,13 +140,16 @@ def dataset_probes(
     columns = {name.lower(): name for name in data.column_names}
     if missing := [name for name in ("index", "tokens") if name not in columns]:
         known = ", ".join(data.column_names)
-        raise InputError(f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set")
+        raise InputError(
+            f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set"
+        )
     chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
     for number, row in zip(chosen, data.select(chosen)):
         ids = row[columns["tokens"]]
         if len(ids) < length:
             raise InputError(
-                f"probe data set {source}, row {number + 1}: {len(ids)} tokens are fewer than prefix_length={prefix_length} "
+                f"probe data set {source}, row {number + 1}: {len(ids)} tokens are fewer than "
+                f"prefix_length={prefix_length} "
                 f"+ suffix_length={suffix_length}; lower them"
             )
         cut = {"prefix": ids[:prefix_length], "suffix": ids[prefix_length:length]}
@@ -162,7 +168,8 @@ def _open_dataset(source: str, split: str) -> Any:
         data = library.load_from_disk(source)
     except Exception as e:  # the hub, Arrow and the file system each raise their own
         raise InputError(
-            f"probe data set {source}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face "
+            f"probe data set {source}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging "
+            "Face "
             "hub or its cache: elsewhere, give a folder that datasets' save_to_disk wrote"
         ) from None
     parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}

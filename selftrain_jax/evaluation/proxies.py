@@ -1,8 +1,7 @@
 """What might tell, before any training, which corpus will help a student: likelihood, similarity, gradients.
 
-The first two kinds are the intrinsic proxies that the paper finds wanting (arXiv 2605.31126). None of them is a verdict;
-`statistics.rank_correlation` with the measured utility is.
-"""
+The first two kinds are the intrinsic proxies that the paper finds wanting (arXiv 2605.31126). None of them is a
+verdict; `statistics.rank_correlation` with the measured utility is."""
 
 import collections
 import contextlib
@@ -17,24 +16,24 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 from numpy.typing import ArrayLike
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
-from selftrain_jax.errors import InputError, one_line
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows
 from selftrain_jax.evaluation.score import check_batch_size, check_token_ids, exact_matmuls, rounded_length
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, Params, default_unroll, param_shapes, param_shardings
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
 from selftrain_jax.training.step import accumulated, next_token_loss
 
 
 def corpus_nll(
-    scorer: Scorer, config: ModelConfig, documents: Sequence[Int[np.ndarray, " t"]]
+    scorer: Scorer, config: DecoderConfig, documents: Sequence[Int[np.ndarray, " t"]]
 ) -> tuple[Float64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """(summed negative log-likelihood in nats, number of tokens) of every document given BOS.
 
-    The paper's likelihood proxy is the quotient of the two sums: nats per token. Documents longer than the context are cut
-    by `likelihood.rolling_windows`; one without tokens costs 0 nats.
+    The paper's likelihood proxy is the quotient of the two sums: nats per token. Documents longer than the context are
+    cut by `likelihood.rolling_windows`; one without tokens costs 0 nats.
 
     Args:
       scorer: the student.
@@ -65,11 +64,11 @@ def corpus_nll(
 def excess_nll(student_nll: ArrayLike, source_nll: ArrayLike | None, num_source_tokens: int) -> float | None:
     """(student's nats - source's nats) / source tokens, for the same texts; None where `source_nll` is None.
 
-    For text that the source wrote at temperature 1, with no token forbidden (no top-k, no top-p, EOS free), this estimates
-    KL(source || student) in nats per source token. A student with another tokenizer may be compared too, since nats of a
-    whole text do not depend on how it is cut, up to what either model gives to other tokenizations of that text; its
-    documents must then end where the source's do, with EOS or without. For any other text it is a difference of two
-    cross-entropies, not a divergence, and may be negative.
+    For text that the source wrote at temperature 1, with no token forbidden (no top-k, no top-p, EOS free), this
+    estimates KL(source || student) in nats per source token. A student with another tokenizer may be compared too,
+    since nats of a whole text do not depend on how it is cut, up to what either model gives to other tokenizations of
+    that text; its documents must then end where the source's do, with EOS or without. For any other text it is a
+    difference of two cross-entropies, not a divergence, and may be negative.
 
     Args:
       student_nll: nats per document [n], as of `corpus_nll`, or their sum.
@@ -95,7 +94,7 @@ def excess_nll(student_nll: ArrayLike, source_nll: ArrayLike | None, num_source_
 
 def mean_hidden(
     params: Params,
-    config: ModelConfig,
+    config: DecoderConfig,
     sequences: Sequence[Int[np.ndarray, " t"]],
     *,
     mesh: Mesh | None = None,
@@ -112,21 +111,22 @@ def mean_hidden(
       dtype: compute dtype of the forward pass; the mean is taken in fp32 always.
 
     Raises:
-      InputError: a sequence that is empty, longer than the context or holds anything but ids of the vocabulary, or a bad
-        `batch_size`: before any device work. And a model that gives no finite numbers.
+      InputError: a sequence that is empty, longer than the context or holds anything but ids of the vocabulary, or a
+        bad `batch_size`: before any device work. And a model that gives no finite numbers.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     check_batch_size(batch_size)
     for i, sequence in enumerate(sequences):
         if sequence.ndim != 1 or not 1 <= len(sequence) <= config.max_position:
             raise InputError(
-                f"sequence {i} of shape {sequence.shape} must be a vector of 1 to {config.max_position} tokens, the model's "
+                f"sequence {i} of shape {sequence.shape} must be a vector of 1 to {config.max_position} tokens, the "
+                "model's "
                 "context"
             )
         check_token_ids(f"sequence {i}", sequence, config)
 
-    model = GPTNeoX(config, dtype=dtype)
-    ways = 1 if mesh is None else parallel.batch_ways(mesh)
+    model = Decoder(config, dtype=dtype)
+    ways = 1 if mesh is None else batch_ways(mesh)
     rows = -(-batch_size // ways) * ways
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     means = np.zeros((len(sequences), config.hidden_size), np.float32)
@@ -138,9 +138,9 @@ def mean_hidden(
             tokens[row, : len(sequences[i])] = sequences[i]
             lengths[row] = len(sequences[i])
         if mesh is not None:
-            tokens, lengths = parallel.to_global(mesh, (tokens, lengths), parallel.batch_sharding(mesh))
+            tokens, lengths = to_global(mesh, (tokens, lengths), batch_sharding(mesh))
         with exact_matmuls(dtype):
-            means[chosen] = parallel.to_host(_mean_hidden(model, params, tokens, lengths))[: len(chosen)]
+            means[chosen] = to_host(_mean_hidden(model, params, tokens, lengths))[: len(chosen)]
     broken = np.flatnonzero(~np.isfinite(means).all(axis=1))
     if broken.size:
         raise InputError(
@@ -157,13 +157,12 @@ def _mean_hidden(model, params, tokens, lengths):
     return jnp.where(inside[..., None], hidden, 0).sum(axis=1) / lengths[:, None]
 
 
-def hidden_similarity(
-    corpus_vectors: Float[np.ndarray, "n D"], benchmark_vectors: Float[np.ndarray, "m D"]
-) -> float:
-    """cos(a, b) in [-1, 1], with a the mean of the corpus's vectors, each scaled to length 1, and b that of the benchmark's.
+def hidden_similarity(corpus_vectors: Float[np.ndarray, "n D"], benchmark_vectors: Float[np.ndarray, "m D"]) -> float:
+    """cos(a, b) in [-1, 1], with a the mean of the corpus's vectors, each scaled to length 1, and b that of the
+    benchmark's.
 
-    Nothing is centred: hidden states of a language model share a large common direction, so that values lie near 1 and only
-    their order means something.
+    Nothing is centred: hidden states of a language model share a large common direction, so that values lie near 1 and
+    only their order means something.
 
     Raises:
       InputError: a set without vectors, widths that differ, or a vector of length 0 or not finite.
@@ -183,7 +182,9 @@ def _mean_unit(name: str, vectors: ArrayLike) -> np.ndarray:
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
-        raise InputError(f"corpus and benchmark have vectors of {a.size} and {b.size} dimensions: use one encoder for both")
+        raise InputError(
+            f"corpus and benchmark have vectors of {a.size} and {b.size} dimensions: use one encoder for both"
+        )
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     if norm == 0:
         raise InputError("the mean vector of the corpus or of the benchmark is 0, so it has no direction")
@@ -193,8 +194,8 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 def tfidf_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[str]) -> float:
     """Cosine, in [0, 1], of the mean TF-IDF vector of the corpus and that of the benchmark.
 
-    Words are those of `data.audit.words`. A text's entry for a word is its count times ln((1 + n) / (1 + df)) + 1, with n
-    texts in both sets together, df of which hold the word; each text is then scaled to length 1 (scikit-learn's
+    Words are those of `data.audit.words`. A text's entry for a word is its count times ln((1 + n) / (1 + df)) + 1, with
+    n texts in both sets together, df of which hold the word; each text is then scaled to length 1 (scikit-learn's
     `TfidfVectorizer` with its default weighting). A text without words is a zero vector and counts in the mean.
 
     Raises:
@@ -230,8 +231,8 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
 
     Args:
       corpus_texts, benchmark_texts: at least one text each.
-      encoder: a model of the `sentence_transformers` library: a directory, or a name on the Hugging Face hub. No code of a
-        model repository is run.
+      encoder: a model of the `sentence_transformers` library: a directory, or a name on the Hugging Face hub. No code
+        of a model repository is run.
 
     Raises:
       InputError: the library is not installed, the encoder cannot be loaded, or a set is empty.
@@ -255,7 +256,8 @@ def sentence_library():
         import sentence_transformers
     except ImportError as e:
         raise InputError(
-            f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or leave "
+            f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or "
+            "leave "
             "this proxy out"
         ) from None
     return sentence_transformers
@@ -263,7 +265,7 @@ def sentence_library():
 
 def gradient(
     params: Params,
-    config: ModelConfig,
+    config: DecoderConfig,
     rows: PackedRows,
     *,
     mesh: Mesh | None = None,
@@ -271,7 +273,8 @@ def gradient(
     document_boundaries: bool = False,
     dtype=jnp.float32,
 ) -> Params:
-    """The gradient of the mean next-token loss (nats) over all targets of `rows`, an fp32 tree in the structure of `params`.
+    """The gradient of the mean next-token loss (nats) over all targets of `rows`, an fp32 tree in the structure of
+    `params`.
 
     The loss is that of training (`training.step.next_token_loss`); every row counts, whatever the batch size.
 
@@ -293,7 +296,8 @@ def gradient(
         raise InputError("there are no packed rows to take a gradient over: pack more text, or shorter rows")
     if length - 1 > config.max_position:
         raise InputError(
-            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter ones"
+            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter "
+            "ones"
         )
     check_token_ids("packed text", rows.tokens, config)
     segments = rows.segment_ids if document_boundaries else np.zeros_like(rows.tokens)
@@ -301,7 +305,7 @@ def gradient(
     if not num_targets:
         raise InputError("rows hold no target: no document in them has two tokens")
 
-    ways = 1 if mesh is None else parallel.batch_ways(mesh)
+    ways = 1 if mesh is None else batch_ways(mesh)
     batch_size = -(-batch_size // ways) * ways
     missing = -num_rows % batch_size
     tokens = np.pad(rows.tokens, [(0, missing), (0, 0)])
@@ -314,16 +318,16 @@ def gradient(
     for begin in range(0, len(tokens), batch_size):
         batch = {name: values[begin : begin + batch_size] for name, values in batches.items()}
         if mesh is not None:
-            batch = parallel.to_global(mesh, batch, parallel.batch_sharding(mesh))
+            batch = to_global(mesh, batch, batch_sharding(mesh))
         with exact_matmuls(dtype), contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             total = add(total, params, batch)
     return _divided(total, np.float32(num_targets))
 
 
 @functools.lru_cache
-def _accumulation(config: ModelConfig, dtype: np.dtype, mesh: Mesh | None):
+def _accumulation(config: DecoderConfig, dtype: np.dtype, mesh: Mesh | None):
     """A jitted zero gradient, and the jitted `(total, params, batch) -> total + gradient of the summed loss`."""
-    model = GPTNeoX(config, dtype=dtype, remat=True, unroll=default_unroll(config))
+    model = Decoder(config, dtype=dtype, remat=True, unroll=default_unroll(config))
     placement = None if mesh is None else param_shardings(config, mesh)
 
     def zeros():
@@ -350,8 +354,10 @@ def gradient_cosine(a: Any, b: Any) -> float:
     """
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (a, b)]
     if shapes[0] != shapes[1]:
-        raise InputError("two gradients can be compared only if they are of the same parameters: these have other shapes")
-    products = [float(parallel.to_host(x)) for x in _products(a, b)]
+        raise InputError(
+            "two gradients can be compared only if they are of the same parameters: these have other shapes"
+        )
+    products = [float(to_host(x)) for x in _products(a, b)]
     for name, square in zip("ab", products[1:]):
         if not (math.isfinite(square) and square > 0):
             raise InputError(f"gradient {name} has a norm of 0 or one that is not finite, and so no direction")

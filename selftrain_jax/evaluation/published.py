@@ -8,14 +8,14 @@ import pathlib
 import jax
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import fingerprint, user_path
 from selftrain_jax.evaluation.likelihood import choice_log_probs, load_multiple_choice
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.files import fingerprint, user_path
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS
-from selftrain_jax.models.hub import resolve_model
-from selftrain_jax.models.tokenizer import load_tokenizer
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import load_tokenizer
 
 _MODEL = "EleutherAI/pythia-70m"
 _REVISIONS = (None, "main", "step143000")

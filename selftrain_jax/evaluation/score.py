@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, Params, project
-from selftrain_jax.sampling.warp import SamplingConfig, warp
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, Params, project
+from selftrain_jax.sampling.settings import SamplingConfig
+from selftrain_jax.sampling.warp import warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
 _LOGIT_BYTES_ON_CPU = 4 << 20  # what its caches hold
@@ -41,7 +42,7 @@ class TokenScores:
 
 @functools.partial(jax.jit, static_argnames=("model", "count", "moments", "sampling", "ways"))
 def score_batch(
-    model: GPTNeoX,
+    model: Decoder,
     params: Params,
     tokens: Int[Array, "B T"],
     starts: Int[Array, "B"],
@@ -54,10 +55,9 @@ def score_batch(
     """Scores `count` tokens of every row, from `starts` (>= 1) on, given those before them; fields are `[B, count]`.
 
     What would lie behind the end of a row stands for its last token. Only the scored positions are projected to the
-    vocabulary, in fp32, and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways` devices
-    that share the rows (a divisor of B). On a CPU only some columns at a time, too: a matrix product with few rows and all
-    of the vocabulary would spend its time on reading the vocabulary.
-    """
+    vocabulary, in fp32, and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways`
+    devices that share the rows (a divisor of B). On a CPU only some columns at a time, too: a matrix product with few
+    rows and all of the vocabulary would spend its time on reading the vocabulary."""
     at = jnp.minimum(starts[:, None] + jnp.arange(count), tokens.shape[1] - 1)
     targets = jnp.take_along_axis(tokens, at, axis=1)
     hidden = model.apply({"params": params}, tokens[:, :-1])
@@ -171,7 +171,7 @@ def _add_moments_and_samples(scores, logits, target, moments: bool, sampling: Sa
 
 def score(
     params: Params,
-    config: ModelConfig,
+    config: DecoderConfig,
     sequences: Sequence[np.ndarray],
     starts: Sequence[int] | None = None,
     *,
@@ -191,8 +191,8 @@ def score(
       batch_size: rows per pass.
       dtype: compute dtype of the forward pass; the projection and the results are fp32 always.
       moments: also fill in `means` and `variances`, which costs two more passes over the logits.
-      sampling: also fill in `sampled_log_probs`, the log-probabilities under its temperature, top-k and top-p (its limits
-        on length are ignored: no token is forbidden, and EOS does not stop).
+      sampling: also fill in `sampled_log_probs`, the log-probabilities under its temperature, top-k and top-p (its
+        limits on length are ignored: no token is forbidden, and EOS does not stop).
 
     Returns:
       `TokenScores` of numpy arrays `[len(sequence) - start]`, in the order of `sequences`.
@@ -206,10 +206,11 @@ def score(
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
 
-    model = GPTNeoX(config, dtype=dtype)
-    ways = 1 if mesh is None else parallel.batch_ways(mesh)
+    model = Decoder(config, dtype=dtype)
+    ways = 1 if mesh is None else batch_ways(mesh)
     rows = -(-batch_size // ways) * ways
-    # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common case.
+    # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common
+    # case.
     counts = [rounded_length(len(sequence) - start) for sequence, start in zip(sequences, starts)]
     order = sorted(range(len(sequences)), key=lambda i: (counts[i], len(sequences[i])))
     results: list[TokenScores | None] = [None] * len(sequences)
@@ -223,7 +224,7 @@ def score(
             tokens[row, : len(sequences[i])] = sequences[i]
             first[row] = starts[i]
         if mesh is not None:
-            tokens, first = parallel.to_global(mesh, (tokens, first), parallel.batch_sharding(mesh))
+            tokens, first = to_global(mesh, (tokens, first), batch_sharding(mesh))
         with exact_matmuls(dtype):
             count = min(counts[chosen[-1]], width - 1)
             scores = score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
@@ -245,8 +246,8 @@ def rounded_length(length: int) -> int:
 
 
 def exact_matmuls(dtype) -> ContextManager:
-    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16, which
-    moves logits by far more than `MARGIN_NOISE` allows. Half precision is left as it is."""
+    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16,
+    which moves logits by far more than `MARGIN_NOISE` allows. Half precision is left as it is."""
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
@@ -256,7 +257,7 @@ def check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size={batch_size} must be at least 1")
 
 
-def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: ModelConfig) -> None:
+def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: DecoderConfig) -> None:
     """Raises the `InputError`s of `score` for token arrays that are to be scored or continued from `starts`."""
     for i, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
         if not 1 <= start < len(sequence):
@@ -272,7 +273,7 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
         check_token_ids(f"sequence {i}", sequence, config)
 
 
-def check_token_ids(what: str, ids: np.ndarray, config: ModelConfig) -> None:
+def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
     """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
     if ids.dtype.kind not in "iu":
         raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
@@ -281,7 +282,7 @@ def check_token_ids(what: str, ids: np.ndarray, config: ModelConfig) -> None:
 
 
 def _unpack(chosen, scores, sequences, starts, results):
-    scores = jax.tree.map(parallel.to_host, scores)
+    scores = jax.tree.map(to_host, scores)
     for row, i in enumerate(chosen):
         results[i] = jax.tree.map(lambda x: x[row, : len(sequences[i]) - starts[i]], scores)
         if not np.isfinite(results[i].log_probs).all():

@@ -6,7 +6,7 @@ from typing import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 
 _CHUNK_ELEMENTS = 1 << 22
 """Resampled items held in memory at once (32 MiB of indices)."""
@@ -26,6 +26,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     if not 0 <= successes <= n:
         raise InputError(f"successes={successes} must lie between 0 and n={n}")
     from scipy.stats import beta
+
     tail = (1 - confidence) / 2
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
@@ -48,10 +49,12 @@ def bootstrap_mean(
     values = _items("values", values)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK_ELEMENTS // len(values))
-    means = np.concatenate([
-        values[rng.integers(len(values), size=(min(rows, num_resamples - start), len(values)))].mean(axis=1)
-        for start in range(0, num_resamples, rows)
-    ])
+    means = np.concatenate(
+        [
+            values[rng.integers(len(values), size=(min(rows, num_resamples - start), len(values)))].mean(axis=1)
+            for start in range(0, num_resamples, rows)
+        ]
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     return float(low), float(high)
@@ -91,15 +94,17 @@ def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
     if gains + losses == 0:
         return 1.0
     from scipy.stats import binomtest
+
     return float(binomtest(gains, gains + losses, 0.5).pvalue)
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= q keeps the false discovery
-    rate at or below q.
+    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= q keeps the false
+    discovery rate at or below q.
 
-    adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg, "Controlling the
-    false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent tests.
+    adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg,
+    "Controlling the false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent
+    tests.
 
     Raises:
       InputError: there are no p-values, or one lies outside [0, 1].
@@ -116,10 +121,10 @@ def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
 def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
     """(low, high) for the mean over subsets or seeds, from one estimate [K] of each: mean +- t_(K-1) s / sqrt(K).
 
-    It speaks of another subset or seed, where an interval over items speaks of other items for the same models. Student's t
-    over the K means is used rather than a hierarchical bootstrap because K is small: with three runs a bootstrap
-    draws from ten combinations and covers far too little. What the items add is already in the spread of the K means.
-    It supposes that estimates of different runs are about normal ("Student", Biometrika 6, 1908).
+    It speaks of another subset or seed, where an interval over items speaks of other items for the same models.
+    Student's t over the K means is used rather than a hierarchical bootstrap because K is small: with three runs a
+    bootstrap draws from ten combinations and covers far too little. What the items add is already in the spread of the
+    K means. It supposes that estimates of different runs are about normal ("Student", Biometrika 6, 1908).
 
     Raises:
       InputError: fewer than two estimates, or for the reasons of `bootstrap_mean`.
@@ -129,6 +134,7 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
     if len(values) < 2:
         raise InputError("estimates: an interval over subsets or seeds needs at least 2 of them")
     from scipy.stats import t
+
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
@@ -137,9 +143,9 @@ def auc(positives: ArrayLike, negatives: ArrayLike, confidence: float = 0.95) ->
     """(AUC, low, high): the probability that a positive scores above a negative, ties counting half, and an interval.
 
     The variance is that of DeLong et al. ("Comparing the areas under two or more correlated ROC curves", Biometrics 44,
-    1988), the interval is built on the log-odds, which keeps it inside (0, 1). Where that variance is zero (classes that
-    do not overlap, scores that are all equal) the interval is the exact binomial one of min(P, N) independent pairs; with
-    a single positive or negative it says nothing, (0, 1), unless all pairs came out alike.
+    1988), the interval is built on the log-odds, which keeps it inside (0, 1). Where that variance is zero (classes
+    that do not overlap, scores that are all equal) the interval is the exact binomial one of min(P, N) independent
+    pairs; with a single positive or negative it says nothing, (0, 1), unless all pairs came out alike.
 
     Raises:
       InputError: there are no positives or no negatives, or a score is not finite.
@@ -160,6 +166,7 @@ def auc(positives: ArrayLike, negatives: ArrayLike, confidence: float = 0.95) ->
         return value, min(low, value), max(high, value)
     from scipy.special import expit, logit
     from scipy.stats import norm
+
     half = norm.ppf((1 + confidence) / 2) * error / (value * (1 - value))
     return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
@@ -170,13 +177,13 @@ def tpr_at_fpr(
     """(TPR, low, high): the share of positives found when at most the share `fpr` of the negatives is accused.
 
     Accused is who scores above the threshold, the lowest that accuses floor(fpr N) negatives or fewer; with fewer than
-    1 / fpr negatives that is the highest of them. Below some 4.4 / fpr negatives `low` is 0 (at 95 %): so few cannot tell
-    how far out the threshold truly lies.
+    1 / fpr negatives that is the highest of them. Below some 4.4 / fpr negatives `low` is 0 (at 95 %): so few cannot
+    tell how far out the threshold truly lies.
 
-    The interval is for the population's rate at the population's threshold and holds for any distribution of scores: half
-    of the allowed error goes to the threshold, which lies between two order statistics of the negatives (binomial),
-    half to the share of positives above each of them (Clopper-Pearson). It is wider than a bootstrap's, which misses the
-    far tail.
+    The interval is for the population's rate at the population's threshold and holds for any distribution of scores:
+    half of the allowed error goes to the threshold, which lies between two order statistics of the negatives
+    (binomial), half to the share of positives above each of them (Clopper-Pearson). It is wider than a bootstrap's,
+    which misses the far tail.
 
     Raises:
       InputError: there are no positives or no negatives, a score is not finite, or `fpr` lies outside (0, 1).
@@ -186,6 +193,7 @@ def tpr_at_fpr(
         raise InputError(f"fpr={fpr} must lie between 0 and 1, for example 0.01")
     x, y = _items("positives", positives), np.sort(_items("negatives", negatives))[::-1]
     from scipy.stats import binom
+
     tail = (1 - confidence) / 2
     inner = 1 - tail  # confidence of each half: two errors of (1 - confidence) / 2 add up
 
@@ -213,13 +221,15 @@ def rank_correlation(
     """(rho, low, high): Spearman's rank correlation of `x` [N] and `y` [N], ties averaged, and a percentile bootstrap.
 
     With `groups` it is the pooled correlation within them: items are ranked inside their own group, each rank less the
-    group's mean rank, and all groups enter one Pearson correlation. What differs between groups then counts for nothing,
-    an item alone in its group neither, and a group of n items weighs as n^3 - n (its sum of squared ranks, without ties).
+    group's mean rank, and all groups enter one Pearson correlation. What differs between groups then counts for
+    nothing, an item alone in its group neither, and a group of n items weighs as n^3 - n (its sum of squared ranks,
+    without ties).
 
-    The bootstrap draws N items with replacement, within each group as many as it has, and ranks anew (Efron & Tibshirani,
-    "An Introduction to the Bootstrap", 1993, ch. 13). Items that are not independent, as pairs of models from one seed,
-    need `cluster`: then whole clusters are drawn, whatever the groups. With some five clusters or fewer the interval is
-    too narrow, as any percentile interval of so few draws is. Memory grows with N^2: meant for at most some thousands.
+    The bootstrap draws N items with replacement, within each group as many as it has, and ranks anew (Efron &
+    Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13). Items that are not independent, as pairs of models
+    from one seed, need `cluster`: then whole clusters are drawn, whatever the groups. With some five clusters or fewer
+    the interval is too narrow, as any percentile interval of so few draws is. Memory grows with N^2: meant for at most
+    some thousands.
 
     Args:
       x, y: one finite number per item.

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_atomic
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.errors import InputError
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.files import write_atomic
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.tokenizer import load_tokenizer
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.tokenizer import load_tokenizer
 
 
-def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConfig) -> tuple[dict, dict, dict, list]:
-    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and for
-    settings that do not fit the probes or the model."""
+def read_inputs(settings, find: Callable[[str], pathlib.Path], config: DecoderConfig) -> tuple[dict, dict, dict, list]:
+    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and
+    for settings that do not fit the probes or the model."""
     if settings.texts and settings.context_len > config.max_position:
         raise InputError(
             f"evaluate context_len={settings.context_len} is longer than the model's context of {config.max_position}"
@@ -36,7 +37,8 @@ def read_inputs(settings, find: Callable[[str], pathlib.Path], config: ModelConf
     shortest = min((len(p.suffix) for p in probes), default=0)
     if probes and settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
         raise InputError(
-            f"evaluate suffix_lengths={settings.suffix_lengths} go beyond the shortest suffix, which has {shortest} tokens"
+            f"evaluate suffix_lengths={settings.suffix_lengths} go beyond the shortest suffix, which has {shortest} "
+            "tokens"
         )
     groups = {p.group for p in probes}
     if settings.nonmembers and (settings.nonmembers not in groups or len(groups) < 2):
@@ -65,8 +67,8 @@ def evaluate_model(
     "probe/graded", "probe/bleu", "probe/edit_similarity", and "membership/<attack>" with "membership:members" bool.
 
     Args:
-      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar; "probe:index" then
-        says which probes they are.
+      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar; "probe:index"
+        then says which probes they are.
 
     Returns:
       Means, for the manifest.
@@ -79,8 +81,9 @@ def evaluate_model(
     texts, questions, pairs, probes = read_inputs(settings, find, config)
     items: dict[str, np.ndarray] = {}
     if limit is not None:
-        texts, questions, pairs = ({name: _some(rows, limit)[0] for name, rows in kind.items()}
-                                   for kind in (texts, questions, pairs))  # fmt: skip
+        texts, questions, pairs = (
+            {name: _some(rows, limit)[0] for name, rows in kind.items()} for kind in (texts, questions, pairs)
+        )
         probes, items["probe:index"] = _some(probes, limit)
     scorer = functools.partial(
         score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
@@ -89,7 +92,9 @@ def evaluate_model(
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
-            hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos)
+            hits = likelihood.multiple_choice(
+                scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos
+            )
             for rule in settings.rules:
                 items[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = hits[rule]
             bar.update()
@@ -109,9 +114,14 @@ def evaluate_model(
             summary["extraction/all"] = float(found.exact.mean())
             if settings.free_running:
                 written = free_running.continue_greedily(
-                    params, config, probes, bos_token_id=bos, mesh=mesh, batch_size=settings.batch_size,
+                    params,
+                    config,
+                    probes,
+                    bos_token_id=bos,
+                    mesh=mesh,
+                    batch_size=settings.batch_size,
                     dtype=jnp.dtype(settings.dtype),
-                )  # fmt: skip
+                )
                 close = approximate.approximate_match(probes, written, tokenizer)
                 items["probe/graded"] = free_running.graded_score(probes, written)
                 items |= {f"probe/{field}": values for field, values in vars(close).items()}
@@ -120,7 +130,7 @@ def evaluate_model(
                 items |= _attacks(scorer, probes, tokenizer, bos)
             bar.update()
     summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
-    if parallel.is_own(mesh) or parallel.is_first():
+    if is_local(mesh) or job.is_first():
         directory.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, **items)
@@ -135,7 +145,7 @@ def _some(rows: list, limit: int) -> tuple[list, np.ndarray]:
 
 
 def _attacks(scorer, probes, tokenizer, bos) -> dict[str, np.ndarray]:
-    """"membership/<attack>" for the whole of every probe, prefix and suffix."""
+    """ "membership/<attack>" for the whole of every probe, prefix and suffix."""
     sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
     texts = tokenizer.batch_decode([ids.tolist() for ids in sequences])
     scores = membership.membership_scores(scorer, sequences, texts=texts, bos_token_id=bos)

@@ -11,9 +11,10 @@ from typing import Mapping
 import jaxtyping as jt
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
-from selftrain_jax.lab.world import World, check_mixture
+from selftrain_jax.lab.settings import check_mixture
+from selftrain_jax.lab.world import World
 
 
 def generate_documents(

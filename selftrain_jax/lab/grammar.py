@@ -23,13 +23,7 @@ ENTAILED_RELATIONS = PERSON_RELATIONS[3:]
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     # A person (A) and the value of one attribute (B).
-    "city": (
-        "A lives in B",
-        "A has a house in B",
-        "A comes from B",
-        "A rents rooms in B",
-        "A sleeps in B every night",
-    ),
+    "city": ("A lives in B", "A has a house in B", "A comes from B", "A rents rooms in B", "A sleeps in B every night"),
     "job": (
         "A works as a B",
         "A is a good B",
@@ -37,38 +31,12 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "A trained to be a B",
         "A got hired as a B again",
     ),
-    "pet": (
-        "A owns a B",
-        "A keeps a B",
-        "A has a pet B",
-        "A feeds a small B",
-        "A plays with a B every day",
-    ),
-    "currency": (
-        "A pays in B",
-        "A carries B",
-        "A saves some B",
-        "A counts B every day",
-    ),
-    "language": (
-        "A speaks B",
-        "A writes in B",
-        "A sings in B",
-        "A reads B every night",
-    ),
+    "pet": ("A owns a B", "A keeps a B", "A has a pet B", "A feeds a small B", "A plays with a B every day"),
+    "currency": ("A pays in B", "A carries B", "A saves some B", "A counts B every day"),
+    "language": ("A speaks B", "A writes in B", "A sings in B", "A reads B every night"),
     # A place (A) and what belongs to it (B).
-    "city_country": (
-        "A is a city in B",
-        "A belongs to B",
-        "the city A lies in B",
-        "maps show A in B",
-    ),
-    "country_currency": (
-        "people in A pay in B",
-        "the money of A is B",
-        "shops in A take B",
-        "banks in A print B",
-    ),
+    "city_country": ("A is a city in B", "A belongs to B", "the city A lies in B", "maps show A in B"),
+    "country_currency": ("people in A pay in B", "the money of A is B", "shops in A take B", "banks in A print B"),
     "country_language": (
         "people in A speak B",
         "the language of A is B",
@@ -88,14 +56,62 @@ PRONOUNS = ("he", "she")
 DIGITS = tuple("0123456789")
 
 # All begin with a consonant sound, so that "a" is always the right article.
-JOBS = ("baker", "teacher", "doctor", "farmer", "painter", "driver", "lawyer", "singer",
-        "tailor", "miner", "sailor", "judge", "nurse", "writer", "dancer", "barber")
-PETS = ("cat", "dog", "parrot", "rabbit", "turtle", "hamster", "goldfish", "pony",
-        "lizard", "pigeon", "ferret", "mouse", "snake", "canary", "gecko", "goose")
-NOUNS = (("tree", "trees"), ("river", "rivers"), ("tower", "towers"), ("garden", "gardens"),
-         ("bridge", "bridges"), ("lamp", "lamps"), ("wheel", "wheels"), ("boat", "boats"))
-VERBS = (("falls", "fall"), ("moves", "move"), ("shines", "shine"), ("grows", "grow"),
-         ("breaks", "break"), ("turns", "turn"), ("stands", "stand"), ("burns", "burn"))
+JOBS = (
+    "baker",
+    "teacher",
+    "doctor",
+    "farmer",
+    "painter",
+    "driver",
+    "lawyer",
+    "singer",
+    "tailor",
+    "miner",
+    "sailor",
+    "judge",
+    "nurse",
+    "writer",
+    "dancer",
+    "barber",
+)
+PETS = (
+    "cat",
+    "dog",
+    "parrot",
+    "rabbit",
+    "turtle",
+    "hamster",
+    "goldfish",
+    "pony",
+    "lizard",
+    "pigeon",
+    "ferret",
+    "mouse",
+    "snake",
+    "canary",
+    "gecko",
+    "goose",
+)
+NOUNS = (
+    ("tree", "trees"),
+    ("river", "rivers"),
+    ("tower", "towers"),
+    ("garden", "gardens"),
+    ("bridge", "bridges"),
+    ("lamp", "lamps"),
+    ("wheel", "wheels"),
+    ("boat", "boats"),
+)
+VERBS = (
+    ("falls", "fall"),
+    ("moves", "move"),
+    ("shines", "shine"),
+    ("grows", "grow"),
+    ("breaks", "break"),
+    ("turns", "turn"),
+    ("stands", "stand"),
+    ("burns", "burn"),
+)
 PREPOSITIONS = ("near", "behind", "beside", "above")
 EVENTS = ("smiled", "cried", "waited", "shouted", "danced", "slept", "stopped", "laughed")
 MOODS = ("happy", "tired", "hungry", "late", "angry", "lost", "early", "proud")

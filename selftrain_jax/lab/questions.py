@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.world import World
-from selftrain_jax.models.tokenizer import encode_texts
+from selftrain_jax.models.files.tokenizer import encode_texts
 
 NUM_SUM_CHOICES = 6
 PAIRS_PER_NOUN = 16
@@ -62,7 +62,8 @@ def retokenized_probes(world: World, tokenizer: Any) -> list[dict]:
     for number, (prefix, suffix, whole) in enumerate(zip(*encoded)):
         if prefix + suffix != whole or tokenizer.unk_token_id in whole:
             raise InputError(
-                f"planted sequence {number} ({wholes[number]!r}) has unknown words or cannot be cut after word {cut} under "
+                f"planted sequence {number} ({wholes[number]!r}) has unknown words or cannot be cut after word {cut} "
+                "under "
                 "this tokenizer; use one made for this world"
             )
     return [probe | {"prefix": prefix, "suffix": suffix} for probe, prefix, suffix in zip(probes, *encoded[:2])]

@@ -1,8 +1,7 @@
 """What a model is asked about real text that no model has read: questions on its documents, and windows to be planted.
 
-Words are what stands between white space, and questions have single spaces between them. All of it is a pure function of
-the arguments.
-"""
+Words are what stands between white space, and questions have single spaces between them. All of it is a pure function
+of the arguments."""
 
 import collections
 import re
@@ -10,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 
 QUESTION_WORDS, CONTINUATION_WORDS, NUM_CHOICES = 40, 12, 4
 NEIGHBOURS = 12
@@ -50,8 +49,8 @@ def planted_window(
 ) -> tuple[str, str] | None:
     """A window of whole words: (prefix, suffix) of exactly `prefix_tokens`, and together `num_tokens`, tokens.
 
-    The suffix begins with a space after a word. Cut there, prefix and suffix have the tokens that they have together, and
-    so they do under every byte-level tokenizer.
+    The suffix begins with a space after a word. Cut there, prefix and suffix have the tokens that they have together,
+    and so they do under every byte-level tokenizer.
 
     Returns:
       None where the text has no such window.
@@ -88,11 +87,11 @@ def question_suites(texts: Sequence[str], familiar: Mapping[str, int], seed: int
     """One question of every suite for each of `texts`, all of which `can_be_asked`.
 
     Returns:
-      "continuation": the first 40 words of a document, and which of four times 12 words come next; the wrong ones stand at
-      the same place of other documents.
-      "cloze": 40 words, and which of four words of about the same frequency comes next; the wrong ones are not among the 40.
-      Rows of these two are {"question", "choices", "gold"}, choices with a leading space.
-      "word_order": {"sentence_good", "sentence_bad"}, a sentence and the same with two neighboring words exchanged.
+      "continuation": the first 40 words of a document, and which of four times 12 words come next; the wrong ones stand
+      at the same place of other documents. "cloze": 40 words, and which of four words of about the same frequency comes
+      next; the wrong ones are not among the 40. Rows of these two are {"question", "choices", "gold"}, choices with a
+      leading space. "word_order": {"sentence_good", "sentence_bad"}, a sentence and the same with two neighboring words
+      exchanged.
 
     Raises:
       InputError: there are too few documents or familiar words to draw wrong answers from.
@@ -122,8 +121,10 @@ def _continuation(documents: Sequence[list[str]], i: int, rng: np.random.Generat
         if len(wrong) < NUM_CHOICES - 1 and other not in (right, *wrong):
             wrong.append(other)
     if len(wrong) < NUM_CHOICES - 1:
-        raise InputError(f"text world: {len(documents)} held-out documents are too few or too alike for {NUM_CHOICES} "
-                         "different continuations; raise num_questions, or give more text")  # fmt: skip
+        raise InputError(
+            f"text world: {len(documents)} held-out documents are too few or too alike for {NUM_CHOICES} "
+            "different continuations; raise num_questions, or give more text"
+        )
     return {"question": " ".join(documents[i][:QUESTION_WORDS]), **_choices(right, wrong, rng)}
 
 
@@ -139,14 +140,18 @@ def _cloze(words: Sequence[str], familiar: Mapping[str, int], rng: np.random.Gen
     near = sorted(ranked[max(rank - 64, 0) : rank + 65], key=lambda word: abs(familiar[word] - rank))
     near = [word for word in near if word != right and word not in passage][:NEIGHBOURS]
     if len(near) < NUM_CHOICES - 1:
-        raise InputError(f"text world: {len(familiar)} words that occur {_LEAST_COUNT} times are too few for cloze "
-                         "questions; give more text")  # fmt: skip
+        raise InputError(
+            f"text world: {len(familiar)} words that occur {_LEAST_COUNT} times are too few for cloze "
+            "questions; give more text"
+        )
     wrong = [near[j] for j in rng.permutation(len(near))[: NUM_CHOICES - 1]]
     return {"question": " ".join(passage), **_choices(right, wrong, rng)}
 
 
 def _exchanges(text: str) -> list[tuple[list[str], int]]:
-    """Every sentence with every place at which two plain words that differ can be exchanged, the first word left alone."""
+    """Every sentence with every place at which two plain words that differ can be exchanged, the first word left
+    alone.
+    """
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+", text):
         words = sentence.split()

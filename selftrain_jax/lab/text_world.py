@@ -1,9 +1,8 @@
 """Real text in place of a generated world: who reads which document, what is planted, and what is asked.
 
 Documents go through one order, that of their hash. From its beginning the held-out ones are taken: validation, control,
-those that are asked about, those that the planted windows come from. The rest is dealt out to the streams that models are
-pre-trained on, each document to one stream. A document has one role, however it is cut.
-"""
+those that are asked about, those that the planted windows come from. The rest is dealt out to the streams that models
+are pre-trained on, each document to one stream. A document has one role, however it is cut."""
 
 import dataclasses
 import functools
@@ -16,12 +15,12 @@ from typing import Any, Iterator, Mapping, Sequence
 import jaxtyping as jt
 import numpy as np
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import file_fingerprint, read_jsonl, user_path, write_jsonl
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, read_jsonl, user_path, write_jsonl
 from selftrain_jax.lab import grammar
-from selftrain_jax.lab.pretrain import PretrainConfig
+from selftrain_jax.lab.settings import PretrainConfig, TextWorldConfig, planted_groups
 from selftrain_jax.lab.text_questions import (
     TokenCounts,
     can_be_asked,
@@ -31,76 +30,9 @@ from selftrain_jax.lab.text_questions import (
     question_suites,
 )
 from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
-from selftrain_jax.lab.world import planted_groups
 
-LEAST_VOCAB = 300
-"""257 ids are end-of-text and the bytes; a few merges come on top."""
 BPE_CHARACTERS = 50_000_000
 """Characters at most that the merges of a tokenizer are learned from."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextWorldConfig:
-    """Where the text comes from, what is held out, and what is planted.
-
-    Attributes:
-      source: what `data.sources.open_source` reads, or a folder of .txt files, each of them a document. It may be empty
-        until it is read.
-      field: of the items that are no plain texts.
-      split: of a source that has splits.
-      streams: names of the equal shares that documents for pre-training are dealt out to; a model names its own.
-      vocab_size: ids at most of the byte-level BPE that is learned from the text.
-      tokenizer: directory of a tokenizer to take instead; "<|endoftext|>" must be its id 0.
-      max_document_tokens: longer documents are cut into pieces between words, each a document of its own.
-      num_questions: questions of every suite.
-      repeats: how often each window of a planted group occurs in the training text; 0 is the never-trained base rate.
-      sequences_per_group: windows in each group, one number for all or one per entry of `repeats`.
-      planted_length, planted_prefix: tokens of a planted window under the world's tokenizer, and how many of them an
-        extraction probe shows.
-      seed: who reads what, the windows and the questions follow from it and the text.
-    """
-
-    source: str = ""
-    field: str = "text"
-    split: str = "train"
-    streams: tuple[str, ...] = ("train",)
-    vocab_size: int = 16_384
-    tokenizer: str = ""
-    max_document_tokens: int = 256
-    num_questions: int = 500
-    repeats: tuple[int, ...] = (0, 1, 4, 16, 64)
-    sequences_per_group: int | tuple[int, ...] = 64
-    planted_length: int = 64
-    planted_prefix: int = 32
-    seed: int = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "repeats", tuple(self.repeats))
-        object.__setattr__(self, "streams", tuple(self.streams))
-        if not isinstance(self.sequences_per_group, int):
-            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
-        limits = {
-            "vocab_size": (LEAST_VOCAB, 65_536),
-            "max_document_tokens": (16, 65_536),
-            "num_questions": (4, 100_000),
-            "planted_length": (5, 1024),
-            "planted_prefix": (4, self.planted_length - 1),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"text world {name}={getattr(self, name)} must lie in [{low}, {high}]")
-        planted_groups(self.repeats, self.sequences_per_group)
-        if not self.streams or len(set(self.streams)) < len(self.streams):
-            raise InputError(f"text world streams={self.streams} must name at least one stream, and none twice")
-        for stream in self.streams:
-            if not re.fullmatch(r"\w+", stream, re.ASCII):
-                raise InputError(f"text world stream {stream!r} must consist of letters, digits and underscores")
-
-    def inputs(self) -> dict[str, str]:
-        """Fingerprints of the source and of the given tokenizer; `InputError` where they are missing or broken."""
-        found = {"source": _open(self).fingerprint}
-        return found | ({"tokenizer": file_fingerprint(_tokenizer_file(self.tokenizer))} if self.tokenizer else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +60,12 @@ class TextWorld:
     streams: Mapping[str, Sequence[str]]
 
 
+def inputs(config: TextWorldConfig) -> dict[str, str]:
+    """Fingerprints of the source and of the given tokenizer; `InputError` where they are missing or broken."""
+    found = {"source": _open(config).fingerprint}
+    return found | ({"tokenizer": file_fingerprint(_tokenizer_file(config.tokenizer))} if config.tokenizer else {})
+
+
 def build_text_world(config: TextWorldConfig, validation_documents: int = 500, control_documents: int = 0) -> TextWorld:
     """Reads the source and gives every document its role.
 
@@ -153,8 +91,10 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
             document = next(held_out, None)
             if document is None:
                 raise InputError(
-                    f"text world source={config.source!r} with {len(documents)} different documents is too small: it gives "
-                    f"{len(found)} of {count} {what}, with a quarter of it kept for pre-training; give more text or ask for "
+                    f"text world source={config.source!r} with {len(documents)} different documents is too small: it "
+                    "gives "
+                    f"{len(found)} of {count} {what}, with a quarter of it kept for pre-training; give more text or "
+                    "ask for "
                     "fewer"
                 )
             found += make(document)
@@ -220,8 +160,8 @@ def read_planted(directory: str | os.PathLike) -> list[Planted]:
 
 
 def text_probes(planted: Sequence[Planted], tokenizer: Any) -> list[dict]:
-    """One row {"prefix", "suffix", "group"} of token ids for each window: under every tokenizer the same text, cut at the
-    same place.
+    """One row {"prefix", "suffix", "group"} of token ids for each window: under every tokenizer the same text, cut at
+    the same place.
 
     Raises:
       InputError: the tokenizer merges what stands on both sides of a cut, or does not know it.
@@ -229,18 +169,24 @@ def text_probes(planted: Sequence[Planted], tokenizer: Any) -> list[dict]:
     parts = [encode(tokenizer, texts) for texts in ([p.prefix for p in planted], [p.suffix for p in planted])]
     wholes = encode(tokenizer, [p.prefix + p.suffix for p in planted])
     for number, (window, prefix, suffix, whole) in enumerate(zip(planted, *parts, wholes)):
-        if prefix + suffix != whole or tokenizer.decode(whole, skip_special_tokens=False) != window.prefix + window.suffix:
+        if (
+            prefix + suffix != whole
+            or tokenizer.decode(whole, skip_special_tokens=False) != window.prefix + window.suffix
+        ):
             raise InputError(
-                f"planted window {number} ({window.prefix + window.suffix!r}) cannot be cut, or not be written, under this "
+                f"planted window {number} ({window.prefix + window.suffix!r}) cannot be cut, or not be written, "
+                "under this "
                 "tokenizer; use a byte-level one"
             )
     return [
-        {"prefix": prefix, "suffix": suffix, "group": f"repeats={p.repeats}"} for p, prefix, suffix in zip(planted, *parts)
+        {"prefix": prefix, "suffix": suffix, "group": f"repeats={p.repeats}"}
+        for p, prefix, suffix in zip(planted, *parts)
     ]
 
 
 def model_tokenizer(config: TextWorldConfig, model: PretrainConfig, directory: str | os.PathLike) -> Any:
-    """The `tokenizers.Tokenizer` of a model: the world's own, or one of `bpe_vocab_size` ids learned from the first stream.
+    """The `tokenizers.Tokenizer` of a model: the world's own, or one of `bpe_vocab_size` ids learned from the first
+    stream.
 
     Args:
       directory: where `write_text_world` wrote.
@@ -255,8 +201,8 @@ def model_tokenizer(config: TextWorldConfig, model: PretrainConfig, directory: s
 def training_documents(
     config: TextWorldConfig, model: PretrainConfig, tokenizer: Any, directory: str | os.PathLike
 ) -> list[jt.Int32[np.ndarray, "tokens"]]:
-    """What a model reads, in this order: documents of its stream, each closed by end-of-text (id 0), and every repetition
-    of a planted window as a document of its own at a random position.
+    """What a model reads, in this order: documents of its stream, each closed by end-of-text (id 0), and every
+    repetition of a planted window as a document of its own at a random position.
 
     Args:
       directory: where `write_text_world` wrote.
@@ -278,14 +224,18 @@ def training_documents(
 def _open(config: TextWorldConfig) -> Source:
     if not config.source:
         raise InputError(
-            "text world source is empty: set it (in a study lab.text.source) to a folder of .jsonl or .txt files, a .jsonl "
+            "text world source is empty: set it (in a study lab.text.source) to a folder of .jsonl or .txt files, a "
+            ".jsonl "
             "file or tfds:NAME"
         )
     path = user_path(config.source)
     files = [file for file in sorted(path.rglob("*")) if file.is_file()] if os.path.isdir(path) else []
     if files and all(file.suffix == ".txt" for file in files):
         return Source(
-            config.source, "txt", file_fingerprint(*files), lambda: (text for file in files for text in load_texts(file))
+            config.source,
+            "txt",
+            file_fingerprint(*files),
+            lambda: (text for file in files for text in load_texts(file)),
         )
     return open_source(config.source, config.split)
 
@@ -330,14 +280,16 @@ def _read_tokenizer(directory: str | os.PathLike) -> Any:
     except Exception as e:  # the tokenizers library raises bare Exception
         raise InputError(f"tokenizer {path} cannot be read ({e}); copy or download it again") from None
     if tokenizer.token_to_id(grammar.END_OF_TEXT) != 0:
-        raise InputError(f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to "
-                         "have one made")  # fmt: skip
+        raise InputError(
+            f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to "
+            "have one made"
+        )
     return tokenizer
 
 
 def _pieces(text: str, counts: TokenCounts, limit: int) -> list[str]:
-    """`text` cut between words into as few pieces as go from left to right, of `limit` tokens at most; a single word may
-    have more."""
+    """`text` cut between words into as few pieces as go from left to right, of `limit` tokens at most; a single word
+    may have more."""
     words = re.findall(r"\s*\S+", text)
     first, ends = counts([word.lstrip() for word in words]), np.cumsum(counts(words))
     pieces, start = [], 0

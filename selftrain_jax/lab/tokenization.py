@@ -1,9 +1,8 @@
 """The tokenizers of a generated world: one id per word, or pieces of words; and the byte-level one of real text.
 
 Those of a world separate words by white space, read and write single spaces, and begin every word with a token of its
-own: a cut between two words is a cut between two tokens. "<|endoftext|>" is id 0, BOS and EOS, in all of them; nothing is
-added when encoding.
-"""
+own: a cut between two words is a cut between two tokens. "<|endoftext|>" is id 0, BOS and EOS, in all of them; nothing
+is added when encoding."""
 
 import json
 import os
@@ -13,26 +12,15 @@ from typing import Any, Iterable
 import jaxtyping as jt
 import numpy as np
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import write_atomic, write_json
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_atomic, write_json
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
+from selftrain_jax.lab.settings import check_tokenizer_settings
 from selftrain_jax.lab.world import World
 
-TOKENIZERS = ("words", "bpe")
 BPE_DOCUMENTS = 10_000
 """Documents of the stream "tokenizer" that the merges of a BPE tokenizer are learned from."""
-
-# Two special tokens, the mark of a word's beginning, 26 letters, 10 digits and "." are 40; merges come on top.
-_MIN_BPE_VOCAB, _MAX_BPE_VOCAB = 64, 65_536
-
-
-def check_tokenizer_settings(kind: str, bpe_vocab_size: int) -> None:
-    """Raises `InputError` for an unknown kind, or a vocabulary too small for the alphabet and some merges."""
-    if kind not in TOKENIZERS:
-        raise InputError(f"tokenizer={kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
-    if not _MIN_BPE_VOCAB <= bpe_vocab_size <= _MAX_BPE_VOCAB:
-        raise InputError(f"bpe_vocab_size={bpe_vocab_size} must lie in [{_MIN_BPE_VOCAB}, {_MAX_BPE_VOCAB}]")
 
 
 def build_tokenizer(world: World, kind: str = "words", bpe_vocab_size: int = 512) -> Any:
@@ -101,7 +89,10 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def spell_documents(
-    world: World, tokenizer: Any, tokens: jt.Int32[np.ndarray, "words"], offsets: jt.Int64[np.ndarray, "documents_plus_1"]
+    world: World,
+    tokenizer: Any,
+    tokens: jt.Int32[np.ndarray, "words"],
+    offsets: jt.Int64[np.ndarray, "documents_plus_1"],
 ) -> tuple[jt.Int32[np.ndarray, "tokens"], jt.Int64[np.ndarray, "documents_plus_1"]]:
     """Documents of `generate_documents` under another tokenizer of the world, in the same form.
 

@@ -8,109 +8,13 @@ of times, so that continuing them shows verbatim memorization.
 
 import dataclasses
 import functools
-import math
-from typing import Mapping, Sequence
+from typing import Mapping
 
 import jaxtyping as jt
 import numpy as np
 
-from selftrain_jax.errors import InputError
 from selftrain_jax.lab import grammar
-
-DOCUMENT_KINDS = ("facts", "geography", "two_step", "arithmetic", "grammar")
-
-
-def check_mixture(mixture: Mapping[str, float]) -> None:
-    """Raises `InputError` unless `mixture` gives non-negative weights, not all zero, to known kinds of document."""
-    unknown = sorted(set(mixture) - set(DOCUMENT_KINDS))
-    if unknown:
-        raise InputError(f"mixture names {', '.join(unknown)}; the kinds of document are {', '.join(DOCUMENT_KINDS)}")
-    if not all(math.isfinite(weight) and weight >= 0 for weight in mixture.values()) or not sum(mixture.values()) > 0:
-        raise InputError(f"mixture={dict(mixture)} needs finite weights >= 0, at least one of them above 0")
-
-
-def planted_groups(repeats: Sequence[int], sizes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Sequences in each planted group, one per entry of `repeats`; `InputError` where the two do not fit together."""
-    if len(set(repeats)) < len(repeats) or min(repeats, default=0) < 0:
-        raise InputError(f"world repeats={repeats} must be distinct numbers >= 0")
-    groups = (sizes,) * len(repeats) if isinstance(sizes, int) else sizes
-    if len(groups) != len(repeats) or min(groups, default=1) < 1:
-        raise InputError(
-            f"world sequences_per_group={sizes} must be one number >= 1, or one for each of the {len(repeats)} entries of "
-            "repeats"
-        )
-    return groups
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """Size of the world, what is held out, and what is planted.
-
-    Attributes:
-      num_people, num_cities, num_countries, num_jobs, num_pets: sizes of the tables.
-      max_addend: sums run over a, b in 0 ... max_addend.
-      zipf_exponent: a person's frequency is rank ** -zipf_exponent; 0 mentions everybody equally often.
-      mixture: weight of each kind of document; kinds left out do not occur.
-      min_sentences, max_sentences: sentences per document, uniform in between.
-      two_step_held_out: share of people whose currency and language are never stated.
-      sums_held_out: share of the ordered pairs (a, b) that never occur; a pair is held out with its mirror image.
-      repeats: how often each sequence of a planted group occurs in the training text; 0 is the never-trained base rate.
-      sequences_per_group: sequences in each group, one number for all or one per entry of `repeats`.
-      planted_length, planted_prefix: tokens of a planted sequence, and how many of them an extraction probe shows.
-      seed: everything about the world follows from it.
-    """
-
-    num_people: int = 64
-    num_cities: int = 8
-    num_countries: int = 4
-    num_jobs: int = 8
-    num_pets: int = 8
-    max_addend: int = 30
-    zipf_exponent: float = 0.5
-    mixture: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"facts": 0.3, "geography": 0.06, "two_step": 0.2, "arithmetic": 0.34, "grammar": 0.1}
-    )
-    min_sentences: int = 2
-    max_sentences: int = 4
-    two_step_held_out: float = 0.25
-    sums_held_out: float = 0.12
-    repeats: tuple[int, ...] = (0, 1, 4, 16, 64, 256)
-    sequences_per_group: int | tuple[int, ...] = 64
-    planted_length: int = 32
-    planted_prefix: int = 16
-    seed: int = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "repeats", tuple(self.repeats))
-        object.__setattr__(self, "mixture", dict(self.mixture))
-        if not isinstance(self.sequences_per_group, int):
-            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
-        limits = {
-            "num_people": (8, 512),
-            "num_cities": (2, self.num_people),
-            "num_countries": (2, self.num_cities),
-            "num_jobs": (2, len(grammar.JOBS)),
-            "num_pets": (2, len(grammar.PETS)),
-            "max_addend": (4, 49),
-            "zipf_exponent": (0.0, 2.0),
-            "min_sentences": (1, self.max_sentences),
-            "max_sentences": (1, 16),
-            "two_step_held_out": (0.0, 0.5),
-            "sums_held_out": (0.0, 0.3),
-            "planted_length": (5, 1024),
-            "planted_prefix": (4, self.planted_length - 1),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"world {name}={getattr(self, name)} must lie in [{low}, {high}]")
-        check_mixture(self.mixture)
-        planted_groups(self.repeats, self.sequences_per_group)
-
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Sequences in each planted group."""
-        return planted_groups(self.repeats, self.sequences_per_group)
+from selftrain_jax.lab.settings import WorldConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

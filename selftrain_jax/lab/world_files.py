@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from selftrain_jax.files import write_jsonl
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.questions import extraction_probes, question_suites
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
@@ -16,10 +16,7 @@ def train_tokenizer(world: World, directory: str | os.PathLike) -> pathlib.Path:
 
 
 def write_world_files(
-    world: World,
-    directory: str | os.PathLike,
-    validation_documents: int = 2000,
-    control_documents: int = 0,
+    world: World, directory: str | os.PathLike, validation_documents: int = 2000, control_documents: int = 0
 ) -> dict[str, pathlib.Path]:
     """Writes what the later stages read about the world, every file atomically.
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class DecoderConfig:
     """Shape and switches of one GPT-NeoX model.
 
     `vocab_size` counts the rows of the embedding; rows past the tokenizer's last id are padding that no sampler emits.
@@ -32,9 +32,7 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"model {name}={getattr(self, name)} must be at least 1")
         if self.hidden_size % self.num_heads:
-            raise InputError(
-                f"model hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}"
-            )
+            raise InputError(f"model hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}")
         if not 0.0 <= self.rotary_pct <= 1.0:
             raise InputError(f"model rotary_pct={self.rotary_pct} must lie in [0, 1]")
         if self.rotary_dim % 2:
@@ -65,16 +63,15 @@ class ModelConfig:
     def train_flops_per_token(self, length: int) -> int:
         """Operations of one training step per token, in rows of `length`: 6 N + 6 L D T.
 
-        The model FLOPs of Chowdhery et al. 2022 (PaLM, appendix B), without what recomputation adds. N counts the weights
-        of all matrix products, the output layer among them and the embedding look-up not; causal attention does half of the
-        T x T products.
-        """
+        The model FLOPs of Chowdhery et al. 2022 (PaLM, appendix B), without what recomputation adds. N counts the
+        weights of all matrix products, the output layer among them and the embedding look-up not; causal attention does
+        half of the T x T products."""
         look_up = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         return 6 * (self.num_params - look_up) + 6 * self.num_layers * self.hidden_size * length
 
 
-def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> ModelConfig:
-    return ModelConfig(
+def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> DecoderConfig:
+    return DecoderConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -83,7 +80,7 @@ def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int =
     )
 
 
-PRESETS: dict[str, ModelConfig] = {
+PRESETS: dict[str, DecoderConfig] = {
     "pythia-14m": _pythia(6, 128, 4),
     "pythia-31m": _pythia(6, 256, 8),
     "pythia-70m": _pythia(6, 512, 8),
@@ -98,9 +95,12 @@ PRESETS: dict[str, ModelConfig] = {
 """Shapes of the published models (EleutherAI/pythia model configurations)."""
 
 
-def preset(name: str) -> ModelConfig:
+def preset(name: str) -> DecoderConfig:
     """The named preset; `InputError` listing the names when there is none."""
     try:
         return PRESETS[name]
     except KeyError:
         raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None
+
+
+ATTENTION = ("auto", "xla", "cudnn", "splash")

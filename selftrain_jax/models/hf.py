@@ -15,16 +15,17 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from selftrain_jax import files
-from selftrain_jax.errors import InputError, InputWarning
-from selftrain_jax.models import converted
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.dtypes import cast, narrower, to_dtype
-from selftrain_jax.models.hf_config import load_config, write_config
-from selftrain_jax.models.hub import resolve_model
-from selftrain_jax.models.layout import HEAD, PREFIX, Tensor, layout
-from selftrain_jax.models.tokenizer import copy_tokenizer, tokenizer_files
-from selftrain_jax.models.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import RULES, param_shardings
+from selftrain_jax.models.families.gpt_neox import HEAD, PREFIX, Tensor, layout
+from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.dtypes import cast, narrower, to_dtype
+from selftrain_jax.models.files.hf_config import load_config, write_config
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import copy_tokenizer, tokenizer_files
+from selftrain_jax.models.files.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 Params = dict[str, Any]
 PathLike = str | os.PathLike
@@ -39,7 +40,7 @@ _PROGRESS_BYTES = 2 << 30
 
 def load_pretrained(
     name_or_dir: PathLike, revision: str | None = None, *, dtype: Any = np.float32, mesh: Any = None, rules: Any = None
-) -> tuple[ModelConfig, Params]:
+) -> tuple[DecoderConfig, Params]:
     """Configuration and parameters of a checkpoint, read straight into the shards of a mesh.
 
     Args:
@@ -52,7 +53,7 @@ def load_pretrained(
       rules: logical axis name -> mesh axis; default `parallel.RULES`.
 
     Returns:
-      The `ModelConfig`, and `params` with layers stacked: query, key and value are `[L, D, 3, N, H]`, other kernels
+      The `DecoderConfig`, and `params` with layers stacked: query, key and value are `[L, D, 3, N, H]`, other kernels
       `[L, in, out]`.
 
     Raises:
@@ -82,15 +83,14 @@ def load_pretrained(
     return config, params
 
 
-def _shardings(config: ModelConfig, mesh: Any, rules: Any) -> Params | None:
+def _shardings(config: DecoderConfig, mesh: Any, rules: Any) -> Params | None:
     if mesh is None:
         return None
-    from selftrain_jax.models.gpt_neox import RULES, param_shardings
 
     return param_shardings(config, mesh, rules or RULES)
 
 
-def check_pretrained(directory: PathLike) -> ModelConfig:
+def check_pretrained(directory: PathLike) -> DecoderConfig:
     """The configuration of a checkpoint whose every tensor is there in the right shape; only headers are read.
 
     Raises:
@@ -105,12 +105,15 @@ def check_pretrained(directory: PathLike) -> ModelConfig:
     return config
 
 
-def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, StoredTensor]:
-    """Name without prefix -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any copying."""
+def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str, StoredTensor]:
+    """Name without prefix -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any
+    copying.
+    """
     tensors = [stored for path in paths for stored in stored_tensors(path) if not _IGNORED.fullmatch(stored.key)]
     if config.num_layers > len(tensors):  # before a name is made for every layer that a wrong number asks for
         raise InputError(
-            f"{paths[0].parent}: config.json asks for {config.num_layers:,} layers, but there are {len(tensors)} tensors; "
+            f"{paths[0].parent}: config.json asks for {config.num_layers:,} layers, but there are {len(tensors)} "
+            "tensors; "
             "the checkpoint is incomplete, or config.json is not its own"
         )
     names = layout(config, head=True)
@@ -123,7 +126,9 @@ def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, S
             raise InputError(f"{path}: tensor {stored.key!r} occurs twice (also in {found[name].path.name})")
         shape = names[name][0].shape
         if stored.shape != shape:
-            raise InputError(f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}")
+            raise InputError(
+                f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}"
+            )
         if stored.dtype not in _DTYPES:
             raise InputError(
                 f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(_DTYPES)}; "
@@ -140,7 +145,7 @@ def _find_tensors(paths: list[pathlib.Path], config: ModelConfig) -> dict[str, S
     return found
 
 
-def _check_tied(config: ModelConfig, found: dict[str, StoredTensor]) -> None:
+def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
     if not config.tie_embeddings or HEAD not in found:
         return
     head, embedding = found[HEAD], found["embed_in.weight"]
@@ -161,14 +166,16 @@ def _with_progress(parts: dict, directory: pathlib.Path) -> Iterator[tuple[tuple
 
     sizes = {path: sum(math.prod(tensor.shape) * 4 for _, tensor, _ in pieces) for path, pieces in parts.items()}
     total = sum(sizes.values())
-    with tqdm(total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES) as bar:
+    with tqdm(
+        total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES
+    ) as bar:
         for path, pieces in parts.items():
             yield path, pieces
             bar.update(sizes[path])
 
 
 def _load_leaf(
-    config: ModelConfig, pieces: list[tuple[int | None, Tensor, StoredTensor]], dtype: np.dtype, sharding: Any
+    config: DecoderConfig, pieces: list[tuple[int | None, Tensor, StoredTensor]], dtype: np.dtype, sharding: Any
 ) -> Any:
     """One leaf of `params`: its shards on this process's devices, or with `sharding` None the whole of it as numpy."""
     tensor = pieces[0][1]
@@ -250,7 +257,7 @@ def _leaf(params: Params, path: tuple[str, ...]) -> Any:
 
 def save_pretrained(
     directory: PathLike,
-    config: ModelConfig,
+    config: DecoderConfig,
     params: Params,
     tokenizer_source: PathLike | None = None,
     max_shard_bytes: int = 5 * 10**9,
@@ -272,8 +279,8 @@ def save_pretrained(
       model_card: text of `README.md`.
 
     Raises:
-      InputError: the destination is taken or its disk too small, the tokenizer is missing, `params` do not fit `config`,
-        or one of them (named) holds a finite number that is too large for `dtype`.
+      InputError: the destination is taken or its disk too small, the tokenizer is missing, `params` do not fit
+        `config`, or one of them (named) holds a finite number that is too large for `dtype`.
     """
     dtype = None if dtype is None else to_dtype(dtype)
     if tokenizer_source is not None:
@@ -290,7 +297,7 @@ def save_pretrained(
             files.write_atomic(temporary / "README.md", model_card)
 
 
-def _checked_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...], Any]:
+def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ...], Any]:
     leaves = {}
     for name, (tensor, layer) in layout(config, head=not config.tie_embeddings).items():
         if tensor.path in leaves:
@@ -306,11 +313,13 @@ def _checked_leaves(config: ModelConfig, params: Params) -> dict[tuple[str, ...]
     return leaves
 
 
-def _stored_bytes(config: ModelConfig, leaves: dict[tuple[str, ...], Any], dtype: Any) -> int:
+def _stored_bytes(config: DecoderConfig, leaves: dict[tuple[str, ...], Any], dtype: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(dtype or leaf.dtype).itemsize for leaf in leaves.values())
 
 
-def _write_weights(directory: pathlib.Path, config: ModelConfig, leaves: dict, max_shard_bytes: int, dtype: Any) -> None:
+def _write_weights(
+    directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype: Any
+) -> None:
     import safetensors
     from safetensors.numpy import save_file
 

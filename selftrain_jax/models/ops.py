@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models.config import ATTENTION
+from selftrain_jax.models.splash import splash_attention
 
-ATTENTION = ("auto", "xla", "cudnn", "splash")
 ATTENTION_BLOCK = 256
 
 
@@ -90,16 +91,13 @@ def causal_attention(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of every position to itself and what came before it, within its own segment when given.
 
-    "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked half
-    of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention on a
-    GPU. "splash": `splash.splash_attention`, on a TPU.
-    """
+    "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked
+    half of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash
+    attention on a GPU. "splash": `splash.splash_attention`, on a TPU."""
     chosen = attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None)
     if chosen == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     if chosen == "splash":
-        from selftrain_jax.models.splash import splash_attention
-
         return splash_attention(q, k, v, segment_ids)
     length = q.shape[1]
     blocks = []

@@ -1,4 +1,6 @@
-"""Attention by JAX's Pallas "splash" kernel for TPUs, which never holds the scores in memory and knows packed documents."""
+"""Attention by JAX's Pallas "splash" kernel for TPUs, which never holds the scores in memory and knows packed
+documents.
+"""
 
 import math
 
@@ -7,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax import parallel
+from selftrain_jax.distributed.mesh import RULES, batch_ways
+from selftrain_jax.distributed.settings import MESH_AXES
 
 _LANES = 128  # the kernel's unit along time, and along a head
 
@@ -37,9 +40,9 @@ def splash_attention(
         return _kernel(q.shape[1], q.shape[2], interpret)(q, k, v, segments)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and set(parallel.MESH_AXES) <= set(mesh.axis_names):
-        rows = parallel.RULES["batch"] if q.shape[0] % parallel.batch_ways(mesh) == 0 else None
-        heads = parallel.RULES["heads"] if q.shape[1] % mesh.shape["tensor"] == 0 else None
+    if not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names):
+        rows = RULES["batch"] if q.shape[0] % batch_ways(mesh) == 0 else None
+        heads = RULES["heads"] if q.shape[1] % mesh.shape["tensor"] == 0 else None
         spec = PartitionSpec(rows, heads)
         local = jax.shard_map(
             local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax import files
-from selftrain_jax.errors import InputError, one_line
-from selftrain_jax.models import converted, gpt_neox, hf, ops
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import Params
-from selftrain_jax.models.hub import resolve_model
-from selftrain_jax.models.tokenizer import check_tokenizer, import_transformers, load_tokenizer
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf, ops
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Params
+from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, import_transformers, load_tokenizer
 
 DTYPES = ("fp32", "bf16")
 LOGIT_TOLERANCE = 1e-4
@@ -133,7 +135,7 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     )
 
 
-def make_prompts(config: ModelConfig, directory: pathlib.Path) -> list[np.ndarray]:
+def make_prompts(config: DecoderConfig, directory: pathlib.Path) -> list[np.ndarray]:
     """Token ids int32 `[1, T]`, the same at every call: BOS alone, random ids of several lengths, and, where there is a
     tokenizer, two texts. Random ids stay below the tokenizer's last one: rows past it are padding."""
     size, texts = config.vocab_size, []
@@ -146,12 +148,16 @@ def make_prompts(config: ModelConfig, directory: pathlib.Path) -> list[np.ndarra
     rng = np.random.default_rng(0)
     # One short of the longest: no multiple of any block size.
     lengths = sorted({min(n, longest) for n in (7, 64, max(longest - 1, 1))})
-    rows = [[config.bos_token_id], *(rng.integers(0, size, n) for n in lengths), *(ids[:longest] for ids in texts if ids)]
+    rows = [
+        [config.bos_token_id],
+        *(rng.integers(0, size, n) for n in lengths),
+        *(ids[:longest] for ids in texts if ids),
+    ]
     return [np.asarray(row, np.int32)[None] for row in rows]
 
 
 def hidden_states(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B T"]
+    config: DecoderConfig, params: Params, tokens: Int[Array, "B T"]
 ) -> Iterator[tuple[str, Float[Array, "B T D"]]]:
     """(name, state) of the embedding, of every layer's output, and of the final norm, in fp32."""
     x = params["embed"]["embedding"][tokens].astype(jnp.float32)
@@ -175,9 +181,9 @@ def _forward(model, params, tokens):
     return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")[0]
 
 
-def _logits(config: ModelConfig, params: Params, prompts: list[np.ndarray], dtype: Any) -> np.ndarray:
+def _logits(config: DecoderConfig, params: Params, prompts: list[np.ndarray], dtype: Any) -> np.ndarray:
     """fp32 `[positions of all prompts, V]`."""
-    model = gpt_neox.GPTNeoX(config, dtype=dtype)
+    model = gpt_neox.Decoder(config, dtype=dtype)
     return np.concatenate([np.asarray(_forward(model, params, tokens)) for tokens in prompts])
 
 
@@ -266,7 +272,9 @@ def format_tables(verdict: Verdict) -> str:
     lines += ["", f"{'hidden states in fp32':40} {'relative gap':>12}"]
     for name, gap in verdict.layers:
         diverges = name == verdict.first_divergence
-        lines.append(f"{name:40} {gap:12.2e}" + (f"  above {RELATIVE_TOLERANCE:.0e}: diverges here" if diverges else ""))
+        lines.append(
+            f"{name:40} {gap:12.2e}" + (f"  above {RELATIVE_TOLERANCE:.0e}: diverges here" if diverges else "")
+        )
         if diverges:
             break
     return "\n".join(lines)

@@ -1,9 +1,8 @@
 """Continues ragged prompts, token by token, until each row is done: greedily or by drawing.
 
-Rows of a batch share one write position and no mask. What the shortest prompt covers is read in blocks; after that every
-step feeds each row either the next token of its prompt or the token it chose itself. The numbers are those of the row
-alone, whatever stands beside it.
-"""
+Rows of a batch share one write position and no mask. What the shortest prompt covers is read in blocks; after that
+every step feeds each row either the next token of its prompt or the token it chose itself. The numbers are those of the
+row alone, whatever stands beside it."""
 
 import functools
 from typing import Any, Callable, Sequence
@@ -15,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached
-from selftrain_jax.sampling import sampler, warp
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import batch_sharding, to_global
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, KVCache, Params, continue_cached
+from selftrain_jax.sampling import placement, warp
 from selftrain_jax.sampling.decode import bucket_ends, resize
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 STEPS = 32  # tokens between two looks of the host; bucket ends are multiples of it
 _BLOCK = 128  # prompt tokens read at once
@@ -39,7 +38,7 @@ class _State:
 
 def continue_prompts(
     params: Params,
-    config: ModelConfig,
+    config: DecoderConfig,
     prompts: Sequence[np.ndarray],
     max_new_tokens: int | Sequence[int],
     *,
@@ -55,9 +54,10 @@ def continue_prompts(
     """What follows each prompt: at most `max_new_tokens` token ids (one number, or one per prompt), EOS not among them.
 
     Args:
-      params: stacked, or what `sampler.prepare` made of them (for many calls).
+      params: stacked, or what `placement.prepare` made of them (for many calls).
       prompts: one batch of non-empty int arrays, best of similar length.
-      sampling: how tokens are drawn, of which temperature, top_k and top_p count; None is greedy (the lowest id wins ties).
+      sampling: how tokens are drawn, of which temperature, top_k and top_p count; None is greedy (the lowest id wins
+        ties).
       stop_at_eos: False takes EOS for a token like others.
       keys: one per prompt, for drawing: token t of a row uses `fold_in(key, t)`.
       finished: asked every `STEPS` tokens with a prompt's index and its tokens so far; True ends the row.
@@ -74,15 +74,16 @@ def continue_prompts(
     # The last new token is not fed, so it may lie one behind the context.
     if limits.min() < 1 or lengths.min() < 1 or (lengths + limits).max() > config.max_position + 1:
         raise InputError(
-            f"prompts of {lengths.min()} to {lengths.max()} tokens and max_new_tokens={max_new_tokens} must be at least 1 "
+            f"prompts of {lengths.min()} to {lengths.max()} tokens and max_new_tokens={max_new_tokens} must be at "
+            "least 1 "
             f"and fit the model's context of {config.max_position} together; shorten one of them"
         )
     if any(p.dtype.kind not in "iu" or p.min() < 0 or p.max() >= config.vocab_size for p in prompts):
         raise InputError(f"prompts must hold token ids of the model's vocabulary of {config.vocab_size}")
     if sampling is not None and keys is None:
         raise InputError("drawing tokens needs a random key for each prompt (keys)")
-    model = GPTNeoX(config, dtype=dtype)
-    count, rows = len(prompts), sampler.padded_rows(max(rows or 0, len(prompts)), mesh)
+    model = Decoder(config, dtype=dtype)
+    count, rows = len(prompts), placement.padded_rows(max(rows or 0, len(prompts)), mesh)
     longest = int(lengths.max())
     table = np.zeros((rows, longest + 2 * STEPS), np.int32)
     for row, prompt in enumerate(prompts):
@@ -92,19 +93,21 @@ def continue_prompts(
     if keys is None:
         keys = jax.random.split(jax.random.key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
-    weights = sampler.prepare(params, config, mesh=mesh, dtype=dtype)
+    weights = placement.prepare(params, config, mesh=mesh, dtype=dtype)
     allowed = jnp.arange(config.vocab_size) < (vocab_limit or config.vocab_size)
     done = np.arange(rows) >= count
-    shardings = None if mesh is None else sampler.state_shardings(model, mesh)
+    shardings = None if mesh is None else placement.state_shardings(model, mesh)
 
     def put(x):
-        return jnp.asarray(x) if mesh is None else parallel.to_global(mesh, x, parallel.batch_sharding(mesh))
+        return jnp.asarray(x) if mesh is None else to_global(mesh, x, batch_sharding(mesh))
 
     starts_on_device, most = put(starts), put(most)
     keys = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(keys))), impl=jax.random.key_impl(keys))
     ends = bucket_ends(int((lengths + limits).max()) + STEPS)
     begin = (int(lengths.min()) - 1) // STEPS * STEPS  # at least one token of every prompt is left to feed
-    cache = _empty_cache(model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache)
+    cache = _empty_cache(
+        model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache
+    )
     at = 0
     while at < begin:
         width = _BLOCK if begin - at >= _BLOCK else STEPS
@@ -140,19 +143,19 @@ def continue_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rows", "length", "placed"))
-def _empty_cache(model: GPTNeoX, rows: int, length: int, placed: Any) -> KVCache:
+def _empty_cache(model: Decoder, rows: int, length: int, placed: Any) -> KVCache:
     cache = KVCache.zeros(model.config, rows, length, model.dtype)
     return cache if placed is None else jax.lax.with_sharding_constraint(cache, placed)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _read_block(model: GPTNeoX, params: Params, tokens: Int[Array, "B T"], cache: KVCache, at) -> KVCache:
+def _read_block(model: Decoder, params: Params, tokens: Int[Array, "B T"], cache: KVCache, at) -> KVCache:
     return continue_cached(model, params, tokens, cache, at)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "stop_at_eos"), donate_argnames="state")
 def _advance(
-    model: GPTNeoX,
+    model: Decoder,
     sampling: SamplingConfig | None,
     stop_at_eos: bool,
     params: Params,

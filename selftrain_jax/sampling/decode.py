@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, continue_cached, unstack_layers
+from selftrain_jax.models.decoder import Decoder, KVCache, Params, continue_cached, unstack_layers
 from selftrain_jax.sampling import warp
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 FIRST_BUCKET = 32
 _BUCKET_STEP = 128
@@ -25,9 +25,8 @@ _BUCKET_STEP = 128
 def bucket_ends(max_new_tokens: int) -> list[int]:
     """Cache lengths: doubling from 32 to 256, then in steps of 128.
 
-    A bucket's steps read its whole cache, filled or not. Doubling on would read a third more than what is filled over 1,024
-    tokens, these steps a tenth; finer ones cost more in compilation than they save.
-    """
+    A bucket's steps read its whole cache, filled or not. Doubling on would read a third more than what is filled over
+    1,024 tokens, these steps a tenth; finer ones cost more in compilation than they save."""
     ends = [FIRST_BUCKET]
     while ends[-1] < max_new_tokens:
         ends.append(ends[-1] + min(ends[-1], _BUCKET_STEP))
@@ -45,7 +44,7 @@ class DecodeState:
     keys: Key[Array, "B"]  # one key per sample, fold_in(key, sample id)
 
     @classmethod
-    def start(cls, model: GPTNeoX, keys: Key[Array, "B"], done: Bool[Array, "B"]) -> "DecodeState":
+    def start(cls, model: Decoder, keys: Key[Array, "B"], done: Bool[Array, "B"]) -> "DecodeState":
         """Every row at BOS, with the cache of the first bucket."""
         rows = keys.shape[0]
         bos = jnp.full((rows,), model.config.bos_token_id, jnp.int32)
@@ -76,7 +75,12 @@ def _resize_layer(array, length: int, rows, sharding):
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "num_steps"), donate_argnames="state")
 def decode_bucket(
-    model: GPTNeoX, config: SamplingConfig, params: Params, state: DecodeState, allowed: Bool[Array, "V"], num_steps: int
+    model: Decoder,
+    config: SamplingConfig,
+    params: Params,
+    state: DecodeState,
+    allowed: Bool[Array, "V"],
+    num_steps: int,
 ) -> tuple[DecodeState, Int[Array, "K B"], Float[Array, "K B"]]:
     """Draws up to `num_steps` further tokens per row; stops early once every row is done.
 
@@ -114,7 +118,7 @@ def draw_token(logits, config: SamplingConfig, allowed, keys, t, eos_token_id: i
 
 @functools.partial(jax.jit, static_argnames=("model", "num_tokens", "vocab_limit"))
 def greedy_continue(
-    model: GPTNeoX, params: Params, prompts: Int[Array, "B T"], num_tokens: int, vocab_limit: int | None = None
+    model: Decoder, params: Params, prompts: Int[Array, "B T"], num_tokens: int, vocab_limit: int | None = None
 ) -> Int[Array, "B K"]:
     """The `num_tokens` most likely next tokens after each prompt, one by one (the lowest id wins ties; EOS does not
     stop). Only ids below `vocab_limit` are emitted."""

@@ -1,4 +1,6 @@
-"""How many rows of a wave fit into the device memory: from what the compiler says a step needs, before anything runs."""
+"""How many rows of a wave fit into the device memory: from what the compiler says a step needs, before anything
+runs.
+"""
 
 import math
 import os
@@ -10,20 +12,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.gpt_neox import GPTNeoX, Params
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models.decoder import Decoder, Params
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket
-from selftrain_jax.sampling.sampler import padded_rows, state_shardings
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.placement import padded_rows, state_shardings
+from selftrain_jax.sampling.settings import SamplingConfig
 
 HEADROOM = 0.8
-"""Share of the free memory that is planned for. Caches of growing sizes come and go, which leaves fragments: 0.92 ran out of
-memory on a GPU. Waves this large read little else than their caches, so a smaller one is as fast per token."""
+"""Share of the free memory that is planned for. Caches of growing sizes come and go, which leaves fragments: 0.92 ran
+out of memory on a GPU. Waves this large read little else than their caches, so a smaller one is as fast per token."""
 MOST_ROWS_ON_CPU = 256
 """More rows gain nothing on a CPU and delay the first documents."""
 
 
-def wave_bytes(weights: Params, model: GPTNeoX, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None) -> int:
+def wave_bytes(
+    weights: Params, model: Decoder, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None
+) -> int:
     """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
     step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing;
     `weights` may be `jax.ShapeDtypeStruct`s with shardings.
@@ -46,9 +50,12 @@ def wave_bytes(weights: Params, model: GPTNeoX, sampling: SamplingConfig, rows: 
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
     used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
     return (
-        used.argument_size_in_bytes - device_bytes(weights) + used.temp_size_in_bytes
-        + used.output_size_in_bytes - used.alias_size_in_bytes
-    )  # fmt: skip
+        used.argument_size_in_bytes
+        - device_bytes(weights)
+        + used.temp_size_in_bytes
+        + used.output_size_in_bytes
+        - used.alias_size_in_bytes
+    )
 
 
 def device_bytes(tree: Any) -> int:
@@ -62,7 +69,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def largest_wave(
-    weights: Params, model: GPTNeoX, sampling: SamplingConfig, num_samples: int, *, mesh: Mesh | None = None
+    weights: Params, model: Decoder, sampling: SamplingConfig, num_samples: int, *, mesh: Mesh | None = None
 ) -> int:
     """The largest `batch_size` whose wave fits beside what is in the device memory now, at most `num_samples`.
 
@@ -82,8 +89,10 @@ def largest_wave(
             return rows
         if rows == least:
             raise InputError(
-                f"sample batch_size='auto': the smallest wave ({least} rows of {sampling.max_new_tokens} tokens) does not "
-                f"fit into the {budget / 2**30:.1f} GiB planned for it on the device: shard the model (mesh.tensor), or "
+                f"sample batch_size='auto': the smallest wave ({least} rows of {sampling.max_new_tokens} tokens) "
+                "does not "
+                f"fit into the {budget / 2**30:.1f} GiB planned for it on the device: shard the model (mesh.tensor), "
+                "or "
                 "lower max_new_tokens"
             )
         rows = int(rows * 0.95)

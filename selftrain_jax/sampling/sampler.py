@@ -2,8 +2,8 @@
 
 Sample i is a function of (key, i, weights, sampling settings) alone: which wave it rides in, how many rows the wave
 has, how many devices share it and what finished before it make no difference. (Arithmetic in another batch shape may
-differ in the last fp32 bit, so a draw that falls within about 1e-7 of the border between two tokens can go either way. In
-bfloat16 a tensor axis rounds partial sums, so documents there belong to that number of tensor devices.)
+differ in the last fp32 bit, so a draw that falls within about 1e-7 of the border between two tokens can go either way.
+In bfloat16 a tensor axis rounds partial sums, so documents there belong to that number of tensor devices.)
 
 Finished rows are dropped between buckets of the decode loop, and no new ones take their places: all rows of a wave are
 at the same position, which is what makes the loop fast (one write position, one length, no prefill).
@@ -16,18 +16,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, KVCache, Params, param_shardings, unstack_layers
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import batch_ways
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, KVCache, Params
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize
-from selftrain_jax.sampling.warp import SamplingConfig
-
-RULES = parallel.RULES | {"embed": None}
-"""Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
+from selftrain_jax.sampling.memory import largest_wave
+from selftrain_jax.sampling.placement import default_dtype, padded_rows, prepare, state_shardings
+from selftrain_jax.sampling.settings import SamplingConfig
 
 _LEAST_ROWS = 8  # a wave is not compacted below this: smaller batches cost the same time per step
 
@@ -43,14 +42,9 @@ class Samples:
     stopped: np.ndarray  # bool [n]; True where EOS was drawn, False where max_new_tokens cut the document
 
 
-def default_dtype() -> Any:
-    """bfloat16 on accelerators, float32 on CPUs, where bfloat16 is slower."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-
-
 def sample(
     params: Params,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     sampling_config: SamplingConfig,
     key: PRNGKeyArray,
     ids: Sequence[int],
@@ -76,15 +70,22 @@ def sample(
       InputError: no ids, `batch_size` below 1, more new tokens than the context holds, or `vocab_limit` out of range.
     """
     waves = sample_waves(
-        params, model_config, sampling_config, key, ids,
-        mesh=mesh, batch_size=batch_size, vocab_limit=vocab_limit, dtype=dtype,
-    )  # fmt: skip
+        params,
+        model_config,
+        sampling_config,
+        key,
+        ids,
+        mesh=mesh,
+        batch_size=batch_size,
+        vocab_limit=vocab_limit,
+        dtype=dtype,
+    )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *waves)
 
 
 def sample_waves(
     params: Params,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     sampling_config: SamplingConfig,
     key: PRNGKeyArray,
     ids: Sequence[int],
@@ -102,15 +103,13 @@ def sample_waves(
     if dtype is None and isinstance(params["layers"], list):
         dtype = params["embed"]["embedding"].dtype
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    model = GPTNeoX(model_config, dtype=dtype)
+    model = Decoder(model_config, dtype=dtype)
     allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
 
     def waves():
         weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
         rows = batch_size
         if rows == "auto":
-            from selftrain_jax.sampling.memory import largest_wave
-
             rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
         for start in range(0, len(ids), rows):
             yield _wave(model, sampling_config, weights, key, ids[start : start + rows], rows, allowed, mesh)
@@ -118,37 +117,7 @@ def sample_waves(
     return waves()
 
 
-def prepare(params: Params, config: ModelConfig, *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
-    """The weights as the decode loop reads them: in `dtype`, one dict per layer, placed by `RULES`.
-
-    For many calls of `sample` on the same weights, which would otherwise each do this. A no-op on its own result, which
-    must be of the same dtype and mesh.
-    """
-    if isinstance(params["layers"], list):
-        found = params["embed"]["embedding"].dtype
-        if dtype is not None and found != jnp.dtype(dtype):
-            raise InputError(f"the weights were prepared as {found}, not as {jnp.dtype(dtype)}; prepare them again")
-        return params
-    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    placement = None
-    if mesh is not None:
-        params = jax.device_put(params, param_shardings(config, mesh, RULES))
-        placement = prepared_shardings(config, mesh)
-
-    def convert(params):
-        return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))
-
-    return jax.jit(convert, out_shardings=placement)(params)
-
-
-def prepared_shardings(config: ModelConfig, mesh: Mesh) -> Params:
-    """Where the weights that `prepare` makes lie on `mesh`."""
-    stacked = param_shardings(config, mesh, RULES)
-    one = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["layers"])
-    return {**stacked, "layers": [one] * config.num_layers}
-
-
-def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:
+def check(config: DecoderConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:
     """Raises `InputError` for settings that cannot be sampled, before any device work."""
     is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size != "auto" and not (is_number and batch_size >= 1):
@@ -164,18 +133,12 @@ def check(config: ModelConfig, sampling: SamplingConfig, batch_size: int | str, 
         raise InputError(f"min_new_tokens={sampling.min_new_tokens} needs a token other than EOS; there is none")
 
 
-def padded_rows(batch_size: int, mesh: Mesh | None) -> int:
-    """Rows of a wave: `batch_size`, rounded up to what the mesh divides."""
-    ways = parallel.batch_ways(mesh) if mesh is not None else 1
-    return -(-batch_size // ways) * ways
-
-
 def _fewer_rows(rows: int, alive: int, mesh: Mesh | None) -> int:
     """The smallest of rows, 3/4 rows, 1/2 rows, 3/8 rows, ... that holds the rows still alive.
 
     Few shapes, since each is compiled: at most a third of the rows is idle after this, a sixth on average.
     """
-    ways = parallel.batch_ways(mesh) if mesh is not None else 1
+    ways = batch_ways(mesh) if mesh is not None else 1
     best, half = rows, rows
     while half >= max(alive, _LEAST_ROWS):
         for candidate in (half, half * 3 // 4):
@@ -231,19 +194,10 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def start(model: GPTNeoX, keys, done, mesh: Mesh | None) -> DecodeState:
+def start(model: Decoder, keys, done, mesh: Mesh | None) -> DecodeState:
     """Every row at BOS."""
     state = DecodeState.start(model, keys, done)
     return state if mesh is None else jax.lax.with_sharding_constraint(state, state_shardings(model, mesh))
-
-
-def state_shardings(model: GPTNeoX, mesh: Mesh) -> DecodeState:
-    """Rows over the batch axes of the mesh, heads of the cache over its tensor axis where they divide."""
-    batch = RULES["batch"]
-    rows = NamedSharding(mesh, PartitionSpec(batch))
-    heads = "tensor" if model.config.num_heads % mesh.shape["tensor"] == 0 else None
-    layers = (NamedSharding(mesh, PartitionSpec(batch, heads)),) * model.config.num_layers
-    return DecodeState(KVCache(layers, layers), position=parallel.replicated(mesh), last=rows, done=rows, keys=rows)
 
 
 def _next_bucket(model, state: DecodeState, cache: list[KVCache], length: int, rows, mesh) -> DecodeState:

@@ -1,50 +1,12 @@
 """From logits to a drawn token: pure functions on `[B, V]` fp32 logits."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.sampling.settings import SamplingConfig
 
 _BLOCK = 128  # entries whose weights are summed first: two short searches replace one pass of `[B, V]` random bits
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How documents are drawn from the BOS token.
-
-    Attributes:
-      temperature: logits are divided by it; from 0.001 to 1000 (greedy decoding is `top_k=1`).
-      top_k: only the k most likely tokens stay; 0 keeps all.
-      top_p: only the smallest set of tokens whose probability reaches it stays (after temperature and top-k); 1 keeps
-        all (Holtzman et al. 2020).
-      min_new_tokens: EOS cannot be drawn before this many tokens are out.
-      max_new_tokens: a document that has not drawn EOS by then stops with reason "length".
-    """
-
-    temperature: float = 1.25
-    top_k: int = 0
-    top_p: float = 1.0
-    min_new_tokens: int = 50
-    max_new_tokens: int = 1024
-
-    def __post_init__(self):
-        if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits over- or underflow in fp32
-            raise InputError(
-                f"temperature={self.temperature} must lie in [0.001, 1000]; for greedy decoding set top_k=1 instead"
-            )
-        if self.top_k < 0:
-            raise InputError(f"top_k={self.top_k} must be 0 (off) or positive")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p={self.top_p} must lie in (0, 1]; 1 turns it off")
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise InputError(
-                f"min_new_tokens={self.min_new_tokens} must lie between 0 and max_new_tokens={self.max_new_tokens}"
-            )
 
 
 def warp(

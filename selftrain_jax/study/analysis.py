@@ -7,15 +7,17 @@ from typing import Any, Callable, Hashable, Iterable, Sequence
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
-from selftrain_jax.study.data import RELATIONS, VERDICTS, Row
-from selftrain_jax.study.proxies import HELPFUL_SIGN, KINDS, MOST_UNKNOWN, NAMES
+from selftrain_jax.report.study_data import HELPFUL_SIGN, KINDS, MOST_UNKNOWN, NAMES, RELATIONS, VERDICTS, Row
 
 Rows = list[dict[str, Any]]
 
 # What the verdicts call a difference that matters; the page names them.
 USEFUL_POINTS = 1.0  # self text that surely helps by less than this more than other text does not help most
 ENOUGH_SEEDS = 2  # for an interval
-LEAST_CAPABILITY, LEAST_EXTRACTION = 0.05, 0.01  # above chance, and of the probes: less than that cannot be lost by shares
+LEAST_CAPABILITY, LEAST_EXTRACTION = (
+    0.05,
+    0.01,
+)  # above chance, and of the probes: less than that cannot be lost by shares
 KEPT_POINTS = 2.0  # capability counts as kept when it surely falls by less than this
 EXTRACTION_LOST = 0.95  # the paper's "more than 95 %"
 USEFUL_CORRELATION = 0.5  # a proxy surely below it does not predict which text helps
@@ -46,16 +48,20 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row]) -> Analysis:
         notes.append("One seed alone: there are no intervals over seeds, and no finding can be told from chance.")
     if len({row["num_replicates"] for row in utility}) > 1:
         notes.append("Some pairs lack seeds: means over pairs are then over different pairs in different seeds.")
-    unread = {f"{row['student']} of {row['arm']}" for row in joined
-              if row["proxy"] == "unknown_share" and row["value"] > MOST_UNKNOWN}  # fmt: skip
+    unread = {
+        f"{row['student']} of {row['arm']}"
+        for row in joined
+        if row["proxy"] == "unknown_share" and row["value"] > MOST_UNKNOWN
+    }
     if unread:
         notes.append(
             f"More than {MOST_UNKNOWN:.0%} of the tokens are unknown to the reader: {', '.join(sorted(unread))}. Its "
             "likelihood is then not that of the text, and the excess over the source's is left out."
         )
     if lacking := _without_extraction(results):
-        notes.append("Too little held-out extraction to lose, left out of selectivity and of finding 3: "
-                     f"{', '.join(lacking)}.")  # fmt: skip
+        notes.append(
+            f"Too little held-out extraction to lose, left out of selectivity and of finding 3: {', '.join(lacking)}."
+        )
     if len({row["condition"] for row in utility}) > 1:
         notes.append("Findings are judged over all conditions together.")
     seeds = {row["seed"] for row in results}
@@ -76,7 +82,9 @@ def _group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, lis
 
 def _seed_means(rows: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
     """The mean of each seed, in order of seeds: one replicate each."""
-    return [float(np.mean([value(row) for row in group])) for _, group in sorted(_group(rows, lambda r: r["seed"]).items())]
+    return [
+        float(np.mean([value(row) for row in group])) for _, group in sorted(_group(rows, lambda r: r["seed"]).items())
+    ]
 
 
 def _change(row: Row) -> float:
@@ -97,8 +105,16 @@ def _utility(results: Sequence[Row]) -> Rows:
     for (student, arm, relation, condition), group in _group(_of(results, "capability"), _pair).items():
         found = _interval(_seed_means(group, _change))
         significant = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
-        rows.append({"student": student, "arm": arm, "relation": relation, "condition": condition, **found,
-                     "significant": significant})  # fmt: skip
+        rows.append(
+            {
+                "student": student,
+                "arm": arm,
+                "relation": relation,
+                "condition": condition,
+                **found,
+                "significant": significant,
+            }
+        )
     return rows
 
 
@@ -131,17 +147,25 @@ def _correlations(rows: Sequence[Row]) -> Rows:
             if len(set(pairs)) < 3 or (groups and len(set(groups)) == len(groups)):
                 continue
             rho, low, high = rank_correlation(x, y, groups=groups, cluster=pairs)
-            found.append({"proxy": proxy, "kind": KINDS[proxy], "scope": scope, "n": len(group), "rho": rho, "low": low,
-                          "high": high})  # fmt: skip
+            found.append(
+                {
+                    "proxy": proxy,
+                    "kind": KINDS[proxy],
+                    "scope": scope,
+                    "n": len(group),
+                    "rho": rho,
+                    "low": low,
+                    "high": high,
+                }
+            )
     return found
 
 
 def _selectivity(results: Sequence[Row]) -> Rows:
     """Extraction lost minus capability lost, each as a share of what the base model had (of capability: above chance).
 
-    1: everything verbatim is forgotten and nothing else; 0: the untouched model, or one that lost both alike. (A ratio of
-    the two would be undefined for a model that lost nothing.)
-    """
+    1: everything verbatim is forgotten and nothing else; 0: the untouched model, or one that lost both alike. (A ratio
+    of the two would be undefined for a model that lost nothing.)"""
     rows = []
     capability = _group(_of(results, "capability above chance"), _pair)
     for pair, extraction in _group(_of(results, "extraction/held_out"), _pair).items():
@@ -152,15 +176,23 @@ def _selectivity(results: Sequence[Row]) -> Rows:
             continue
         index = _interval([lost[seed] - gone[seed] for seed in seeds])
         student, arm, relation, condition = pair
-        rows.append({"student": student, "arm": arm, "relation": relation, "condition": condition, **index,
-                     "capability_kept": 1 - float(np.mean([gone[seed] for seed in seeds])),
-                     "extraction_lost": float(np.mean([lost[seed] for seed in seeds]))})  # fmt: skip
+        rows.append(
+            {
+                "student": student,
+                "arm": arm,
+                "relation": relation,
+                "condition": condition,
+                **index,
+                "capability_kept": 1 - float(np.mean([gone[seed] for seed in seeds])),
+                "extraction_lost": float(np.mean([lost[seed] for seed in seeds])),
+            }
+        )
     return rows
 
 
 def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
-    """Seed -> the share of the base model's value that is gone; seeds where the base model has less than `least` to lose
-    are left out."""
+    """Seed -> the share of the base model's value that is gone; seeds where the base model has less than `least` to
+    lose are left out."""
     shares = {}
     for seed, group in _group(rows, lambda row: row["seed"]).items():
         before, after = (float(np.mean([row[name] for row in group])) for name in ("before", "after"))
@@ -172,8 +204,11 @@ def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
 def _without_extraction(results: Sequence[Row]) -> list[str]:
     """Students and seeds of which `_shares_lost` leaves out the extraction."""
     groups = _group(_of(results, "extraction/held_out"), lambda row: (row["student"], row["seed"]))
-    return [f"{student}, seed {seed}" for (student, seed), rows in sorted(groups.items())
-            if np.mean([row["before"] for row in rows]) < LEAST_EXTRACTION]  # fmt: skip
+    return [
+        f"{student}, seed {seed}"
+        for (student, seed), rows in sorted(groups.items())
+        if np.mean([row["before"] for row in rows]) < LEAST_EXTRACTION
+    ]
 
 
 # The findings. Each verdict follows from an interval by a rule that was written down before the numbers were there.
@@ -190,8 +225,10 @@ def _evidence(name: str, found: dict[str, Any], scale: float, unit: str) -> dict
 
 
 def _relational(results: Sequence[Row]) -> dict[str, Any]:
-    claim = ("Self-generated text helps most, that of the same lineage comes next, that of another recipe helps less, that "
-             "of another family least.")  # fmt: skip
+    claim = (
+        "Self-generated text helps most, that of the same lineage comes next, that of another recipe helps less, that "
+        "of another family least."
+    )
     finding = "1. Utility is relational"
     rows = [row for row in _of(results, "capability") if row["relation"] in RELATIONS]
     # Differences within a student and a seed: what is easy for one student says nothing about sources.
@@ -203,7 +240,9 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
         steps[name] = _contrast(rows, nearer, farther)
     evidence = [_evidence(name, _interval(values), 100, "points") for name, values in steps.items() if values]
     if "self" not in names or len(names) < 2 or not evidence:
-        return _verdict(finding, claim, "inconclusive", "The study has no self-trained student beside others.", evidence)
+        return _verdict(
+            finding, claim, "inconclusive", "The study has no self-trained student beside others.", evidence
+        )
     first = evidence[0]
     ordered = all(row["value"] > 0 for row in evidence[1:])
     of_self = _interval(_seed_means((row for row in rows if row["relation"] == "self"), _change))
@@ -217,18 +256,26 @@ def _relational(results: Sequence[Row]) -> dict[str, Any]:
     elif first["high"] < 0:
         verdict, reason = "not reproduced", "Self surely helps less than the others."
     elif first["high"] < USEFUL_POINTS:  # evidence is in points
-        verdict, reason = "not reproduced", f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others."
+        verdict, reason = (
+            "not reproduced",
+            f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others.",
+        )
     elif first["low"] > 0 and ordered:
         verdict, reason = "reproduced", "Self surely helps more than the others, and the means fall with distance."
     elif first["low"] > 0:
-        verdict, reason = "inconclusive", "Self surely helps more than the others, but the means do not fall with distance."
+        verdict, reason = (
+            "inconclusive",
+            "Self surely helps more than the others, but the means do not fall with distance.",
+        )
     else:
         verdict, reason = "inconclusive", "The interval of self minus the others holds 0."
     return _verdict(finding, claim, verdict, reason, evidence)
 
 
 def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[float]:
-    """For every seed: the mean over students (and conditions) that have both of mean utility of one minus the others."""
+    """For every seed: the mean over students (and conditions) that have both of mean utility of one minus the
+    others.
+    """
     by_seed = []
     for _, of_seed in sorted(_group(rows, lambda row: row["seed"]).items()):
         differences = []
@@ -243,13 +290,20 @@ def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[
 
 
 def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]:
-    claim = ("Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
-             "corpus helps.")  # fmt: skip
+    claim = (
+        "Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
+        "corpus helps."
+    )
     finding = "2. Simple proxies fail"
     intrinsic = [row for row in correlations if row["kind"] == "intrinsic" and row["low"] is not None]
     evidence = [
-        {"name": f"rank correlation of utility and {NAMES[row['proxy']]}, {row['scope']}", "unit": "",
-         "value": row["rho"], "low": row["low"], "high": row["high"]}
+        {
+            "name": f"rank correlation of utility and {NAMES[row['proxy']]}, {row['scope']}",
+            "unit": "",
+            "value": row["rho"],
+            "low": row["low"],
+            "high": row["high"],
+        }
         for row in intrinsic
     ]
     rows = [row for row in intrinsic if row["scope"] == "all pairs"]
@@ -263,16 +317,24 @@ def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]
     fails = [name for name, _, high in helpful if high < USEFUL_CORRELATION]
     if predicts:
         tell = "tell" if len(predicts) > 1 else "tells"
-        verdict, reason = "not reproduced", f"Over all pairs, {' and '.join(predicts)} surely {tell} which text helps more."
+        verdict, reason = (
+            "not reproduced",
+            f"Over all pairs, {' and '.join(predicts)} surely {tell} which text helps more.",
+        )
     elif len(fails) == len(helpful):
-        verdict, reason = "reproduced", (
-            f"Over all pairs, the rank correlation of every intrinsic proxy is surely below {USEFUL_CORRELATION}."
+        verdict, reason = (
+            "reproduced",
+            (f"Over all pairs, the rank correlation of every intrinsic proxy is surely below {USEFUL_CORRELATION}."),
         )
     else:
         left = " and ".join(name for name, _, high in helpful if high >= USEFUL_CORRELATION)
-        verdict, reason = "inconclusive", (
-            f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is not ruled "
-            f"out for {left}."
+        verdict, reason = (
+            "inconclusive",
+            (
+                f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is "
+                "not ruled "
+                f"out for {left}."
+            ),
         )
     return _verdict(finding, claim, verdict, reason, evidence)
 
@@ -289,7 +351,9 @@ def _decoupling(results: Sequence[Row]) -> dict[str, Any]:
     capability = _seed_means(_of(of_self, "capability"), _change)
     lost = _lost_by_seed(_of(of_self, "extraction/held_out"))
     if not capability or not lost:
-        return _verdict(finding, claim, "inconclusive", "No self-trained student with extraction to lose was measured.", [])
+        return _verdict(
+            finding, claim, "inconclusive", "No self-trained student with extraction to lose was measured.", []
+        )
     kept, gone = _interval(capability), _interval(lost)
     evidence = [
         _evidence("self: capability after minus before", kept, 100, "points"),
@@ -297,16 +361,23 @@ def _decoupling(results: Sequence[Row]) -> dict[str, Any]:
     ]
     for relation in dict.fromkeys(row["relation"] for row in results if row["relation"] not in RELATIONS):
         control = [row for row in results if row["relation"] == relation]
-        evidence.append(_evidence(f"{relation}: capability after minus before",
-                                  _interval(_seed_means(_of(control, "capability"), _change)), 100, "points"))  # fmt: skip
+        evidence.append(
+            _evidence(
+                f"{relation}: capability after minus before",
+                _interval(_seed_means(_of(control, "capability"), _change)),
+                100,
+                "points",
+            )
+        )
         if values := _lost_by_seed(_of(control, "extraction/held_out")):
             evidence.append(_evidence(f"{relation}: held-out extraction lost", _interval(values), 100, "%"))
     if kept["low"] is None or gone["low"] is None:
         return _verdict(finding, claim, "inconclusive", "One seed gives no interval.", evidence)
     margin = KEPT_POINTS / 100
     if kept["low"] > -margin and gone["low"] > EXTRACTION_LOST:
-        verdict, reason = "reproduced", (
-            f"Capability surely falls by less than {KEPT_POINTS:g} points, and extraction surely by more than 95 %."
+        verdict, reason = (
+            "reproduced",
+            (f"Capability surely falls by less than {KEPT_POINTS:g} points, and extraction surely by more than 95 %."),
         )
     elif kept["high"] < -margin:
         verdict, reason = "not reproduced", f"Capability surely falls by more than {KEPT_POINTS:g} points."

@@ -6,14 +6,15 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from selftrain_jax import stages, summary
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.diversity import diversity
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.models import hf
+from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
+from selftrain_jax.run import stages, summary
 from selftrain_jax.study import analysis
-from selftrain_jax.study.data import CONTROLS, RELATIONS, StudyData
-from selftrain_jax.study.plan import Run, Study, generation_name, mean_capability
+from selftrain_jax.study.model import Run
+from selftrain_jax.study.plan import Study, generation_name, mean_capability
 
 Rows = list[dict[str, Any]]
 
@@ -40,8 +41,11 @@ def study_data(study: Study) -> StudyData:
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
     notes = list(found.notes)
     if missing := len(study.units) - len(done):
-        notes.insert(0, f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
-                        "arms are left out, of their text held-out probes know nothing.")  # fmt: skip
+        notes.insert(
+            0,
+            f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
+            "arms are left out, of their text held-out probes know nothing.",
+        )
     return StudyData(
         title=config.title,
         command=study.command,
@@ -59,12 +63,17 @@ def study_data(study: Study) -> StudyData:
         verdicts=found.verdicts,
         costs=_costs(study, done),
         runs=[
-            {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed,
-             "report": f"../runs/{run.name}/report/report.html"}
+            {
+                "run": run.name,
+                "student": run.student,
+                "condition": run.condition.name,
+                "seed": run.seed,
+                "report": f"../runs/{run.name}/report/report.html",
+            }
             for run in runs
         ],
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def _finished(run: Run, done: set[str]) -> Run:
@@ -80,8 +89,13 @@ def _keys(run: Run) -> list[str]:
 
 
 def _place(run: Run, arm) -> dict[str, Any]:
-    return {"student": run.student, "arm": arm.name, "relation": arm.relation, "condition": run.condition.name,
-            "seed": run.seed}  # fmt: skip
+    return {
+        "student": run.student,
+        "arm": arm.name,
+        "relation": arm.relation,
+        "condition": run.condition.name,
+        "seed": run.seed,
+    }
 
 
 def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Path | None) -> Rows:
@@ -97,8 +111,14 @@ def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Pa
                 for metric, value in after.items()
             ]
         if again is not None:
-            untouched = {"student": run.student, "arm": "none", "relation": CONTROLS[2], "condition": run.condition.name,
-                         "seed": run.seed, "subset": subset}  # fmt: skip
+            untouched = {
+                "student": run.student,
+                "arm": "none",
+                "relation": CONTROLS[2],
+                "condition": run.condition.name,
+                "seed": run.seed,
+                "subset": subset,
+            }
             after = _values(_items(again), masks, pipeline, chance)
             rows += [{**untouched, "metric": m, "before": before[m], "after": value} for m, value in after.items()]
     return rows
@@ -109,7 +129,9 @@ def _items(directory: pathlib.Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _values(items: dict[str, np.ndarray], masks: dict[str, np.ndarray], pipeline, chance: float | None) -> dict[str, float]:
+def _values(
+    items: dict[str, np.ndarray], masks: dict[str, np.ndarray], pipeline, chance: float | None
+) -> dict[str, float]:
     """Every metric of one model: shares, and nats per token."""
     found = {name: float(hits.mean()) for name, hits in summary.hits(items, masks, pipeline.config.evaluate).items()}
     capability = mean_capability(found)
@@ -150,8 +172,8 @@ def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
 
 
 def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict[str, Any]]:
-    """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held out is
-    what is in the text of none of them."""
+    """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held
+    out is what is in the text of none of them."""
     finished = {run.name: run for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
     for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
         first = finished.get(study.first_runs[student, seed].name)
@@ -204,8 +226,15 @@ def _models(study: Study) -> Rows:
                 parameters = hf.load_config(study.resolve(name, config.seeds[0])).num_params
             except (OSError, ValueError):
                 pass  # not made yet
-        rows.append({"model": name, "family": model.family, "lineage": f"{model.family} {model.recipe}".strip(),
-                     "recipe": model.recipe, "parameters": parameters})  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "family": model.family,
+                "lineage": f"{model.family} {model.recipe}".strip(),
+                "recipe": model.recipe,
+                "parameters": parameters,
+            }
+        )
     return rows
 
 

@@ -7,8 +7,11 @@ import re
 import sys
 from typing import Callable
 
-from selftrain_jax import files, parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
+from selftrain_jax.report.study_page import format_study, write_study_report
+from selftrain_jax.study.collect import study_data
 from selftrain_jax.study.plan import Study
 from selftrain_jax.study.settings import StudyConfig
 
@@ -24,10 +27,11 @@ def run_study(
     index, count = _shard(shard)
     if int(os.environ.get("JAX_NUM_PROCESSES") or 1) > 1:
         raise InputError(
-            f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}: a study takes no job of several processes; unset it, and "
+            f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}: a study takes no job of several processes; unset "
+            "it, and "
             "give each process a shard of its own with --shard"
         )
-    parallel.enable_compilation_cache()
+    enable_compilation_cache()
     if files.is_remote(workdir):
         raise InputError(f"workdir {workdir}: a study needs a folder on disk, or a bucket that is mounted as one")
     study = Study(config, workdir, command)
@@ -38,13 +42,15 @@ def run_study(
         return 0
     _save(study)
     lock = _lock(study.workdir, shard)  # noqa: F841, held until the process ends
-    print(f"selftrain: {parallel.describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
+    print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
     failures = study.execute((index, count), say)
     if index == 0:
         failures = study.wait_for_all(say)
         _report(study, say)
     if failures:
-        raise InputError(f"{len(failures)} of {len(study.units)} units failed, the rest is done: {'; '.join(failures[:3])}")
+        raise InputError(
+            f"{len(failures)} of {len(study.units)} units failed, the rest is done: {'; '.join(failures[:3])}"
+        )
     return 0
 
 
@@ -89,8 +95,6 @@ def _save(study: Study) -> None:
 
 
 def _report(study: Study, say: Callable[[str], None]) -> None:
-    from selftrain_jax.study.collect import study_data
-    from selftrain_jax.study.report import format_study, write_study_report
 
     data = study_data(study)
     write_study_report(study.workdir / "report", data)

@@ -3,13 +3,13 @@
 import dataclasses
 import pathlib
 import shutil
-from typing import TYPE_CHECKING, Iterator, Mapping
+from typing import Iterator, Mapping
 
-from selftrain_jax.stages import Stage
-
-if TYPE_CHECKING:
-    from selftrain_jax.pipeline import Pipeline
-    from selftrain_jax.study.plan import Generation, Run
+from selftrain_jax.data.corpus import corpus_fingerprint, read_corpus, write_corpus
+from selftrain_jax.run.export import export
+from selftrain_jax.run.pipeline import Pipeline
+from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.study.model import Generation, Run, sample_stage
 
 MODEL = pathlib.PurePath("model", "hf")
 ACCUMULATED = pathlib.PurePath("accumulated", "corpus")
@@ -26,8 +26,6 @@ def stages(generation: "Generation", chain: Mapping[int, "Generation"], first: "
     previous = first.pipeline if number == 2 else chain[number - 1].pipeline
     found = [_export(previous)]
     if generation.mode == "accumulate":
-        from selftrain_jax.study.plan import sample_stage
-
         model = str(pipeline.workdir / MODEL)
         sampled = sample_stage("sampled", model, "", pipeline.config.sample, lambda: pipeline.mesh)
         found.append(dataclasses.replace(sampled, after=("model",)))
@@ -40,14 +38,12 @@ def _export(previous: "Pipeline") -> Stage:
     model = f"{previous.main}-0"
 
     def work(directory):
-        from selftrain_jax.export import export
 
         target = directory / MODEL.name
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was cut short
         export(previous.workdir, target, model=model)
 
     def externals():
-        from selftrain_jax.stages import read_manifest
 
         return {"trained": read_manifest(previous.workdir, f"train/{model}")["fingerprint"]}
 
@@ -58,7 +54,6 @@ def _accumulate(corpora: list[pathlib.Path]) -> Stage:
     """All documents of `corpora` as one corpus, newest provenance."""
 
     def work(directory):
-        from selftrain_jax.data.corpus import read_corpus, write_corpus
 
         opened = [read_corpus(corpus) for corpus in corpora]
         provenance = opened[-1].manifest["provenance"] | {"accumulated": len(opened)}
@@ -73,7 +68,6 @@ def _accumulate(corpora: list[pathlib.Path]) -> Stage:
         return write_corpus(directory / ACCUMULATED.name, documents(), provenance)
 
     def externals():
-        from selftrain_jax.data.corpus import corpus_fingerprint
 
         return {str(number): corpus_fingerprint(corpus) for number, corpus in enumerate(corpora, 1)}
 

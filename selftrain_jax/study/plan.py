@@ -21,78 +21,28 @@ import shutil
 import time
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
-from selftrain_jax import stages
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import file_fingerprint, fingerprint, read_json, write_json, write_jsonl
+from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.texts import load_texts, shuffle_words
-from selftrain_jax.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.proxies import sentence_library
-from selftrain_jax.files import file_fingerprint, fingerprint, read_json, write_json, write_jsonl
-from selftrain_jax.pipeline import LAB, Pipeline, save_config
-from selftrain_jax.settings import ControlSettings, RunConfig
-from selftrain_jax.stages import Stage
-from selftrain_jax.study.data import CONTROLS
+from selftrain_jax.lab import lineages
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.run import stages
+from selftrain_jax.run.pipeline import LAB, Pipeline, save_config
+from selftrain_jax.run.settings import ControlSettings, RunConfig
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.study import generations, proxies
+from selftrain_jax.study.generations import ACCUMULATED, MODEL
+from selftrain_jax.study.model import Arm, Generation, Run, Unit, sample_stage
 from selftrain_jax.study.settings import Condition, StudyConfig
 from selftrain_jax.training.loop import TrainingDiverged
 
 WAIT_SECONDS, REMIND_SECONDS = 2.0, 600.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """Work that one process does in one go.
-
-    Attributes:
-      name: unique in the study.
-      workdir, plan, names: the stages of `plan`, in `workdir`, of those names.
-      needs: units whose results it reads.
-      config: settings to leave in `workdir`, of a run.
-      outcome: what to tell when it is done, in one line.
-    """
-
-    name: str
-    workdir: pathlib.Path
-    plan: Sequence[Stage]
-    names: frozenset[str]
-    needs: tuple[str, ...] = ()
-    config: RunConfig | None = None
-    outcome: Callable[[], str] = str
-
-    def done(self) -> bool:
-        return all(stages.state(self.workdir, stage) == "done" for stage in self.plan if stage.name in self.names)
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One training text of a run: `key` is its name there, `name` its name in the study's tables; `needs` is the unit that
-    makes it, where one does."""
-
-    key: str
-    name: str
-    relation: str
-    origin: ControlSettings
-    needs: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """All arms of one student at one condition and seed."""
-
-    name: str
-    student: str
-    condition: Condition
-    seed: int
-    arms: tuple[Arm, ...]
-    pipeline: Pipeline
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """One turn of the loop, from the second on: `pipeline` trains the model of the turn before."""
-
-    student: str
-    mode: str
-    seed: int
-    number: int
-    pipeline: Pipeline
 
 
 @dataclasses.dataclass
@@ -109,9 +59,8 @@ class Study:
 
     @functools.cached_property
     def mesh(self):
-        from selftrain_jax import parallel
 
-        return parallel.make_mesh(self.config.mesh)
+        return make_mesh(self.config.mesh)
 
     # Where things are.
 
@@ -121,7 +70,6 @@ class Study:
 
     def resolve(self, name: str, seed: int) -> pathlib.Path:
         """The directory of a model, from the hub where it is not here."""
-        from selftrain_jax.models.hub import resolve_model
 
         return resolve_model(self.model_path(name, seed), self.config.models[name].revision or None)
 
@@ -225,7 +173,6 @@ class Study:
         return found
 
     def _generation_config(self, student: str, seed: int, mode: str, number: int, folder: pathlib.Path) -> RunConfig:
-        from selftrain_jax.study.generations import ACCUMULATED, MODEL
 
         model = str(folder / MODEL)
         shared = self._shared(student, seed, next(self.config.conditions()))
@@ -244,15 +191,21 @@ class Study:
     @functools.cached_property
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
-        parts = (self._lab_units, self._shuffled_units, self._corpus_units, self._run_units, self._again_units,
-                 self._proxy_units, self._generation_units)  # fmt: skip
+        parts = (
+            self._lab_units,
+            self._shuffled_units,
+            self._corpus_units,
+            self._run_units,
+            self._again_units,
+            self._proxy_units,
+            self._generation_units,
+        )
         return [unit for part in parts for unit in part()]
 
     def _lab_units(self) -> Iterator[Unit]:
         lab = self.config.lab
         if lab is None:
             return
-        from selftrain_jax.lab import lineages
 
         for seed in self.config.seeds:
             seeded = lab.with_seed(seed)
@@ -262,7 +215,7 @@ class Study:
                 lineages.write_world(seeded, directory)
                 self._check_lab_files(directory)
 
-            plan = [Stage(world, seeded.world_settings(), (), write, seeded.world_inputs)]
+            plan = [Stage(world, seeded.world_settings(), (), write, functools.partial(lineages.world_inputs, seeded))]
             for name, model in seeded.models.items():
 
                 def pretrain(directory, name=name, seeded=seeded, world=world):
@@ -270,7 +223,7 @@ class Study:
                         seeded, name, self.workdir / world, directory, mesh=self.mesh, description=f"pre-train {name}"
                     )
 
-                plan.append(Stage(f"lab/{seed}/{name}", model.stage_settings(), (world,), pretrain, together=True))
+                plan.append(Stage(f"lab/{seed}/{name}", dataclasses.asdict(model), (world,), pretrain, together=True))
             for stage in plan:
                 yield Unit(stage.name, self.workdir, plan, frozenset({stage.name}), tuple(stage.after))
 
@@ -320,7 +273,9 @@ class Study:
             names = []
             for arm, key in zip(run.arms, run.pipeline.arms):
                 wanted = frozenset(
-                    stage.name for stage in plan if stage.name == f"audit/{key}" or _belongs(stage.name, key, run.pipeline)
+                    stage.name
+                    for stage in plan
+                    if stage.name == f"audit/{key}" or _belongs(stage.name, key, run.pipeline)
                 )
                 names.append(f"{run.name}: {arm.key}")
                 outcome = functools.partial(_outcome, run.pipeline, key)
@@ -340,7 +295,6 @@ class Study:
                 yield Unit(stage.name, self.workdir, [stage], frozenset({stage.name}), (f"{run.name}: base",))
 
     def _proxy_units(self) -> Iterator[Unit]:
-        from selftrain_jax.study import proxies
 
         for run in self.runs:
             if run is not self.first_runs[run.student, run.seed]:
@@ -351,11 +305,12 @@ class Study:
                 yield Unit(name, self.workdir, [stage], frozenset({name}), (f"{run.name}: {arm.key}",))
 
     def _generation_units(self) -> Iterator[Unit]:
-        from selftrain_jax.study import generations
 
         for g in self.generations:
             before = self.first_runs[g.student, g.seed]
-            chain = {h.number: h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)}
+            chain = {
+                h.number: h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)
+            }
             plan = generations.stages(g, chain, before)
             names = frozenset(stage.name for stage in plan)
             previous = f"{before.name}: {before.arms[0].key}" if g.number == 2 else generation_name(chain[g.number - 1])
@@ -364,15 +319,14 @@ class Study:
     # Doing them.
 
     def check(self) -> None:
-        """Raises `InputError` for changed settings and for models and files that are missing or broken, before any work."""
+        """Raises `InputError` for changed settings and for models and files that are missing or broken, before any
+        work.
+        """
         for unit in self.units:
             stages.check(unit.workdir, unit.plan)
         self._check_inputs()
 
     def _check_inputs(self) -> None:
-        from selftrain_jax.data.corpus import read_corpus
-        from selftrain_jax.models import hf
-        from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
         for name, model in self.config.models.items():
             try:
@@ -397,7 +351,9 @@ class Study:
         else:
             for student in self.config.students:
                 run = next(run for run in self.runs if run.student == student)
-                alone = dataclasses.replace(run.pipeline.config, corpus="", source=run.pipeline.config.student, controls={})
+                alone = dataclasses.replace(
+                    run.pipeline.config, corpus="", source=run.pipeline.config.student, controls={}
+                )
                 Pipeline(alone, run.pipeline.workdir).check_files()
 
     def _check_lab_files(self, world: pathlib.Path) -> None:
@@ -463,8 +419,11 @@ class Study:
                 if self._failed(need):
                     raise InputError(f"needs {need}, which failed")
                 if told is None or time.monotonic() - told > REMIND_SECONDS:
-                    say(f"{title}: waiting for {need}, the work of another shard; if none runs any more, start it again, or "
-                        "the study without --shard")  # fmt: skip
+                    say(
+                        f"{title}: waiting for {need}, the work of another shard; if none runs any more, start it "
+                        "again, or "
+                        "the study without --shard"
+                    )
                     told = time.monotonic()
                 time.sleep(WAIT_SECONDS)
 
@@ -529,7 +488,9 @@ def _outcome(pipeline: Pipeline, key: str) -> str:
             found = stages.read_manifest(pipeline.workdir, f"evaluate/{model}")["result"]
             shown.append([mean_capability(found), found.get("extraction/all")])
     parts = zip(("capability", "extraction"), zip(*shown))
-    return ", ".join(f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values)
+    return ", ".join(
+        f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values
+    )
 
 
 def _copied_base(first: Run, run: Run) -> Stage:
@@ -553,28 +514,3 @@ def _evaluated_again(name: str, run: Run) -> Stage:
     pipeline = dataclasses.replace(run.pipeline, config=dataclasses.replace(run.pipeline.config, evaluate=evaluate))
     (stage,) = (stage for stage in pipeline.stages() if stage.name == "evaluate/base")
     return dataclasses.replace(stage, name=name)
-
-
-def sample_stage(name: str, model: str, revision: str, sample: Any, mesh: Callable[[], Any]) -> Stage:
-    """The stage that lets `model` (a directory or hub name) write a corpus."""
-    from selftrain_jax.models.hub import resolve_model
-
-    settings = dataclasses.asdict(sample) | {"model": model} | ({"revision": revision} if revision else {})
-    del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
-
-    def find():
-        return resolve_model(model, revision or None)
-
-    def work(directory):
-        from selftrain_jax import parallel
-        from selftrain_jax.data.generate import sample_corpus
-
-        return sample_corpus(find(), sample, directory / "corpus", mesh=parallel.own_mesh(mesh()), name=name)
-
-    def externals():
-        from selftrain_jax.data.generate import sampling_dtype
-        from selftrain_jax.models import hf
-
-        return {"model": hf.model_fingerprint(find()), "dtype": sampling_dtype(sample)}
-
-    return Stage(name, settings, (), work, externals, grows=("num_samples",), together=True)

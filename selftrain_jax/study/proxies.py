@@ -2,39 +2,21 @@
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import numpy as np
 
-from selftrain_jax.stages import Stage, read_manifest
-
-if TYPE_CHECKING:
-    from selftrain_jax.study.plan import Run
-    from selftrain_jax.study.settings import StudyConfig
-
-KINDS = {
-    "nll": "intrinsic",
-    "hidden_similarity": "intrinsic",
-    "tfidf_similarity": "intrinsic",
-    "sentence_similarity": "intrinsic",
-    "unknown_share": "relational",
-    "excess_nll": "relational",
-    "gradient_alignment": "relational",
-}
-NAMES = {
-    "nll": "NLL",
-    "hidden_similarity": "hidden-state similarity",
-    "tfidf_similarity": "TF-IDF similarity",
-    "sentence_similarity": "sentence similarity",
-    "unknown_share": "share of unknown tokens",
-    "excess_nll": "excess NLL",
-    "gradient_alignment": "gradient alignment",
-}
-
-HELPFUL_SIGN = {"nll": -1, "excess_nll": -1, "unknown_share": -1}
-"""The direction in which a proxy would speak for a text, where it is not "more"."""
-
-MOST_UNKNOWN = 0.01  # of the tokens: a likelihood of what the student cannot read is not that of the source's text
+from selftrain_jax.data.packing import pack
+from selftrain_jax.data.training_set import student_documents
+from selftrain_jax.distributed.mesh import local_mesh
+from selftrain_jax.evaluation import proxies, suite
+from selftrain_jax.evaluation.score import score
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
+from selftrain_jax.report.study_data import MOST_UNKNOWN
+from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.study.model import Run
+from selftrain_jax.study.settings import StudyConfig
 
 
 def stage(name: str, config: "StudyConfig", run: "Run", number: int, mesh: Callable[[], Any]) -> Stage:
@@ -49,15 +31,8 @@ def stage(name: str, config: "StudyConfig", run: "Run", number: int, mesh: Calla
 
 def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str, float]:
     """{proxy: value} of the arm `key` of a run, whose audit is done; what cannot be measured is left out."""
-    from selftrain_jax import parallel
-    from selftrain_jax.data.packing import pack
-    from selftrain_jax.data.training_set import student_documents
-    from selftrain_jax.evaluation import proxies, suite
-    from selftrain_jax.evaluation.score import score
-    from selftrain_jax.models import hf
-    from selftrain_jax.models.tokenizer import encode_texts, load_tokenizer
 
-    pipeline, settings, mesh = run.pipeline, config.proxies, parallel.own_mesh(mesh)
+    pipeline, settings, mesh = run.pipeline, config.proxies, local_mesh(mesh)
     evaluate, train = pipeline.config.evaluate, pipeline.config.train
     directory = pipeline.model_path(pipeline.student)
     model, params = hf.load_pretrained(directory, mesh=mesh)
@@ -69,8 +44,14 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
         rows = pack(documents, bos_token_id=model.bos_token_id, sequence_length=train.sequence_length)
         few = slice(settings.gradient_rows)
         rows = dataclasses.replace(rows, tokens=rows.tokens[few], segment_ids=rows.segment_ids[few])
-        return proxies.gradient(params, model, rows, mesh=mesh, batch_size=evaluate.batch_size,
-                                document_boundaries=train.document_boundaries)  # fmt: skip
+        return proxies.gradient(
+            params,
+            model,
+            rows,
+            mesh=mesh,
+            batch_size=evaluate.batch_size,
+            document_boundaries=train.document_boundaries,
+        )
 
     def vectors(documents):
         return hidden([np.array([model.bos_token_id, *ids], np.int32)[: model.max_position] for ids in documents])
@@ -79,7 +60,9 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
     benchmark = _texts(questions, pairs, settings.num_documents)
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
-    documents, tokens = student_documents(pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize)
+    documents, tokens = student_documents(
+        pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize
+    )
     chosen = np.unique(np.linspace(0, len(tokens) - 1, min(settings.num_documents, len(tokens))).astype(int))
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
     nll, counts = proxies.corpus_nll(scorer, model, ids)
@@ -103,6 +86,10 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
 
 def _texts(questions: dict[str, list], pairs: dict[str, list], limit: int) -> list[str]:
     """What the capability suites ask and accept as right, at most `limit` texts of each suite, evenly spread."""
-    kinds = [[f"{row['question']} {row['choices'][row['gold']].strip()}" for row in rows] for rows in questions.values()]
+    kinds = [
+        [f"{row['question']} {row['choices'][row['gold']].strip()}" for row in rows] for rows in questions.values()
+    ]
     kinds += [[row["sentence_good"] for row in rows] for rows in pairs.values()]
-    return [rows[i] for rows in kinds for i in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
+    return [
+        rows[i] for rows in kinds for i in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
+    ]

@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 from typing import Iterator, Mapping
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.lab.lineages import LineageConfig
-from selftrain_jax.parallel import MeshConfig
-from selftrain_jax.settings import AuditSettings, EvaluateSettings, SampleSettings, SubsetSettings
-from selftrain_jax.study.data import RELATIONS
-from selftrain_jax.training.loop import TrainConfig
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.settings import AuditConfig, SubsetConfig
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.lab.settings import LineageConfig
+from selftrain_jax.report.study_data import RELATIONS
+from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.training.settings import TrainConfig
 
 MODES = ("replace", "accumulate")
 
@@ -21,8 +23,8 @@ class ModelSettings:
     Attributes:
       path: Hugging Face directory or hub name.
       revision: hub revision.
-      corpus: folder of a finished corpus that stands for this source: an imported one, of a model that cannot be sampled
-        here.
+      corpus: folder of a finished corpus that stands for this source: an imported one, of a model that cannot be
+        sampled here.
       family: models of one family share tokenizer and architecture.
       recipe: models of one family and one recipe are a lineage: the same data in the same order, in several sizes.
     """
@@ -61,8 +63,8 @@ class GenerationSettings:
     Attributes:
       students: which models; each must be a source, too.
       count: generations, the first being the ordinary self-training; 1 repeats nothing.
-      modes: "replace": generation g trains on the text of generation g - 1 alone; "accumulate": on that of all before it,
-        at the same budget.
+      modes: "replace": generation g trains on the text of generation g - 1 alone; "accumulate": on that of all before
+        it, at the same budget.
     """
 
     students: tuple[str, ...] = ()
@@ -95,7 +97,8 @@ class StudyConfig:
       students: the models that are trained.
       sources: the models that write.
       lab: the generated worlds and lineages; None for a study of real models. Paths may start with "lab:" then.
-      seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and models.
+      seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and
+        models.
       temperatures: of sampling; empty keeps that of `sample`.
       budgets: tokens per subset; empty keeps that of `subset`.
       learning_rates: empty keeps that of `train`.
@@ -118,8 +121,8 @@ class StudyConfig:
     shuffled: bool = True
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
-    audit: AuditSettings = AuditSettings()
-    subset: SubsetSettings = SubsetSettings(retokenize="auto")
+    audit: AuditConfig = AuditConfig()
+    subset: SubsetConfig = SubsetConfig(retokenize="auto")
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
     proxies: ProxySettings = ProxySettings()
@@ -128,16 +131,21 @@ class StudyConfig:
     def __post_init__(self):
         for name in self.models:
             if not name.replace("_", "").isalnum() or name in _RESERVED:
-                raise InputError(f"model name {name!r} must consist of letters, digits and underscores, and not be one of "
-                                 f"{', '.join(_RESERVED)}")  # fmt: skip
+                raise InputError(
+                    f"model name {name!r} must consist of letters, digits and underscores, and not be one of "
+                    f"{', '.join(_RESERVED)}"
+                )
         for kind in ("students", "sources", "seeds", "temperatures", "budgets", "learning_rates"):
             values = getattr(self, kind)
             if len(set(values)) < len(values):
                 raise InputError(f"{kind}={values} names one of them twice")
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
-        for kind, names in (("students", self.students), ("sources", self.sources),
-                            ("generations.students", self.generations.students)):  # fmt: skip
+        for kind, names in (
+            ("students", self.students),
+            ("sources", self.sources),
+            ("generations.students", self.generations.students),
+        ):
             for name in names:
                 if name not in self.models:
                     raise InputError(f"{kind} names {name!r}, which is none of models: {', '.join(self.models)}")
@@ -153,8 +161,10 @@ class StudyConfig:
                 raise InputError(f"models.{name} needs one of path, corpus and an entry in lab.models")
             same = [other for other in self.models.values() if other.family == model.family]
             if not model.family or (len(same) > 1 and not model.recipe):
-                raise InputError(f"models.{name} needs a family, and a recipe where another model is of its family: they "
-                                 "say how source and student are related")  # fmt: skip
+                raise InputError(
+                    f"models.{name} needs a family, and a recipe where another model is of its family: they "
+                    "say how source and student are related"
+                )
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):

@@ -13,12 +13,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError, InputWarning, RunStopped, one_line
-from selftrain_jax.files import absolute, is_remote
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.converted import quiet_storage, restore_target, system_error
-from selftrain_jax.models.gpt_neox import param_shardings
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.files import absolute, is_remote
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import is_local
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import param_shardings
+from selftrain_jax.models.files.converted import quiet_storage, restore_target, system_error
 from selftrain_jax.training.step import TrainState
 
 _ITEMS = ("params", "training", "checksums")
@@ -111,10 +112,10 @@ class Checkpoints:
             if broken:
                 newer = [s for s in self.steps() if s > step]
                 self._manager.close()
-                if parallel.is_first():
+                if job.is_first():
                     for s in newer:
                         (self._path / str(s)).rename(self._aside(s))
-                parallel.barrier("damaged checkpoints moved")
+                job.barrier("damaged checkpoints moved")
                 self._open()
                 warnings.warn(f"{broken[1]}. Going on from step {step}", InputWarning, stacklevel=2)
             return state
@@ -132,7 +133,9 @@ class Checkpoints:
         items = {"params": abstract.params, "training": {"step": abstract.step, "opt_state": abstract.opt_state}}
         args = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         with _readable(self._path, step):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args, checksums=ocp.args.StandardRestore()))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**args, checksums=ocp.args.StandardRestore())
+            )
         for name in items:
             _compare(restored[name], restored.checksums[name], self._path / str(step), name)
         return TrainState(restored.training["step"], restored.params, restored.training["opt_state"])
@@ -154,7 +157,7 @@ class Checkpoints:
             with quiet_storage():
                 yield
         except Exception as e:  # Orbax, its storage layer and the system raise many kinds
-            if lost := parallel.peer_lost(f"a checkpoint could not be saved in {self._path}", e):
+            if lost := job.peer_lost(f"a checkpoint could not be saved in {self._path}", e):
                 raise lost from e
             kept = sorted(int(p.name) for p in self._path.glob("*") if p.name.isdigit())
             way_out = "See that no other run writes there" if is_remote(self._path) else "Make room"
@@ -166,12 +169,12 @@ class Checkpoints:
 
 
 def restore_params(
-    directory: str | os.PathLike, config: ModelConfig, mesh: Mesh | None = None, step: int | None = None
+    directory: str | os.PathLike, config: DecoderConfig, mesh: Mesh | None = None, step: int | None = None
 ) -> dict[str, Any]:
     """The parameters of the newest (or the given) checkpoint, whatever mesh wrote them.
 
-    They are spread over `mesh`, or returned as numpy arrays without one. A process of a job may read alone, without a mesh
-    or onto devices of its own; onto a mesh that spans processes all of them read together.
+    They are spread over `mesh`, or returned as numpy arrays without one. A process of a job may read alone, without a
+    mesh or onto devices of its own; onto a mesh that spans processes all of them read together.
 
     Raises:
       InputError: there is no such checkpoint, or it is damaged.
@@ -206,11 +209,13 @@ def saved_steps(directory: str | os.PathLike, mesh: Mesh | None = None) -> list[
 
 
 def _reader(path: pathlib.PurePath, mesh: Mesh | None):
-    """A checkpoint manager of this process alone, if the mesh lies in it; else one of all, which wait for each other."""
+    """A checkpoint manager of this process alone, if the mesh lies in it; else one of all, which wait for each
+    other.
+    """
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(create=False)
-    if jax.process_count() > 1 and parallel.is_own(mesh):
+    if jax.process_count() > 1 and is_local(mesh):
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"own{me}")
         options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
@@ -261,6 +266,7 @@ def _readable(path: pathlib.PurePath, step: int) -> Iterator[None]:
             yield
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(
-            f"checkpoint {path / str(step)} cannot be read ({one_line(e)[:200]}); if its files are damaged, delete that "
+            f"checkpoint {path / str(step)} cannot be read ({one_line(e)[:200]}); if its files are damaged, delete "
+            "that "
             "folder to go back to the checkpoint before it, or train again"
         ) from e

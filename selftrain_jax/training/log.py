@@ -1,4 +1,6 @@
-"""Where the figures of a training run go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on request."""
+"""Where the figures of a training run go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on
+request.
+"""
 
 import contextlib
 import json
@@ -9,10 +11,10 @@ from typing import Any, Mapping
 
 import jax
 
-from selftrain_jax import parallel
-from selftrain_jax.accelerators import PEAK_FLOPS
-from selftrain_jax.errors import InputError, RunStopped
-from selftrain_jax.files import as_path, write_atomic
+from selftrain_jax.core.accelerators import PEAK_FLOPS
+from selftrain_jax.core.errors import InputError, RunStopped
+from selftrain_jax.core.files import as_path, write_atomic
+from selftrain_jax.distributed import job
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -47,22 +49,33 @@ class TrainingLog:
     """Everything is written by process 0 alone; the others only read the numbers.
 
     Args:
-      directory: gets `metrics.jsonl` and `tensorboard/`. Lines of steps after `first` are dropped: they are taken again.
+      directory: gets `metrics.jsonl` and `tensorboard/`. Lines of steps after `first` are dropped: they are taken
+        again.
       first, num_steps: finished updates at the start, and at the end.
-      tokens_per_step, flops_per_token: for the speed; the latter is `ModelConfig.train_flops_per_token`.
+      tokens_per_step, flops_per_token: for the speed; the latter is `DecoderConfig.train_flops_per_token`.
       half_precision: whether matrix products run in bfloat16, so that `PEAK_FLOPS` is their peak.
-      wandb: project of Weights & Biases; "" for none. The run's id is kept in `wandb.id`, and a resumed run goes on in it.
+      wandb: project of Weights & Biases; "" for none. The run's id is kept in `wandb.id`, and a resumed run goes on in
+        it.
     """
 
     def __init__(
-        self, directory: pathlib.Path, *, first: int, num_steps: int, tokens_per_step: int, flops_per_token: float,
-        half_precision: bool, description: str, wandb: str = "", settings: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+        self,
+        directory: pathlib.Path,
+        *,
+        first: int,
+        num_steps: int,
+        tokens_per_step: int,
+        flops_per_token: float,
+        half_precision: bool,
+        description: str,
+        wandb: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.path = directory / "metrics.jsonl"
         self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
         self._peak = peak_flops(jax.devices()[0].device_kind) if half_precision else None
         self._last = (first, time.perf_counter())
-        self._writes = parallel.is_first()
+        self._writes = job.is_first()
         if not self._writes:
             return
         from tensorboardX import SummaryWriter
@@ -95,7 +108,8 @@ class TrainingLog:
                         self._writer.add_scalar(name, value, step)
             except OSError as e:
                 raise RunStopped(
-                    f"the metrics of step {step} could not be written to {self.path.parent} ({e.strerror}). Make room, then "
+                    f"the metrics of step {step} could not be written to {self.path.parent} ({e.strerror}). Make "
+                    "room, then "
                     "the same command goes on from the last checkpoint"
                 ) from e
             if self._wandb:

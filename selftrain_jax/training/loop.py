@@ -20,69 +20,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax import parallel, preemption
+from selftrain_jax.core.errors import InputError, PeerLost, RunStopped
+from selftrain_jax.core.files import as_path, differences, fingerprint, read_json, write_json
+from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
-from selftrain_jax.errors import InputError, PeerLost, RunStopped
-from selftrain_jax.files import as_path, differences, fingerprint, read_json, write_json
+from selftrain_jax.distributed import job, preemption
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global
 from selftrain_jax.models import ops
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, default_unroll, param_axes
-from selftrain_jax.storage import CHECKPOINTS
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes
 from selftrain_jax.training.checkpoint import Checkpoints
 from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
-from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from selftrain_jax.training.optimizer import make_optimizer, make_schedule
+from selftrain_jax.training.settings import TrainConfig
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a model is fine-tuned (or, in the lab, pre-trained).
-
-    Attributes:
-      batch_size: rows per optimizer update, all slices together.
-      sequence_length: targets per row.
-      epochs: passes over the rows; the last incomplete batch of an epoch is left out.
-      grad_accum: slices that a batch is processed in, one after the other; 0 chooses (`default_grad_accum`).
-      seed: order of the rows.
-      dtype: compute dtype, "float32" or "bfloat16"; master weights and optimizer state are fp32 always.
-      remat: recompute activations in the backward pass.
-      attention: "auto" (by device, dtype and head size), "xla", "cudnn" (GPUs) or "splash" (TPUs).
-      document_boundaries: keep packed documents apart (positions restart, no attention and no target across).
-      checkpoint_every: steps between checkpoints; 0 saves after every epoch.
-      keep: checkpoints kept.
-      log_every: steps between lines of metrics.
-      optimizer: AdamW and schedule.
-    """
-
-    batch_size: int = 64
-    sequence_length: int = 2048
-    epochs: int = 40
-    grad_accum: int = 0
-    seed: int = 0
-    dtype: str = "bfloat16"
-    remat: bool = True
-    attention: str = "auto"
-    document_boundaries: bool = False
-    checkpoint_every: int = 0
-    keep: int = 2
-    log_every: int = 10
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-    def __post_init__(self):
-        for name in ("batch_size", "sequence_length", "epochs", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train {name}={getattr(self, name)} must be at least 1")
-        if self.grad_accum < 0:
-            raise InputError(f"train grad_accum={self.grad_accum} must be 0 (chosen) or positive")
-        if self.checkpoint_every < 0:
-            raise InputError(f"train checkpoint_every={self.checkpoint_every} must be 0 (every epoch) or positive")
-        if self.grad_accum and self.batch_size % self.grad_accum:
-            raise InputError(f"train batch_size={self.batch_size} must be a multiple of grad_accum={self.grad_accum}")
-        if self.attention not in ops.ATTENTION:
-            raise InputError(f"train attention={self.attention!r} must be one of {', '.join(ops.ATTENTION)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"train dtype={self.dtype!r} must be 'float32' or 'bfloat16'")
-
 
 PROFILED_STEPS = 3
 
@@ -99,7 +50,7 @@ class Preempted(RunStopped):
 
 def train(
     params: Any,
-    model_config: ModelConfig,
+    model_config: DecoderConfig,
     rows: PackedRows,
     config: TrainConfig,
     directory: str | pathlib.Path,
@@ -118,7 +69,7 @@ def train(
 
     Writes `checkpoints/` (Orbax), `metrics.jsonl` (one line per `log_every` steps: step, epoch, loss in nats per token,
     learning_rate, grad_norm, param_norm, update_norm, targets, tokens_per_second; tflops_per_device and, in bfloat16 on
-    devices whose peak is known, mfu, the share of it: `ModelConfig.train_flops_per_token` over `log.PEAK_FLOPS`) and
+    devices whose peak is known, mfu, the share of it: `DecoderConfig.train_flops_per_token` over `log.PEAK_FLOPS`) and
     `tensorboard/`.
 
     Args:
@@ -127,9 +78,9 @@ def train(
       donate: give `params` away: where they lie on `mesh` already, their memory is used for the trained ones.
       wandb: a project of Weights & Biases that the metrics also go to.
       profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
-      measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before that
-        step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement from
-        before its checkpoint.
+      measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before
+        that step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement
+        from before its checkpoint.
       checkpoints: where they go instead, for example in a bucket (gs://...).
       before_save: called before each of them is begun, for example to copy the other files to the same place.
 
@@ -155,10 +106,11 @@ def train(
             f"{rows.tokens.shape[1] - 1}: pack them again with the same sequence_length"
         )
     grad_accum = config.grad_accum or default_grad_accum(config.batch_size, config.sequence_length, mesh)
-    per_slice, ways = config.batch_size // grad_accum, parallel.batch_ways(mesh)
+    per_slice, ways = config.batch_size // grad_accum, batch_ways(mesh)
     if per_slice % ways:
         raise InputError(
-            f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {ways} data-parallel devices: make it "
+            f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {ways} data-parallel devices: "
+            "make it "
             "a multiple, or use fewer devices on the data and fsdp axes"
         )
     per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
@@ -173,10 +125,13 @@ def train(
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
     ops.attention_implementation(config.attention, config.dtype, model_config.head_dim, config.document_boundaries)
-    model = GPTNeoX(
-        model_config, dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=default_unroll(model_config),
+    model = Decoder(
+        model_config,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        unroll=default_unroll(model_config),
         attention=config.attention,
-    )  # fmt: skip
+    )
     train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
 
     settings = _check_same_training(directory, checkpoints, config, model_config, rows)
@@ -203,7 +158,7 @@ def train(
         with (
             preemption.during("training"),
             _told_to_stop() as told_to_stop,
-            parallel.naming_lost_peers(f"{description} stopped"),
+            job.naming_lost_peers(f"{description} stopped"),
         ):
             if measure and measured and first == 0:
                 measure(0, state.params)
@@ -222,7 +177,8 @@ def train(
                         kept = checkpoints.steps()
                         raise TrainingDiverged(
                             f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
-                            f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or clip_norm"
+                            f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or "
+                            "clip_norm"
                         )
                 if measure and done in measured:
                     measure(done, state.params)
@@ -260,7 +216,7 @@ _MAY_CHANGE = ("grad_accum", "remat", "attention", "checkpoint_every", "keep", "
 
 
 def _check_same_training(
-    directory: pathlib.Path, checkpoints: pathlib.PurePath, config: TrainConfig, model: ModelConfig, rows: PackedRows
+    directory: pathlib.Path, checkpoints: pathlib.PurePath, config: TrainConfig, model: DecoderConfig, rows: PackedRows
 ) -> dict:
     """What decides the result of this training, after comparing it with `training.json` of an earlier call."""
     settings = {name: v for name, v in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
@@ -268,33 +224,36 @@ def _check_same_training(
     if config.document_boundaries:
         data.update(np.ascontiguousarray(rows.segment_ids))
     settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16]}
-    if not parallel.same_on_all(fingerprint(settings)):
+    if not job.same_on_all(fingerprint(settings)):
         raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
     path = directory / "training.json"
     if path.exists() and any(p.name.isdigit() for p in checkpoints.glob("*")):
         for name, old, new in differences(read_json(path), settings):
             raise InputError(
-                f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or name "
+                f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or "
+                "name "
                 "another directory"
             )
-    elif parallel.is_first():
+    elif job.is_first():
         write_json(path, settings)
     return settings
 
 
 def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int:
-    """Slices of a batch that suit the devices: of at most some 512 tokens per device on CPUs, whose caches hold no more;
-    elsewhere one, the whole batch."""
+    """Slices of a batch that suit the devices: of at most some 512 tokens per device on CPUs, whose caches hold no
+    more; elsewhere one, the whole batch."""
     if mesh.devices.flat[0].platform != "cpu":
         return 1
-    ways = parallel.batch_ways(mesh)
+    ways = batch_ways(mesh)
     fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % ways == 0]
     small = [n for n in fits if batch_size // n * sequence_length <= 512 * ways]
     return min(small) if small else max(fits, default=1)
 
 
 def measure_steps(num_steps: int, points: int) -> list[int]:
-    """0, and up to `points` steps from the first to the last, ever further apart: most of a curve's change comes early."""
+    """0, and up to `points` steps from the first to the last, ever further apart: most of a curve's change comes
+    early.
+    """
     return sorted({0, *(int(step) for step in np.round(np.geomspace(1, num_steps, points)))}) if points else []
 
 
@@ -328,7 +287,8 @@ _asked = itertools.count(1)
 def _told_to_stop() -> Iterator[Callable[[int], bool]]:
     """`told_to_stop(step)`: whether SIGTERM has come. Several processes agree on the step, through JAX's own notice."""
     if jax.process_count() > 1:
-        # They agree on one more than the last number asked about, maybe by the training before: so numbers never repeat.
+        # They agree on one more than the last number asked about, maybe by the training before: so numbers never
+        # repeat.
         yield lambda step: multihost_utils.reached_preemption_sync_point(next(_asked))
         return
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
@@ -352,20 +312,20 @@ def _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
     restored = checkpoints.restore(abstract)
     if restored is not None:
         return restored
-    params = parallel.to_global(mesh, params, placement.params)
+    params = to_global(mesh, params, placement.params)
     if not donate:  # the step donates its state: copies keep the caller's arrays alive
         params = jax.tree.map(jnp.copy, params)
     return jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
 
 
 def _batches(rows: PackedRows, config: TrainConfig, mesh: Mesh):
-    sharding = parallel.batch_sharding(mesh)
+    sharding = batch_sharding(mesh)
 
     def batch_at(step):
         chosen = batch_indices(step, num_rows=len(rows.tokens), batch_size=config.batch_size, seed=config.seed)
         batch = {"tokens": rows.tokens[chosen]}
         if config.document_boundaries:
             batch["segment_ids"] = rows.segment_ids[chosen]
-        return parallel.to_global(mesh, batch, sharding)
+        return to_global(mesh, batch, sharding)
 
     return batch_at

@@ -1,46 +1,9 @@
 """AdamW and its learning-rate schedule from one frozen config."""
 
-import dataclasses
-import math
-
 import jax
 import optax
 
-from selftrain_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) under a warm-up and cosine (or constant) schedule.
-
-    `warmup` is a share of all steps; the cosine ends at `final_lr_ratio * learning_rate`. Weight decay acts on matrices
-    only. `clip_norm` bounds the global gradient norm; 0 turns clipping off.
-    """
-
-    learning_rate: float = 1e-6
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    final_lr_ratio: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate={self.learning_rate} must be positive and finite")
-        if self.schedule not in ("cosine", "constant"):
-            raise InputError(f"schedule={self.schedule!r} must be 'cosine' or 'constant'")
-        for name in ("warmup", "final_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1]")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        for name in ("eps", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must not be negative, and finite")
+from selftrain_jax.training.settings import OptimizerConfig
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

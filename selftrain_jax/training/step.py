@@ -1,9 +1,9 @@
 """The train step that other projects import: pure, jitted, sharded, no config object and no Flax type at its border.
 
-    optimizer = optax.adamw(1e-4)
-    train_step = make_train_step(next_token_loss(GPTNeoX(config)), optimizer)
-    state = TrainState.create(params, optimizer)
-    state, metrics = train_step(state, {"tokens": tokens})   # tokens [B, T + 1]; `state` is donated
+optimizer = optax.adamw(1e-4)
+train_step = make_train_step(next_token_loss(Decoder(config)), optimizer)
+state = TrainState.create(params, optimizer)
+state, metrics = train_step(state, {"tokens": tokens})   # tokens [B, T + 1]; `state` is donated
 """
 
 import functools
@@ -16,8 +16,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import RULES, batch_sharding, named_shardings, replicated
 from selftrain_jax.models import ops
 
 Batch = dict[str, jax.Array]
@@ -44,19 +44,20 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
     each other: attention stays inside a segment, positions restart, and no target is predicted across a boundary.
 
     Args:
-      model: a `GPTNeoX`; or any function `(params, tokens [B, T]) -> logits [B, T, V]`, or `-> (hidden states [B, T, D],
-        output kernel [D, V])`, whose logits then never exist as a whole.
+      model: a `Decoder`; or any function `(params, tokens [B, T]) -> logits [B, T, V]`, or `-> (hidden states [B, T,
+        D], output kernel [D, V])`, whose logits then never exist as a whole.
       chunk: time steps whose logits exist at once.
 
     Raises:
-      InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when rows are too
-        short, the batch holds what is not read here, or a function is given packed documents, which it cannot keep apart.
+      InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when rows are
+        too short, the batch holds what is not read here, or a function is given packed documents, which it cannot keep
+        apart.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1")
     is_ours = hasattr(model, "output_kernel")
     if not is_ours and hasattr(model, "apply"):
-        raise InputError(f"{type(model).__name__} is not a GPTNeoX: pass a function (params, tokens) -> logits instead")
+        raise InputError(f"{type(model).__name__} is not a Decoder: pass a function (params, tokens) -> logits instead")
 
     def of_module(params, inputs, segments):
         positions = None if segments is None else positions_in_segment(segments)
@@ -124,7 +125,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh | None = None,
-    rules: dict = parallel.RULES,
+    rules: dict = RULES,
     grad_accum: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch) -> (state, metrics)`; `state` is donated.
@@ -174,9 +175,11 @@ def make_train_step(
     def jitted(structure, shardings):
         placement = jax.tree.unflatten(structure, shardings)
         return jax.jit(
-            train_step, donate_argnums=0, in_shardings=(None, parallel.batch_sharding(mesh, rules)),
+            train_step,
+            donate_argnums=0,
+            in_shardings=(None, batch_sharding(mesh, rules)),
             out_shardings=(placement, None),
-        )  # fmt: skip
+        )
 
     def on_mesh(state, batch):
         leaves, structure = jax.tree.flatten(state)
@@ -188,13 +191,13 @@ def make_train_step(
     return on_mesh
 
 
-def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = parallel.RULES) -> TrainState:
+def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = RULES) -> TrainState:
     """A sharding per leaf of `state`: optimizer moments lie where their parameters lie, scalars everywhere.
 
     `axes` holds the logical names of every parameter, for example `gpt_neox.param_axes(config)`.
     """
-    of_params = parallel.shardings(mesh, axes, state.params, rules)
-    everywhere = parallel.replicated(mesh)
+    of_params = named_shardings(mesh, axes, state.params, rules)
+    everywhere = replicated(mesh)
     flat = zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(of_params), strict=True)
     known = {tuple(path): (leaf.shape, sharding) for (path, leaf), sharding in flat}
 

@@ -1,12 +1,14 @@
 import jax
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.lab.settings import WorldConfig
+from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import train_tokenizer
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +20,13 @@ def world():
 def model_directory(world, tmp_path_factory):
     """A random model whose embedding has 16 rows more than the tokenizer has ids, as Pythia's has."""
     directory = tmp_path_factory.mktemp("model")
-    config = ModelConfig(
-        vocab_size=len(world.words) + 16, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_position=32
+    config = DecoderConfig(
+        vocab_size=len(world.words) + 16,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_position=32,
     )
     tokenizer = train_tokenizer(world, directory / "tokenizer")
     hf.save_pretrained(directory / "model", config, init_params(config, jax.random.key(0)), tokenizer)
@@ -28,4 +35,4 @@ def model_directory(world, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def one_device():
-    return parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])

@@ -5,8 +5,9 @@ import types
 
 import pytest
 
-from selftrain_jax.data.audit import AuditConfig, audit, load_benchmark_texts, ngrams, words
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.audit import audit, load_benchmark_texts, ngrams, words
+from selftrain_jax.data.settings import AuditConfig
 
 
 def make_documents(*texts):
@@ -49,7 +50,7 @@ def test_the_audit_equals_brute_force_on_random_texts():
 
         def grams(text):
             sequence = words(text)
-            return {tuple(sequence[i:i + n]) for i in range(len(sequence) - n + 1)}
+            return {tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)}
 
         held = {name: set().union(*(grams(t) for t in texts)) for name, texts in benchmarks.items()}
         shared = {d.id: {name: len(grams(d.text) & held[name]) for name in held} for d in documents}
@@ -58,7 +59,8 @@ def test_the_audit_equals_brute_force_on_random_texts():
         assert result.flagged == tuple(i for i in shared if max(shared[i].values()) >= threshold)
         assert result.matches == {
             i: {name: count for name, count in counts.items() if count}
-            for i, counts in shared.items() if any(counts.values())
+            for i, counts in shared.items()
+            if any(counts.values())
         }
         for name, counts in result.benchmarks.items():
             assert counts.flagged_documents == sum(c[name] >= threshold for c in shared.values())

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data import clean
-from selftrain_jax.data.audit import AuditConfig
 from selftrain_jax.data.corpus import Document, read_corpus, write_corpus
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import write_jsonl
+from selftrain_jax.data.settings import AuditConfig
 
 BIGRAMS = AuditConfig(ngram=2)
 TEXTS = ["the cat sat", "a Dog ran!", "red sky", "", "dog ran home", "cat the"]
@@ -56,7 +56,10 @@ def test_the_audit_is_on_record(files):
     clean.audit_corpus(files / "corpus", benchmarks(files, "animals", "sky"), BIGRAMS, out)
     found = json.loads((out / "audit.json").read_text())
     assert (found["ngram"], found["threshold"], found["flagged"]) == (2, 1, [10, 11, 14])
-    assert {name: counts["flagged_documents"] for name, counts in found["benchmarks"].items()} == {"animals": 3, "sky": 0}
+    assert {name: counts["flagged_documents"] for name, counts in found["benchmarks"].items()} == {
+        "animals": 3,
+        "sky": 0,
+    }
     histogram = found["nll_histogram"]
     before, after = np.array(histogram["before"]), np.array(histogram["after"])
     assert len(histogram["edges"]) == len(before) + 1

@@ -9,8 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import CorpusWriter, Document, corpus_fingerprint, read_corpus, summarize, write_corpus
-from selftrain_jax.errors import InputError
 
 TEXTS = ("plain", "naïve “quotes” 🎉", "नमस्ते दुनिया", "", "nul \0 and\nnewline\0", "\ufeffmark")
 
@@ -109,13 +109,14 @@ def test_plain_tfds_reads_the_corpus_without_tensorflow(tmp_path):
         assert "tensorflow" not in sys.modules
     """)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "c")], capture_output=True, text=True, encoding="utf-8",
+        [sys.executable, "-c", script, str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     assert done.returncode == 0, done.stderr
-    expected = [
-        repr((d.id, d.tokens.tolist(), d.log_probs.tolist(), d.stop_reason, d.text)) for d in documents
-    ]
+    expected = [repr((d.id, d.tokens.tolist(), d.log_probs.tolist(), d.stop_reason, d.text)) for d in documents]
     assert done.stdout.splitlines() == expected
 
 
@@ -227,17 +228,20 @@ def test_an_exchanged_document_inside_a_shard_is_found(tmp_path):
         CorpusWriter(tmp_path, 4, 4).finalize({})
 
 
-@pytest.mark.parametrize("change", [
-    {"tokens": np.zeros((2, 2), np.int32)},
-    {"tokens": np.array([1.5, 2.0, 3.0])},
-    {"tokens": np.array([1, -2, 3])},
-    {"tokens": np.array([1, 2**31, 3])},
-    {"log_probs": np.zeros(2, np.float32)},
-    {"log_probs": np.array([-1.0, np.nan, -1.0])},
-    {"log_probs": np.array([-1.0, -np.inf, -1.0])},
-    {"stop_reason": "killed"},
-    {"text": "\ud800"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": np.zeros((2, 2), np.int32)},
+        {"tokens": np.array([1.5, 2.0, 3.0])},
+        {"tokens": np.array([1, -2, 3])},
+        {"tokens": np.array([1, 2**31, 3])},
+        {"log_probs": np.zeros(2, np.float32)},
+        {"log_probs": np.array([-1.0, np.nan, -1.0])},
+        {"log_probs": np.array([-1.0, -np.inf, -1.0])},
+        {"stop_reason": "killed"},
+        {"text": "\ud800"},
+    ],
+)
 def test_malformed_documents_are_refused_before_anything_is_written(tmp_path, change):
     fields = {"id": 0, "tokens": np.arange(3), "log_probs": -np.ones(3), "stop_reason": "eos", "text": "x"}
     writer = CorpusWriter(tmp_path, 1, 1)
@@ -306,10 +310,16 @@ def test_statistics_are_those_of_the_documents():
         log_probs = np.array(log_probs, np.float32)
         return Document(i, np.zeros(len(log_probs), np.int32), log_probs, stop_reason, "")
 
-    summary = summarize(iter([
-        document(0, [-1.0, -2.0], "eos"), document(1, [-6.0] * 4, "length"), document(2, [], "eos"),
-        document(3, [-100.0], "eos"),
-    ]))
+    summary = summarize(
+        iter(
+            [
+                document(0, [-1.0, -2.0], "eos"),
+                document(1, [-6.0] * 4, "length"),
+                document(2, [], "eos"),
+                document(3, [-100.0], "eos"),
+            ]
+        )
+    )
     assert (summary["num_documents"], summary["num_tokens"]) == (4, 7)
     assert summary["stop_reasons"] == {"eos": 3, "length": 1}
     length = summary["length"]

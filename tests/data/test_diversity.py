@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.diversity import distinct_n, diversity, unigram_entropy
-from selftrain_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")

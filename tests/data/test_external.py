@@ -1,4 +1,6 @@
-"""Text from elsewhere becomes a corpus that says what the text says, or one line says why not and nothing is written."""
+"""Text from elsewhere becomes a corpus that says what the text says, or one line says why not and nothing is
+written.
+"""
 
 import gzip
 import json
@@ -10,17 +12,23 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import file_fingerprint, write_jsonl
 from selftrain_jax.data import clean
-from selftrain_jax.data.audit import AuditConfig
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.external import import_corpus
+from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.data.training_set import read_stream, write_subset
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import file_fingerprint, write_jsonl
-from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
-from selftrain_jax.settings import SubsetSettings
+from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
-TEXTS = ["plain words", "naïve “quotes” 🎉\nनमस्ते", "", "  \n\t", "nul \0 byte\n", "<|endoftext|> first, </s> last<|pad|>"]
+TEXTS = [
+    "plain words",
+    "naïve “quotes” 🎉\nनमस्ते",
+    "",
+    "  \n\t",
+    "nul \0 byte\n",
+    "<|endoftext|> first, </s> last<|pad|>",
+]
 KEPT = [0, 1, 4, 5]
 EOS = 256
 
@@ -247,7 +255,7 @@ def test_the_student_trains_on_the_imported_ids(world, model_directory, tmp_path
     (tmp_path / "audit").mkdir()
     (tmp_path / "subset").mkdir()
     clean.audit_corpus(tmp_path / "c", {}, AuditConfig(), tmp_path / "audit")
-    settings = SubsetSettings(num_tokens=16 * 8 + 1, num_subsets=1)
+    settings = SubsetConfig(num_tokens=16 * 8 + 1, num_subsets=1)
     write_subset(tmp_path / "audit", model_directory, settings, 0, 16, tmp_path / "subset")
     stream = read_stream(tmp_path / "subset")
     known = {tuple(d.tokens) for d in read_corpus(tmp_path / "c")}
@@ -272,8 +280,11 @@ BAD = {
     "unknown kind": (content("a.txt", "x"), {}, "a.txt is of no known kind"),
     "broken JSON": (content("a.json", '["x", '), {}, "a.json is not valid JSON"),
     "broken line": (content("a.jsonl", '{"text": "x"}\n{"te'), {}, "line 2: not valid JSON"),
-    "cut gzip": (lambda path: jsonl_gz(path).write_bytes(jsonl_gz(path).read_bytes()[:40]) and path / "a.jsonl.gz", {},
-                 "not a whole gzip file"),
+    "cut gzip": (
+        lambda path: jsonl_gz(path).write_bytes(jsonl_gz(path).read_bytes()[:40]) and path / "a.jsonl.gz",
+        {},
+        "not a whole gzip file",
+    ),
     "number": (content("a.json", "5"), {}, "must hold a list of texts"),
     "object": (content("a.json", '{"text": "x"}'), {}, "must hold a list of texts"),
     "ragged columns": (content("a.json", '{"text": ["x"], "n": [1, 2]}'), {}, r"different lengths \(text 1, n 2\)"),
@@ -398,7 +409,7 @@ def test_a_disk_that_fills_up_is_one_line(byte_tokenizer, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", rows(["some text " * 20] * 2_000))
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
-        "from selftrain_jax.cli import main; sys.exit(main(sys.argv[2:]))"
+        "from selftrain_jax.cli.main import main; sys.exit(main(sys.argv[2:]))"
     )
     arguments = ["import", tmp_path / "a.jsonl", tmp_path / "out", f"--tokenizer={byte_tokenizer}"]
     code = "import sys; sys.path.insert(0, sys.argv[1]);" + code

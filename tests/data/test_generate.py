@@ -10,15 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import CorpusWriter, read_corpus
 from selftrain_jax.data.generate import sample_corpus
-from selftrain_jax.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
-from selftrain_jax.settings import SampleSettings
+from selftrain_jax.sampling.settings import SampleSettings
 
 pytestmark = pytest.mark.once
 
@@ -73,14 +74,16 @@ def test_where_documents_come_from_is_on_record(corpus, model_directory):
     assert found["settings"] == dataclasses.asdict(SETTINGS)
 
 
-@pytest.mark.parametrize("changes", [dict(batch_size=20), dict(batch_size=3, shard_size=20), dict(shard_size=1)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [dict(batch_size=20), dict(batch_size=3, shard_size=20), dict(shard_size=1)], ids=str
+)
 def test_portions_change_nothing(corpus, model_directory, one_device, tmp_path, changes):
     sample_corpus(model_directory, dataclasses.replace(SETTINGS, **changes), tmp_path, mesh=one_device, name="self")
     assert_same_tokens(read_corpus(tmp_path), corpus)
 
 
 def test_devices_change_nothing(corpus, model_directory, tmp_path):
-    mesh = parallel.make_mesh(parallel.MeshConfig(4, 1, 2), jax.devices())
+    mesh = make_mesh(MeshConfig(4, 1, 2), jax.devices())
     sample_corpus(model_directory, SETTINGS, tmp_path, mesh=mesh, name="self")
     assert_same_tokens(read_corpus(tmp_path), corpus)
 
@@ -130,8 +133,9 @@ def test_a_tokenizer_that_the_model_cannot_hold_is_refused(model_directory, one_
     rows = 100
     small = dataclasses.replace(config, vocab_size=rows)
     params = params | {
-        "embed": {"embedding": params["embed"]["embedding"][:rows]}, "head": {"kernel": params["head"]["kernel"][:, :rows]}
-    }  # fmt: skip
+        "embed": {"embedding": params["embed"]["embedding"][:rows]},
+        "head": {"kernel": params["head"]["kernel"][:, :rows]},
+    }
     hf.save_pretrained(tmp_path / "small", small, params, model_directory)
     with pytest.raises(InputError, match="vocab_size=100"):
         sample_corpus(tmp_path / "small", SETTINGS, tmp_path / "c", mesh=one_device, name="self")
@@ -199,7 +203,7 @@ from selftrain_jax.settings import SampleSettings
 settings = SampleSettings(**eval(sys.argv[5]))
 devices = jax.devices() if sys.argv[6] == "all" else jax.local_devices()
 sizes = (1, 1, len(devices)) if sys.argv[6] == "all" else (len(devices), 1, 1)
-mesh = parallel.make_mesh(parallel.MeshConfig(*sizes), devices)
+mesh = make_mesh(MeshConfig(*sizes), devices)
 print(sample_corpus(sys.argv[3], settings, sys.argv[4], mesh=mesh, name="self")["num_documents"])
 """
 
@@ -212,8 +216,10 @@ def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
         address = f"localhost:{s.getsockname()[1]}"
     root = pathlib.Path(__file__).resolve().parents[2]
     environment = os.environ | {
-        "PYTHONPATH": str(root), "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        "PYTHONPATH": str(root),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     arguments = [address, "", str(model_directory), str(tmp_path / "c"), repr(dataclasses.asdict(SETTINGS)), devices]
     workers = []
     for i in range(2):

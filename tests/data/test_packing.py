@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.packing import addressed_bits, batch_indices, pack, packed_length, steps_per_epoch
-from selftrain_jax.errors import InputError
 
 
 def make_documents(n=40, seed=0):
@@ -25,7 +25,7 @@ def test_every_token_is_a_target_exactly_once(sequence_length, bos):
     assert packed.tokens.shape == ((len(stream) - 1) // sequence_length, sequence_length + 1)
     assert packed.tokens.dtype == packed.segment_ids.dtype == np.int32
     assert packed.tokens[:, 1:].ravel().tolist() == stream[1:used]
-    assert packed.tokens[:, :-1].ravel().tolist() == stream[:used - 1]
+    assert packed.tokens[:, :-1].ravel().tolist() == stream[: used - 1]
     assert packed.dropped_tokens < sequence_length
 
 
@@ -73,9 +73,9 @@ def test_wrong_packing_input_is_refused():
 
 def epoch_rows(epoch, seed=3, num_rows=23, batch_size=5):
     steps = steps_per_epoch(num_rows=num_rows, batch_size=batch_size)
-    return np.concatenate([
-        batch_indices(epoch * steps + s, num_rows=num_rows, batch_size=batch_size, seed=seed) for s in range(steps)
-    ])
+    return np.concatenate(
+        [batch_indices(epoch * steps + s, num_rows=num_rows, batch_size=batch_size, seed=seed) for s in range(steps)]
+    )
 
 
 def test_an_epoch_visits_rows_at_most_once_and_all_but_the_rest():

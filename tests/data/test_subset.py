@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.packing import pack
-from selftrain_jax.data.subset import SubsetConfig, draw_subset
-from selftrain_jax.errors import InputError
+from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.data.subset import draw_subset
 
 LENGTHS = np.random.default_rng(0).integers(0, 30, 200)
 

@@ -4,19 +4,18 @@ import shutil
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data import clean
-from selftrain_jax.data.audit import AuditConfig
 from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.packing import pack
+from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.data.training_set import read_stream, read_subset, write_subset
-from selftrain_jax.errors import InputError
-from selftrain_jax.files import write_jsonl
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
-from selftrain_jax.settings import SubsetSettings
+from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 LENGTH = 16
-SETTINGS = SubsetSettings(num_tokens=LENGTH * 12 + 1, num_subsets=2, seed=5)
+SETTINGS = SubsetConfig(num_tokens=LENGTH * 12 + 1, num_subsets=2, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def split(directory):
 
 @pytest.mark.parametrize("kind", ["ids", "text of the corpus", "text file"])
 def test_a_subset_has_exactly_its_budget(audited, audited_texts, model_directory, tmp_path, kind):
-    settings = SubsetSettings(num_tokens=SETTINGS.num_tokens, num_subsets=2, retokenize=kind == "text of the corpus")
+    settings = SubsetConfig(num_tokens=SETTINGS.num_tokens, num_subsets=2, retokenize=kind == "text of the corpus")
     found = write(audited_texts if kind == "text file" else audited, model_directory, tmp_path / "s", settings)
     rows = read_subset(tmp_path / "s")
     assert rows.tokens.shape == rows.segment_ids.shape == (12, LENGTH + 1)
@@ -125,7 +124,7 @@ def test_another_tokenizer_is_refused_with_the_way_out(audited, foreign, tmp_pat
 
 
 def test_another_tokenizer_reads_the_same_text(audited, foreign, documents, tmp_path):
-    settings = SubsetSettings(num_tokens=SETTINGS.num_tokens, num_subsets=1, retokenize=True)
+    settings = SubsetConfig(num_tokens=SETTINGS.num_tokens, num_subsets=1, retokenize=True)
     write(audited, foreign, tmp_path / "s", settings)
     tokenizer = load_tokenizer(foreign)
     *whole, _ = split(tmp_path / "s")
@@ -154,7 +153,7 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
         tmp_path / "texts.jsonl", {"b": tmp_path / "benchmark.jsonl"}, AuditConfig(), tmp_path / "audited"
     )
     assert 2 <= found["num_flagged"] < 10
-    settings = SubsetSettings(num_tokens=2_000, num_subsets=1)
+    settings = SubsetConfig(num_tokens=2_000, num_subsets=1)
     write(tmp_path / "audited", model_directory, tmp_path / "s", settings)
     tokenizer = load_tokenizer(model_directory)
     texts = {tokenizer.decode(d[1:-1]) for d in split(tmp_path / "s")[:-1]}
@@ -163,6 +162,6 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
 
 
 def test_too_small_a_corpus_without_replacement_is_refused(audited, model_directory, tmp_path):
-    settings = SubsetSettings(num_tokens=10**6, num_subsets=1, replacement=False)
+    settings = SubsetConfig(num_tokens=10**6, num_subsets=1, replacement=False)
     with pytest.raises(InputError, match="num_tokens=1000000"):
         write(audited, model_directory, tmp_path / "s", settings)

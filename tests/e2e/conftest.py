@@ -59,13 +59,18 @@ class Selftrain:
 
     @staticmethod
     def _open(*arguments, devices=1, launcher=(), **environment) -> subprocess.Popen:
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
+        environment = (
+            {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
+        )
         if devices > 1:
             environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [*launcher, sys.executable, "-m", "selftrain_jax", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     @staticmethod
     def _finish(process: subprocess.Popen) -> subprocess.CompletedProcess:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from selftrain_jax.storage import Workdir
+from selftrain_jax.core.storage import Workdir
 
 
 def killed_once(selftrain, processes, victim, there, seconds=300):
@@ -36,8 +36,12 @@ def test_a_run_in_a_bucket_killed_twice_is_the_run_on_disk(finished, selftrain, 
     assert selftrain.report(place.local) == selftrain.report(finished[0])
     for stage in ("sample/self/corpus", "audit/self/corpus"):
         shards = sorted((finished[0] / stage).glob("corpus-*"))
-        assert shards and [p.read_bytes() for p in shards] == [(place.local / stage / p.name).read_bytes() for p in shards]
-    steps = [len((folder / "train/self-0/metrics.jsonl").read_text().splitlines()) for folder in (place.local, finished[0])]
+        assert shards and [p.read_bytes() for p in shards] == [
+            (place.local / stage / p.name).read_bytes() for p in shards
+        ]
+    steps = [
+        len((folder / "train/self-0/metrics.jsonl").read_text().splitlines()) for folder in (place.local, finished[0])
+    ]
     assert steps[0] == steps[1]
 
     for source, name in ((bucket, "a"), (finished[0], "b")):
@@ -53,7 +57,9 @@ def test_two_processes_in_a_bucket_and_one_that_goes_on_alone(finished, selftrai
     """Processes share nothing but the bucket."""
     home = Workdir(bucket).path
     survivor, victim = selftrain.start_job(2, "run", bucket)
-    [(code, _, err)] = killed_once(selftrain, [survivor], victim, lambda: (home / "train/self-0/checkpoints/4").exists())
+    [(code, _, err)] = killed_once(
+        selftrain, [survivor], victim, lambda: (home / "train/self-0/checkpoints/4").exists()
+    )
     assert code != 0, err[-3000:]
     assert not (home / "train/self-0/manifest.json").exists()
     assert selftrain.table(selftrain.succeeds("run", bucket)) == selftrain.table(finished[1])

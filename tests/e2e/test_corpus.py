@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
+from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.corpus import read_corpus
-from selftrain_jax.files import read_jsonl
 
 pytestmark = pytest.mark.once
 
@@ -35,7 +35,8 @@ def imported(finished, tmp_path_factory):
 def given(tmp_path, finished, imported):
     """The tiny config with the sampled corpus of the finished run as its main text and the imported one as control."""
     path = tmp_path / "given.py"
-    path.write_text(textwrap.dedent(f"""
+    path.write_text(
+        textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(CONFIG.parent)!r})
         import tiny
@@ -46,7 +47,8 @@ def given(tmp_path, finished, imported):
             config.controls = dict(imported=dict(corpus={str(imported)!r}))
             config.lab.unlock()
             return config
-    """))
+    """)
+    )
     return path
 
 
@@ -110,9 +112,9 @@ BAD = [
 @pytest.mark.parametrize("setting", ["corpus", "controls.imported.corpus"])
 def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_path, fault, message, setting):
     """In this process: what is looked at is `check_files`, which every command calls before its first stage."""
-    from selftrain_jax import cli
-    from selftrain_jax.errors import InputError
-    from selftrain_jax.pipeline import Pipeline
+    from selftrain_jax.cli.config import load_config
+    from selftrain_jax.core.errors import InputError
+    from selftrain_jax.run.pipeline import Pipeline
 
     model = shutil.copytree(finished[0] / "lab" / "base" / "model", tmp_path / "model")
     broken = tmp_path / "broken"
@@ -129,11 +131,11 @@ def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_
         value["provenance"]["tokenizer_fingerprint"] = "another"
         path.write_text(json.dumps(value))
     fine = [f"--config.student={model}"]
-    Pipeline(cli.load_config(str(given), fine), tmp_path / "run").check_files()
-    config = cli.load_config(str(given), [*fine, f"--config.{setting}={broken}"])
+    Pipeline(load_config(str(given), fine), tmp_path / "run").check_files()
+    config = load_config(str(given), [*fine, f"--config.{setting}={broken}"])
     with pytest.raises(InputError, match=f"setting {setting}: .*{message}") as e:
         Pipeline(config, tmp_path / "run").check_files()
     assert "\n" not in str(e.value)
     if fault == "foreign":
         retokenized = [*fine, f"--config.{setting}={broken}", "--config.subset.retokenize=True"]
-        Pipeline(cli.load_config(str(given), retokenized), tmp_path / "run").check_files()
+        Pipeline(load_config(str(given), retokenized), tmp_path / "run").check_files()

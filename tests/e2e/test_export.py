@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from selftrain_jax import export
-from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.tokenizer import load_tokenizer
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.run import export
 from selftrain_jax.sampling import decode
 from selftrain_jax.training.checkpoint import restore_params
 from tests.models.checkpoints import assert_same_bits, refuses
@@ -145,10 +146,13 @@ def test_transformers_writes_the_same_greedy_tokens(exported, caplog):
     prompts = np.random.default_rng(0).integers(2, config.vocab_size, (8, 4), dtype=np.int32)
     reference.generation_config.eos_token_id = None
     expected = reference.generate(
-        torch.from_numpy(prompts).long(), attention_mask=torch.ones(prompts.shape), max_new_tokens=40, do_sample=False,
+        torch.from_numpy(prompts).long(),
+        attention_mask=torch.ones(prompts.shape),
+        max_new_tokens=40,
+        do_sample=False,
         pad_token_id=0,
-    )  # fmt: skip
-    found = decode.greedy_continue(gpt_neox.GPTNeoX(config), params, prompts, 40)
+    )
+    found = decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 40)
     np.testing.assert_array_equal(found, expected[:, 4:].numpy())
 
 
@@ -178,7 +182,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(finished, tmp_path, monkeypa
     """A limit on the size of files stands in for the disk: the system refuses the write half-way."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from selftrain_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from selftrain_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", code, "export", str(finished[0]), str(tmp_path / "out")]
     done = subprocess.run(arguments, capture_output=True, text=True)

@@ -8,7 +8,9 @@ import pytest
 
 @pytest.mark.once
 def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftrain, tmp_path):
-    """`kill -9` inside pre-training, sampling, training and evaluation, Ctrl-C once, SIGTERM once; always one command."""
+    """`kill -9` inside pre-training, sampling, training and evaluation, Ctrl-C once, SIGTERM once; always one
+    command.
+    """
 
     def checkpoints(stage):
         return len([p for p in (tmp_path / stage / "checkpoints").glob("*") if p.name.isdigit()])

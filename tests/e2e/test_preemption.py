@@ -1,4 +1,6 @@
-"""SIGTERM at any moment of any stage ends a run, of one process or of a job; the same command goes on to the same table."""
+"""SIGTERM at any moment of any stage ends a run, of one process or of a job; the same command goes on to the same
+table.
+"""
 
 import random
 import re
@@ -6,14 +8,23 @@ import shutil
 import time
 
 import pytest
+from tests.distributed.test_preemption import metadata  # noqa: F401
 
 from selftrain_jax.training.checkpoint import saved_steps
-from tests.test_preemption import metadata  # noqa: F401
 
 STAGES = {
-    "lab/world": 0.1, "lab/base": 3, "lab/other": 2, "sample/self": 2, "sample/other": 0.5, "audit/real": 0.02,
-    "subset/self-0": 0.02, "train/self-0": 2, "train/other-0": 2, "evaluate/base": 0.5, "report": 0.5,
-}  # fmt: skip
+    "lab/world": 0.1,
+    "lab/base": 3,
+    "lab/other": 2,
+    "sample/self": 2,
+    "sample/other": 0.5,
+    "audit/real": 0.02,
+    "subset/self-0": 0.02,
+    "train/self-0": 2,
+    "train/other-0": 2,
+    "evaluate/base": 0.5,
+    "report": 0.5,
+}
 """And the longest time in seconds after which the signal comes, some as short as the stage."""
 SAVED = r"selftrain: stopped: SIGTERM came; step (\d+) of .+ is saved, the same command goes on"
 LEFT = r"selftrain: stopped: SIGTERM came during (.+); the same command goes on from what is saved"
@@ -48,8 +59,10 @@ def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, tmp_path,
             job[number].terminate()
         sent = time.monotonic()
         ended = selftrain.ends(job, seconds=30)
-        print(f"{count}: {stage} + {delay:.2f} s, to {[*told]}: {time.monotonic() - sent:.1f} s, "
-              f"{[(code, err.splitlines()[-1:]) for code, _, err in ended]}")  # fmt: skip
+        print(
+            f"{count}: {stage} + {delay:.2f} s, to {[*told]}: {time.monotonic() - sent:.1f} s, "
+            f"{[(code, err.splitlines()[-1:]) for code, _, err in ended]}"
+        )
         return ended
 
     for trial, (stage, longest) in enumerate(STAGES.items()):

@@ -37,7 +37,9 @@ def test_the_processes_of_a_cluster_launcher_find_each_other(launcher, finished,
         pytest.skip("no mpirun of Open MPI 1 to 4, which JAX detects")
     if launcher == "srun" and not says("sinfo", "--noheader", "--states=idle,mixed"):
         pytest.skip("no Slurm answers, or no node of it is free")
-    [(code, out, err)] = selftrain.ends([selftrain.start_under(LAUNCHERS[launcher], "run", tmp_path / "run")], seconds=600)
+    [(code, out, err)] = selftrain.ends(
+        [selftrain.start_under(LAUNCHERS[launcher], "run", tmp_path / "run")], seconds=600
+    )
     assert code == 0, err[-3000:]
     assert err.count("selftrain: 2 processes; 2 x cpu; mesh data=2, fsdp=1, tensor=1") == err.count("writing to") == 1
     same_run(selftrain, out, tmp_path / "run", finished)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.models import hf
-from selftrain_jax.references import find_model
+from selftrain_jax.run.references import find_model
 from tests.models.checkpoints import refuses
 
 pytestmark = pytest.mark.once

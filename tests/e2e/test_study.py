@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study.command import run_study
-from selftrain_jax.study.data import CONTROLS
 
 pytestmark = pytest.mark.newest
 
@@ -37,14 +37,24 @@ def test_a_study_ends_with_its_tables(finished):
     assert [row["finding"][0] for row in data["verdicts"]] == ["1", "2", "3"]
     assert not any("not done" in note for note in data["notes"])
     pairs = {(row["student"], row["arm"], row["relation"]) for row in data["utility"]}
-    assert pairs == {("A_small", "A_small", "self"), ("A_small", "B", "other family"), ("A_small", "real", "real text"),
-                     ("A_small", "shuffled", "shuffled real text"), ("A_small", "none", CONTROLS[2])}  # fmt: skip
+    assert pairs == {
+        ("A_small", "A_small", "self"),
+        ("A_small", "B", "other family"),
+        ("A_small", "real", "real text"),
+        ("A_small", "shuffled", "shuffled real text"),
+        ("A_small", "none", CONTROLS[2]),
+    }
     # In batches of another size nothing changes but the last digits of a likelihood.
     again = [(row["before"], row["after"]) for row in data["results"] if row["arm"] == "none"]
     assert again and all(after == pytest.approx(before, abs=1e-5) for before, after in again)
     assert {row["num_replicates"] for row in data["utility"]} == {1}
-    assert {row["proxy"] for row in data["proxies"]} >= {"nll", "excess_nll", "hidden_similarity", "tfidf_similarity",
-                                                         "gradient_alignment"}  # fmt: skip
+    assert {row["proxy"] for row in data["proxies"]} >= {
+        "nll",
+        "excess_nll",
+        "hidden_similarity",
+        "tfidf_similarity",
+        "gradient_alignment",
+    }
     assert {row["generation"] for row in data["generations"]} == {0, 1, 2}
     assert {row["mode"] for row in data["generations"]} == {"replace", "accumulate"}
     assert {row["step"] for row in data["curves"]} >= {0}

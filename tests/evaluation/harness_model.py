@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
-from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.config import ModelConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.config import DecoderConfig
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=304, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=48, rotary_pct=0.5
 )
 CORPUS = ["the cat sat on the mat", "a dog and a cat", "what is the answer to the question?", "one two three four five"]
@@ -42,13 +43,15 @@ def write_model(directory, seed=0):
 
 @jax.jit
 def _log_probs(params, tokens):
-    model = gpt_neox.GPTNeoX(CONFIG)
+    model = gpt_neox.Decoder(CONFIG)
     hidden = model.apply({"params": params}, tokens)
     return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
 
 
 def log_probs(params, ids):
-    """[T - 1, V] log-probabilities after each token of one row: one plain pass, padded where a causal model cannot look."""
+    """[T - 1, V] log-probabilities after each token of one row: one plain pass, padded where a causal model cannot
+    look.
+    """
     tokens = np.zeros((1, CONFIG.max_position), np.int32)
     tokens[0, : len(ids) - 1] = ids[:-1]
     return np.asarray(_log_probs(params, tokens))[0, : len(ids) - 1]

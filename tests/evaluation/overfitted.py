@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.decoder import Decoder, init_params
 
 
 def overfitted(config, sequences, steps):
     """Parameters after so many steps of Adam, all of `sequences` in each."""
-    model, optimizer, tokens = GPTNeoX(config), optax.adam(1e-2), jnp.asarray(sequences)
+    model, optimizer, tokens = Decoder(config), optax.adam(1e-2), jnp.asarray(sequences)
 
     def loss(params):
         hidden = model.apply({"params": params}, tokens[:, :-1])

@@ -32,7 +32,9 @@ def test_edit_distance_of_longer_texts():
     a = "".join(rng.choices(string.ascii_lowercase, k=120))
     b = a[:30] + "XY" + a[33:90] + "Z" + a[90:]
     assert edit_distance(a, b) == by_definition(a, b) == 4
-    assert edit_distance("kitten", "sitting") == 3 and normalized_edit_distance("kitten", "sitting") == pytest.approx(3 / 7)
+    assert edit_distance("kitten", "sitting") == 3 and normalized_edit_distance("kitten", "sitting") == pytest.approx(
+        3 / 7
+    )
     assert normalized_edit_distance("", "") == 0 and normalized_edit_distance("", "ab") == 1
 
 
@@ -55,7 +57,9 @@ def test_short_texts_are_judged_by_the_orders_that_they_have():
 
 
 def test_bleu_agrees_with_sacrebleu():
-    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu comes with lm-evaluation-harness, which is not installed")
+    sacrebleu = pytest.importorskip(
+        "sacrebleu", reason="sacrebleu comes with lm-evaluation-harness, which is not installed"
+    )
     metric = sacrebleu.metrics.BLEU(tokenize="none", smooth_method="none", effective_order=True)
     rng = random.Random(0)
     for _ in range(100):

@@ -7,19 +7,24 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.evaluation.discoverable import discoverable, queries_needed, sampled_suffix_log_probs, success_probability
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.evaluation.discoverable import (
+    discoverable,
+    queries_needed,
+    sampled_suffix_log_probs,
+    success_probability,
+)
 from selftrain_jax.evaluation.memorization import Probe, extract
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params
 from selftrain_jax.sampling import warp
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 pytestmark = pytest.mark.once
 
-CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
-MODEL = GPTNeoX(CONFIG)
+CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+MODEL = Decoder(CONFIG)
 DRAWS = 20_000
 TOP_K = SamplingConfig(temperature=0.8, top_k=6, min_new_tokens=0)
 
@@ -33,7 +38,9 @@ def params():
 
 @functools.partial(jax.jit, static_argnames=("sampling", "num_tokens"))
 def sample(params, prefix, key, sampling, num_tokens):
-    """`[DRAWS, num_tokens]` continuations, drawn by the sampler's own functions from the whole model run on every row."""
+    """`[DRAWS, num_tokens]` continuations, drawn by the sampler's own functions from the whole model run on every
+    row.
+    """
     tokens = jax.numpy.tile(prefix, (DRAWS, 1))
     for t in range(num_tokens):
         hidden = MODEL.apply({"params": params}, tokens)[:, -1]
@@ -44,7 +51,9 @@ def sample(params, prefix, key, sampling, num_tokens):
     return tokens[:, len(prefix) :]
 
 
-@pytest.mark.parametrize("sampling", [TOP_K, SamplingConfig(temperature=1.3, top_p=0.9, min_new_tokens=0)], ids=["k", "p"])
+@pytest.mark.parametrize(
+    "sampling", [TOP_K, SamplingConfig(temperature=1.3, top_p=0.9, min_new_tokens=0)], ids=["k", "p"]
+)
 def test_20000_samples_agree_with_the_teacher_forced_pass(capsys, params, sampling):
     prefix = np.array([3, 17, 40], np.int32)
     # Frequent and rare continuations of other draws (the luckiest of these ones would be too frequent in them), and one
@@ -55,7 +64,9 @@ def test_20000_samples_agree_with_the_teacher_forced_pass(capsys, params, sampli
     drawn = np.asarray(sample(params, prefix, jax.random.key(1), sampling, 3))
     counts = [int((drawn == suffix).all(axis=1).sum()) for suffix in chosen]
     scorer = functools.partial(score, params, CONFIG, batch_size=8)
-    log_probs = sampled_suffix_log_probs(scorer, [Probe(prefix, suffix.astype(np.int32)) for suffix in chosen], sampling)
+    log_probs = sampled_suffix_log_probs(
+        scorer, [Probe(prefix, suffix.astype(np.int32)) for suffix in chosen], sampling
+    )
     deviations = []
     for count, p in zip(counts, np.exp(log_probs)):
         error = math.sqrt(p * (1 - p) / DRAWS)

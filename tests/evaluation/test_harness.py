@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
 from lm_eval.api.instance import Instance
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.harness import Generation, HarnessModel, read_generation
 from selftrain_jax.models import hf
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 from tests.evaluation.harness_model import CONFIG, log_probs, write_model
 
 LONG = " ".join(["the cat sat on the mat and a dog"] * 8)
@@ -72,7 +74,7 @@ def test_what_greedy_decoding_writes_is_flagged_greedy(model, params):
 
 def test_batches_devices_and_order_change_nothing(model, params, directory):
     expected = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
-    mesh = parallel.make_mesh(parallel.MeshConfig(data=4, tensor=2))
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
     other = HarnessModel(hf.load_pretrained(directory, mesh=mesh)[1], CONFIG, directory, mesh=mesh, batch_size=4)
     found = other.loglikelihood(requests("loglikelihood", PAIRS[::-1]), disable_tqdm=True)[::-1]
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
@@ -81,7 +83,9 @@ def test_batches_devices_and_order_change_nothing(model, params, directory):
 
 def test_rolling_scores_every_token_once_with_the_longest_context(model, params):
     texts = [LONG, "the cat", ""]
-    found = model.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
+    found = model.loglikelihood_rolling(
+        requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True
+    )
     size = CONFIG.max_position
     for text, value in zip(texts, found):
         ids = [0] + model.tokenizer.encode(text)
@@ -128,9 +132,15 @@ def test_drawn_text_depends_on_seed_and_place_alone(model, params, directory):
     [
         ({}, Generation((), 256, None)),
         ({"until": "\n", "max_gen_toks": 5, "temperature": 0.0}, Generation(("\n",), 5, None)),
-        ({"until": ["a", "b"], "do_sample": False, "temperature": 0.7, "num_beams": 1}, Generation(("a", "b"), 256, None)),
+        (
+            {"until": ["a", "b"], "do_sample": False, "temperature": 0.7, "num_beams": 1},
+            Generation(("a", "b"), 256, None),
+        ),
         ({"max_tokens": 7, "temperature": 0.5}, Generation((), 7, SamplingConfig(0.5, 50, 1.0, 0))),
-        ({"do_sample": True, "temperature": 2, "top_k": 3, "top_p": 0.9}, Generation((), 256, SamplingConfig(2, 3, 0.9, 0))),
+        (
+            {"do_sample": True, "temperature": 2, "top_k": 3, "top_p": 0.9},
+            Generation((), 256, SamplingConfig(2, 3, 0.9, 0)),
+        ),
     ],
 )
 def test_generation_settings_are_read_as_the_hf_model_reads_them(settings, expected):
@@ -138,7 +148,8 @@ def test_generation_settings_are_read_as_the_hf_model_reads_them(settings, expec
 
 
 @pytest.mark.parametrize(
-    "settings, words", [({"num_beams": 4}, "num_beams=4"), ({"do_sample": True}, "temperature above 0"), ({"x": 1}, "x=1")]
+    "settings, words",
+    [({"num_beams": 4}, "num_beams=4"), ({"do_sample": True}, "temperature above 0"), ({"x": 1}, "x=1")],
 )
 def test_generation_settings_that_are_not_supported_are_named(settings, words):
     with pytest.raises(InputError, match=words):
@@ -150,7 +161,10 @@ def test_generation_settings_that_are_not_supported_are_named(settings, words):
     [
         (lambda m: m.loglikelihood(requests("loglikelihood", [("the", "")]), disable_tqdm=True), "has 0 tokens"),
         (lambda m: m.loglikelihood(requests("loglikelihood", [("the", LONG)]), disable_tqdm=True), "context of 48"),
-        (lambda m: m.generate_until(requests("generate_until", [("the", {"max_gen_toks": 48})]), True), "max_gen_toks=48"),
+        (
+            lambda m: m.generate_until(requests("generate_until", [("the", {"max_gen_toks": 48})]), True),
+            "max_gen_toks=48",
+        ),
         (lambda m: HarnessModel(m._params, CONFIG, m.tokenizer, batch_size=0), "batch_size=0"),
     ],
 )

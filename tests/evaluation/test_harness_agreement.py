@@ -11,12 +11,15 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch, which the harness's hf model runs on, is not installed")
 huggingface = pytest.importorskip(
-    "lm_eval.models.huggingface", reason="lm-evaluation-harness with its hf extra is not installed", exc_type=ImportError
+    "lm_eval.models.huggingface",
+    reason="lm-evaluation-harness with its hf extra is not installed",
+    exc_type=ImportError,
 )
 from lm_eval.api.instance import Instance
 
 from selftrain_jax.evaluation.harness import HarnessModel
-from selftrain_jax.models import gpt_neox, hf
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"

@@ -9,8 +9,8 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not
 
 import lm_eval.tasks
 
-from selftrain_jax import cli
-from selftrain_jax.errors import InputError
+from selftrain_jax.cli import main as cli
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import harness, harness_tasks
 from selftrain_jax.evaluation.harness_tasks import PAPER_GROUPS, Settings, TaskBook, TaskRequest, expand
 from tests.evaluation.harness_model import write_model
@@ -59,12 +59,16 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("files")
-    rows = [{"question": f"what is {x}?", "choices": ["the cat", "a dog", "one two"], "gold": i % 3}
-            for i, x in enumerate(("one", "two", "the cat", "the dog", "a mat"))]  # fmt: skip
+    rows = [
+        {"question": f"what is {x}?", "choices": ["the cat", "a dog", "one two"], "gold": i % 3}
+        for i, x in enumerate(("one", "two", "the cat", "the dog", "a mat"))
+    ]
     (found / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in (("choice", CHOICE), ("write", WRITE), ("text", ROLL)):
         (found / f"{name}.yaml").write_text(text.format(folder=found, more=""))
-    (found / "odd.yaml").write_text(WRITE.format(folder=found, more=", num_beams: 3").replace("tiny_write", "tiny_beams"))
+    (found / "odd.yaml").write_text(
+        WRITE.format(folder=found, more=", num_beams: 3").replace("tiny_write", "tiny_beams")
+    )
     (found / "gone.yaml").write_text(CHOICE.format(folder="/nowhere").replace("tiny_choice", "tiny_gone"))
     unsafe = WRITE.format(folder=found, more="").replace("tiny_write", "tiny_unsafe") + "unsafe_code: true\n"
     (found / "unsafe.yaml").write_text(unsafe)
@@ -201,7 +205,7 @@ def test_changed_code_or_more_files_of_a_pattern_are_another_task(folder):
 def test_a_damaged_result_is_computed_again(model, folder, tmp_path, capsys, content):
     assert evaluate(model, folder, tmp_path, tasks="tiny_text") == 0
     expected = (tmp_path / "results.json").read_text()
-    kept, = (tmp_path / "tasks").iterdir()
+    (kept,) = (tmp_path / "tasks").iterdir()
     kept.write_text(content)
     assert evaluate(model, folder, tmp_path, tasks="tiny_text") == 0
     assert "is damaged: that task is run again" in capsys.readouterr().out

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
+from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.discoverable import sampled_suffix_log_probs
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
@@ -14,14 +15,14 @@ from selftrain_jax.evaluation.likelihood import text_likelihood
 from selftrain_jax.evaluation.membership import membership_scores
 from selftrain_jax.evaluation.memorization import Probe, extract, extraction_strength
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params, param_axes
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params, param_axes
+from selftrain_jax.sampling.settings import SamplingConfig
 
 pytestmark = pytest.mark.once
 
 
-CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
 SAMPLING = SamplingConfig(temperature=0.9, top_k=20, min_new_tokens=0)
 
 
@@ -71,7 +72,10 @@ def expected(params, probes, texts):
     own = continue_greedily(params, CONFIG, probes, batch_size=32)
     mixed = [Probe(p.prefix, w if i % 3 == 0 else p.suffix) for i, (p, w) in enumerate(zip(probes, own))]
     found = figures(params, mixed, texts, batch_size=32)
-    assert 10 <= found["exact"].sum() < 20 and not extract(functools.partial(score, params, CONFIG), mixed).ambiguous().any()
+    assert (
+        10 <= found["exact"].sum() < 20
+        and not extract(functools.partial(score, params, CONFIG), mixed).ambiguous().any()
+    )
     return mixed, found
 
 
@@ -80,8 +84,8 @@ def test_no_figure_changes(monkeypatch, params, texts, expected, how):
     probes, wanted = expected
     options, order = {"batch_size": 5}, np.arange(len(probes))
     if how == "mesh":
-        mesh = parallel.make_mesh(parallel.MeshConfig(2, 2, 2))
-        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
+        mesh = make_mesh(MeshConfig(2, 2, 2))
+        params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
         options = {"batch_size": 32, "mesh": mesh}
     else:
         monkeypatch.setattr(score_module, "_ROUND", 8)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data import texts
-from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params
 
-CONFIG = ModelConfig(vocab_size=200, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=12)
+CONFIG = DecoderConfig(vocab_size=200, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=12)
 BOS = CONFIG.bos_token_id
 
 
@@ -110,9 +110,11 @@ def test_the_harnesss_own_example():
     """34 tokens, a context of 10: the last window is filled up with older tokens."""
     found = [(s[:t].tolist(), s[t:].tolist()) for s, t in likelihood.rolling_windows(list(range(34)), -100, 10)]
     assert found == [
-        ([-100], list(range(10))), ([9], list(range(10, 20))), ([19], list(range(20, 30))),
+        ([-100], list(range(10))),
+        ([9], list(range(10, 20))),
+        ([19], list(range(20, 30))),
         (list(range(23, 30)), [30, 31, 32, 33]),
-    ]  # fmt: skip
+    ]
 
 
 def test_an_empty_text_has_no_window():
@@ -287,7 +289,11 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_texts", '"text"', "line 2: missing"),
         ("load_texts", '{"text": 5}', "item 2: text must be a text, not int"),
         ("load_texts", '{"text": "a\\ud800b"}', "item 2: text holds half a surrogate pair"),
-        ("load_multiple_choice", '{"question": "q", "choices": ["a", "\\udfff"], "gold": 0}', "item 2, .*: 1 holds half"),
+        (
+            "load_multiple_choice",
+            '{"question": "q", "choices": ["a", "\\udfff"], "gold": 0}',
+            "item 2, .*: 1 holds half",
+        ),
         ("load_multiple_choice", '{"question": "q", "choices": ["a", "b"]}', r"line 2: missing field\(s\) gold"),
         ("load_multiple_choice", row(gold=2), "item 2: gold=2 .*2 choices"),
         ("load_multiple_choice", row(gold=-1), "item 2: gold=-1"),

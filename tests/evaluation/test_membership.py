@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.exposure import canary_exposures, exposure
 from selftrain_jax.evaluation.membership import membership_results, membership_scores
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params
 
-CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def scripted(log_probs, means=None, variances=None):
         assert [len(s) - t for s, t in zip(sequences, starts)] == [len(x) for x in log_probs]
         rows = zip(log_probs, means or log_probs, variances or log_probs)
         return [
-            TokenScores(np.float32(x), None, None, *((np.float32(m), np.float32(v)) if moments else ())) for x, m, v in rows
+            TokenScores(np.float32(x), None, None, *((np.float32(m), np.float32(v)) if moments else ()))
+            for x, m, v in rows
         ]
 
     return scorer
@@ -77,11 +78,7 @@ def test_results_find_planted_members():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [
-        ({"share": 0.0}, "share=0.0"),
-        ({"share": 1.5}, "share=1.5"),
-        ({"texts": ["a", "b"]}, "2 texts for 1 sequences"),
-    ],
+    [({"share": 0.0}, "share=0.0"), ({"share": 1.5}, "share=1.5"), ({"texts": ["a", "b"]}, "2 texts for 1 sequences")],
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
@@ -115,7 +112,7 @@ def test_sampled_exposure_estimates_that_in_the_whole_space(params):
     found = canary_exposures(scorer, canaries, alphabet, num_alternatives=400)
     assert found[0] == pytest.approx(math.log2(401))  # nothing is more likely: the ceiling
     # Rank r of 64 is exceeded by a share (r - 1) / 63 of the alternatives; 400 of them have a spread of up to 0.025.
-    shares = 2.0 ** -found
+    shares = 2.0**-found
     np.testing.assert_allclose(shares[1:], [7 / 63, 31 / 63, 1], atol=0.075)
     again = canary_exposures(scorer, canaries[:2], alphabet, num_alternatives=400)
     assert again.tolist() == found[:2].tolist()

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import free_running, memorization, statistics
 from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.memorization import (
@@ -17,12 +17,12 @@ from selftrain_jax.evaluation.memorization import (
     offset_labels,
 )
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.sampling.decode import greedy_continue
 from tests.evaluation.overfitted import overfitted
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=24, rotary_pct=0.5
 )
 PREFIX, LENGTH = 8, 24
@@ -57,7 +57,7 @@ def test_extraction_equals_free_running_greedy_decoding(params, probes, bos):
     found = extract(functools.partial(score, params, CONFIG, batch_size=64), probes, bos_token_id=bos)
     head = np.zeros((len(probes), 0) if bos is None else (len(probes), 1), np.int32)
     prompts = np.concatenate([head, [p.prefix for p in probes]], axis=1).astype(np.int32)
-    generated = np.asarray(greedy_continue(GPTNeoX(CONFIG), params, prompts, LENGTH - PREFIX))
+    generated = np.asarray(greedy_continue(Decoder(CONFIG), params, prompts, LENGTH - PREFIX))
     agrees = generated == [p.suffix for p in probes]
     first_mismatch = np.where(agrees.all(axis=1), LENGTH - PREFIX, np.argmin(agrees, axis=1))
     np.testing.assert_array_equal(found.exact, agrees.all(axis=1))
@@ -86,8 +86,11 @@ def test_outcomes_by_hand():
         ([-1.0, -4.0, -2.0], [True, False, True], [1.0, 0.5, 0.125]),
         ([-2.0, -0.5], [False, True], [0.25, 0.125]),
     )
-    probes = [Probe(np.array([1, 2]), np.array([3, 4])), Probe(np.array([1]), np.array([2, 3, 4])),
-              Probe(np.array([5, 6, 7]), np.array([8, 9]))]  # fmt: skip
+    probes = [
+        Probe(np.array([1, 2]), np.array([3, 4])),
+        Probe(np.array([1]), np.array([2, 3, 4])),
+        Probe(np.array([5, 6, 7]), np.array([8, 9])),
+    ]
     found = extract(scorer, probes, bos_token_id=0)
     assert asked == [([0, 1, 2, 3, 4], 3), ([0, 1, 2, 3, 4], 2), ([0, 5, 6, 7, 8, 9], 4)]
     assert found.exact.tolist() == [True, False, False]
@@ -131,7 +134,9 @@ def test_extraction_strength_is_the_shortest_prefix_that_greedy_decoding_complet
 
 def test_rates_by_label_carry_their_intervals():
     found = breakdown(np.array([True, False, True, True]), ["a", "a", "b", "b"])
-    assert found["a"] == (0.5, *statistics.clopper_pearson(1, 2), 2) and found["b"][0] == 1.0 and list(found) == ["a", "b"]
+    assert (
+        found["a"] == (0.5, *statistics.clopper_pearson(1, 2), 2) and found["b"][0] == 1.0 and list(found) == ["a", "b"]
+    )
 
 
 def test_probes_are_binned_by_their_distance_from_the_start():
@@ -195,8 +200,11 @@ def test_leading_zeros_count_in_ngram_hashes():
 
 def test_probes_load_with_their_group(tmp_path):
     path = tmp_path / "probes.jsonl"
-    rows = [{"prefix": [1, 0], "suffix": [63], "group": "repeats=4", "offset": 7},
-            {"prefix": [2], "suffix": [3, 4], "note": "x"}, {"prefix": [2], "suffix": [3], "group": None}]  # fmt: skip
+    rows = [
+        {"prefix": [1, 0], "suffix": [63], "group": "repeats=4", "offset": 7},
+        {"prefix": [2], "suffix": [3, 4], "note": "x"},
+        {"prefix": [2], "suffix": [3], "group": None},
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     first, second, third = load_probes(path, CONFIG)
     assert (first.prefix.tolist(), first.suffix.tolist(), first.group) == ([1, 0], [63], "repeats=4")

@@ -1,4 +1,6 @@
-"""Probe files from token arrays of another tokenizer (their boundary unmoved), from texts and from data sets of tokens."""
+"""Probe files from token arrays of another tokenizer (their boundary unmoved), from texts and from data sets of
+tokens.
+"""
 
 import json
 
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from selftrain_jax.cli import main
-from selftrain_jax.errors import InputError
+from selftrain_jax.cli.main import main
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.probes import MEMORIZED_EVALS, convert_arrays, dataset_probes, window_probes
 
 
@@ -53,9 +55,12 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
     for bad in ("huge", "float", "more", "unknown", "text", "missing"):
         with pytest.raises(InputError, match=f"{bad}.npy"):
             convert_arrays(
-                tmp_path / "good.npy", tmp_path / f"{bad}.npy", str(tmp_path / "old"), str(tmp_path / "new"),
+                tmp_path / "good.npy",
+                tmp_path / f"{bad}.npy",
+                str(tmp_path / "old"),
+                str(tmp_path / "new"),
                 tmp_path / "out.jsonl",
-            )  # fmt: skip
+            )
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -86,7 +91,9 @@ def test_windows_tile_every_text_and_never_leave_it(tmp_path, letters):
 def test_stride_limit_and_seed_choose_windows(tmp_path, letters):
     def offsets(**options):
         out = tmp_path / "out.jsonl"
-        window_probes(tmp_path / "set.jsonl", str(tmp_path / "letters"), out, prefix_length=3, suffix_length=2, **options)
+        window_probes(
+            tmp_path / "set.jsonl", str(tmp_path / "letters"), out, prefix_length=3, suffix_length=2, **options
+        )
         return [(r["document"], r["offset"]) for r in rows_of(out)]
 
     everything = offsets(stride=1)
@@ -122,7 +129,9 @@ def test_a_broken_line_of_a_text_set_is_named(tmp_path, letters, capsys):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A data set as EleutherAI's, saved: the first split as the memorized sequences', the second as the random ones'."""
+    """A data set as EleutherAI's, saved: the first split as the memorized sequences', the second as the random
+    ones'.
+    """
     datasets = pytest.importorskip("datasets")
     tokens = np.arange(5 * 64).reshape(5, 64).tolist()
     columns = {"index": [7, 5, 3, 2, 1000], "tokens": tokens}
@@ -139,7 +148,9 @@ def test_rows_of_a_data_set_become_probes(tmp_path, saved):
     assert dataset_probes(str(path), "deduped.70m", out) == {"read": 5, "written": 5}
     for row, index, tokens in zip(rows_of(out), columns["index"], columns["tokens"], strict=True):
         assert row == {"prefix": tokens[:32], "suffix": tokens[32:], "offset": 0, "index": index}
-    assert dataset_probes(str(path), "deduped.70m", out, prefix_length=8, suffix_length=4, limit=3, seed=1)["written"] == 3
+    assert (
+        dataset_probes(str(path), "deduped.70m", out, prefix_length=8, suffix_length=4, limit=3, seed=1)["written"] == 3
+    )
     found = rows_of(out)
     assert all(len(r["prefix"]) == 8 and len(r["suffix"]) == 4 for r in found)
     kept = [columns["index"].index(r["index"]) for r in found]
@@ -152,7 +163,9 @@ def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
     path, _ = saved
     with pytest.raises(InputError, match=r"no split 'duped.70m'; it has deduped.70m, duped.1.4b"):
         dataset_probes(str(path), "duped.70m", tmp_path / "out.jsonl")
-    with pytest.raises(InputError, match=r"random, row 1: 40 tokens are fewer than prefix_length=32 \+ suffix_length=32"):
+    with pytest.raises(
+        InputError, match=r"random, row 1: 40 tokens are fewer than prefix_length=32 \+ suffix_length=32"
+    ):
         dataset_probes(str(tmp_path / "random"), "train", tmp_path / "out.jsonl")
     import datasets
 
@@ -185,7 +198,9 @@ def test_the_command_takes_each_kind_of_source(tmp_path, letters, saved, capsys)
     text = ["--text", str(tmp_path / "set.jsonl"), "--target", str(tmp_path / "letters")]
     assert main(["probes", *text, *common, "--limit", "2"]) == 0 and len(rows_of(out)) == 2
     assert "4 windows, 2 written" in capsys.readouterr().out
-    assert main(["probes", "--dataset", str(saved[0]), "--split", "duped.1.4b", *common]) == 0 and len(rows_of(out)) == 1
+    assert (
+        main(["probes", "--dataset", str(saved[0]), "--split", "duped.1.4b", *common]) == 0 and len(rows_of(out)) == 1
+    )
     for wrong, message in [
         ([], "give one of --text, --dataset"),
         ([*text, "--dataset", "x"], "give one of --text, --dataset"),

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows, pack
-from selftrain_jax.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import proxies
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params, param_axes
 
 pytestmark = pytest.mark.newest
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=29, rotary_pct=0.5
 )
 
@@ -33,8 +34,8 @@ def params():
 
 
 def on_mesh(sizes, params):
-    mesh = parallel.make_mesh(parallel.MeshConfig(*sizes))
-    return mesh, parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
+    mesh = make_mesh(MeshConfig(*sizes))
+    return mesh, to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
 
 
 def table_scorer(log_probs):
@@ -63,7 +64,7 @@ def test_corpus_nll_counts_every_token_once(documents):
 def test_corpus_nll_is_given_bos(params, documents):
     nll, _ = proxies.corpus_nll(functools.partial(score, params, CONFIG), CONFIG, documents[:2])
     for found, ids in zip(nll, documents):
-        model = GPTNeoX(CONFIG)
+        model = Decoder(CONFIG)
         inputs = np.array([[CONFIG.bos_token_id, *ids[:-1]]])
         logits = model.apply({"params": params}, model.apply({"params": params}, inputs), method="logits")
         direct = -jax.nn.log_softmax(logits[0])[np.arange(len(ids)), ids].sum()
@@ -120,7 +121,7 @@ def hidden(params, sequences):
 
 
 def test_mean_hidden_is_the_mean_of_each_sequence_alone(params, sequences, hidden):
-    apply = jax.jit(lambda tokens: GPTNeoX(CONFIG).apply({"params": params}, tokens))
+    apply = jax.jit(lambda tokens: Decoder(CONFIG).apply({"params": params}, tokens))
     padded = [np.pad(s, (0, 29 - len(s)), constant_values=95)[None] for s in sequences]
     direct = [np.asarray(apply(x), np.float64)[0, : len(s)].mean(0) for x, s in zip(padded, sequences)]
     assert hidden.dtype == np.float32
@@ -219,7 +220,9 @@ def test_sentence_similarity_without_its_library_says_how_to_get_it(monkeypatch)
 @pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(7)
-    texts = rng.integers(0, CONFIG.vocab_size, (16, 7)).astype(np.int32)  # documents cut at different places by the rows
+    texts = rng.integers(0, CONFIG.vocab_size, (16, 7)).astype(
+        np.int32
+    )  # documents cut at different places by the rows
     packed = pack(texts, bos_token_id=CONFIG.bos_token_id, sequence_length=12)
     assert len(packed.tokens) == 10
     return packed
@@ -231,20 +234,24 @@ def direct_gradient(params, rows, document_boundaries=False):
     for tokens, segments in zip(rows.tokens, rows.segment_ids):
         cuts = np.flatnonzero(np.diff(segments)) + 1 if document_boundaries else []
         parts += [part for part in np.split(tokens, cuts) if len(part) > 1]
-    model = GPTNeoX(CONFIG)
+    model = Decoder(CONFIG)
 
     def loss(params, part):
         logits = model.apply({"params": params}, model.apply({"params": params}, part[None, :-1]), method="logits")
         return -jnp.take_along_axis(jax.nn.log_softmax(logits[0]), part[1:, None], axis=1).sum()
 
     grad = jax.jit(jax.grad(loss))
-    total = functools.reduce(functools.partial(jax.tree.map, np.add), [jax.device_get(grad(params, part)) for part in parts])
+    total = functools.reduce(
+        functools.partial(jax.tree.map, np.add), [jax.device_get(grad(params, part)) for part in parts]
+    )
     return jax.tree.map(lambda x: x / sum(len(part) - 1 for part in parts), total)
 
 
 def assert_same_gradient(found, expected):
     # Entries of up to order 1, each a sum of some hundred fp32 terms.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), jax.device_get(found), jax.device_get(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), jax.device_get(found), jax.device_get(expected)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +354,9 @@ def test_bad_input_is_named_before_any_device_work(monkeypatch, params, call, me
 
 
 def test_a_model_that_gives_no_numbers_is_refused(params):
-    broken = {**params, "final_norm": {**params["final_norm"], "scale": np.full_like(params["final_norm"]["scale"], np.nan)}}
+    broken = {
+        **params,
+        "final_norm": {**params["final_norm"], "scale": np.full_like(params["final_norm"]["scale"], np.nan)},
+    }
     with pytest.raises(InputError, match="hidden states of sequence 0 are not finite"):
         proxies.mean_hidden(broken, CONFIG, [[1, 2, 3]])

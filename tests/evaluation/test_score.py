@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, named_shardings, to_global
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params, param_axes
+from selftrain_jax.sampling.settings import SamplingConfig
 
-CONFIG = ModelConfig(  # the context is no multiple of the chunks and roundings of the scorer
+CONFIG = DecoderConfig(  # the context is no multiple of the chunks and roundings of the scorer
     vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=89, rotary_pct=0.5
 )
 
@@ -46,7 +47,7 @@ def scores(params, sequences, starts):
 
 @functools.partial(jax.jit, static_argnames="config")
 def full_logits(config, params, tokens):
-    model = GPTNeoX(config)
+    model = Decoder(config)
     return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")
 
 
@@ -79,7 +80,9 @@ def test_ties_go_to_the_lowest_id(monkeypatch, tile):
     """A model whose logits are the same few numbers at every position; ties within and across the tiles of a CPU."""
     monkeypatch.setattr(score_module, "_TILE_ON_CPU", tile)
     score_module.score_batch.clear_cache()
-    config = ModelConfig(vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16)
+    config = DecoderConfig(
+        vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16
+    )
     logits = np.array([1.0, 2.0, 0.0, 2.0, 1.0, 1.0])
     params = init_params(config, jax.random.key(0))
     params["final_norm"] = {"scale": jnp.zeros(16), "bias": jnp.zeros(16).at[0].set(1)}
@@ -97,8 +100,8 @@ def test_ties_go_to_the_lowest_id(monkeypatch, tile):
 def test_batch_size_and_mesh_change_nothing(params, sequences, starts, scores, mesh_sizes, batch_size):
     mesh = None
     if mesh_sizes:
-        mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
-        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
+        mesh = make_mesh(MeshConfig(*mesh_sizes))
+        params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
     # A few will do where every shape has to be compiled anew.
     rows = [0, 1, 4] if batch_size == 1 or mesh_sizes else range(len(sequences))
     found = score(
@@ -152,7 +155,10 @@ def test_fp32_means_fp32_on_accelerators_too(monkeypatch, params, dtype, precisi
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_that_gives_no_numbers_is_refused(params, value):
     """No logit is ahead of a NaN: every token would count as a hit, and the model as one that knows all by heart."""
-    broken = {**params, "final_norm": {**params["final_norm"], "scale": np.full_like(params["final_norm"]["scale"], value)}}
+    broken = {
+        **params,
+        "final_norm": {**params["final_norm"], "scale": np.full_like(params["final_norm"]["scale"], value)},
+    }
     with pytest.raises(InputError, match="log-probabilities of sequence 0 are not finite: .*diverged"):
         score(broken, CONFIG, [[1, 2, 3]])
 
@@ -224,7 +230,9 @@ def test_moments_and_sampled_log_probs_are_those_of_the_full_logits(params, sequ
 
 def test_variance_keeps_its_digits_where_one_token_is_nearly_certain():
     """The textbook E[x^2] - E[x]^2 would come out as rounding noise here, possibly negative."""
-    config = ModelConfig(vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16)
+    config = DecoderConfig(
+        vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16
+    )
     logits = np.array([1000.0, 988.0, 985.0, 985.0, 985.0, 980.0])
     params = init_params(config, jax.random.key(0))
     params["final_norm"] = {"scale": jnp.zeros(16), "bias": jnp.zeros(16).at[0].set(1)}
@@ -244,22 +252,24 @@ def test_what_is_not_asked_for_is_not_computed(scores):
 @pytest.mark.parametrize("mesh_sizes, moments", [(None, False), (None, True), ((2, 2, 2), False)], ids=str)
 def test_logits_take_bounded_memory_whatever_the_batch(monkeypatch, mesh_sizes, moments):
     monkeypatch.setattr(score_module, "_LOGIT_BYTES", 1 << 20)
-    config = ModelConfig(vocab_size=8192, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=65)
-    params, model, ways = init_params(config, jax.random.key(0)), GPTNeoX(config), 1
+    config = DecoderConfig(
+        vocab_size=8192, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=65
+    )
+    params, model, ways = init_params(config, jax.random.key(0)), Decoder(config), 1
     place = lambda tokens: tokens  # noqa: E731
     if mesh_sizes:
-        mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
-        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(config), params))
-        ways = parallel.batch_ways(mesh)
-        place = functools.partial(parallel.to_global, mesh, sharding=parallel.batch_sharding(mesh))
+        mesh = make_mesh(MeshConfig(*mesh_sizes))
+        params = to_global(mesh, params, named_shardings(mesh, param_axes(config), params))
+        ways = batch_ways(mesh)
+        place = functools.partial(to_global, mesh, sharding=batch_sharding(mesh))
 
     def temporary_bytes(rows):
         tokens, starts = place(np.zeros((rows, 66), np.int32)), place(np.full(rows, 33, np.int32))
         lowered = score_module.score_batch.lower(model, params, tokens, starts, 33, moments=moments, ways=ways)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    # All logits at once would be 64 rows x 33 positions x 32 KiB = 69 MB on each device. What the layers themselves need
-    # (attention weights, hidden states) is 6 MB here.
+    # All logits at once would be 64 rows x 33 positions x 32 KiB = 69 MB on each device. What the layers themselves
+    # need (attention weights, hidden states) is 6 MB here.
     assert temporary_bytes(64 * ways) < 12e6
 
 

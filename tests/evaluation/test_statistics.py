@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import statistics
 
 
@@ -117,7 +117,9 @@ def test_benjamini_hochberg_equals_scipy(p_values):
 
 
 def test_benjamini_hochberg_keeps_the_false_discovery_rate():
-    """Forty tests, ten of them with a true effect; the share of false ones among the rejected must average at most q."""
+    """Forty tests, ten of them with a true effect; the share of false ones among the rejected must average at
+    most q.
+    """
     rng = np.random.default_rng(0)
     z = rng.normal(size=(1000, 40)) + np.where(np.arange(40) < 10, 3.0, 0.0)
     rejected = np.array([statistics.benjamini_hochberg(p) <= 0.1 for p in 2 * stats.norm.sf(np.abs(z))])
@@ -196,7 +198,9 @@ def test_tpr_at_fpr_with_too_few_negatives_has_no_lower_end():
     assert (value, low, high) == (1.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("shift, fpr, sizes", [(2.0, 0.01, (100, 1000)), (1.0, 0.05, (300, 200)), (3.0, 0.001, (200, 6000))])
+@pytest.mark.parametrize(
+    "shift, fpr, sizes", [(2.0, 0.01, (100, 1000)), (1.0, 0.05, (300, 200)), (3.0, 0.001, (200, 6000))]
+)
 def test_tpr_at_fpr_interval_covers(shift, fpr, sizes):
     rng = np.random.default_rng(0)
     true = stats.norm.sf(stats.norm.isf(fpr) - shift)

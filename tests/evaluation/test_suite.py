@@ -7,20 +7,30 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel, summary
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
-from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.lab.settings import WorldConfig
+from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_world_files
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
-from selftrain_jax.report_data import ReportData
-from selftrain_jax.settings import EvaluateSettings
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import init_params
+from selftrain_jax.report.data import ReportData
+from selftrain_jax.run import summary
 
 SETTINGS = EvaluateSettings(
-    texts={"validation": "validation.jsonl"}, probes="probes.jsonl", add_bos=True, batch_size=32, context_len=8,
-    suffix_lengths=(1, 3), offset_edges=(4,), free_running=True, nonmembers="repeats=0",
-)  # fmt: skip
+    texts={"validation": "validation.jsonl"},
+    probes="probes.jsonl",
+    add_bos=True,
+    batch_size=32,
+    context_len=8,
+    suffix_lengths=(1, 3),
+    offset_edges=(4,),
+    free_running=True,
+    nonmembers="repeats=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,7 @@ def world(tmp_path_factory):
     path = directory / "probes.jsonl"
     rows = [json.loads(line) | {"offset": i} for i, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return directory, ModelConfig(
+    return directory, DecoderConfig(
         vocab_size=len(world.words), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=64
     )
 
@@ -42,7 +52,7 @@ def measured(world, tmp_path_factory):
     directory, config = world
     out = tmp_path_factory.mktemp("evaluate")
     params = init_params(config, jax.random.key(0))
-    mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model = config, params
     found = suite.evaluate_model(
         model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, mesh=mesh, name="base"
@@ -87,7 +97,12 @@ def test_items_of_an_older_run_still_make_a_report(measured):
     known = [f"probe/{field}" for field in ("exact", "first_mismatch", "token_share", "least_margin")]
     old = {name: measured[1][name] for name in known}
     rows = list(summary._measure(old, {"extraction/all": np.ones(12, bool)}, EvaluateSettings()))
-    assert {row["metric"] for row in rows} == {"extraction/all", "ambiguous/all", "token_share/all", "first_mismatch/all"}
+    assert {row["metric"] for row in rows} == {
+        "extraction/all",
+        "ambiguous/all",
+        "token_share/all",
+        "first_mismatch/all",
+    }
 
 
 @pytest.mark.parametrize(

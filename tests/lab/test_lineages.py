@@ -1,4 +1,6 @@
-"""Lineages: models of two families on one world, every one with its own tokenizer, and probes that stay the same text."""
+"""Lineages: models of two families on one world, every one with its own tokenizer, and probes that stay the same
+text.
+"""
 
 import dataclasses
 import functools
@@ -8,18 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.memorization import load_probes
-from selftrain_jax.lab.lineages import LineageConfig, pretrain_model, write_world
-from selftrain_jax.lab.pretrain import LabConfig, PretrainConfig
+from selftrain_jax.lab.lineages import pretrain_model, write_world
 from selftrain_jax.lab.questions import question_suites
-from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.lab.settings import LabConfig, LineageConfig, PretrainConfig, WorldConfig
+from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
-from selftrain_jax.settings import build
-from selftrain_jax.training.loop import TrainConfig
-from selftrain_jax.training.optimizer import OptimizerConfig
+from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
 pytestmark = pytest.mark.newest
 
@@ -31,14 +33,25 @@ SMALL = PretrainConfig(
     max_position=32,
     num_documents=40,
     train=TrainConfig(
-        batch_size=8, sequence_length=32, epochs=1, dtype="float32", remat=False, log_every=1,
+        batch_size=8,
+        sequence_length=32,
+        epochs=1,
+        dtype="float32",
+        remat=False,
+        log_every=1,
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),
     ),
-)  # fmt: skip
+)
 PIECES = dataclasses.replace(
-    SMALL, stream="b", max_position=128, tokenizer="bpe", bpe_vocab_size=200, parallel_residual=False, rotary_pct=0.5,
+    SMALL,
+    stream="b",
+    max_position=128,
+    tokenizer="bpe",
+    bpe_vocab_size=200,
+    parallel_residual=False,
+    rotary_pct=0.5,
     tie_embeddings=True,
-)  # fmt: skip
+)
 LINEAGE = LineageConfig(
     world=WorldConfig(num_people=8, max_addend=4, repeats=(0, 4), sequences_per_group=2),
     models={
@@ -63,7 +76,7 @@ def lab(tmp_path_factory):
 
 
 def train(lab, name):
-    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     pretrain_model(LINEAGE, name, lab / "facts", lab / name, mesh=mesh, description=f"pre-train {name}")
 
 
@@ -76,7 +89,7 @@ def test_every_model_is_a_checkpoint_with_its_own_tokenizer(lab, name):
     transformers = pytest.importorskip("transformers")
     config, params = hf.load_pretrained(lab / name / "model")
     settings = LINEAGE.models[name]
-    assert config == settings.model_config(build_world(LINEAGE.world))
+    assert config == settings.model_config(config.vocab_size)
     for switch in ("parallel_residual", "rotary_pct", "tie_embeddings"):
         assert getattr(config, switch) == getattr(settings, switch)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -122,7 +135,9 @@ def test_the_questions_can_be_asked_of_a_model_with_pieces_of_words(lab):
     config, params = hf.load_pretrained(lab / "b" / "model")
     tokenizer = load_tokenizer(lab / "b" / "model")
     recall = question_suites(build_world(LINEAGE.world))["recall"][:4]
-    found = choice_log_probs(functools.partial(score, params, config), config, tokenizer, recall, "{question}", add_bos=True)
+    found = choice_log_probs(
+        functools.partial(score, params, config), config, tokenizer, recall, "{question}", add_bos=True
+    )
     for row, log_probs in zip(recall, found):
         question, *choices = encode_texts(tokenizer, [row["question"], *row["choices"]])
         sequences = [np.array([0, *question, *choice]) for choice in choices]
@@ -153,12 +168,14 @@ def test_an_unknown_model_and_a_missing_world_are_named(lab, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({}, "models"), ({"models": {"world": {}}}, "world"), ({"models": {"a/b": {}}}, "a/b"),
+        ({}, "models"),
+        ({"models": {"world": {}}}, "world"),
+        ({"models": {"a/b": {}}}, "a/b"),
         ({"models": {"a": {}}, "control_documents": -1}, "control_documents=-1"),
         ({"models": {"a": {"tokenizer": "bites"}}}, "bites"),
         ({"models": {"a": {"tie_embedings": True}}}, "tie_embeddings"),
     ],
-)  # fmt: skip
+)
 def test_an_unusable_lineage_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         build(LineageConfig, settings)
@@ -171,9 +188,17 @@ def test_a_lineage_is_built_from_plain_settings():
 
 
 OLD = {
-    "hidden_size", "num_layers", "num_heads", "max_position", "num_documents", "stream", "include_planted", "mixture",
-    "seed", "train",
-}  # fmt: skip
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "max_position",
+    "num_documents",
+    "stream",
+    "include_planted",
+    "mixture",
+    "seed",
+    "train",
+}
 
 
 @pytest.mark.parametrize("config", [PretrainConfig(), LabConfig().other, SMALL], ids=["base", "other", "small"])

@@ -6,14 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.lab.pretrain import PretrainConfig, pretrain
-from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.lab.pretrain import pretrain
+from selftrain_jax.lab.settings import PretrainConfig, WorldConfig
+from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
-from selftrain_jax.training.loop import TrainConfig, read_metrics
-from selftrain_jax.training.optimizer import OptimizerConfig
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.training.loop import read_metrics
+from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
 pytestmark = pytest.mark.once
 
@@ -24,11 +26,17 @@ CONFIG = PretrainConfig(
     max_position=32,
     num_documents=60,
     train=TrainConfig(
-        batch_size=8, sequence_length=32, epochs=2, dtype="float32", remat=False, log_every=1, checkpoint_every=3,
+        batch_size=8,
+        sequence_length=32,
+        epochs=2,
+        dtype="float32",
+        remat=False,
+        log_every=1,
+        checkpoint_every=3,
         # A constant rate: otherwise the number of steps is compiled into the step.
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),
     ),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +46,10 @@ def world():
 
 @pytest.fixture(scope="module")
 def train_model(world, tmp_path_factory):
-    """`train_model(config)` pre-trains in a new lab folder, or goes on in `directory`, and returns the model's folder."""
-    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    """`train_model(config)` pre-trains in a new lab folder, or goes on in `directory`, and returns the model's
+    folder.
+    """
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
     def run(config=CONFIG, directory=None):
         if directory is None:
@@ -65,7 +75,7 @@ def losses(directory):
 
 def test_the_model_is_a_checkpoint_with_the_worlds_tokenizer(base, world):
     config, params = hf.load_pretrained(base / "model")
-    assert config == CONFIG.model_config(world)
+    assert config == CONFIG.model_config(build_tokenizer(world).get_vocab_size())
     assert (config.vocab_size, config.intermediate_size, config.max_position) == (len(world.words), 128, 32)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     tokenizer = load_tokenizer(base / "model")
@@ -83,7 +93,7 @@ def test_it_learns(base, world):
 def test_the_saved_weights_are_those_of_the_last_checkpoint(base, world):
     from selftrain_jax.training.checkpoint import restore_params
 
-    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     config, saved = hf.load_pretrained(base / "model")
     trained = restore_params(base / "checkpoints", config, mesh)
     jax.tree.map(np.testing.assert_array_equal, saved, jax.tree.map(np.asarray, trained))
@@ -112,12 +122,7 @@ def test_an_interrupted_model_ends_the_same(base, train_model, tmp_path, lost):
     assert weights(copy) == weights(base)
 
 
-CHANGES = [
-    dict(seed=1),
-    dict(stream="other"),
-    dict(include_planted=False),
-    dict(mixture={"arithmetic": 1.0}),
-]
+CHANGES = [dict(seed=1), dict(stream="other"), dict(include_planted=False), dict(mixture={"arithmetic": 1.0})]
 
 
 @pytest.mark.once

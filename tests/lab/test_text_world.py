@@ -9,28 +9,35 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import cli, parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.likelihood import load_minimal_pairs, load_multiple_choice
 from selftrain_jax.evaluation.memorization import load_probes
-from selftrain_jax.lab.lineages import LineageConfig, pretrain_model, write_world
-from selftrain_jax.lab.pretrain import PretrainConfig
+from selftrain_jax.lab import text_world
+from selftrain_jax.lab.lineages import pretrain_model, write_world
+from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, TextWorldConfig
 from selftrain_jax.lab.text_questions import encode
-from selftrain_jax.lab.text_world import TextWorldConfig, build_text_world, model_tokenizer, training_documents
+from selftrain_jax.lab.text_world import build_text_world, model_tokenizer, training_documents
 from selftrain_jax.models import hf
-from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer
-from selftrain_jax.settings import build
+from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
 from selftrain_jax.study.plan import Study
-from selftrain_jax.training.loop import TrainConfig
-from selftrain_jax.training.optimizer import OptimizerConfig
+from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
 pytestmark = pytest.mark.newest
 
 
 TRAIN = TrainConfig(
-    batch_size=4, sequence_length=64, epochs=1, dtype="float32", remat=False, log_every=1,
+    batch_size=4,
+    sequence_length=64,
+    epochs=1,
+    dtype="float32",
+    remat=False,
+    log_every=1,
     optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),
-)  # fmt: skip
+)
 MODEL = PretrainConfig(hidden_size=16, num_layers=2, num_heads=2, max_position=128, num_documents=40, train=TRAIN)
 OTHER = dataclasses.replace(
     MODEL, stream="b", num_documents=1000, tokenizer="bpe", bpe_vocab_size=300, include_planted=False
@@ -41,7 +48,24 @@ NUM_DOCUMENTS = 300
 def documents():
     """English-like texts whose first word is their number and that differ everywhere."""
     rng = np.random.default_rng(7)
-    syllables = ["ba", "con", "der", "fen", "gar", "hol", "in", "ker", "lo", "men", "nor", "par", "ri", "sta", "ton", "ver"]
+    syllables = [
+        "ba",
+        "con",
+        "der",
+        "fen",
+        "gar",
+        "hol",
+        "in",
+        "ker",
+        "lo",
+        "men",
+        "nor",
+        "par",
+        "ri",
+        "sta",
+        "ton",
+        "ver",
+    ]
     words = ["".join(rng.choice(syllables, rng.integers(2, 4))) for _ in range(150)]
     weights = 1 / np.arange(1, len(words) + 1) ** 0.7
     for number in range(NUM_DOCUMENTS):
@@ -58,10 +82,20 @@ def source(tmp_path_factory):
 
 
 def config(source, **changes):
-    settings = {"source": str(source)} | dict(
-        streams=("train", "b"), vocab_size=500, max_document_tokens=64, num_questions=20,
-        repeats=(0, 1, 3), sequences_per_group=(4, 4, 2), planted_length=24, planted_prefix=12,
-    ) | changes  # fmt: skip
+    settings = (
+        {"source": str(source)}
+        | dict(
+            streams=("train", "b"),
+            vocab_size=500,
+            max_document_tokens=64,
+            num_questions=20,
+            repeats=(0, 1, 3),
+            sequences_per_group=(4, 4, 2),
+            planted_length=24,
+            planted_prefix=12,
+        )
+        | changes
+    )
     return TextWorldConfig(**settings)
 
 
@@ -77,7 +111,7 @@ def lab(lineage, tmp_path_factory):
     """A folder with the world and both models."""
     lab = tmp_path_factory.mktemp("lab")
     write_world(lineage, lab / "world")
-    mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     for name in lineage.models:
         pretrain_model(lineage, name, lab / "world", lab / name, mesh=mesh, description=name)
     return lab
@@ -208,18 +242,24 @@ def test_a_folder_of_texts_and_a_given_tokenizer_do_as_well(lab, tmp_path):
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
     world = build_text_world(config(tmp_path / "texts", tokenizer=str(lab / "world" / "tokenizer")), 20)
     assert world.tokenizer.get_vocab_size() == 500 and len(world.validation) == 20 and not world.control
-    assert set(world.config.inputs()) == {"source", "tokenizer"}
+    assert set(text_world.inputs(world.config)) == {"source", "tokenizer"}
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"vocab_size": 256}, "vocab_size=256 must lie in"), ({"planted_prefix": 64}, "planted_prefix=64"),
-        ({"repeats": (1, 1)}, "repeats"), ({"sequences_per_group": (1, 2)}, "sequences_per_group"),
-        ({"streams": ()}, "streams"), ({"streams": ("a", "a")}, "none twice"), ({"streams": ("a/b",)}, "a/b"),
-        ({"num_questions": 1}, "num_questions=1"), ({"seed": -1}, "seed=-1"), ({"sorce": "x"}, "source"),
+        ({"vocab_size": 256}, "vocab_size=256 must lie in"),
+        ({"planted_prefix": 64}, "planted_prefix=64"),
+        ({"repeats": (1, 1)}, "repeats"),
+        ({"sequences_per_group": (1, 2)}, "sequences_per_group"),
+        ({"streams": ()}, "streams"),
+        ({"streams": ("a", "a")}, "none twice"),
+        ({"streams": ("a/b",)}, "a/b"),
+        ({"num_questions": 1}, "num_questions=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"sorce": "x"}, "source"),
     ],
-)  # fmt: skip
+)
 def test_an_unusable_world_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         build(TextWorldConfig, settings)
@@ -228,13 +268,14 @@ def test_an_unusable_world_is_refused(settings, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"models": {"a": {"mixture": {"facts": 1.0}}}}, "mixture"), ({"models": {"a": {"stream": "c"}}}, "stream='c'"),
+        ({"models": {"a": {"mixture": {"facts": 1.0}}}}, "mixture"),
+        ({"models": {"a": {"stream": "c"}}}, "stream='c'"),
         ({"models": {"a": {"tokenizer": "bpe", "bpe_vocab_size": 200}}}, "bpe_vocab_size=200"),
         ({"models": {"a": {}}, "world": {"num_people": 8}}, "world and text"),
         ({"models": {"a": {"preset": "pythia-15m"}}}, "pythia-15m"),
         ({"models": {"a": {"preset": "pythia-14m", "num_layers": 2}}}, "leave out num_layers=2"),
     ],
-)  # fmt: skip
+)
 def test_a_lineage_that_does_not_fit_its_text_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         build(LineageConfig, {"text": {}} | settings)
@@ -243,11 +284,14 @@ def test_a_lineage_that_does_not_fit_its_text_is_refused(settings, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source": ""}, "source is empty: set it"), ({"source": "nowhere"}, "not found: nowhere"),
-        ({"field": "body"}, "no field='body'"), ({"num_questions": 300}, "too small.* of 300 documents long enough"),
-        ({"sequences_per_group": 100}, "of 300 planted windows"), ({"tokenizer": "nowhere"}, "tokenizer not found"),
+        ({"source": ""}, "source is empty: set it"),
+        ({"source": "nowhere"}, "not found: nowhere"),
+        ({"field": "body"}, "no field='body'"),
+        ({"num_questions": 300}, "too small.* of 300 documents long enough"),
+        ({"sequences_per_group": 100}, "of 300 planted windows"),
+        ({"tokenizer": "nowhere"}, "tokenizer not found"),
     ],
-)  # fmt: skip
+)
 def test_text_that_cannot_be_used_is_named(source, changes, message):
     with pytest.raises(InputError, match=message):
         build_text_world(dataclasses.replace(config(source), **changes), 10)
@@ -255,7 +299,7 @@ def test_text_that_cannot_be_used_is_named(source, changes, message):
 
 def test_a_preset_gives_the_shape_and_changes_nothing_elsewhere():
     tokenizer = build_tokenizer_stub(777)
-    found = PretrainConfig(preset="pythia-70m", max_position=512).model_config(None, tokenizer)
+    found = PretrainConfig(preset="pythia-70m", max_position=512).model_config(tokenizer.get_vocab_size())
     shape = (found.vocab_size, found.hidden_size, found.num_layers, found.num_heads, found.intermediate_size)
     assert shape == (777, 512, 6, 8, 2048) and found.max_position == 512
     assert "preset" not in PretrainConfig().stage_settings()
@@ -272,12 +316,12 @@ def build_tokenizer_stub(size):
 def test_a_study_asks_for_its_text_before_any_work_and_refuses_a_changed_one(source, tmp_path):
     path = str(pathlib.Path(__file__).parents[2] / "configs" / "lab_gpu.py")
     with pytest.raises(InputError, match="lab.text.source"):
-        Study(cli.load_config(path, study=True), tmp_path / "study").check()
+        Study(load_config(path, study=True), tmp_path / "study").check()
     assert not (tmp_path / "study").exists()
 
     copy = tmp_path / "texts.jsonl"
     copy.write_bytes(source.read_bytes())
-    study = Study(cli.load_config(path, [f"--config.lab.text.source={copy}"], study=True), tmp_path / "study")
+    study = Study(load_config(path, [f"--config.lab.text.source={copy}"], study=True), tmp_path / "study")
     study.check()
     world = next(stage for unit in study.units for stage in unit.plan if stage.name == "lab/0/world")
     started = tmp_path / "study" / "lab/0/world" / "started.json"

@@ -1,4 +1,6 @@
-"""The world's BPE tokenizer: text comes back, every word begins with a token of its own, and the questions still split."""
+"""The world's BPE tokenizer: text comes back, every word begins with a token of its own, and the questions still
+split.
+"""
 
 import dataclasses
 import itertools
@@ -7,14 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.lab.pretrain import PretrainConfig
 from selftrain_jax.lab.questions import extraction_probes, question_suites, retokenized_probes
+from selftrain_jax.lab.settings import PretrainConfig, WorldConfig
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer, spell_documents
-from selftrain_jax.lab.world import WorldConfig, build_world
-from selftrain_jax.models.tokenizer import check_tokenizer, encode_texts, load_tokenizer
+from selftrain_jax.lab.world import build_world
+from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
 
 CONFIG = WorldConfig(num_people=16, max_addend=9, repeats=(0, 1, 4), sequences_per_group=(5, 6, 3), seed=3)
 SIZES = (64, 200, 5000)
@@ -68,7 +70,12 @@ def test_the_size_is_met_or_words_are_whole(folder, world):
     tokenizer, size = load_tokenizer(folder), int(folder.name)
     lengths = [len(ids) for ids in encode_texts(tokenizer, world.words[2:])]
     assert len(tokenizer) == size if size < 5000 else len(tokenizer) < size and max(lengths) == 1
-    check_tokenizer(PretrainConfig(tokenizer="bpe", bpe_vocab_size=size).model_config(world), tokenizer)
+    check_tokenizer(
+        PretrainConfig(tokenizer="bpe", bpe_vocab_size=size).model_config(
+            build_tokenizer(world, "bpe", size).get_vocab_size()
+        ),
+        tokenizer,
+    )
 
 
 def test_a_prompt_splits_from_its_choices(folder, world):

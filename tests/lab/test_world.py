@@ -9,11 +9,12 @@ import re
 import numpy as np
 import pytest
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.questions import extraction_probes, question_suites
-from selftrain_jax.lab.world import WorldConfig, build_world
+from selftrain_jax.lab.settings import WorldConfig
+from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import train_tokenizer, write_world_files
 
 CONFIG = WorldConfig(repeats=(0, 1, 4, 16), sequences_per_group=(5, 6, 3, 2), seed=3)
@@ -102,8 +103,10 @@ def test_a_homes_country_decides_currency_and_language(world):
 
 def test_every_stated_fact_is_true(world, sentences):
     facts, pronouns = facts_of(world), pronouns_of(world)
-    nouns, verbs = ({form: (i, number) for i, forms in enumerate(table) for number, form in enumerate(forms)}
-                    for table in (grammar.NOUNS, grammar.VERBS))
+    nouns, verbs = (
+        {form: (i, number) for i, forms in enumerate(table) for number, form in enumerate(forms)}
+        for table in (grammar.NOUNS, grammar.VERBS)
+    )
     stated = set()
     for name, _, slots in sentences:
         if name == "sum":
@@ -186,7 +189,10 @@ def test_probes_are_the_planted_sequences(world):
     assert [probe["prefix"] + probe["suffix"] for probe in probes] == world.planted.tolist()
     assert {len(probe["prefix"]) for probe in probes} == {16}
     assert collections.Counter(probe["group"] for probe in probes) == {
-        "repeats=0": 5, "repeats=1": 6, "repeats=4": 3, "repeats=16": 2
+        "repeats=0": 5,
+        "repeats=1": 6,
+        "repeats=4": 3,
+        "repeats=16": 2,
     }
     assert len({tuple(probe["prefix"]) for probe in probes}) == len(probes)
 
@@ -223,7 +229,10 @@ def test_the_world_is_balanced(world):
 def test_suites_are_well_formed(world):
     suites, facts = question_suites(world), facts_of(world)
     assert {name: len(rows) for name, rows in suites.items()} == {
-        "recall": 192, "two_step": 32, "arithmetic": len(world.held_out_sums), "minimal_pairs": 256
+        "recall": 192,
+        "two_step": 32,
+        "arithmetic": len(world.held_out_sums),
+        "minimal_pairs": 256,
     }
     for name in ("recall", "two_step", "arithmetic"):
         assert len({row["question"] for row in suites[name]}) == len(suites[name])
@@ -308,10 +317,20 @@ def test_a_small_world_and_a_large_one_can_be_built():
 @pytest.mark.parametrize(
     "setting, value",
     [
-        ("num_people", 4), ("num_countries", 9), ("num_jobs", 99), ("zipf_exponent", -1.0), ("min_sentences", 5),
-        ("planted_prefix", 32), ("repeats", (4, 4)), ("repeats", (-1,)), ("sequences_per_group", (1, 2)),
-        ("sequences_per_group", 0), ("mixture", {"fact": 1.0}), ("mixture", {"facts": 0.0}),
-        ("mixture", {"facts": float("nan")}), ("seed", -1),
+        ("num_people", 4),
+        ("num_countries", 9),
+        ("num_jobs", 99),
+        ("zipf_exponent", -1.0),
+        ("min_sentences", 5),
+        ("planted_prefix", 32),
+        ("repeats", (4, 4)),
+        ("repeats", (-1,)),
+        ("sequences_per_group", (1, 2)),
+        ("sequences_per_group", 0),
+        ("mixture", {"fact": 1.0}),
+        ("mixture", {"facts": 0.0}),
+        ("mixture", {"facts": float("nan")}),
+        ("seed", -1),
     ],
 )
 def test_an_unusable_setting_is_named(setting, value):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import ops
 from selftrain_jax.models.splash import splash_attention
 
@@ -47,7 +48,7 @@ def test_the_tpu_kernel_equals_the_plain_one(packed):
 def test_the_tpu_kernel_is_spread_over_rows_and_heads():
     *arrays, segments = rows(length=128)
     expected = value_and_gradients(splash, *arrays, segments)
-    with jax.set_mesh(parallel.make_mesh(parallel.MeshConfig(2, 1, 2), jax.devices()[:4])):
+    with jax.set_mesh(make_mesh(MeshConfig(2, 1, 2), jax.devices()[:4])):
         found = value_and_gradients(splash, *arrays, segments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
 
@@ -103,7 +104,12 @@ def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, expecte
 @pytest.mark.parametrize(
     "where, asked, settings, message",
     [
-        (device("cpu"), "cudnn", ("bfloat16", 64, False), "'cudnn' is not possible here: the device is a cpu, not a GPU"),
+        (
+            device("cpu"),
+            "cudnn",
+            ("bfloat16", 64, False),
+            "'cudnn' is not possible here: the device is a cpu, not a GPU",
+        ),
         (device("gpu", "9.0"), "splash", ("bfloat16", 64, False), "'splash' .* the device is a gpu, not a TPU"),
         (device("gpu", "9.0"), "cudnn", ("float32", 64, False), "must be bfloat16 or float16, not float32"),
         (device("gpu", "8.0"), "cudnn", ("bfloat16", 256, False), "head_dim=256 must be a multiple of 8, at most 128"),

@@ -6,11 +6,11 @@ import math
 import jax
 import pytest
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import PRESETS, ModelConfig, preset
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import PRESETS, DecoderConfig, preset
 
-GOOD = ModelConfig(vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=128)
+GOOD = DecoderConfig(vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=128)
 # "Total params" and "non-embedding params" of the Pythia model cards.
 PUBLISHED = {
     "pythia-70m": (70_426_624, 18_915_328),
@@ -43,7 +43,7 @@ PUBLISHED = {
     ids=str,
 )
 def test_bad_shapes_are_refused_by_name(change):
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     with pytest.raises(InputError, match=f"{name}={value}"):
         dataclasses.replace(GOOD, **change)
 

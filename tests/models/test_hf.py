@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from selftrain_jax.errors import InputWarning
-from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.core.errors import InputWarning
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
     CONFIG,
     OLD_CONFIG,
@@ -379,7 +380,11 @@ def test_an_unreadable_weight_file_says_why(tmp_path, monkeypatch):
 
 def test_the_exported_tokenizer_refers_to_no_code(tmp_path):
     source = write_tokenizer(tmp_path / "tokenizer")
-    settings = {"eos_token": "<|endoftext|>", "tokenizer_class": "MyOwn", "auto_map": {"AutoTokenizer": ["my.MyOwn", None]}}
+    settings = {
+        "eos_token": "<|endoftext|>",
+        "tokenizer_class": "MyOwn",
+        "auto_map": {"AutoTokenizer": ["my.MyOwn", None]},
+    }
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     hf.save_pretrained(tmp_path / "model", CONFIG, random_params(CONFIG), tokenizer_source=source)
     written = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())

@@ -1,4 +1,6 @@
-"""A checkpoint read straight into shards is the checkpoint read whole, on every mesh, and in Orbax form on any other."""
+"""A checkpoint read straight into shards is the checkpoint read whole, on every mesh, and in Orbax form on any
+other.
+"""
 
 import json
 import logging
@@ -13,10 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputWarning
-from selftrain_jax.export import convert, export
-from selftrain_jax.models import converted, gpt_neox, hf
+from selftrain_jax.core.errors import InputWarning
+from selftrain_jax.distributed.mesh import RULES, make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.files import converted
+from selftrain_jax.run.export import convert, export
 from tests.models.checkpoints import (
     CONFIG,
     OLD_CONFIG,
@@ -36,7 +41,7 @@ MESHES = [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 
 
 def mesh_of(shape):
-    return parallel.make_mesh(parallel.MeshConfig(*shape))
+    return make_mesh(MeshConfig(*shape))
 
 
 def on_host(params):
@@ -65,7 +70,7 @@ def test_shards_hold_the_checkpoint(tmp_path, config, shape):
 def test_rules_of_the_caller_place_the_parameters(tmp_path):
     expected = random_params(CONFIG)
     hf.save_pretrained(tmp_path / "model", CONFIG, expected)
-    rules = dict.fromkeys(parallel.RULES) | {"layers": "data", "head_dim": "tensor", "qkv": None, "embed": ("data", "fsdp")}
+    rules = dict.fromkeys(RULES) | {"layers": "data", "head_dim": "tensor", "qkv": None, "embed": ("data", "fsdp")}
     rules["embed"] = None
     _, params = hf.load_pretrained(tmp_path / "model", mesh=mesh_of((2, 1, 4)), rules=rules)
     kernel = params["layers"]["qkv"]["kernel"]
@@ -107,8 +112,11 @@ def test_each_process_reads_its_own_part():
         pytest.skip("counts bytes as Linux does")
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "loading.py", "--preset=pythia-31m", "--layers=2", "--processes=2"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0.4 < json.loads(done.stdout.splitlines()[-1])["read_share"] < 0.6
 
@@ -149,7 +157,9 @@ def test_the_fingerprint_of_a_converted_directory_follows_its_source(model, tmp_
     convert(str(model), tmp_path / "b")
     convert(str(model), tmp_path / "half", dtype="bfloat16")
     (tmp_path / "other").mkdir()
-    write_checkpoint(tmp_path / "other", {name: x + 1 if x.dtype == np.float16 else x for name, x in old_tensors().items()})
+    write_checkpoint(
+        tmp_path / "other", {name: x + 1 if x.dtype == np.float16 else x for name, x in old_tensors().items()}
+    )
     convert(str(tmp_path / "other"), tmp_path / "c")
     a, b, *others = (hf.model_fingerprint(tmp_path / name) for name in ("a", "b", "half", "c"))
     assert a == b and len({a, *others}) == 3
@@ -199,7 +209,9 @@ def test_a_disk_that_fills_up_is_one_line(model, tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
     logged = []
     monkeypatch.setattr(logging.getLogger("absl"), "handle", logged.append)
-    refuses(lambda: convert(str(model), tmp_path / "out"), "converted model", tmp_path / "out", "(No space left on device)")
+    refuses(
+        lambda: convert(str(model), tmp_path / "out"), "converted model", tmp_path / "out", "(No space left on device)"
+    )
     assert not logged and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

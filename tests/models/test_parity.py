@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.config import PRESETS, ModelConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.config import PRESETS, DecoderConfig
 from selftrain_jax.sampling import decode
 
 TOLERANCE = 1e-4
-SMALL = ModelConfig(vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512)
+SMALL = DecoderConfig(vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512)
 VARIANTS = [
     dataclasses.replace(SMALL, rotary_pct=rotary_pct, parallel_residual=parallel, tie_embeddings=tied)
     for rotary_pct, parallel, tied in itertools.product((0.25, 1.0), (True, False), (False, True))
@@ -97,7 +98,7 @@ def random_tokens(config, rows, length, seed=0):
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(config, params, tokens):
-    model = gpt_neox.GPTNeoX(config)
+    model = gpt_neox.Decoder(config)
     return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")
 
 
@@ -128,9 +129,11 @@ def assert_parity(torch, config, scratch, tokens):
 @pytest.mark.once
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("pythia-14m", "pythia-1b", "pythia-12b") else pytest.param(name, marks=pytest.mark.large)
-     for name in PRESETS],
-)  # fmt: skip
+    [
+        name if name in ("pythia-14m", "pythia-1b", "pythia-12b") else pytest.param(name, marks=pytest.mark.large)
+        for name in PRESETS
+    ],
+)
 def test_presets_match_transformers(torch, scratch, name):
     config = reduced(name)
     assert_parity(torch, config, scratch, random_tokens(config, 2, 16))
@@ -190,7 +193,7 @@ def test_greedy_decoding_matches_transformers(torch, scratch, config):
         do_sample=False,
         pad_token_id=0,
     )
-    found = decode.greedy_continue(gpt_neox.GPTNeoX(config), params, prompts, 64)
+    found = decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 64)
     np.testing.assert_array_equal(found, expected[:, 12:].numpy())
     assert len(np.unique(found)) > 64  # the model wanders; agreement on a constant would prove little
 
@@ -216,7 +219,7 @@ def random_params(config, seed=0):
 @functools.partial(jax.jit, static_argnames="config")
 def advance(config, params, tokens, cache, position):
     """Logits of the last of `tokens`."""
-    return gpt_neox.continue_cached(gpt_neox.GPTNeoX(config), params, tokens, cache, position)
+    return gpt_neox.continue_cached(gpt_neox.Decoder(config), params, tokens, cache, position)
 
 
 @pytest.mark.parametrize("config, prefill", [(SMALL, 1), *((config, 7) for config in VARIANTS)])

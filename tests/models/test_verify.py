@@ -1,4 +1,6 @@
-"""`selftrain verify` passes a model that transformers agrees with, and names the place where another one goes astray."""
+"""`selftrain verify` passes a model that transformers agrees with, and names the place where another one goes
+astray.
+"""
 
 import json
 import pathlib
@@ -11,16 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import cli
-from selftrain_jax.errors import InputError
+from selftrain_jax.cli import main as cli
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.evaluation import published
-from selftrain_jax.files import fingerprint
 from selftrain_jax.models import hf, verify
-from selftrain_jax.models.config import PRESETS, ModelConfig
+from selftrain_jax.models.config import PRESETS, DecoderConfig
 
 pytestmark = pytest.mark.once
 
-CONFIG = ModelConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
+CONFIG = DecoderConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
 ARC_EASY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "benchmarks" / "arc_easy_test.jsonl"
 
 
@@ -33,9 +35,16 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(
-            vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
-            max_position_embeddings=300, rotary_pct=0.5, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=96,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=300,
+            rotary_pct=0.5,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -85,10 +94,19 @@ def test_the_model_agrees_with_transformers(checkpoint, capsys):
 
 EXACT = [
     ("pythia-14m", 0),
-    *(pytest.param(name, layers, marks=pytest.mark.large)
-      for name, layers in [("pythia-70m", 0), ("pythia-31m", 0), ("pythia-160m", 0), ("pythia-410m", 0), ("pythia-1b", 2),
-                           ("pythia-2.8b", 2), ("pythia-12b", 2)]),
-]  # fmt: skip
+    *(
+        pytest.param(name, layers, marks=pytest.mark.large)
+        for name, layers in [
+            ("pythia-70m", 0),
+            ("pythia-31m", 0),
+            ("pythia-160m", 0),
+            ("pythia-410m", 0),
+            ("pythia-1b", 2),
+            ("pythia-2.8b", 2),
+            ("pythia-12b", 2),
+        ]
+    ),
+]
 
 
 @pytest.mark.parametrize("name, layers", EXACT)
@@ -101,10 +119,15 @@ def test_published_shapes_agree_with_transformers(name, layers, capsys):
     torch.manual_seed(0)
     model = transformers.GPTNeoXForCausalLM(
         transformers.GPTNeoXConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=layers or config.num_layers,
-            num_attention_heads=config.num_heads, intermediate_size=config.intermediate_size, rotary_pct=0.25,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=layers or config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            rotary_pct=0.25,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -194,7 +217,7 @@ def test_prompts_are_fixed_and_fit_model_and_tokenizer(tmp_path):
     worded = verify.make_prompts(CONFIG, write_tokenizer(tmp_path / "tokenizer", 20))
     assert len(worded) == 6 and max(p.max() for p in worded) < 20
     assert len({p.tobytes() for p in worded}) == 6
-    short = ModelConfig(vocab_size=4, hidden_size=2, num_layers=1, num_heads=1, intermediate_size=2, max_position=2)
+    short = DecoderConfig(vocab_size=4, hidden_size=2, num_layers=1, num_heads=1, intermediate_size=2, max_position=2)
     assert all(p.shape[1] <= 2 for p in verify.make_prompts(short, empty))
     with pytest.raises(InputError, match="20 ids"):
         verify.make_prompts(short, tmp_path / "tokenizer")
@@ -220,7 +243,9 @@ def test_a_broken_checkpoint_is_refused(checkpoint, tmp_path, capsys):
 def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
-    evil = {name: "evil/kernel:fn" for name in ("attn_implementation", "_attn_implementation", "experts_implementation")}
+    evil = {
+        name: "evil/kernel:fn" for name in ("attn_implementation", "_attn_implementation", "experts_implementation")
+    }
     (model / "config.json").write_text(json.dumps(config | evil))
     prompts = [np.array([[0, 5, 7]], np.int32)]
     found, expected = (verify._reference(directory, prompts, "fp32")[0] for directory in (model, checkpoint))
@@ -231,7 +256,7 @@ def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_converted_directory_is_to_be_exported_first(checkpoint, tmp_path):
-    from selftrain_jax.export import convert
+    from selftrain_jax.run.export import convert
 
     convert(str(checkpoint), tmp_path / "orbax")
     with pytest.raises(InputError, match="`selftrain export` it first"):
@@ -317,7 +342,10 @@ def test_the_real_pythia_agrees_with_transformers_and_published_figures():
     if not ARC_EASY.is_file():
         pytest.skip("the ARC-Easy test set is not in ../shared/data/benchmarks")
     argv = ["verify", "EleutherAI/pythia-70m", f"--arc-easy={ARC_EASY}"]
-    code = f"import os, sys; os.environ['HF_HUB_OFFLINE'] = '0'; from selftrain_jax import cli; sys.exit(cli.main({argv}))"
+    code = (
+        "import os, sys; os.environ['HF_HUB_OFFLINE'] = '0'; from selftrain_jax.cli.main import main; "
+        f"sys.exit(main({argv}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if "no connection" in done.stderr:
         pytest.skip("the Hugging Face hub cannot be reached")

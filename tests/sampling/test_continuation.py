@@ -3,16 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params
 from selftrain_jax.sampling.continuation import continue_prompts
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 pytestmark = pytest.mark.once
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=320, rotary_pct=0.5
 )
 LENGTHS = (1, 3, 40, 71, 171)
@@ -39,7 +40,7 @@ def prompts():
 @pytest.fixture(scope="module")
 def alone(params, prompts):
     """Each prompt continued by itself: an argmax of a pass over the whole row, token by token, cut at EOS."""
-    model = GPTNeoX(CONFIG)
+    model = Decoder(CONFIG)
 
     @jax.jit
     def following(tokens, at):  # tokens [1, P], padded on the right
@@ -65,7 +66,7 @@ def test_rows_of_any_length_continue_as_if_alone(params, prompts, alone):
     assert len(set(map(tuple, alone))) == len(alone)
     assert continued(params, CONFIG, prompts, NEW) == alone
     # Alone, its prompt is read in blocks of both sizes; and the rows lie on several devices.
-    mesh = parallel.make_mesh(parallel.MeshConfig(data=4, tensor=2))
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
     assert continued(params, CONFIG, prompts[-1:], NEW, mesh=mesh) == alone[-1:]
 
 
@@ -84,7 +85,7 @@ def test_a_row_ends_where_it_is_told_to(params, prompts, alone):
 
 def test_eos_ends_a_row_and_is_not_part_of_it(params, prompts, alone):
     first = alone[2][7]
-    config = ModelConfig(**{**vars(CONFIG), "eos_token_id": first})
+    config = DecoderConfig(**{**vars(CONFIG), "eos_token_id": first})
     end = alone[2].index(first)
     found = continued(params, config, prompts[2:4], NEW)
     assert found[0] == alone[2][:end] and first not in found[1]

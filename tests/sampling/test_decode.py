@@ -3,16 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue, resize
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
 )
-MODEL = GPTNeoX(CONFIG)
+MODEL = Decoder(CONFIG)
 ALLOWED = jnp.ones(CONFIG.vocab_size, bool)
 EOS = CONFIG.eos_token_id
 

@@ -4,24 +4,27 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
-from selftrain_jax.sampling import memory, sampler
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params
+from selftrain_jax.sampling import memory, placement
+from selftrain_jax.sampling.settings import SamplingConfig
 
 pytestmark = pytest.mark.newest
 
-CONFIG = ModelConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256)
-MODEL = GPTNeoX(CONFIG)
+CONFIG = DecoderConfig(
+    vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256
+)
+MODEL = Decoder(CONFIG)
 SETTINGS = SamplingConfig(min_new_tokens=200, max_new_tokens=200)
 CACHE = 2 * 2 * 64 * 256 * 4  # bytes per row: keys and values, layers, width, positions of the last bucket, fp32
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return sampler.prepare(init_params(CONFIG, jax.random.key(0)), CONFIG)
+    return placement.prepare(init_params(CONFIG, jax.random.key(0)), CONFIG)
 
 
 def test_a_wave_needs_its_cache_and_some_logits(weights):
@@ -32,9 +35,12 @@ def test_a_wave_needs_its_cache_and_some_logits(weights):
 
 
 def test_devices_share_the_rows(weights):
-    mesh = parallel.make_mesh(parallel.MeshConfig(8, 1, 1))
-    spread = sampler.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
-    one, eight = memory.wave_bytes(weights, MODEL, SETTINGS, 8), memory.wave_bytes(spread, MODEL, SETTINGS, 64, mesh=mesh)
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    spread = placement.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
+    one, eight = (
+        memory.wave_bytes(weights, MODEL, SETTINGS, 8),
+        memory.wave_bytes(spread, MODEL, SETTINGS, 64, mesh=mesh),
+    )
     assert eight == pytest.approx(one, rel=0.1)
 
 
@@ -53,8 +59,8 @@ def test_the_largest_wave_fills_the_memory_and_no_more(weights, monkeypatch, bud
 def test_no_more_rows_than_samples(weights):
     assert memory.largest_wave(weights, MODEL, SETTINGS, 17) == 17
     assert memory.largest_wave(weights, MODEL, SETTINGS, 10**6) == memory.MOST_ROWS_ON_CPU
-    mesh = parallel.make_mesh(parallel.MeshConfig(8, 1, 1))
-    spread = sampler.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
+    mesh = make_mesh(MeshConfig(8, 1, 1))
+    spread = placement.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
     assert memory.largest_wave(spread, MODEL, SETTINGS, 17, mesh=mesh) == 24
 
 
@@ -66,7 +72,7 @@ def test_a_model_that_leaves_no_room_is_refused(weights, monkeypatch):
 
 @pytest.mark.parametrize("ways", [3, 5, 6])
 def test_any_number_of_devices_can_share_a_wave(weights, monkeypatch, ways):
-    mesh = parallel.make_mesh(parallel.MeshConfig(ways, 1, 1), jax.devices()[:ways])
-    spread = sampler.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
+    mesh = make_mesh(MeshConfig(ways, 1, 1), jax.devices()[:ways])
+    spread = placement.prepare(weights | {"layers": _stacked(weights)}, CONFIG, mesh=mesh)
     rows = memory.largest_wave(spread, MODEL, SETTINGS, 100, mesh=mesh)
     assert rows % ways == 0 and 100 <= rows < 100 + ways

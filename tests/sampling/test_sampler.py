@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
-from selftrain_jax.sampling import sampler, warp
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Decoder, init_params, param_axes
+from selftrain_jax.sampling import placement, sampler, warp
 from selftrain_jax.sampling.sampler import sample, sample_waves
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 VOCAB_LIMIT = 150
-CONFIG = ModelConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
+CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
     vocab_size=160, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=80, rotary_pct=0.5
 )
 WHOLE = SamplingConfig(temperature=1.25, min_new_tokens=3, max_new_tokens=CONFIG.max_position)
@@ -87,25 +88,27 @@ def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
 @pytest.mark.parametrize(
     "mesh_sizes, batch_size",
     [
-        (None, 1), ((8, 1, 1), 7), ((2, 2, 2), 7),
-        *(pytest.param(*case, marks=pytest.mark.large)
-          for case in ((None, 7), ((8, 1, 1), 1), ((8, 1, 1), 64), ((2, 2, 2), 64))),
+        (None, 1),
+        ((8, 1, 1), 7),
+        ((2, 2, 2), 7),
+        *(
+            pytest.param(*case, marks=pytest.mark.large)
+            for case in ((None, 7), ((8, 1, 1), 1), ((8, 1, 1), 64), ((2, 2, 2), 64))
+        ),
     ],
     ids=str,
 )
 def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_size):
     mesh, rows = None, slice(0, 8) if batch_size == 1 else slice(None)
     if mesh_sizes:
-        mesh = parallel.make_mesh(parallel.MeshConfig(*mesh_sizes))
-        params = parallel.to_global(mesh, params, parallel.shardings(mesh, param_axes(CONFIG), params))
-    found = sample(
-        params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, vocab_limit=VOCAB_LIMIT
-    )
+        mesh = make_mesh(MeshConfig(*mesh_sizes))
+        params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
+    found = sample(params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, vocab_limit=VOCAB_LIMIT)
     assert_same(found, corpus, rows)
 
 
 def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
-    mesh = parallel.make_mesh(parallel.MeshConfig(8, 1, 1))
+    mesh = make_mesh(MeshConfig(8, 1, 1))
     for placed in (jax.tree.map(np.asarray, params), params):
         found = sample(placed, CONFIG, WHOLE, KEY, IDS[:8], mesh=mesh, batch_size=8, vocab_limit=VOCAB_LIMIT)
         assert_same(found, corpus, slice(0, 8))
@@ -164,14 +167,14 @@ def test_stored_log_probs_are_those_of_rescoring(params, corpus):
             np.testing.assert_allclose(samples.log_probs[row, : samples.lengths[row]], rescored.log_probs, atol=1e-4)
 
 
-SMALL = ModelConfig(
+SMALL = DecoderConfig(
     vocab_size=12, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=16, rotary_pct=0.5
 )
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def next_logits(config, params, tokens):
-    model = GPTNeoX(config)
+    model = Decoder(config)
     return model.apply({"params": params}, model.apply({"params": params}, tokens)[:, -1], method="logits")
 
 
@@ -222,8 +225,10 @@ def test_frequencies_are_the_models_probabilities(settings):
 
 
 def test_prepared_weights_serve_their_own_dtype_only(params, corpus):
-    weights = sampler.prepare(params, CONFIG, dtype=jnp.float32)
-    assert_same(sample(weights, CONFIG, WHOLE, KEY, IDS[:8], batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, slice(0, 8))
+    weights = placement.prepare(params, CONFIG, dtype=jnp.float32)
+    assert_same(
+        sample(weights, CONFIG, WHOLE, KEY, IDS[:8], batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, slice(0, 8)
+    )
     with pytest.raises(InputError, match="prepared as float32, not as bfloat16"):
         sample(weights, CONFIG, WHOLE, KEY, IDS[:8], dtype=jnp.bfloat16)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selftrain_jax.errors import InputError
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.sampling import warp
-from selftrain_jax.sampling.warp import SamplingConfig
+from selftrain_jax.sampling.settings import SamplingConfig
 
 PLAIN = SamplingConfig(temperature=1.0, min_new_tokens=0, max_new_tokens=8)
 EOS = 0
@@ -158,11 +158,19 @@ def test_impossible_tokens_are_never_drawn(seed):
 @pytest.mark.parametrize(
     "setting, value",
     [
-        ("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")), ("temperature", float("inf")),
-        ("top_k", -1), ("top_p", 0.0), ("top_p", 1.01), ("top_p", float("nan")),
-        ("max_new_tokens", 0), ("min_new_tokens", -1), ("min_new_tokens", 9),
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", float("nan")),
+        ("max_new_tokens", 0),
+        ("min_new_tokens", -1),
+        ("min_new_tokens", 9),
     ],
-)  # fmt: skip
+)
 def test_an_unusable_setting_is_named_with_its_value(setting, value):
     with pytest.raises(InputError, match=f"{setting}={value}"):
         dataclasses.replace(PLAIN, **{setting: value})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.study import analysis
-from selftrain_jax.study.data import CONTROLS, RELATIONS
 
 SELF, LINEAGE, RECIPE, FAMILY = RELATIONS
 
@@ -15,11 +15,20 @@ SELF, LINEAGE, RECIPE, FAMILY = RELATIONS
 def rows_of(metric, values, before=0.5):
     """Rows of one student from {(arm, relation): [after of each seed]}."""
     return [
-        {"student": "S", "arm": arm, "relation": relation, "condition": "", "seed": seed, "subset": 0, "metric": metric,
-         "before": before, "after": after}
+        {
+            "student": "S",
+            "arm": arm,
+            "relation": relation,
+            "condition": "",
+            "seed": seed,
+            "subset": 0,
+            "metric": metric,
+            "before": before,
+            "after": after,
+        }
         for (arm, relation), of_seeds in values.items()
         for seed, after in enumerate(of_seeds)
-    ]  # fmt: skip
+    ]
 
 
 def study(gains, lost=0.99, control=0.9, chance=0.25, spread=0.002):
@@ -29,9 +38,10 @@ def study(gains, lost=0.99, control=0.9, chance=0.25, spread=0.002):
     above = {pair: values - chance for pair, values in capability.items()}
     extraction = {pair: 0.2 * (1 - (lost if pair[1] == SELF else control) + noise) for pair in capability}
     return [
-        *rows_of("capability", capability), *rows_of("capability above chance", above, 0.5 - chance),
+        *rows_of("capability", capability),
+        *rows_of("capability above chance", above, 0.5 - chance),
         *rows_of("extraction/held_out", extraction, 0.2),
-    ]  # fmt: skip
+    ]
 
 
 def verdicts(*arguments, **options):
@@ -48,8 +58,11 @@ def test_utility_is_the_mean_over_seeds_with_students_interval():
 
 
 def test_subsets_of_a_seed_are_averaged_first():
-    rows = [row | {"subset": subset, "after": row["after"] + 0.1 * subset}
-            for row in rows_of("capability", {("a", SELF): [0.5, 0.5]}) for subset in (0, 1)]  # fmt: skip
+    rows = [
+        row | {"subset": subset, "after": row["after"] + 0.1 * subset}
+        for row in rows_of("capability", {("a", SELF): [0.5, 0.5]})
+        for subset in (0, 1)
+    ]
     (found,) = analysis.analyse(rows, []).utility
     assert found["num_replicates"] == 2 and found["value"] == pytest.approx(0.05)
     assert (found["low"], found["high"]) == pytest.approx((0.05, 0.05))
@@ -59,7 +72,9 @@ def test_one_seed_has_no_interval_and_proves_nothing():
     rows = [row for row in study({SELF: 0.1, FAMILY: 0.0}) if row["seed"] == 0]
     found = analysis.analyse(rows, [])
     assert all(row["low"] is None and not row["significant"] for row in found.utility)
-    assert {row["verdict"] for row in found.verdicts} == {"inconclusive"} and any("One seed" in note for note in found.notes)
+    assert {row["verdict"] for row in found.verdicts} == {"inconclusive"} and any(
+        "One seed" in note for note in found.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +83,10 @@ def test_one_seed_has_no_interval_and_proves_nothing():
         ({SELF: 0.03, LINEAGE: 0.02, RECIPE: 0.01, FAMILY: 0.0}, "reproduced"),
         ({SELF: 0.03, LINEAGE: 0.0, RECIPE: 0.01, FAMILY: -0.02}, "inconclusive"),  # the order is another
         ({SELF: 0.0, LINEAGE: 0.02, RECIPE: 0.02, FAMILY: 0.02}, "not reproduced"),
-        ({SELF: 0.004, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001}, "not reproduced"),  # surely, but by next to nothing
+        (
+            {SELF: 0.004, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001},
+            "not reproduced",
+        ),  # surely, but by next to nothing
         ({SELF: -0.03, LINEAGE: -0.04, RECIPE: -0.06, FAMILY: -0.08}, "not reproduced"),  # the least harm is no help
         ({SELF: 0.03}, "inconclusive"),
     ],
@@ -110,11 +128,14 @@ def test_the_third_finding(gain, lost, verdict):
 def proxies_of(rows, values):
     """{proxy: function of utility} at every pair and seed of `rows`."""
     return [
-        {**{k: row[k] for k in ("student", "arm", "relation", "condition", "seed")}, "proxy": proxy,
-         "value": function(row["after"] - row["before"], i)}
+        {
+            **{k: row[k] for k in ("student", "arm", "relation", "condition", "seed")},
+            "proxy": proxy,
+            "value": function(row["after"] - row["before"], i),
+        }
         for proxy, function in values.items()
         for i, row in enumerate(row for row in rows if row["metric"] == "capability")
-    ]  # fmt: skip
+    ]
 
 
 def many_pairs():
@@ -133,7 +154,9 @@ def test_correlations_are_spearmans_and_turned_to_the_useful_side():
     rho = {row["proxy"]: row for row in found.correlations if row["scope"] == "all pairs"}
     assert rho["nll"]["rho"] == pytest.approx(-1) and rho["nll"]["n"] == 48
     utilities = [row["after"] - row["before"] for row in rows]
-    assert rho["tfidf_similarity"]["rho"] == pytest.approx(scipy.stats.spearmanr([i % 7 for i in range(48)], utilities)[0])
+    assert rho["tfidf_similarity"]["rho"] == pytest.approx(
+        scipy.stats.spearmanr([i % 7 for i in range(48)], utilities)[0]
+    )
     # Low likelihood loss goes with utility: the proxy works, so the finding that it fails is not reproduced.
     assert found.verdicts[1]["verdict"] == "not reproduced" and "NLL" in found.verdicts[1]["reason"]
     opposite = analysis.analyse(rows, proxies_of(rows, {"nll": lambda u, i: u}))
@@ -146,7 +169,9 @@ def test_controls_and_relational_proxies_do_not_enter_the_second_verdict():
     rows = [row | {"relation": CONTROLS[0]} if row["arm"] == "3" else row for row in rows]
     found = analysis.analyse(rows, proxies_of(rows, {"excess_nll": lambda u, i: -u, "nll": lambda u, i: u}))
     assert {row["n"] for row in found.correlations} == {36}
-    assert {row["name"].split(",")[0] for row in found.verdicts[1]["evidence"]} == {"rank correlation of utility and NLL"}
+    assert {row["name"].split(",")[0] for row in found.verdicts[1]["evidence"]} == {
+        "rank correlation of utility and NLL"
+    }
     assert found.verdicts[1]["verdict"] == "reproduced"
 
 
@@ -158,7 +183,9 @@ def test_the_same_pair_at_another_condition_is_not_another_pair():
     measured = [{**proxy, "value": values[proxy["arm"]]} for proxy in proxies_of(rows, {"nll": lambda u, i: 0})]
     four = [{**row, "condition": str(c)} for row in rows for c in range(4)]
     one, many = (analysis.analyse(r, measured).correlations[0] for r in (rows, four))
-    assert many["n"] == 4 * one["n"] and (many["low"], many["high"]) == pytest.approx((one["low"], one["high"]), abs=0.05)
+    assert many["n"] == 4 * one["n"] and (many["low"], many["high"]) == pytest.approx(
+        (one["low"], one["high"]), abs=0.05
+    )
 
 
 def test_one_seed_judges_no_proxy():
@@ -174,9 +201,20 @@ def test_a_model_at_chance_has_no_capability_to_lose():
 
 def test_what_is_left_out_is_noted():
     rows = study({SELF: 0.0})
-    rows = [row | {"before": 0.001} if row["metric"] == "extraction/held_out" and row["seed"] == 1 else row for row in rows]
-    unread = [{"student": "S", "arm": "arm self", "relation": SELF, "condition": "", "seed": 0, "proxy": "unknown_share",
-               "value": 0.2}]  # fmt: skip
+    rows = [
+        row | {"before": 0.001} if row["metric"] == "extraction/held_out" and row["seed"] == 1 else row for row in rows
+    ]
+    unread = [
+        {
+            "student": "S",
+            "arm": "arm self",
+            "relation": SELF,
+            "condition": "",
+            "seed": 0,
+            "proxy": "unknown_share",
+            "value": 0.2,
+        }
+    ]
     found = analysis.analyse(rows, unread)
     assert any("S, seed 1" in note for note in found.notes) and any("S of arm self" in note for note in found.notes)
     assert found.selectivity[0]["num_replicates"] == 2
@@ -185,8 +223,11 @@ def test_what_is_left_out_is_noted():
 def test_selectivity_by_hand():
     """Extraction 0.2 -> 0.02 loses 90 %; capability 0.25 -> 0.20 above chance loses 20 %."""
     pair = {("a", SELF): [0.02, 0.02]}
-    rows = [*rows_of("extraction/held_out", pair, 0.2), *rows_of("capability", {("a", SELF): [0.45] * 2}),
-            *rows_of("capability above chance", {("a", SELF): [0.2] * 2}, 0.25)]  # fmt: skip
+    rows = [
+        *rows_of("extraction/held_out", pair, 0.2),
+        *rows_of("capability", {("a", SELF): [0.45] * 2}),
+        *rows_of("capability above chance", {("a", SELF): [0.2] * 2}, 0.25),
+    ]
     (found,) = analysis.analyse(rows, []).selectivity
     assert (found["value"], found["extraction_lost"], found["capability_kept"]) == pytest.approx((0.7, 0.9, 0.8))
 

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.settings import SubsetSettings, build
-from selftrain_jax.study.data import RELATIONS
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.study.settings import ModelSettings, StudyConfig
 
 MODELS = {
@@ -23,11 +24,15 @@ def test_relations():
 
 
 def test_conditions_are_named_by_what_differs():
-    config = StudyConfig(**GOOD, subset=SubsetSettings(num_tokens=7))
+    config = StudyConfig(**GOOD, subset=SubsetConfig(num_tokens=7))
     assert [(c.name, c.num_tokens) for c in config.conditions()] == [("", 7)]
     config = dataclasses.replace(config, budgets=(5, 6), learning_rates=(1e-6, 1e-5))
     assert [c.name for c in config.conditions()] == [
-        "5 tokens, lr 1e-06", "5 tokens, lr 1e-05", "6 tokens, lr 1e-06", "6 tokens, lr 1e-05"]  # fmt: skip
+        "5 tokens, lr 1e-06",
+        "5 tokens, lr 1e-05",
+        "6 tokens, lr 1e-06",
+        "6 tokens, lr 1e-05",
+    ]
     assert [(c.num_tokens, c.learning_rate) for c in config.conditions()][2] == (6, 1e-6)
 
 

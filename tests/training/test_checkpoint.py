@@ -12,25 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError, InputWarning
-from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.training import checkpoint
 from selftrain_jax.training.checkpoint import Checkpoints, restore_params
-from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer
+from selftrain_jax.training.optimizer import make_optimizer
+from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import TrainState, state_shardings
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
 )
 OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
 ONE, EIGHT, FSDP = (1, 1, 1), (2, 2, 2), (1, 8, 1)
 
 
-def make_mesh(sizes):
-    return parallel.make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
+def mesh_of(sizes):
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
 
 
 def state_at(step, sizes=ONE):
@@ -38,7 +39,7 @@ def state_at(step, sizes=ONE):
     shapes = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), gpt_neox.param_shapes(CONFIG))
     rng = np.random.default_rng(step)
     state = jax.tree.map(lambda x: rng.uniform(1, 100, x.shape).astype(x.dtype), shapes)
-    placement = state_shardings(shapes, make_mesh(sizes), gpt_neox.param_axes(CONFIG))
+    placement = state_shardings(shapes, mesh_of(sizes), gpt_neox.param_axes(CONFIG))
     return jax.device_put(state.replace(step=np.int32(step)), placement)
 
 
@@ -74,7 +75,7 @@ def test_states_move_between_meshes(tmp_path, written, read):
     found = restore(tmp_path / "checkpoints", like)
     assert_same_bits(found, saved)
     assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, like)
-    params = restore_params(tmp_path / "checkpoints", CONFIG, make_mesh(read))
+    params = restore_params(tmp_path / "checkpoints", CONFIG, mesh_of(read))
     assert_same_bits(params, saved.params)
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, like.params)
 
@@ -88,7 +89,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["10", "9"]
     assert restore(tmp_path, states[8]).step == 10
-    mesh = make_mesh(ONE)
+    mesh = mesh_of(ONE)
     assert_same_bits(restore_params(tmp_path, CONFIG, mesh, step=9), states[9].params)
     with pytest.raises(InputError, match="no checkpoint of step 8 in"):
         restore_params(tmp_path, CONFIG, mesh, step=8)
@@ -109,7 +110,7 @@ def test_a_half_written_checkpoint_is_not_there(tmp_path):
     left.mkdir()
     (left / "params").write_bytes(b"half")
     assert_same_bits(restore(tmp_path, saved), saved)
-    assert_same_bits(restore_params(tmp_path, CONFIG, make_mesh(ONE)), saved.params)
+    assert_same_bits(restore_params(tmp_path, CONFIG, mesh_of(ONE)), saved.params)
 
 
 def test_saving_copies_the_state(tmp_path):
@@ -144,7 +145,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_missing_checkpoints_are_refused_with_the_way_out(tmp_path):
-    mesh = make_mesh(ONE)
+    mesh = mesh_of(ONE)
     with pytest.raises(InputError, match="not found: .*nowhere; train first"):
         restore_params(tmp_path / "nowhere", CONFIG, mesh)
     assert not (tmp_path / "nowhere").exists()
@@ -203,7 +204,7 @@ def test_a_flipped_bit_in_saved_parameters_is_found(tmp_path):
     save(tmp_path / "c", state)
     file, refused = largest_file(tmp_path / "c" / "3" / "params"), 0
     whole = file.read_bytes()
-    for mesh, position in itertools.product((None, make_mesh(FSDP)), np.linspace(0, 0.99, 8)):
+    for mesh, position in itertools.product((None, mesh_of(FSDP)), np.linspace(0, 0.99, 8)):
         flip(file, position)
         try:
             assert_same_bits(restore_params(tmp_path / "c", CONFIG, mesh), state.params)
@@ -224,7 +225,7 @@ def test_checksums_see_every_bit_and_every_place():
         assert checkpoint.checksums([y]) != expected
     for axis in range(3):
         assert checkpoint.checksums([np.roll(x, 1, axis)]) != expected
-    placed = jax.device_put(x[:4], jax.sharding.NamedSharding(make_mesh(EIGHT), jax.sharding.PartitionSpec("data")))
+    placed = jax.device_put(x[:4], jax.sharding.NamedSharding(mesh_of(EIGHT), jax.sharding.PartitionSpec("data")))
     assert checkpoint.checksums([placed]) == checkpoint.checksums([x[:4]])
 
 
@@ -234,7 +235,7 @@ def test_a_checkpoint_that_cannot_be_written_says_which_is_the_last_good_one(tmp
 import resource, sys
 sys.path[:0] = {[str(pathlib.Path(__file__).parents[2])]!r}
 from tests.training.test_checkpoint import Checkpoints, state_at
-from selftrain_jax.errors import RunStopped
+from selftrain_jax.core.errors import RunStopped
 checkpoints = Checkpoints({str(tmp_path / "c")!r}, 2)
 checkpoints.save(state_at(3))
 checkpoints.wait()

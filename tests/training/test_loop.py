@@ -20,24 +20,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped
 from selftrain_jax.data.packing import PackedRows, batch_indices, pack
-from selftrain_jax.errors import InputError, InputWarning, RunStopped
-from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import PRESETS, ModelConfig
-from selftrain_jax.parallel import MeshConfig
+from selftrain_jax.distributed.mesh import make_mesh, replicated
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import PRESETS, DecoderConfig
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
-from selftrain_jax.training.optimizer import OptimizerConfig, make_schedule
+from selftrain_jax.training.optimizer import make_schedule
+from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 from selftrain_jax.training.step import next_token_loss
 
 pytestmark = pytest.mark.once
 
-MODEL = ModelConfig(
+MODEL = DecoderConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
 )
 # 5 batches an epoch, 15 steps; the last checkpoint falls on none of the regular ones.
-CONFIG = loop.TrainConfig(
+CONFIG = TrainConfig(
     batch_size=4,
     sequence_length=16,
     epochs=3,
@@ -77,7 +78,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def mesh():
-    return parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def slow(*args, **settings):
     return original(*args, **settings)
 loop.batch_indices = slow
 params = test_loop.make_params()
-mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pathlib.Path(sys.argv[1]), mesh=mesh)
 """
 
@@ -206,7 +207,7 @@ def test_a_run_goes_on_with_another_mesh(whole, params, rows, mesh, tmp_path, mo
         kill_at(patch, 14)
         with pytest.raises(Killed):
             loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
-    eight = parallel.make_mesh(MeshConfig(2, 2, 2))
+    eight = make_mesh(MeshConfig(2, 2, 2))
     loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=eight)
     found, expected = (restore_params(path / "checkpoints", MODEL, mesh) for path in (tmp_path, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
@@ -233,7 +234,7 @@ def scalars(directory):
     for path in sorted(directory.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:  # length, its checksum, event, its checksum
-            length, = struct.unpack("<Q", data[:8])
+            (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
             if event.HasField("session_log"):
@@ -272,7 +273,7 @@ def test_the_first_batch_has_the_loss_of_its_rows(params, rows, mesh, tmp_path, 
     found = loop.read_metrics(tmp_path / "metrics.jsonl")[0]
     chosen = batch_indices(0, num_rows=22, batch_size=4, seed=3)
     batch = {"tokens": rows.tokens[chosen]} | ({"segment_ids": rows.segment_ids[chosen]} if boundaries else {})
-    loss, targets = jax.jit(next_token_loss(gpt_neox.GPTNeoX(MODEL)))(params, batch)
+    loss, targets = jax.jit(next_token_loss(gpt_neox.Decoder(MODEL)))(params, batch)
     assert found["loss"] == pytest.approx(float(loss / targets), rel=1e-5) and found["targets"] == targets
     assert (targets < 4 * 16) == boundaries
 
@@ -340,9 +341,9 @@ def test_a_real_divergence_is_noticed(params, rows, mesh, tmp_path):
 def test_runs_that_cannot_work_are_refused_before_they_start(rows, tmp_path, change, message):
     """No parameters are looked at and no folder is made."""
     if change.get("batch_size") == 23:
-        mesh = parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     else:
-        mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+        mesh = make_mesh(MeshConfig(2, 2, 2))
     with pytest.raises(InputError, match=message):
         loop.train(None, MODEL, rows, dataclasses.replace(CONFIG, **change), tmp_path / "run", mesh=mesh)
     assert not (tmp_path / "run").exists()
@@ -364,7 +365,7 @@ def test_runs_that_cannot_work_are_refused_before_they_start(rows, tmp_path, cha
     ids=str,
 )
 def test_bad_settings_are_refused_by_name(change):
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     with pytest.raises(InputError, match=f"{name}={value!r}"):
         dataclasses.replace(CONFIG, **change)
 
@@ -433,7 +434,10 @@ def begun(whole, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"optimizer": OptimizerConfig(learning_rate=1e-5, eps=1e-5)}, "optimizer.learning_rate is 1e-05, .* with 0.01"),
+        (
+            {"optimizer": OptimizerConfig(learning_rate=1e-5, eps=1e-5)},
+            "optimizer.learning_rate is 1e-05, .* with 0.01",
+        ),
         ({"batch_size": 2}, "train batch_size is 2, .* with 4"),
         ({"epochs": 1}, "train epochs is 1, .* with 3"),
         ({"seed": 1}, "train seed is 1"),
@@ -506,7 +510,7 @@ def test_a_file_in_the_way_is_named(params, rows, mesh, tmp_path, name):
 
 def test_parameters_are_given_away_only_on_request(params, rows, mesh, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1)
-    placed = jax.device_put(jax.tree.map(jnp.copy, params), parallel.replicated(mesh))
+    placed = jax.device_put(jax.tree.map(jnp.copy, params), replicated(mesh))
     for donate in (False, True):
         loop.train(placed, MODEL, rows, config, tmp_path / str(donate), mesh=mesh, donate=donate)
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(placed))
@@ -552,8 +556,9 @@ def test_weights_and_biases_gets_the_metrics_and_goes_on_in_the_same_run(params,
             loop.train(params, MODEL, rows, CONFIG, tmp_path, **arguments)
     loop.train(params, MODEL, rows, CONFIG, tmp_path, **arguments)
     assert [(run["project"], run["id"], run["name"]) for run in begun] == [
-        ("project", None, "my run"), ("project", "abc", "my run")
-    ]  # fmt: skip
+        ("project", None, "my run"),
+        ("project", "abc", "my run"),
+    ]
     assert begun[1]["config"]["optimizer"]["learning_rate"] == 1e-2
     assert [line for _, line in logged] == loop.read_metrics(tmp_path / "metrics.jsonl")
     assert all(step == line["step"] for step, line in logged)
@@ -578,13 +583,17 @@ def test_weights_and_biases_that_are_not_installed_are_refused_first(rows, mesh,
     ],
 )
 def test_slices_that_are_chosen_fit_the_caches_of_a_cpu(batch_size, sequence_length, sizes, expected):
-    mesh = parallel.make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     assert loop.default_grad_accum(batch_size, sequence_length, mesh) == expected
 
 
 def test_utilisation_is_that_of_the_devices_peak():
-    """6 N + 6 L D T for pythia-70m: 18.9 M weights in layers, 25.8 M in the output layer, 6 layers of 512, 2,048 tokens."""
-    assert PRESETS["pythia-70m"].train_flops_per_token(2048) == pytest.approx(6 * 44.67e6 + 6 * 6 * 512 * 2048, rel=1e-3)
+    """6 N + 6 L D T for pythia-70m: 18.9 M weights in layers, 25.8 M in the output layer, 6 layers of 512, 2,048
+    tokens.
+    """
+    assert PRESETS["pythia-70m"].train_flops_per_token(2048) == pytest.approx(
+        6 * 44.67e6 + 6 * 6 * 512 * 2048, rel=1e-3
+    )
     assert log.peak_flops("NVIDIA H200") == 989e12 and log.peak_flops("TPU v5 lite") == 197e12
     assert log.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and log.peak_flops("cpu") is None
 

@@ -5,13 +5,14 @@ import numpy as np
 import optax
 import pytest
 
-from selftrain_jax.errors import InputError
-from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.training.optimizer import make_optimizer, make_schedule
+from selftrain_jax.training.settings import OptimizerConfig
 
 PEAK = 1e-2
-MODEL = ModelConfig(vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, rotary_pct=0.5)
+MODEL = DecoderConfig(vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, rotary_pct=0.5)
 PARAMS = {"a": {"kernel": np.array([[1.0, -2.0]], np.float32)}}
 
 
@@ -124,6 +125,6 @@ def test_clipping_bounds_the_global_norm():
     ids=str,
 )
 def test_bad_settings_are_refused_by_name(settings):
-    (name, value), = settings.items()
+    ((name, value),) = settings.items()
     with pytest.raises(InputError, match=f"{name}={value!r}"):
         OptimizerConfig(**settings)

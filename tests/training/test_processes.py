@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax import parallel
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.training import loop
 from selftrain_jax.training.checkpoint import restore_params
 from tests.training import test_loop
@@ -24,11 +25,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
 import os, sys, time
 from selftrain_jax import parallel
-from selftrain_jax.errors import PeerLost
-parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from selftrain_jax.core.errors import PeerLost
+job.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import jax
 import numpy as np
-from selftrain_jax.models.gpt_neox import param_shardings
+from selftrain_jax.models.decoder import param_shardings
 from selftrain_jax.training import loop
 from tests.training import test_loop
 original = loop.batch_indices
@@ -37,8 +38,8 @@ def slow(*args, **settings):
     return original(*args, **settings)
 loop.batch_indices = slow
 params = jax.tree.map(np.asarray, test_loop.make_params())
-mesh = parallel.make_mesh(parallel.MeshConfig(2, 2, 2))
-params = parallel.to_global(mesh, params, param_shardings(test_loop.MODEL, mesh))  # as loaded weights come
+mesh = make_mesh(MeshConfig(2, 2, 2))
+params = to_global(mesh, params, param_shardings(test_loop.MODEL, mesh))  # as loaded weights come
 assert mesh.devices.size == 8 and jax.process_count() == 2
 try:
     last = loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, sys.argv[3], mesh=mesh)
@@ -55,8 +56,10 @@ def start(directory, pause=0.0):
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     workers = []
     for i in range(2):
         log = open(directory.with_name(f"worker{i}.log"), "w+")
@@ -68,7 +71,7 @@ def start(directory, pause=0.0):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from selftrain_jax import parallel
-from selftrain_jax.errors import InputError
-from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.config import PRESETS, ModelConfig
-from selftrain_jax.parallel import MeshConfig
-from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh, replicated
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import hf
+from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.training.optimizer import make_optimizer, make_schedule
+from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import (
     TrainState,
     make_train_step,
@@ -24,10 +26,10 @@ from selftrain_jax.training.step import (
     state_shardings,
 )
 
-CONFIG = ModelConfig(
+CONFIG = DecoderConfig(
     vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
 )
-MODEL = gpt_neox.GPTNeoX(CONFIG)
+MODEL = gpt_neox.Decoder(CONFIG)
 STEPS = 2
 # Sums of gradients in another order: some ten roundings of fp32 (2^-23 each) per entry of order 1 and step. The
 # optimizer has no eps to divide by, so that rounding stays rounding.
@@ -40,7 +42,9 @@ def sgd():
 
 def frozen_embedding():
     def labels(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: "frozen" if path[0].key == "embed" else "trained", params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if path[0].key == "embed" else "trained", params
+        )
 
     return optax.multi_transform({"trained": optax.adamw(1e-3), "frozen": optax.set_to_zero()}, labels)
 
@@ -109,7 +113,7 @@ def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
     ids=["data8", "fsdp4_tensor2", "2x2x2_cut"],
 )
 def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
-    mesh = parallel.make_mesh(MeshConfig(*sizes))
+    mesh = make_mesh(MeshConfig(*sizes))
     found = run(params, batches, sgd(), mesh=mesh, grad_accum=grad_accum)
     assert_same_training(found, plain)
     # The state stays where it was put: nothing is gathered, and nothing is compiled twice.
@@ -118,12 +122,13 @@ def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [sgd(), make_optimizer(OptimizerConfig(weight_decay=0.1), 10), optax.adafactor(1e-3)],
+    "optimizer",
+    [sgd(), make_optimizer(OptimizerConfig(weight_decay=0.1), 10), optax.adafactor(1e-3)],
     ids=["sgd", "ours", "adafactor"],
 )
 def test_moments_lie_where_their_parameters_lie(optimizer):
     """A replicated moment would cost as much memory on every device as the whole model."""
-    mesh = parallel.make_mesh(MeshConfig(1, 4, 2))
+    mesh = make_mesh(MeshConfig(1, 4, 2))
     state = jax.eval_shape(lambda: TrainState.create(gpt_neox.init_params(CONFIG, jax.random.key(0)), optimizer))
     found = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
     shapes = {tuple(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
@@ -134,7 +139,7 @@ def test_moments_lie_where_their_parameters_lie(optimizer):
     ):
         owner = next((p for p in shapes if tuple(path)[-len(p) :] == p and shapes[p] == leaf.shape), None)
         moments += owner is not None
-        assert sharding == (placed[owner] if owner else parallel.replicated(mesh)), path
+        assert sharding == (placed[owner] if owner else replicated(mesh)), path
     assert moments >= len(shapes) - 1  # the embedding may be frozen
 
 
@@ -214,7 +219,7 @@ def test_other_peoples_models_train(mesh, grad_accum):
     rng = np.random.default_rng(0)
     x, y, weight = rng.normal(size=(16, 3)), rng.normal(size=16), rng.uniform(size=16)
     batch = jax.tree.map(np.float32, {"x": x, "y": y, "weight": weight})
-    mesh = mesh and parallel.make_mesh(mesh)
+    mesh = mesh and make_mesh(mesh)
     train_step = make_train_step(squared_error, optax.sgd(0.1), mesh=mesh, grad_accum=grad_accum)
     state = TrainState.create({"w": jnp.zeros(3), "b": jnp.zeros(())}, optax.sgd(0.1))
     w, b = np.zeros(3), 0.0
@@ -262,13 +267,13 @@ def test_a_function_of_parameters_and_tokens_is_a_model(params, batches, gives):
 
 
 def test_the_step_does_not_import_a_model():
-    code = "import sys, selftrain_jax.training.step; print('selftrain_jax.models.gpt_neox' in sys.modules)"
+    code = "import sys, selftrain_jax.training.step; print('selftrain_jax.models.decoder' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_parts_of_a_model_can_be_frozen_on_a_mesh(params, batches):
     """The state stays where it was put, whatever optax wraps around it: the second step compiles nothing new."""
-    mesh = parallel.make_mesh(MeshConfig(1, 4, 2))
+    mesh = make_mesh(MeshConfig(1, 4, 2))
     state = TrainState.create(jax.tree.map(jnp.asarray, params), frozen_embedding())
     placement = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
     found, _ = run(params, batches, frozen_embedding(), mesh=mesh)
@@ -286,6 +291,7 @@ def test_a_batch_without_a_target_changes_nothing(params, batches):
 
 def test_half_precision_parameters_take_many_targets():
     """Their number may be more than half precision holds."""
+
     def loss_fn(params, batch):
         return jnp.sum(params["w"] * batch["x"]).astype(jnp.float32), 100_000
 
@@ -308,7 +314,7 @@ def test_batches_that_would_be_misread_are_refused(params, batch, message):
 
 
 def test_other_modules_come_as_functions():
-    with pytest.raises(InputError, match="Dense is not a GPTNeoX: pass a function"):
+    with pytest.raises(InputError, match="Dense is not a Decoder: pass a function"):
         next_token_loss(nn.Dense(3))
     with pytest.raises(InputError, match="chunk=0"):
         next_token_loss(MODEL, chunk=0)
@@ -366,12 +372,14 @@ def test_training_equals_pytorch(tmp_path, config, steps, learning_rate):
     others = [p for p in reference.parameters() if p.ndim == 1]
     adamw = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
     )
     optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
     # In parts where that is cheap.
     chunk, grad_accum = (8, 2) if config is CONFIG else (32, 1)
-    loss_fn = next_token_loss(gpt_neox.GPTNeoX(config), chunk=chunk)
+    loss_fn = next_token_loss(gpt_neox.Decoder(config), chunk=chunk)
     train_step = make_train_step(loss_fn, optimizer, grad_accum=grad_accum)
     state, start = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer), jax.tree.map(np.copy, params)
     for step in range(steps):

@@ -1,0 +1,61 @@
+"""From a config file and `--config.a.b=value` to the settings of a run or a study."""
+
+import ast
+import pathlib
+import runpy
+import sys
+import traceback
+from typing import Any, Sequence
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.run.settings import RunConfig
+from selftrain_jax.study.settings import StudyConfig
+
+
+def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False) -> RunConfig | StudyConfig:
+    """The `RunConfig` (or, of a study, `StudyConfig`) of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with
+    `--config.a.b=value` overrides.
+
+    Raises:
+      InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
+    """
+    name, _, argument = reference.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise InputError(f"config file not found: {path}")
+    folder = str(path.parent.absolute())
+    sys.path.insert(0, folder)  # a config may build on its neighbour
+    try:
+        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else [])).to_dict()
+    except Exception as e:  # whatever the file does wrong is bad input
+        where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
+        raise InputError(f"config {reference}: {what}") from None
+    finally:
+        sys.path.remove(folder)
+    for override in overrides:
+        _override(values, override)
+    if study != ("students" in values):
+        command = "study" if not study else "run"
+        raise InputError(
+            f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
+        )
+    return build(StudyConfig if study else RunConfig, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Applies one `--config.a.b=value`; the value is read as a Python literal, or else as a string."""
+    name, equals, text = override.removeprefix("--config.").partition("=")
+    if not override.startswith("--config.") or not equals:
+        raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *groups, last = name.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+        if not isinstance(values, dict):
+            raise InputError(f"argument {override!r}: {group} is a single value, not a group of settings")
+    values[last] = value

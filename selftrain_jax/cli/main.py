@@ -1,0 +1,152 @@
+"""The `selftrain` command: parsing, dispatch and exit codes. What a sub-command needs is imported when it is called."""
+
+import argparse
+import contextlib
+import errno
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from typing import Iterator, Sequence
+
+from selftrain_jax.cli.options import STAGES, make_parser, task_options
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.storage import is_storage_error
+from selftrain_jax.distributed import preemption
+
+_WITH_CONFIG = {
+    **dict.fromkeys(("run", *STAGES), ("runs", "run")),
+    "status": ("runs", "status"),
+    "plan": ("plan", "plan"),
+    "study": ("runs", "study"),
+}
+"""Command -> (module of this package, function) that is called with arguments, overrides and argv."""
+_TOOLS = {
+    "probes": ("tools", "make_probes"),
+    "import": ("tools", "import_texts"),
+    "convert": ("tools", "convert_model"),
+    "export": ("tools", "export_model"),
+    "verify": ("tools", "verify_model"),
+}
+"""Command -> (module, function) that is called with its arguments alone."""
+_ONLY_LOOKS = ("plan", "status")  # and leaves nothing to go on with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code. A process of a job that fails ends here, at once."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+    except Exception:
+        if _in_job():
+            traceback.print_exc()
+            _leave_job(1)
+        raise
+    if code and _in_job():
+        _leave_job(code)
+    return code
+
+
+def _in_job() -> bool:
+    job = sys.modules.get("selftrain_jax.distributed.job")
+    return job is not None and job.has_joined()
+
+
+def _leave_job(code: int) -> None:
+    """Ends this process. An orderly exit of JAX would wait for the others, which may go on until they miss this one."""
+    job = sys.modules["selftrain_jax.distributed.job"]
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    job.outlive(10)
+    job.says_it_leaves(in_order=code == preemption.EXIT_CODE)
+    os._exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    arguments, overrides = make_parser().parse_known_args(argv)
+    try:
+        with _one_line_warnings():
+            return _dispatch(arguments, overrides, argv)
+    except InputError as e:
+        print(f"selftrain: error: {e}", file=sys.stderr)
+        return 2
+    except RunStopped as e:
+        print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
+        return e.exit_code
+    except OSError as e:
+        # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
+        if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _bucket_failed(e, argv)
+        print(f"selftrain: error: {f'{e.filename}: ' if e.filename else ''}{e.strerror}", file=sys.stderr)
+        return 2
+    except Exception as e:
+        return _bucket_failed(e, argv)
+    except KeyboardInterrupt:
+        outcome = "nothing was written" if arguments.command in _TOOLS else "the same command goes on from here"
+        print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
+        return 1
+
+
+def _bucket_failed(error: Exception, argv: list[str]) -> int:
+    """The exit code after saying that a bucket cannot be used; raises the error again if it is another."""
+    if not any("gs://" in argument for argument in argv) or not is_storage_error(error):
+        raise error
+    print(
+        f"selftrain: stopped: the bucket cannot be used ({one_line(error)[:300]}); try the same command again",
+        file=sys.stderr,
+    )
+    return 1
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Prints an `InputWarning` as the command line prints errors; other warnings as Python does."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_one_line(message, category, *rest, **named):
+            if issubclass(category, InputWarning):
+                print(f"selftrain: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **named)
+
+        warnings.showwarning = show_one_line
+        yield
+
+
+def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[str]) -> int:
+    command = arguments.command
+    if command in _TOOLS:
+        if overrides:
+            raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {command} --help")
+        return _find(_TOOLS[command])(arguments)
+    if command == "evaluate" and _is_benchmark(arguments, overrides):
+        return _find(("tools", "evaluate_tasks"))(arguments)
+    with contextlib.nullcontext() if command in _ONLY_LOOKS else preemption.watching():
+        return _find(_WITH_CONFIG[command])(arguments, overrides, argv)
+
+
+def _find(where: tuple[str, str]):
+    module, function = where
+    return getattr(importlib.import_module(f"selftrain_jax.cli.{module}"), function)
+
+
+def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:
+    """Whether `evaluate` was given a model and not a run; `InputError` when it was given both or neither."""
+    of_run = [name for name in ("--config", "--workdir") if getattr(arguments, name[2:]) is not None]
+    if arguments.model is None:
+        if tasks := task_options(arguments):
+            raise InputError(f"{tasks[0]} needs MODEL: selftrain evaluate MODEL --tasks NAME,... --out DIR")
+        if len(of_run) < 2:
+            raise InputError(
+                "evaluate needs --config and --workdir (of a run), or MODEL, --tasks and --out (benchmarks)"
+            )
+        return False
+    if of_run or overrides:
+        raise InputError(
+            f"{(of_run + overrides)[0]} belongs to a run and MODEL={arguments.model!r} does not; for a model of a run, "
+            "write RUN:self-0 as MODEL"
+        )
+    return True

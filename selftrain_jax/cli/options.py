@@ -1,0 +1,225 @@
+"""The sub-commands of `selftrain` and their options; nothing heavy is imported to show them."""
+
+import argparse
+import pathlib
+from typing import Callable
+
+from selftrain_jax import __version__
+
+STAGES = {
+    "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
+    "sample": "let the source model write documents from the BOS token alone",
+    "audit": "drop documents that overlap with a benchmark",
+    "subset": "draw training subsets of an exact number of tokens and pack them",
+    "train": "fine-tune the student on every subset of every arm",
+    "evaluate": "measure the base model and every fine-tuned one; or, with MODEL, one model on benchmark tasks",
+    "report": "write report.json, report.html and the before/after table",
+}
+_EPILOG = """\
+settings:
+  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does.
+  --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
+exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 stopped by SIGTERM, 1 anything else.
+"""
+_DTYPE = "float32 (default), bfloat16 or float16"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="selftrain",
+        description="Prompt-free unconditional self-training of language models, in JAX: a base model writes documents "
+        "from the BOS token alone, a student learns from them, and capability and verbatim memorization are measured "
+        "before and after.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "run": "all stages, in order; goes on where an earlier run stopped",
+        **STAGES,
+        "status": "what is done, started and waiting in a workdir, and how far",
+    }.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
+        command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help="the run's settings")
+        command.add_argument("--workdir", required=needed, metavar="DIR", help="the run's folder, on disk or gs://...")
+        if name == "sample":
+            command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+        if name in ("run", "train"):
+            command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
+            command.add_argument(
+                "--profile", action="store_true", help="write a JAX trace of some steps of each training"
+            )
+        if name == "evaluate":
+            _add_task_options(command)
+    _add_plan(commands)
+    _add_study(commands)
+    _add_tools(commands)
+    return parser
+
+
+def _add_plan(commands) -> None:
+    text = "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device"
+    command = commands.add_parser(
+        "plan",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
+    command.add_argument(
+        "--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)"
+    )
+    command.add_argument(
+        "--accelerator", default="", metavar="NAME", help="A100-40, A100-80, H100, H200, v4, v5e, v5p, v6e"
+    )
+    command.add_argument("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
+
+
+def _add_study(commands) -> None:
+    text = "many runs as one experiment: students x sources with controls, proxies, verdicts and a page"
+    command = commands.add_parser(
+        "study",
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the study's settings")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="the study's folder, on disk")
+    command.add_argument(
+        "--shard",
+        default="0/1",
+        metavar="I/N",
+        help="do every N-th unit from I = 0 ... N - 1 on, beside "
+        "the other shards in the same folder; shard 0 waits for all and writes the page",
+    )
+    command.add_argument(
+        "--report", action="store_true", help="do nothing but write the page, from what is done so far"
+    )
+
+
+def _add_tools(commands) -> None:
+    """Adds a parser per tool to the sub-parsers `commands`."""
+
+    def add(name: str, text: str, more: str = "") -> Callable:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.{more}").add_argument
+
+    option = add(
+        "probes",
+        "make a probe file of published token arrays, of any text or of EleutherAI's memorized-evals",
+        " Give --text, --dataset, or --prefixes with --suffixes and --source.",
+    )
+    option("--text", metavar="FILE", help="windows of a text set: JSON lines with text, or one plain text file")
+    option(
+        "--dataset",
+        metavar="NAME",
+        help="rows of a data set with columns index and tokens, e.g. "
+        "EleutherAI/pythia-memorized-evals: a hub name or a saved folder",
+    )
+    option("--split", metavar="NAME", help="part of the data set, e.g. deduped.1.4b")
+    option("--prefixes", metavar="FILE.npy", help="lm-extraction-benchmark: token ids [n, length] of the prefixes")
+    option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
+    option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
+    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (with --text or arrays)")
+    option("--prefix-length", type=int, default=32, metavar="K", help="tokens given (--text, --dataset; default: 32)")
+    option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
+    option("--stride", type=int, metavar="N", help="tokens between windows of a text (default: K + M)")
+    option("--limit", type=int, metavar="N", help="keep N probes, drawn at random")
+    option("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    option("--out", required=True, metavar="FILE.jsonl", help="the probe file to write")
+
+    option = add(
+        "import", "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`"
+    )
+    option(
+        "source", metavar="SOURCE", help=".jsonl(.gz) or .json, a Hugging Face data set folder, tfds:NAME or tfds:/DIR"
+    )
+    option("out", metavar="OUT", help="the corpus folder to make")
+    option("--tokenizer", required=True, metavar="MODEL", help="whose tokenizer: the student's")
+    option("--field", default="text", metavar="NAME", help="which field is the text (default: text)")
+    option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
+    option("--limit", type=int, metavar="N", help="take the first N texts only")
+
+    option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
+    option("source", metavar="MODEL", help="Hugging Face directory or hub name")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    option("--revision", metavar="REV", help="hub revision, for example step143000")
+    option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+
+    option = add("export", "write a run's model, or a converted one, as a Hugging Face directory")
+    option("source", metavar="WORKDIR", help="a run's folder, or one of `selftrain convert`")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    option("--model", metavar="NAME", help="which model of the run: self-0 (default), real-0, base, ...")
+    option("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
+    option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+
+    option = add(
+        "verify",
+        "compare our model with transformers on PyTorch (pip install torch), on the same checkpoint",
+        " Exit code 0 only if the fp32 logits agree.",
+    )
+    option("model", metavar="MODEL", help="a Hugging Face directory, or a name such as EleutherAI/pythia-70m")
+    option("--revision", metavar="REV", help="hub revision, for example step1000")
+    option(
+        "--dtype",
+        action="append",
+        choices=("fp32", "bf16"),
+        help="what to compare, once or more; default both. fp32 is always measured, since it decides",
+    )
+    option(
+        "--arc-easy",
+        metavar="FILE.jsonl",
+        help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too",
+    )
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
+    """What `selftrain evaluate MODEL` takes; without MODEL that command is the stage of a run."""
+    group = parser.add_argument_group("benchmarks of lm-evaluation-harness (pip install 'selftrain_jax[eval]')")
+    option = group.add_argument
+    option(
+        "model", nargs="?", metavar="MODEL", help="a directory, a hub name, or RUN:self-0 for a model of the run in RUN"
+    )
+    option("--tasks", metavar="NAME,...", help="the harness's tasks, paper-zero-shot or paper-few-shot")
+    option("--out", type=pathlib.Path, metavar="DIR", help="where results.json goes, and what is done so far")
+    option("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: what each task says)")
+    option("--limit", type=int, metavar="N", help="the first N items of every task only")
+    option("--batch-size", type=int, metavar="N", help="sequences scored at once (default: 64)")
+    option("--dtype", metavar="DTYPE", help="compute dtype: float32 (default) or bfloat16")
+    option("--revision", metavar="REV", help="hub revision, for example step143000")
+    option("--include-path", metavar="DIR", help="a folder of YAML task files of your own")
+    option(
+        "--bootstrap-iters", type=int, metavar="N", help="resamples for standard errors that need them (default: 1000)"
+    )
+    option(
+        "--confirm-run-unsafe-code",
+        action="store_true",
+        help="let tasks such as humaneval run code that the model wrote, with your rights",
+    )
+
+
+def task_options(arguments: argparse.Namespace) -> list[str]:
+    """The options of a benchmark that were given, as the user writes them."""
+    names = (
+        "tasks",
+        "out",
+        "num_fewshot",
+        "limit",
+        "batch_size",
+        "dtype",
+        "revision",
+        "include_path",
+        "bootstrap_iters",
+    )
+    given = [name for name in names if getattr(arguments, name) is not None]
+    given += ["confirm_run_unsafe_code"] * arguments.confirm_run_unsafe_code
+    return ["--" + name.replace("_", "-") for name in given]

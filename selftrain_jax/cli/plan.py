@@ -1,0 +1,248 @@
+"""How much device memory a run takes on a mesh, and what fits an accelerator; nothing but a CPU is needed.
+
+Weights, gradients, optimizer state and cache are closed formulas over shapes and shardings. Activations are not: what
+lives at once is the compiler's choice. So the train step and the decode step are compiled for the mesh on virtual CPU
+devices, at two sizes, without allocating anything, and a straight line goes through what the compiler says. On a GPU or
+TPU take them as an upper estimate: attention kernels there keep no scores, which without recomputation is most of it
+(one H200 took 5.8 GB per row of pythia-1.4b where this says 22)."""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import re
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.core import accelerators
+from selftrain_jax.core.accelerators import Accelerator
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, virtual_devices
+from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
+from selftrain_jax.lab.tokenization import build_tokenizer
+from selftrain_jax.lab.world import build_world
+from selftrain_jax.models import hf
+from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.decoder import Decoder, param_axes, param_shapes, unstack_layers
+from selftrain_jax.run.settings import RunConfig
+from selftrain_jax.sampling import memory, placement
+from selftrain_jax.sampling.decode import bucket_ends
+from selftrain_jax.sampling.settings import SamplingConfig
+from selftrain_jax.training.optimizer import make_optimizer
+from selftrain_jax.training.settings import TrainConfig
+from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
+
+TRAIN_HEADROOM = 0.92
+"""Share of the device memory that training is planned for; `launch/gpu.sh` gives JAX as much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """`at_zero + per_row * rows` bytes per device, rows counted over all devices together."""
+
+    at_zero: float
+    per_row: float
+
+    def __call__(self, rows: int) -> float:
+        return self.at_zero + self.per_row * rows
+
+    def largest(self, budget: float, multiple: int) -> int:
+        """The most rows, a multiple of `multiple`, that fit the budget; 0 when none do."""
+        return max(int((budget - self.at_zero) / max(self.per_row, 1)) // multiple * multiple, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes per device.
+
+    Attributes:
+      params, gradients, optimizer: in training, fp32; exact.
+      activations: in training, by rows of a slice: temporaries beside the gradients.
+      weights: in sampling, in its dtype; exact.
+      cache: in sampling, per row at the longest cache; exact.
+      wave: in sampling, by rows: the cache, and the temporaries of a step.
+      ways: rows are multiples of it.
+    """
+
+    params: int
+    gradients: int
+    optimizer: int
+    activations: Line
+    weights: int
+    cache: int
+    wave: Line
+    ways: int
+
+    @property
+    def train_state(self) -> int:
+        return self.params + self.gradients + self.optimizer
+
+    def largest_slice(self, device: Accelerator) -> int:
+        """Rows of a training slice that fit, over all devices together."""
+        return self.activations.largest(TRAIN_HEADROOM * device.memory - self.train_state, self.ways)
+
+    def largest_wave(self, device: Accelerator) -> int:
+        """Rows of a sampling wave that fit, over all devices together."""
+        return self.wave.largest(memory.HEADROOM * (device.memory - self.weights), self.ways)
+
+
+def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: int | None = None) -> str:
+    """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling).
+
+    Call it before anything asks JAX for its devices: it takes virtual ones.
+
+    Raises:
+      InputError: the mesh, the accelerator or the model is unknown, or the mesh does not fit the devices.
+    """
+    device = accelerators.accelerator(accelerator) if accelerator else None
+    if devices is not None and devices < 1:
+        raise InputError(f"--devices={devices} must be at least 1")
+    asked = parse_mesh(mesh) if mesh else config.mesh
+    sizes = dataclasses.astuple(asked)
+    shape = asked.shape(devices or math.prod(size for size in sizes if size != -1))
+    count = math.prod(shape)
+    virtual_devices(count)
+    model = model_config(config)
+    dtype = config.sample.dtype if config.sample.dtype != "auto" else "bfloat16" if device else "float32"
+    placed = make_mesh(MeshConfig(*shape), jax.devices()[:count])
+    found = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
+    return f"{model.num_params:,} parameters; {format_plan(found, placed, config.train, device, accelerator)}"
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """`data=1,fsdp=4,tensor=2`; axes that are left out have size 1."""
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not re.fullmatch("-1|[1-9][0-9]{0,4}", size):
+            raise InputError(f"--mesh={text!r} must read like data=1,fsdp=4,tensor=2 (-1 for all remaining devices)")
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
+
+
+def model_config(config: RunConfig) -> DecoderConfig:
+    """The student's architecture; that of a published Pythia is known without its files."""
+    reference = config.student or config.source
+    name = reference.split("/")[-1].removesuffix("-deduped")
+    if reference.startswith("lab:"):
+        if config.lab is None or reference not in ("lab:base", "lab:other"):
+            raise InputError(f"student {reference!r} is no model of the config's lab: lab:base and lab:other may be")
+        model = getattr(config.lab, reference.removeprefix("lab:"))
+        tokenizer = build_tokenizer(build_world(config.lab.world), model.tokenizer, model.bpe_vocab_size)
+        return model.model_config(tokenizer.get_vocab_size())
+    if name in PRESETS and not pathlib.Path(reference).is_dir():
+        return PRESETS[name]
+
+    return hf.load_config(reference)
+
+
+def make_plan(
+    config: DecoderConfig, train: TrainConfig, sampling: SamplingConfig, mesh: Mesh, sampling_dtype: str
+) -> Plan:
+    """The plan of one model on `mesh` (virtual devices will do)."""
+    ways = batch_ways(mesh)
+    state = train_state(config, train, mesh)
+    params = memory.device_bytes(state.params)
+    temporary = {rows: train_temporaries(config, train, mesh, rows) for rows in (2 * ways, 4 * ways)}
+    weights = sampling_weights(config, mesh, sampling_dtype)
+    model = Decoder(config, dtype=jnp.dtype(sampling_dtype))
+    wave = {rows: memory.wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in (8 * ways, 16 * ways)}
+    activations = _line(temporary)
+    return Plan(
+        params=params,
+        gradients=params,
+        optimizer=memory.device_bytes(state.opt_state),
+        activations=Line(activations.at_zero - params, activations.per_row),
+        weights=memory.device_bytes(weights),
+        cache=cache_bytes(config, sampling, mesh, sampling_dtype),
+        wave=_line(wave),
+        ways=ways,
+    )
+
+
+def _line(found: dict[int, int]) -> Line:
+    (few, low), (many, high) = sorted(found.items())
+    slope = (high - low) / (many - few)
+    return Line(low - slope * few, slope)
+
+
+def train_state(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of what training carries from step to step."""
+    optimizer = make_optimizer(train.optimizer, 10)
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), param_shapes(config))
+    placed = state_shardings(state, mesh, param_axes(config))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+
+
+def train_temporaries(config: DecoderConfig, train: TrainConfig, mesh: Mesh, rows: int) -> int:
+    """Bytes per device that a train step of slices of `rows` needs beside its state and batch, gradients included."""
+    slices = 2 if train.grad_accum > 1 else 1
+    model = Decoder(config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention="xla")
+    step = make_train_step(next_token_loss(model), make_optimizer(train.optimizer, 10), grad_accum=slices)
+    shape = (slices * rows, train.sequence_length + 1)
+    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))}
+    if train.document_boundaries:
+        batch["segment_ids"] = batch["tokens"]
+    with jax.set_mesh(mesh):
+        used = step.lower(train_state(config, train, mesh), batch).compile().memory_analysis()
+    return used.temp_size_in_bytes + max(used.output_size_in_bytes - used.alias_size_in_bytes, 0)
+
+
+def sampling_weights(config: DecoderConfig, mesh: Mesh, dtype: str):
+    """Shapes and shardings of what `placement.prepare` makes of the weights."""
+    shapes = jax.eval_shape(unstack_layers, param_shapes(config))
+    placed = placement.prepared_shardings(config, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, placed)
+
+
+def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str) -> int:
+    """Bytes of one row's keys and values in the last bucket, on each device that holds the row: 2 L S N H, heads spread
+    over the tensor axis where they divide."""
+    tensor = mesh.shape["tensor"]
+    heads = config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
+    slots = bucket_ends(sampling.max_new_tokens)[-1]
+    return 2 * config.num_layers * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def format_plan(plan: Plan, mesh: Mesh, train: TrainConfig, device: Accelerator | None, name: str = "") -> str:
+    """The plan as it is printed."""
+
+    def line(name, count, note=""):
+        return f"  {name:34}{count / 2**30:9.3f} GiB{note}"
+
+    ways = plan.ways
+    rows = f"{ways} row{'s' * (ways > 1)}"
+    lines = [
+        f"per device, mesh {', '.join(f'{axis}={n}' for axis, n in mesh.shape.items())}:",
+        "training",
+        line("parameters (fp32)", plan.params),
+        line("gradients (fp32)", plan.gradients),
+        line("optimizer (AdamW)", plan.optimizer),
+        line(f"activations, slice of {rows}", plan.activations(ways), "  (compiled for a CPU: an upper estimate)"),
+        line(f"  each further {rows}", ways * plan.activations.per_row),
+        "sampling",
+        line("weights", plan.weights),
+        line(f"cache, wave of {rows}", plan.cache),
+        line("  and logits and the like", max(ways * plan.wave.per_row - plan.cache, 0)),
+    ]
+    if device:
+        most, wave = plan.largest_slice(device), plan.largest_wave(device)
+        fits = f"{most} rows of {train.sequence_length} tokens" if most else "not one row per device: shard more"
+        wave_fits = f"{wave} documents" if wave else "not one document per device: shard more (tensor)"
+        lines += [
+            f"{mesh.size} x {name}, {device.memory / 2**30:.3f} GiB each",
+            f"  largest training slice: {fits} ({TRAIN_HEADROOM:.0%} of the memory)",
+            f"  largest sampling wave: {wave_fits} ({memory.HEADROOM:.0%} of what the weights leave)",
+        ]
+    return "\n".join(lines)
+
+
+def plan(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """`selftrain plan`."""
+    config = load_config(arguments.config, overrides)
+    print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
+    return 0

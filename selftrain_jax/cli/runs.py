@@ -1,0 +1,95 @@
+"""The sub-commands of `selftrain` that take a config: the stages of a run, its state, and a study."""
+
+import argparse
+import dataclasses
+import pathlib
+import shlex
+import sys
+from typing import Sequence
+
+from selftrain_jax import __version__
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.storage import Workdir
+from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.distributed import job, preemption
+from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
+from selftrain_jax.run import stages
+from selftrain_jax.run.pipeline import Pipeline, save_config
+from selftrain_jax.study.command import run_study
+from selftrain_jax.training.log import check_wandb
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """`selftrain run`, or one of the stages."""
+    wanted = arguments.command
+    pipeline = _pipeline(arguments, overrides, argv)
+    plan = pipeline.stages()
+    check_wandb(pipeline.wandb)
+    enable_compilation_cache()
+    job.initialize()
+    preemption.joined(job)
+    asked = fingerprint([wanted, __version__, dataclasses.asdict(pipeline.config), str(pipeline.home)])
+    if not job.same_on_all(asked):
+        raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
+
+    def check_and_save():
+        stages.check(pipeline.home, plan)
+        pipeline.check_files()
+        save_config(pipeline.home, pipeline.config)
+
+    job.on_first("check of files and settings", check_and_save)
+    first = job.is_first()
+    if first:
+        mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+        print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
+    stages.run(pipeline.place, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
+    if wanted == "sample" and arguments.show and first:
+        pipeline.place.fetch(f"sample/{pipeline.main}")
+        _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
+    if wanted in ("run", "report") and first:
+        report = pipeline.home / "report"
+        print("\n" + (report / "table.txt").read_text())
+        print(f"report: {report / 'report.html'}")
+    return 0
+
+
+def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """`selftrain status`: what is done, started and waiting."""
+    pipeline = _pipeline(arguments, overrides, argv)
+    plan = pipeline.stages()
+    stages.check(pipeline.home, plan)
+    stale = stages.stale(pipeline.home, plan)
+    for stage in plan:
+        state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
+        far = stages.progress(pipeline.home, stage) if state == "started" else ""
+        print(f"{state:8} {stage.name}{far and f': {far}'}")
+    return 0
+
+
+def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """`selftrain study`."""
+    config = load_config(arguments.config, overrides, study=True)
+    preemption.joined(job)  # it takes no others
+    # What repeats the study, whoever writes its page.
+    command = ["selftrain", "study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
+    return run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)
+
+
+def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> Pipeline:
+    config = load_config(arguments.config, overrides)
+    command = "selftrain " + shlex.join(argv)
+    watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
+    return Pipeline(config, Workdir(arguments.workdir), command, **watched)
+
+
+def _show_documents(corpus: pathlib.Path, count: int) -> None:
+    for document in read_corpus(corpus)[:count]:
+        print(
+            f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---\n{document.text}"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

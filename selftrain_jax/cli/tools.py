@@ -1,0 +1,121 @@
+"""The sub-commands of `selftrain` that need no run: models and texts in and out, benchmarks, and checks.
+
+Each takes the parsed arguments and returns the exit code.
+"""
+
+import argparse
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import user_path, write_json
+from selftrain_jax.data.external import import_corpus
+from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
+from selftrain_jax.evaluation import harness_tasks, probes, published
+from selftrain_jax.evaluation.harness import HarnessModel
+from selftrain_jax.evaluation.score import check_batch_size
+from selftrain_jax.models import verify
+from selftrain_jax.run.export import convert, export
+from selftrain_jax.run.references import find_model
+
+
+def evaluate_tasks(arguments: argparse.Namespace) -> int:
+    """`selftrain evaluate MODEL --tasks ... --out DIR`."""
+
+    if arguments.tasks is None or arguments.out is None:
+        raise InputError("evaluate MODEL needs --tasks NAME,... and --out DIR; see selftrain evaluate --help")
+    names = {"limit": "limit", "dtype": "dtype", "bootstrap_iters": "bootstrap_iters"}
+    given = {
+        name: getattr(arguments, option) for name, option in names.items() if getattr(arguments, option) is not None
+    }
+    settings = harness_tasks.Settings(**given, confirm_run_unsafe_code=arguments.confirm_run_unsafe_code)
+    batch_size = 64 if arguments.batch_size is None else arguments.batch_size
+    check_batch_size(batch_size)
+    requests = harness_tasks.expand(arguments.tasks.split(","), arguments.num_fewshot)
+    out = user_path(arguments.out)
+    found = find_model(arguments.model, arguments.revision)
+    book = harness_tasks.TaskBook([request.name for request in requests], arguments.include_path)
+
+    def make_model():
+
+        enable_compilation_cache()
+        mesh = make_mesh()
+        return HarnessModel(
+            found.load(mesh), found.config, found.tokenizer, mesh=mesh, batch_size=batch_size, dtype=settings.dtype
+        )
+
+    results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
+    rows = harness_tasks.rows(results)
+    record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
+    write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
+    print("\n" + harness_tasks.format_table(rows) + f"\n\nresults: {out / 'results.json'}")
+    return 0
+
+
+def make_probes(arguments: argparse.Namespace) -> int:
+
+    a = arguments
+    arrays = a.prefixes or a.suffixes or a.source
+    if sum(map(bool, (a.text, a.dataset, arrays))) != 1:
+        raise InputError("probes: give one of --text, --dataset, or --prefixes with --suffixes and --source")
+    needed = ("split",) if a.dataset else ("target",) if a.text else ("prefixes", "suffixes", "source", "target")
+    if missing := [f"--{name}" for name in needed if not getattr(a, name)]:
+        raise InputError(f"probes: {', '.join(missing)} is missing; see selftrain probes --help")
+    drawn = {"prefix_length": a.prefix_length, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
+    if a.text:
+        counts = probes.window_probes(a.text, a.target, a.out, stride=a.stride, **drawn)
+    elif a.dataset:
+        counts = probes.dataset_probes(a.dataset, a.split, a.out, **drawn)
+    else:
+        counts = probes.convert_arrays(a.prefixes, a.suffixes, a.source, a.target, a.out)
+    print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) + f": {a.out}")
+    return 0
+
+
+def import_texts(arguments: argparse.Namespace) -> int:
+
+    manifest = import_corpus(
+        arguments.source,
+        arguments.out,
+        arguments.tokenizer,
+        field=arguments.field,
+        split=arguments.split,
+        limit=arguments.limit,
+    )
+    counts = manifest["provenance"]
+    print(
+        f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {counts['num_empty']:,} empty "
+        "texts "
+        f"dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
+    )
+    return 0
+
+
+def convert_model(arguments: argparse.Namespace) -> int:
+
+    convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
+    print(f"Orbax arrays: {arguments.out}")
+    return 0
+
+
+def export_model(arguments: argparse.Namespace) -> int:
+
+    export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
+    print(f"Hugging Face model: {arguments.out}")
+    return 0
+
+
+def verify_model(arguments: argparse.Namespace) -> int:
+
+    model, revision, item = arguments.model, arguments.revision, None
+    if arguments.arc_easy is not None:
+        item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
+    enable_compilation_cache()
+    verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
+    print(verify.format_tables(verdict) + "\n", flush=True)
+    ok, outcome = verdict.ok, [verify.format_verdict(verdict)]
+    if item is not None:
+        check = published.check_arc_easy(item, model, revision)
+        print(published.format_check(check) + "\n")
+        ok &= check.ok
+        outcome.append(f"ARC-Easy figures {'agree' if check.ok else 'differ'} (max gap {check.max_gap:.1e} nats)")
+    print(f"{'OK' if ok else 'DIFFERENT'}: {'; '.join(outcome)}")
+    return 0 if ok else 1

@@ -1,0 +1,49 @@
+"""What the vendors' data sheets say of the accelerators that runs are planned for and measured on."""
+
+import dataclasses
+
+from selftrain_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One device, as JAX counts them (a v4 or v5p chip is one).
+
+    Attributes:
+      kind: the start of its `jax.Device.device_kind`, without the vendor's name.
+      flops: dense bfloat16 operations per second.
+      gigabytes: device memory, in 10^9 bytes for the A100, H100 and H200 and in GiB for TPUs, as they are sold.
+      memory: the same in bytes.
+    """
+
+    kind: str
+    flops: float
+    gigabytes: int
+
+    @property
+    def memory(self) -> int:
+        return self.gigabytes * (2**30 if self.kind.startswith("TPU") else 10**9)
+
+
+ACCELERATORS: dict[str, Accelerator] = {
+    "A100-40": Accelerator("A100", 312e12, 40),
+    "A100-80": Accelerator("A100", 312e12, 80),
+    "H100": Accelerator("H100", 989e12, 80),
+    "H200": Accelerator("H200", 989e12, 141),
+    "v4": Accelerator("TPU v4", 275e12, 32),
+    "v5e": Accelerator("TPU v5 lite", 197e12, 16),
+    "v5p": Accelerator("TPU v5", 459e12, 95),
+    "v6e": Accelerator("TPU v6", 918e12, 32),
+}
+
+_KINDS = {"H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}}
+PEAK_FLOPS: dict[str, float] = dict(sorted(_KINDS.items(), key=lambda item: -len(item[0])))
+"""Dense bfloat16 operations per second of one device, by the start of its kind; longer starts come first."""
+
+
+def accelerator(name: str) -> Accelerator:
+    """The named one; `InputError` listing the names when there is none."""
+    try:
+        return ACCELERATORS[name]
+    except KeyError:
+        raise InputError(f"accelerator {name!r} is unknown; choose one of {', '.join(ACCELERATORS)}") from None

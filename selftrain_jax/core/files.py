@@ -1,0 +1,244 @@
+"""Small, crash-safe file operations and fingerprints."""
+
+import contextlib
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import zlib
+from typing import Any, Iterable, Iterator
+
+from selftrain_jax.core.errors import InputError
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is a URL, such as gs://bucket/folder."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike) -> pathlib.PurePath:
+    """`path` as a path object: of etils.epath for a URL, of pathlib otherwise.
+
+    Raises:
+      InputError: a URL that is not gs://BUCKET..., or one while gcsfs is not installed.
+    """
+    text = os.fspath(path)
+    if not is_remote(path):
+        if text.startswith("gs:/"):
+            raise InputError(f"path {text} is neither a bucket nor a good name for a folder: write gs://BUCKET/FOLDER")
+        return pathlib.Path(path)
+    if not re.match(r"gs://[^/]", text) or ".." in text.split("/") or re.search(r"[?#*\[\]]", text):
+        raise InputError(
+            f"path {text}: write gs://BUCKET/FOLDER without .. ? # * [ ], or a folder; other storage is not supported"
+        )
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"path {text} needs gcsfs: pip install 'selftrain_jax[gcs]', or name a folder on disk"
+        ) from None
+    import fsspec
+    from etils import epath
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
+    # Other processes write to the bucket, too, and Orbax does so past this library: a remembered listing would be
+    # wrong.
+    fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def absolute(path: str | os.PathLike) -> pathlib.PurePath:
+    """`path` from the root on; a URL is."""
+    return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()
+
+
+def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes `data` so that a reader sees the old file or the whole new one, never a part of it."""
+    path = as_path(path)
+    payload = data.encode() if isinstance(data, str) else data
+    if is_remote(path):  # an object in a bucket appears whole
+        path.write_bytes(payload)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(payload)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def user_path(path: str | os.PathLike) -> pathlib.PurePath:
+    """`path` with the home folder in place of a leading `~`; `InputError` when there is none of that user."""
+    if is_remote(path):
+        return as_path(path)
+    try:
+        return as_path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"path {path}: there is no such user's home folder; write the path in full") from None
+
+
+def check_new_directory(path: str | os.PathLike, what: str) -> None:
+    """Raises `InputError` when `path` is anything but absent or an empty folder."""
+    path = user_path(path)
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be used ({e.strerror}); choose another place") from None
+    if taken:
+        raise InputError(f"{what} {path} exists and is not empty; choose another or remove it")
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator[pathlib.Path]:
+    """A temporary folder to fill, which appears at `path` complete, or not at all when the body fails.
+
+    What a killed process leaves behind (`.NAME.partial`) goes when the same folder is written again.
+
+    Args:
+      path: must not exist, or be an empty folder.
+      what: its name in errors.
+      size: bytes that will be written, as far as known; refused up front when the disk has less room.
+
+    Raises:
+      InputError: the path is taken, another process is writing it, or the system refuses to write there (a full disk, a
+        quota, no permission).
+    """
+    path = user_path(path)
+    try:
+        check_new_directory(path, what)
+        target = pathlib.Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        if size > free:
+            raise InputError(
+                f"{what} {path} needs {size:,} bytes, but its disk has {free:,} free; choose another place"
+            )
+        temporary = target.with_name(f".{target.name}.partial")
+        with _sole_writer(target.with_name(f".{target.name}.lock"), f"{what} {path}"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                yield temporary
+                os.replace(temporary, target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as e:
+        reason = " ".join((e.strerror or str(e)).split())
+        raise InputError(f"{what} {path} cannot be written ({reason}); make room or choose another place") from None
+
+
+@contextlib.contextmanager
+def _sole_writer(lock: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds a lock file, which the system releases when its process ends in whatever way."""
+    with open(lock, "wb") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file since it was opened.
+            free = os.path.samestat(os.fstat(f.fileno()), os.stat(lock))
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        except OSError:  # some network file systems have no locks
+            free = True
+        if not free:
+            raise InputError(f"{what} is being written by another process; wait for it, or choose another place")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """`value` as indented JSON, written by `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, what: str = "file") -> Any:
+    """The JSON value in `path`; `InputError` naming `what` when it is missing or broken."""
+    try:
+        return json.loads(as_path(path).read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path}") from None
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror or e})") from None
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{what} {path} is not valid JSON: {e}") from None
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """One JSON object per line, written by `write_atomic`."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = "file") -> Iterator[dict]:
+    """Yields the objects of a JSON-lines file (`.gz` too); blank lines are skipped.
+
+    Raises:
+      InputError: the file is missing or unreadable, or a line (named by number) is broken or lacks one of `fields`.
+    """
+    path = pathlib.Path(path)
+    if not os.path.isfile(path):
+        raise InputError(f"{what} not found: {path}")
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig"))
+                except UnicodeDecodeError:
+                    raise InputError(f"{what} {path}, line {number}: not valid UTF-8") from None
+                except (ValueError, RecursionError) as e:
+                    raise InputError(f"{what} {path}, line {number}: not valid JSON ({getattr(e, 'msg', e)})") from None
+                missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+                if missing:
+                    raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
+                yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every leaf in which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            inside = f"{where}.{name}" if where else name
+            yield from differences(old.get(name), new.get(name), inside)
+    elif old != new:
+        yield where, old, new
+
+
+def fingerprint(value: Any) -> str:
+    """A short, stable hash of a JSON-like value (dataclasses and paths included)."""
+
+    def plain(x):
+        if dataclasses.is_dataclass(x):
+            return dataclasses.asdict(x)
+        return str(x)
+
+    text = json.dumps(value, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(*paths: str | os.PathLike) -> str:
+    """A short hash of the contents of `paths`, in the order given; `InputError` when one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise InputError(f"file {path} cannot be read ({e.strerror})") from None
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""Frozen dataclasses of settings, built from the plain dict that a config file gives."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from typing import Any, Mapping, Sequence
+
+from selftrain_jax.core.errors import InputError
+
+
+def check_ranges(section: str, settings: Any, limits: Mapping[str, float | tuple[float, float]]) -> None:
+    """Raises `InputError` for the first attribute of `settings` outside its limits.
+
+    Args:
+      section: begins the message, for example "train".
+      limits: attribute -> (lowest, highest) value, or the lowest alone.
+    """
+    for name, limit in limits.items():
+        value = getattr(settings, name)
+        low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
+        if not low <= value <= high:
+            allowed = f"be at least {low}" if high == math.inf else f"lie in [{low}, {high}]"
+            raise InputError(f"{section} {name}={value} must {allowed}")
+
+
+def check_choice(section: str, settings: Any, name: str, options: Sequence[Any]) -> None:
+    """Raises `InputError` unless attribute `name` of `settings` is one of `options`."""
+    value = getattr(settings, name)
+    if not any(value == option and type(value) is type(option) for option in options):
+        raise InputError(f"{section} {name}={value!r} must be one of {', '.join(map(repr, options))}")
+
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """The dataclass `cls` with `values`; nested dataclasses and mappings of dataclasses are built from dicts.
+
+    Raises:
+      InputError: an unknown setting (with the nearest known one) or a value of the wrong type, named by its full path.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"setting {where or 'config'}={values!r} must be a group of settings")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}"
+            raise InputError(f"unknown setting {_join(where, name)}; {advice}")
+    arguments = {name: _convert(hints[name], value, _join(where, name)) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except TypeError as e:
+        raise InputError(f"settings of {where or 'config'}: {e}") from None
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where)
+            except InputError:
+                continue
+        return _convert(options[-1], value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise InputError(f"setting {where}={value!r} must be a group of settings")
+        return {str(name): _convert(arguments[1], item, _join(where, name)) for name, item in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"setting {where}={value!r} must be a list")
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"setting {where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    return value

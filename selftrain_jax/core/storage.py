@@ -1,0 +1,182 @@
+"""Where a run lives: a folder on disk, or a bucket.
+
+Checkpoints go straight to a bucket: Orbax writes and reads them there, every process its own part. Everything else
+passes through a copy on each machine, because the libraries that read and write it (ArrayRecord, safetensors,
+TensorBoard) know files only: what a stage reads is fetched before it begins, and what it writes is sent while it works.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import tempfile
+import threading
+import warnings
+from typing import IO, Any, Iterator
+
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.files import is_remote, user_path
+
+SEND_EVERY = 10
+"""Seconds between two looks for what a stage has written; so much of its work may be lost with the machine."""
+
+CHECKPOINTS = "checkpoints"
+_RECORDS = ("manifest.json", "started.json")
+
+
+class Workdir:
+    """A run's folder as its stages see it.
+
+    Attributes:
+      path: the folder itself, on disk or in a bucket. Records of stages and checkpoints are read and written there.
+      local: the folder on this machine in which stages work; `path` itself where that is on disk, otherwise a copy that
+        starts empty and goes with the process.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = self.local = user_path(path)
+        self._remote = is_remote(self.path)
+        if self._remote:
+            self._check()
+            self.local = _new_copy()
+            self._lock = threading.RLock()
+            self._fetched: dict[str, str] = {}  # file below the folder -> what the bucket calls the version of our copy
+            self._sent: dict[str, tuple[int, int]] = {}  # file -> time and size of the copy when both were the same
+
+    def fetch(self, *names: str) -> None:
+        """Copies what the bucket holds below these folders, or anywhere, and is not here yet. Checkpoints stay there.
+
+        Raises:
+          RunStopped: the bucket cannot be read.
+        """
+        if not self._remote:
+            return
+        with self._lock, self._at_work("read"):
+            filesystem, root = self._filesystem()
+            for name in names or ("",):
+                top = f"{root}/{name}".rstrip("/")
+                for found, info in filesystem.find(top, detail=True).items():
+                    file = found[len(root) + 1 :]
+                    version = str(info.get("etag") or (info.get("size"), info.get("updated")))
+                    own = file in self._sent and file not in self._fetched
+                    if own or self._fetched.get(file) == version or CHECKPOINTS in file.split("/"):
+                        continue
+                    target = self.local / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    filesystem.get_file(found, str(target))
+                    self._fetched[file], self._sent[file] = version, _mark(target)
+
+    def send(self, name: str) -> None:
+        """Copies what was written here below the folder `name` to the bucket, and removes there what is gone here.
+
+        Raises:
+          RunStopped: the bucket cannot be written.
+        """
+        if not self._remote:
+            return
+        with self._lock, self._at_work("written"):
+            top = self.local / name
+            files = [p for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")]
+            here = {str(p.relative_to(self.local)): p for p in files if p.parent != top or p.name not in _RECORDS}
+            # What declares other files complete goes last.
+            for file, source in sorted(here.items(), key=lambda item: (item[1].name == "manifest.json", item[0])):
+                with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                    mark = _mark(source)
+                    if self._sent.get(file) != mark:
+                        with open(source, "rb") as copy, (self.path / file).open("wb") as original:
+                            shutil.copyfileobj(copy, original, 1 << 24)
+                        self._sent[file] = mark
+                        self._fetched.pop(file, None)
+            below = [file for file in self._sent if file.startswith(f"{name}/") and file not in here]
+            for file in below:
+                if (self.local / file).exists():
+                    continue  # a record, which is not ours to send
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / file).unlink()
+                del self._sent[file]
+
+    @contextlib.contextmanager
+    def sending(self, name: str) -> Iterator[None]:
+        """Sends what the body writes below `name` every `SEND_EVERY` seconds, and the rest at its end, however it
+        ends.
+        """
+        if not self._remote:
+            yield
+            return
+        over = threading.Event()
+
+        def keep_sending():
+            while not over.wait(SEND_EVERY):
+                try:
+                    self.send(name)
+                except RunStopped as e:  # said once; the last attempt, or the next, decides
+                    warnings.warn(f"{e}; trying again", InputWarning, stacklevel=1)
+
+        thread = threading.Thread(target=keep_sending, name=f"send {name}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.send(name)
+
+    def _check(self) -> None:
+        try:
+            self._filesystem()[0].find(os.fspath(self.path), maxdepth=1)
+        except Exception as e:
+            if isinstance(e, FileNotFoundError):
+                e = "there is no such bucket"
+            elif not is_storage_error(e):
+                raise
+            raise InputError(
+                f"workdir {self.path} cannot be reached ({e}): check the bucket's name and your rights, or log in with "
+                "`gcloud auth application-default login`"
+            ) from None
+
+    def _filesystem(self) -> tuple[Any, str]:
+        """fsspec's file system, and the name that the folder has in it."""
+        import fsspec
+
+        return fsspec.url_to_fs(os.fspath(self.path))
+
+    @contextlib.contextmanager
+    def _at_work(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            if not is_storage_error(e):
+                raise
+            raise RunStopped(
+                f"{self.path} cannot be {doing} ({one_line(e)[:200]}); the same command goes on from what is there"
+            ) from e
+
+
+def is_storage_error(error: Exception) -> bool:
+    """Whether this comes from a bucket: gcsfs, its HTTP library and Google's authentication each raise their own."""
+    libraries = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+    return bool(libraries & {"gcsfs", "aiohttp", "google", "requests"}) or isinstance(error, OSError)
+
+
+_locks: list[IO] = []
+
+
+def _new_copy() -> pathlib.Path:
+    """An empty folder that goes when this process ends; or, if it is killed, when the next one asks for one."""
+    for lock in pathlib.Path(tempfile.gettempdir()).glob("selftrain-*/.lock"):
+        with contextlib.suppress(OSError), open(lock) as f:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with its process
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="selftrain-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _locks.append(open(folder / ".new", "w"))
+    fcntl.flock(_locks[-1], fcntl.LOCK_EX)
+    os.replace(folder / ".new", folder / ".lock")
+    return folder
+
+
+def _mark(path: pathlib.Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,46 @@
+"""Audit and subsets, as settings."""
+
+import dataclasses
+from typing import Mapping
+
+from selftrain_jax.core.settings import check_choice, check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """A document is flagged when it shares at least `threshold` different `ngram`-grams with any one benchmark.
+
+    `benchmarks` maps a name to a JSON-lines file of texts that no training document may overlap with.
+    """
+
+    ngram: int = 8
+    threshold: int = 1
+    benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_ranges("audit", self, {"ngram": 1, "threshold": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class SubsetConfig:
+    """How to draw subsets.
+
+    Attributes:
+      num_tokens: size of one subset in tokens of the packed stream, one BOS per document included. Rows of T targets
+        fill without a rest when it is a multiple of T, plus 1.
+      num_subsets: how many subsets there are.
+      seed: subset i is a function of (seed, i).
+      replacement: whether a document may occur several times in one subset.
+      retokenize: train on the corpus's text rather than its token ids, for a student of another family; "auto" does so
+        where the tokenizers differ.
+    """
+
+    num_tokens: int = 5_000_000
+    num_subsets: int = 3
+    seed: int = 0
+    replacement: bool = True
+    retokenize: bool | str = False
+
+    def __post_init__(self):
+        check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1, "seed": 0})
+        check_choice("subset", self, "retokenize", (True, False, "auto"))

@@ -1,0 +1,91 @@
+"""What is measured on every model, as settings."""
+
+import dataclasses
+from typing import Any, Mapping
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """What is measured on every model.
+
+    Attributes:
+      texts: name -> text set (JSON lines with "text", or a plain text file), for the likelihood.
+      multiple_choice: name -> JSON lines with "question", "choices", "gold".
+      minimal_pairs: name -> JSON lines with "sentence_good", "sentence_bad".
+      probes: JSON lines with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
+      probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
+      rules: how multiple choice is decided, "acc" (highest log-probability), "acc_norm" (highest per character) and
+        "acc_bytes" (highest per UTF-8 byte).
+      template: prompt of a multiple-choice question; a space and the choice follow it.
+      add_bos: put BOS before questions and probe prefixes (for models whose documents start with it).
+      held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also
+        given for 13-grams and for the whole suffix.
+      batch_size: sequences scored at once.
+      dtype: compute dtype; published Pythia figures are only reproduced in float32.
+      context_len: tokens that every scored token of `texts` has before it, at least; more is slower
+        (`rolling_windows`).
+      suffix_lengths: extraction is also given for that many first tokens of the suffix, at no cost.
+      offset_edges: token offsets at which a new group begins; extraction is also given by the probes' distance from the
+        start of their training sequence. Needs probes with "offset".
+      free_running: decode greedily after every prefix, for the graded score and the approximate match; several times
+        the cost of extraction.
+      nonmembers: group of probes that the base model's training text does not hold, for example "repeats=0": all others
+        count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
+      curve_points: how often capability and extraction are measured during training, ever further apart; 0: only after
+        it.
+      curve_items: items of every suite, and probes, that those measurements take, evenly spread over the whole.
+    """
+
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    multiple_choice: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    minimal_pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    probes: str = ""
+    probes_chosen: str = "unknown"
+    rules: tuple[str, ...] = ("acc", "acc_norm")
+    template: str = "Question: {question}\nAnswer:"
+    add_bos: bool = False
+    held_out_ngram: int = 8
+    batch_size: int = 64
+    dtype: str = "float32"
+    context_len: int = 1
+    suffix_lengths: tuple[int, ...] = ()
+    offset_edges: tuple[int, ...] = ()
+    free_running: bool = False
+    nonmembers: str = ""
+    curve_points: int = 0
+    curve_items: int = 256
+
+    def __post_init__(self):
+        positive = dict.fromkeys(("held_out_ngram", "batch_size", "context_len", "curve_items"), 1)
+        check_ranges("evaluate", self, positive | {"curve_points": 0})
+        check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
+        check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
+        for name in ("suffix_lengths", "offset_edges"):
+            values = getattr(self, name)
+            if any(b <= a for a, b in zip((0, *values), values)):
+                raise InputError(f"evaluate {name}={values} must rise, and start at 1 or more")
+        if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:
+            raise InputError(f"evaluate rules={self.rules} must be some of 'acc', 'acc_norm' and 'acc_bytes'")
+        if "{question}" not in self.template:
+            raise InputError(f"evaluate template={self.template!r} must contain {{question}}")
+
+    def stage_settings(self) -> dict[str, Any]:
+        """What decides the result of an evaluation after training."""
+        curve = ("curve_points", "curve_items")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in curve}
+
+    def for_curve(self) -> "EvaluateSettings":
+        """What is measured during training: the suites and extraction, nothing that costs more."""
+        return dataclasses.replace(self, texts={}, free_running=False, nonmembers="", rules=self.rules[:1])
+
+    def files(self) -> dict[str, str]:
+        """Every file that is read, by the setting that names it."""
+        named = {
+            f"{kind}.{name}": path
+            for kind in ("texts", "multiple_choice", "minimal_pairs")
+            for name, path in getattr(self, kind).items()
+        }
+        return named | ({"probes": self.probes} if self.probes else {})

@@ -1,0 +1,333 @@
+"""Generated worlds, real text in their place, and the models that are pre-trained on them, as settings."""
+
+import dataclasses
+import math
+import re
+from typing import Any, Mapping, Sequence
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import check_ranges
+from selftrain_jax.lab import grammar
+from selftrain_jax.models.config import DecoderConfig, preset
+from selftrain_jax.training.settings import TrainConfig
+
+DOCUMENT_KINDS = ("facts", "geography", "two_step", "arithmetic", "grammar")
+
+
+def check_mixture(mixture: Mapping[str, float]) -> None:
+    """Raises `InputError` unless `mixture` gives non-negative weights, not all zero, to known kinds of document."""
+    unknown = sorted(set(mixture) - set(DOCUMENT_KINDS))
+    if unknown:
+        raise InputError(f"mixture names {', '.join(unknown)}; the kinds of document are {', '.join(DOCUMENT_KINDS)}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in mixture.values()) or not sum(mixture.values()) > 0:
+        raise InputError(f"mixture={dict(mixture)} needs finite weights >= 0, at least one of them above 0")
+
+
+def planted_groups(repeats: Sequence[int], sizes: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Sequences in each planted group, one per entry of `repeats`; `InputError` where the two do not fit together."""
+    if len(set(repeats)) < len(repeats) or min(repeats, default=0) < 0:
+        raise InputError(f"world repeats={repeats} must be distinct numbers >= 0")
+    groups = (sizes,) * len(repeats) if isinstance(sizes, int) else sizes
+    if len(groups) != len(repeats) or min(groups, default=1) < 1:
+        raise InputError(
+            f"world sequences_per_group={sizes} must be one number >= 1, or one for each of the {len(repeats)} "
+            "entries of "
+            "repeats"
+        )
+    return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Size of the world, what is held out, and what is planted.
+
+    Attributes:
+      num_people, num_cities, num_countries, num_jobs, num_pets: sizes of the tables.
+      max_addend: sums run over a, b in 0 ... max_addend.
+      zipf_exponent: a person's frequency is rank ** -zipf_exponent; 0 mentions everybody equally often.
+      mixture: weight of each kind of document; kinds left out do not occur.
+      min_sentences, max_sentences: sentences per document, uniform in between.
+      two_step_held_out: share of people whose currency and language are never stated.
+      sums_held_out: share of the ordered pairs (a, b) that never occur; a pair is held out with its mirror image.
+      repeats: how often each sequence of a planted group occurs in the training text; 0 is the never-trained base rate.
+      sequences_per_group: sequences in each group, one number for all or one per entry of `repeats`.
+      planted_length, planted_prefix: tokens of a planted sequence, and how many of them an extraction probe shows.
+      seed: everything about the world follows from it.
+    """
+
+    num_people: int = 64
+    num_cities: int = 8
+    num_countries: int = 4
+    num_jobs: int = 8
+    num_pets: int = 8
+    max_addend: int = 30
+    zipf_exponent: float = 0.5
+    mixture: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"facts": 0.3, "geography": 0.06, "two_step": 0.2, "arithmetic": 0.34, "grammar": 0.1}
+    )
+    min_sentences: int = 2
+    max_sentences: int = 4
+    two_step_held_out: float = 0.25
+    sums_held_out: float = 0.12
+    repeats: tuple[int, ...] = (0, 1, 4, 16, 64, 256)
+    sequences_per_group: int | tuple[int, ...] = 64
+    planted_length: int = 32
+    planted_prefix: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "repeats", tuple(self.repeats))
+        object.__setattr__(self, "mixture", dict(self.mixture))
+        if not isinstance(self.sequences_per_group, int):
+            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
+        limits = {
+            "num_people": (8, 512),
+            "num_cities": (2, self.num_people),
+            "num_countries": (2, self.num_cities),
+            "num_jobs": (2, len(grammar.JOBS)),
+            "num_pets": (2, len(grammar.PETS)),
+            "max_addend": (4, 49),
+            "zipf_exponent": (0.0, 2.0),
+            "min_sentences": (1, self.max_sentences),
+            "max_sentences": (1, 16),
+            "two_step_held_out": (0.0, 0.5),
+            "sums_held_out": (0.0, 0.3),
+            "planted_length": (5, 1024),
+            "planted_prefix": (4, self.planted_length - 1),
+            "seed": (0, 2**63 - 1),
+        }
+        check_ranges("world", self, limits)
+        check_mixture(self.mixture)
+        planted_groups(self.repeats, self.sequences_per_group)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Sequences in each planted group."""
+        return planted_groups(self.repeats, self.sequences_per_group)
+
+
+TOKENIZERS = ("words", "bpe")
+
+
+# Two special tokens, the mark of a word's beginning, 26 letters, 10 digits and "." are 40; merges come on top.
+_MIN_BPE_VOCAB, _MAX_BPE_VOCAB = 64, 65_536
+
+
+def check_tokenizer_settings(kind: str, bpe_vocab_size: int) -> None:
+    """Raises `InputError` for an unknown kind, or a vocabulary too small for the alphabet and some merges."""
+    if kind not in TOKENIZERS:
+        raise InputError(f"tokenizer={kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
+    if not _MIN_BPE_VOCAB <= bpe_vocab_size <= _MAX_BPE_VOCAB:
+        raise InputError(f"bpe_vocab_size={bpe_vocab_size} must lie in [{_MIN_BPE_VOCAB}, {_MAX_BPE_VOCAB}]")
+
+
+LEAST_VOCAB = 300
+"""257 ids are end-of-text and the bytes; a few merges come on top."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWorldConfig:
+    """Where the text comes from, what is held out, and what is planted.
+
+    Attributes:
+      source: what `data.sources.open_source` reads, or a folder of .txt files, each of them a document. It may be empty
+        until it is read.
+      field: of the items that are no plain texts.
+      split: of a source that has splits.
+      streams: names of the equal shares that documents for pre-training are dealt out to; a model names its own.
+      vocab_size: ids at most of the byte-level BPE that is learned from the text.
+      tokenizer: directory of a tokenizer to take instead; "<|endoftext|>" must be its id 0.
+      max_document_tokens: longer documents are cut into pieces between words, each a document of its own.
+      num_questions: questions of every suite.
+      repeats: how often each window of a planted group occurs in the training text; 0 is the never-trained base rate.
+      sequences_per_group: windows in each group, one number for all or one per entry of `repeats`.
+      planted_length, planted_prefix: tokens of a planted window under the world's tokenizer, and how many of them an
+        extraction probe shows.
+      seed: who reads what, the windows and the questions follow from it and the text.
+    """
+
+    source: str = ""
+    field: str = "text"
+    split: str = "train"
+    streams: tuple[str, ...] = ("train",)
+    vocab_size: int = 16_384
+    tokenizer: str = ""
+    max_document_tokens: int = 256
+    num_questions: int = 500
+    repeats: tuple[int, ...] = (0, 1, 4, 16, 64)
+    sequences_per_group: int | tuple[int, ...] = 64
+    planted_length: int = 64
+    planted_prefix: int = 32
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "repeats", tuple(self.repeats))
+        object.__setattr__(self, "streams", tuple(self.streams))
+        if not isinstance(self.sequences_per_group, int):
+            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
+        limits = {
+            "vocab_size": (LEAST_VOCAB, 65_536),
+            "max_document_tokens": (16, 65_536),
+            "num_questions": (4, 100_000),
+            "planted_length": (5, 1024),
+            "planted_prefix": (4, self.planted_length - 1),
+            "seed": (0, 2**63 - 1),
+        }
+        check_ranges("text world", self, limits)
+        planted_groups(self.repeats, self.sequences_per_group)
+        if not self.streams or len(set(self.streams)) < len(self.streams):
+            raise InputError(f"text world streams={self.streams} must name at least one stream, and none twice")
+        for stream in self.streams:
+            if not re.fullmatch(r"\w+", stream, re.ASCII):
+                raise InputError(f"text world stream {stream!r} must consist of letters, digits and underscores")
+
+
+_SHAPE = ("hidden_size", "num_layers", "num_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """One model of the lab.
+
+    Attributes:
+      hidden_size, num_layers, num_heads, max_position: its shape; the feed-forward is four times the hidden size.
+      num_documents: ordinary documents that it reads, each once; of real text as many as there are, if there are fewer.
+      stream: which draw of the world's documents; models of the same stream read the same text.
+      include_planted: whether the planted sequences are mixed in.
+      mixture: weights of the kinds of document; empty keeps the world's own. Real text has none.
+      seed: initial weights.
+      train: one epoch over fresh documents is the rule.
+      tokenizer: "words", or "bpe" for pieces of words; see `lab.tokenization`. Of real text, "words" is the world's own
+        tokenizer, "bpe" another one.
+      bpe_vocab_size: ids that a "bpe" tokenizer has at most; models of equal size share the tokenizer.
+      parallel_residual, rotary_pct, tie_embeddings: switches of the architecture, as in `DecoderConfig`.
+      preset: name of a published model ("pythia-14m") that gives hidden_size, num_layers and num_heads.
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 3
+    num_heads: int = 4
+    max_position: int = 64
+    num_documents: int = 100_000
+    stream: str = "train"
+    include_planted: bool = True
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    train: TrainConfig = TrainConfig(batch_size=64, sequence_length=64, epochs=1, dtype="float32", remat=False)
+    tokenizer: str = "words"
+    bpe_vocab_size: int = 512
+    parallel_residual: bool = DecoderConfig.parallel_residual
+    rotary_pct: float = DecoderConfig.rotary_pct
+    tie_embeddings: bool = DecoderConfig.tie_embeddings
+    preset: str = ""
+
+    def __post_init__(self):
+        if self.mixture:
+            check_mixture(self.mixture)
+        check_tokenizer_settings(self.tokenizer, self.bpe_vocab_size)
+        if self.preset:
+            preset(self.preset)
+            for field in dataclasses.fields(self):
+                if field.name in _SHAPE and (value := getattr(self, field.name)) != field.default:
+                    raise InputError(
+                        f"pre-training preset={self.preset!r} gives the shape: leave out {field.name}={value}"
+                    )
+
+    def model_config(self, vocab_size: int) -> DecoderConfig:
+        """The architecture, with as many embedding rows as its tokenizer has ids."""
+        shape = preset(self.preset) if self.preset else self
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            **{name: getattr(shape, name) for name in _SHAPE},
+            intermediate_size=4 * shape.hidden_size,
+            max_position=self.max_position,
+            rotary_pct=self.rotary_pct,
+            parallel_residual=self.parallel_residual,
+            tie_embeddings=self.tie_embeddings,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabConfig:
+    """A generated world and its two models: `base`, and `other`, trained differently, whose text is a control.
+
+    `validation_documents` are for the likelihood, `control_documents` are fresh real text; neither is trained on.
+    """
+
+    world: WorldConfig = WorldConfig()
+    base: PretrainConfig = PretrainConfig()
+    other: PretrainConfig = PretrainConfig(stream="other", include_planted=False, seed=1)
+    validation_documents: int = 500
+    control_documents: int = 6_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LineageConfig:
+    """A world and the models that are pre-trained on it.
+
+    Attributes:
+      world: what all generated texts tell of.
+      text: real text in its place; None for a generated world.
+      models: name -> model. Models that share stream, mixture, number of documents and order of training are of one
+        recipe; those that share tokenizer and switches of one family.
+      validation_documents: for the likelihood; no model is trained on them.
+      control_documents: fresh real text; no model is pre-trained on them.
+    """
+
+    world: WorldConfig = WorldConfig()
+    models: Mapping[str, PretrainConfig] = dataclasses.field(default_factory=dict)
+    validation_documents: int = 500
+    control_documents: int = 6_000
+    text: TextWorldConfig | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "models", dict(self.models))
+        if not self.models:
+            raise InputError("lineage models={} is empty: name at least one model")
+        for name in self.models:
+            if not re.fullmatch(r"\w+", name, re.ASCII) or name == "world":
+                raise InputError(
+                    f"lineage model name {name!r} must consist of letters, digits and underscores, and not be 'world'"
+                )
+        check_ranges("lineage", self, {"validation_documents": 0, "control_documents": 0})
+        if self.text is not None:
+            self._check_text()
+
+    def _check_text(self):
+        if self.world != WorldConfig():
+            raise InputError(
+                "lineage world and text are both set: there is a generated world or real text, leave one out"
+            )
+        for name, model in self.models.items():
+            if model.mixture:
+                raise InputError(
+                    f"lineage model {name!r}: mixture={model.mixture} is of generated worlds; real text has "
+                    "none, leave it out"
+                )
+            if model.stream not in self.text.streams:
+                raise InputError(
+                    f"lineage model {name!r}: stream={model.stream!r} is none of text.streams={self.text.streams}"
+                )
+            if model.tokenizer == "bpe" and model.bpe_vocab_size < LEAST_VOCAB:
+                raise InputError(
+                    f"lineage model {name!r}: bpe_vocab_size={model.bpe_vocab_size} must be at least "
+                    f"{LEAST_VOCAB} for real text"
+                )
+
+    def with_seed(self, seed: int) -> "LineageConfig":
+        """Another world and other models of the same kinds: `seed` is added to the world's, and to those of initial
+        weights and order of training."""
+
+        def seeded(model: PretrainConfig) -> PretrainConfig:
+            train = dataclasses.replace(model.train, seed=model.train.seed + seed)
+            return dataclasses.replace(model, seed=model.seed + seed, train=train)
+
+        models = {name: seeded(model) for name, model in self.models.items()}
+        kind = "world" if self.text is None else "text"
+        world = getattr(self, kind)
+        return dataclasses.replace(self, models=models, **{kind: dataclasses.replace(world, seed=world.seed + seed)})
+
+    def world_settings(self) -> dict[str, Any]:
+        """What decides the world's files."""
+        counts = {name: getattr(self, name) for name in ("validation_documents", "control_documents")}
+        return dataclasses.asdict(self.world if self.text is None else self.text) | counts

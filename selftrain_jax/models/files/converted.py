@@ -1,0 +1,168 @@
+"""Models as Orbax arrays: what `selftrain convert` writes, and what restores on any mesh of any number of processes.
+
+The directory holds `config.json` and the tokenizer as a Hugging Face one does; `params/` is an Orbax checkpoint of the
+stacked parameters, and `conversion.json` says what they were made from.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import sys
+from typing import Any, Iterator
+
+import numpy as np
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import param_shapes
+from selftrain_jax.models.files.dtypes import narrower
+from selftrain_jax.models.files.hf_config import write_config
+from selftrain_jax.models.files.tokenizer import copy_tokenizer
+
+Params = dict[str, Any]
+
+_PARAMS, _RECORD = "params", "conversion.json"
+
+
+def is_converted(directory: pathlib.Path) -> bool:
+    return (directory / _RECORD).is_file()
+
+
+def save(
+    directory: pathlib.Path,
+    config: DecoderConfig,
+    params: Params,
+    record: dict[str, Any],
+    tokenizer_source: pathlib.Path | None = None,
+) -> None:
+    """Writes `params` as a converted directory, which appears complete or not at all.
+
+    Args:
+      directory: must not exist, or be empty.
+      record: what `conversion.json` says besides; needs "fingerprint", which stands for the contents.
+
+    Raises:
+      InputError: the destination is taken or its disk too small.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    leaves = jax.tree.leaves(params)
+    with files.new_directory(directory, "converted model", sum(leaf.nbytes for leaf in leaves)) as temporary:
+        dtype = leaves[0].dtype.name
+        write_config(temporary, config, dtype)
+        if tokenizer_source is not None:
+            copy_tokenizer(tokenizer_source, temporary)
+        try:
+            with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / _PARAMS, params)
+        except Exception as e:
+            raise system_error(e) from None
+        files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
+
+
+def system_error(error: Exception) -> OSError:
+    """What the storage layer met, as the system spells it."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error)[-200:])
+
+
+@contextlib.contextmanager
+def quiet_storage() -> Iterator[None]:
+    """Keeps away the tracebacks that the storage layer prints of a failure besides raising it."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    before, log.disabled = log.disabled, True
+    sys.unraisablehook = lambda e: None if str(e.exc_value) == "Event loop is closed" else hook(e)
+    try:
+        yield
+        sys.unraisablehook = hook  # not after a failure, when threads that are still at work print theirs later
+    finally:
+        log.disabled = before
+
+
+def load(directory: pathlib.Path, config: DecoderConfig, dtype: np.dtype, shardings: Params | None) -> Params:
+    """The parameters with `shardings`, or as numpy arrays with None, cast to `dtype` on the way.
+
+    Raises:
+      InputError: the arrays are missing, damaged, or not those of `config`.
+    """
+    import orbax.checkpoint as ocp
+
+    check(directory, config)
+    try:
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
+    except Exception as e:  # Orbax and its storage layer raise many kinds
+        raise InputError(_damaged(directory, e)) from e
+    _check_range(directory, params, dtype)
+    return params
+
+
+def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> None:
+    """Raises `InputError` when a cast to `dtype` may have made numbers infinite."""
+    import jax
+    import jax.numpy as jnp
+
+    stored = read_record(directory).get("dtype")
+    if not isinstance(stored, str) or not narrower(dtype, jnp.dtype(stored)):
+        return
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
+            raise InputError(
+                f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or "
+                "that are "
+                f"not finite; load it as {stored}"
+            )
+
+
+def restore_target(config: DecoderConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
+    """What Orbax is asked to restore: arrays with `shardings`, or numpy arrays with None."""
+    import jax
+
+    shapes = param_shapes(config)
+    if shardings is None:
+        return jax.tree.map(lambda s: np.empty(s.shape, dtype), shapes)
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where), shapes, shardings)
+
+
+def check(directory: pathlib.Path, config: DecoderConfig) -> None:
+    """Raises `InputError` when the stored arrays are missing or not those of `config`; no array is read."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    try:
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
+        if metadata is None:
+            raise ValueError("its _METADATA is missing or damaged")
+        stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(metadata.tree)}
+    except Exception as e:  # as above
+        raise InputError(_damaged(directory, e)) from e
+    wanted = jax.tree.leaves_with_path(gpt_neox.param_shapes(config))
+    for path, leaf in wanted:
+        name = jax.tree_util.keystr(path)
+        if stored.get(name) != leaf.shape:
+            raise InputError(
+                f"{directory}: parameter {name} has shape {stored.get(name)}, but config.json asks for {leaf.shape}; "
+                "convert the model again"
+            )
+
+
+def read_record(directory: pathlib.Path) -> dict[str, Any]:
+    """`conversion.json`; `InputError` when it is not one of `save`."""
+    found = files.read_json(directory / _RECORD, "conversion record")
+    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
+        raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
+    if not isinstance(found.get("source", ""), str):
+        raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
+    return found
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> str:
+    return (
+        f"{directory / _PARAMS} is not a readable Orbax checkpoint ({one_line(error)[:200]}); convert the model again"
+    )

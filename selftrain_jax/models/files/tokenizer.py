@@ -1,0 +1,83 @@
+"""Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
+
+import json
+import os
+import pathlib
+from typing import Any, Sequence
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.hub import resolve_model
+
+_TOKENIZER = "tokenizer.json"
+_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def import_transformers():
+    """The transformers module, imported without its advice to install PyTorch: nothing here uses a model class."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    return transformers
+
+
+def tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
+    directory = resolve_model(directory, weights=False)
+    if not (directory / _TOKENIZER).is_file():
+        raise InputError(f"tokenizer not found: {directory / _TOKENIZER} (name a directory that holds {_TOKENIZER})")
+    return [directory / name for name in (_TOKENIZER, *_EXTRAS) if (directory / name).is_file()]
+
+
+def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
+    """Copies the tokenizer's files; `tokenizer_config.json` without its reference to code that is not copied."""
+    for path in tokenizer_files(source):
+        data = path.read_bytes()
+        if path.name == "tokenizer_config.json" and b'"auto_map"' in data:
+            settings = files.read_json(path, "tokenizer settings")
+            del settings["auto_map"]
+            data = json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+        files.write_atomic(directory / path.name, data)
+
+
+def load_tokenizer(directory: str | os.PathLike) -> Any:
+    """The `transformers.PreTrainedTokenizerFast` in `directory`, which needs no more than `tokenizer.json`.
+
+    Decoding never tidies spaces, so text is what the ids say. Raises `InputError` when the file is missing or broken.
+    """
+    path = tokenizer_files(directory)[0]
+    try:
+        return import_transformers().PreTrainedTokenizerFast.from_pretrained(
+            path.parent, local_files_only=True, clean_up_tokenization_spaces=False
+        )
+    except Exception as e:  # the tokenizers library raises bare Exception
+        raise InputError(f"tokenizer {path} cannot be read ({one_line(e)}); copy or download it again") from None
+
+
+def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
+    """Raises `InputError` when `tokenizer` has no ids, or ids past the model's embedding rows."""
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if not size:
+        raise InputError("the tokenizer has an empty vocabulary; use the model's own tokenizer")
+    if size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "
+            "them; use the model's own tokenizer"
+        )
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters."""
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def tokenizer_fingerprint(directory: str | os.PathLike) -> str:
+    """A hash of `tokenizer.json`: equal when two models surely share their token ids."""
+    return files.file_fingerprint(tokenizer_files(directory)[0])

@@ -1,0 +1,191 @@
+"""Models from one format to another: Hugging Face -> Orbax (`convert`), and runs or Orbax -> Hugging Face
+(`export`).
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from selftrain_jax import __version__
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models import hf
+from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.report import data as rd
+from selftrain_jax.run.references import open_run, student_directory
+from selftrain_jax.training.checkpoint import restore_params, saved_steps
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def convert(source: str, directory: pathlib.Path, *, revision: str | None = None, dtype: str = "float32") -> None:
+    """Writes the Orbax directory of a model, which `hf.load_pretrained` restores on any mesh.
+
+    Args:
+      source: a Hugging Face directory or hub name.
+      directory: must not exist, or be empty.
+      revision: hub revision, for example "step143000".
+      dtype: of the stored arrays; "float32" holds every published checkpoint exactly.
+
+    Raises:
+      InputError: the model cannot be loaded or the directory cannot be written; nothing is left behind.
+    """
+    _check_dtype(dtype)
+    files.check_new_directory(directory, "converted model")
+    model = resolve_model(source, revision)
+    _check_tokenizer(model, hf.check_pretrained(model))
+    config, params = hf.load_pretrained(model, dtype=dtype)
+    fingerprint = files.fingerprint([hf.model_fingerprint(model), dtype])
+    record = {"source": str(source), "revision": revision, "fingerprint": fingerprint, "selftrain_jax": __version__}
+    converted.save(directory, config, params, record, model if _has_tokenizer(model) else None)
+
+
+def export(
+    source: pathlib.Path,
+    directory: pathlib.Path,
+    *,
+    model: str | None = None,
+    step: int | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes a Hugging Face directory that transformers loads, with tokenizer and model card.
+
+    Args:
+      source: the workdir of a run, or a directory of `convert`.
+      directory: must not exist, or be empty.
+      model: which model of the run: "self-0", "real-1", ... or "base"; None is the main arm's first.
+      step: which of its checkpoints; None is the last.
+      dtype: of the stored weights.
+
+    Raises:
+      InputError: `source` is neither, has no such model or checkpoint, or the directory cannot be written; nothing is
+        left behind.
+    """
+    _check_dtype(dtype)
+    files.check_new_directory(directory, "export directory")
+    source = files.user_path(source)
+    if converted.is_converted(source):
+        if model is not None or step is not None:
+            raise InputError(
+                f"model={model!r} and step={step!r} are for runs, but {source} is a converted model; drop them"
+            )
+        record = converted.read_record(source)
+        config, params = hf.load_pretrained(source)
+        card = _card(directory.name, {name: record.get(name) for name in ("source", "revision")}, "", [])
+        tokenizer = source if _has_tokenizer(source) else None
+    else:
+        config, params, tokenizer, card = _from_run(source, directory.name, model, step)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, config)
+    hf.save_pretrained(directory, config, params, tokenizer, dtype=dtype, model_card=card)
+
+
+def _check_dtype(name: str) -> None:
+    if name not in DTYPES:
+        raise InputError(f"dtype={name!r} must be one of {', '.join(DTYPES)}")
+
+
+def _has_tokenizer(directory: pathlib.Path) -> bool:
+    return (directory / "tokenizer.json").is_file()
+
+
+def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
+    if _has_tokenizer(directory):
+        check_tokenizer(config, load_tokenizer(directory))
+
+
+def _from_run(
+    workdir: pathlib.Path, name: str, model: str | None, step: int | None
+) -> tuple[Any, Any, pathlib.Path, str]:
+    """(config, params, tokenizer directory, model card) of one model of a run."""
+
+    pipeline = open_run(workdir)
+    model = model or f"{next(iter(pipeline.arms))}-0"
+    if model not in pipeline.models:
+        raise InputError(f"run {workdir} has no model {model!r}; it has {', '.join(pipeline.models)}")
+    student = student_directory(pipeline)
+    settings = dataclasses.asdict(pipeline.config)
+    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
+    shown["model"] = model
+    if model == "base":
+        if step is not None:
+            raise InputError(f"step={step} applies to trained models; 'base' is the student before training")
+        return *hf.load_pretrained(student), student, _card(name, shown, model, [])
+    config = hf.load_config(student)
+    checkpoints = pipeline.checkpoints(model)
+    last = saved_steps(checkpoints)[-1]
+    step = last if step is None else step
+    params = restore_params(checkpoints, config, step=step)
+    text = pipeline.arms[pipeline.models[model][0]]
+    shown |= {"checkpoint": step, "text": dataclasses.asdict(text)} | (
+        {"sample": settings["sample"]} if text.source else {}
+    )
+    finished = (workdir / "train" / model / "manifest.json").is_file()
+    # Figures were measured on the last checkpoint.
+    measured = _measured(workdir, model) if finished and step == last else []
+    if not finished:
+        measured = [f"Training of this model was under way: these are the weights of step {step}."]
+    return config, params, student, _card(name, shown, model, measured or ["This checkpoint was not evaluated."])
+
+
+def _card(name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
+    """The text of `README.md`: what the model is, the lines on what was measured, and the settings that made it."""
+    base = settings.get("student") or settings["source"]
+    front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if base and not os.path.exists(base) and base.count("/") == 1:
+        front += [f"base_model: {json.dumps(base)}"]
+    lines = [*front, "tags:", "- selftrain_jax", "- gpt_neox", "---", "", f"# {name}", ""]
+    if model and model != "base":
+        lines += [
+            f"`{base}`, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
+            f'"{settings["title"]}", step {settings["checkpoint"]}).',
+            "",
+            *measured,
+        ]
+    else:
+        lines += [f"The weights of `{base}`, written by selftrain_jax {__version__}."]
+    lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _measured(workdir: pathlib.Path, model: str) -> list[str]:
+    """The report's figures for the student and for `model`, as a section with a table; nothing when there are none."""
+    path = workdir / "report" / "report.json"
+    if not path.is_file():
+        return []
+    report = files.read_json(path, "report")
+    try:
+        return _table(report["metrics"], model)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise InputError(
+            f"{path} is not a report of this program; delete its folder and run `selftrain report`"
+        ) from None
+
+
+def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
+    arm, _, seed = model.rpartition("-")
+    after = {r["metric"]: r for r in rows if r["model"] in (arm, f"control:{arm}") and r["seed"] == int(seed)}
+    # Of the untouched student only what depends on the subset was measured for every seed.
+    before = {r["metric"]: r for r in rows if r["model"] == "base" and r["seed"] in (0, int(seed))}
+    lines = [f"| {metric} | {row['n']} | {_cell(before.get(metric))} | {_cell(row)} |" for metric, row in after.items()]
+    return lines and [
+        "## Before and after",
+        "",
+        "| metric | n | before | after |",
+        "|---|---|---|---|",
+        *lines,
+        "",
+        "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token. "
+        "Which change is due to this text, only the run's controls can tell.",
+    ]
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    scale, digits = (100, 1) if rd.is_rate(row["metric"]) else (1, 3)
+    return f"{row['value'] * scale:.{digits}f} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"

@@ -1,0 +1,124 @@
+"""A model as a user names it: a Hugging Face directory or hub name, a converted directory, or a model of a run."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any, Callable
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.core.storage import Workdir
+from selftrain_jax.models import hf
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.run import stages
+from selftrain_jax.run.pipeline import LAB, Pipeline
+from selftrain_jax.run.settings import RunConfig
+from selftrain_jax.training.checkpoint import restore_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that has been found but not loaded.
+
+    Attributes:
+      reference: as the user wrote it.
+      config: its architecture.
+      tokenizer: the directory that holds its tokenizer.
+      fingerprint: stands for weights and tokenizer.
+      load: reads the parameters, onto the mesh that it is given.
+    """
+
+    reference: str
+    config: DecoderConfig
+    tokenizer: pathlib.Path
+    fingerprint: str
+    load: Callable[[Any], Any]
+
+
+def find_model(reference: str, revision: str | None = None) -> Model:
+    """The model that `reference` names; only configuration, tokenizer and file headers are read.
+
+    Args:
+      reference: a directory, a hub name, or `RUN:MODEL` for a finished model of the run in folder RUN, such as
+        `runs/quickstart:self-0` or `runs/quickstart:base`.
+      revision: for hub names.
+
+    Raises:
+      InputError: there is no such model, it is not finished, or it has no tokenizer that fits it.
+    """
+    path, colon, name = reference.rpartition(":")
+    if colon and not os.path.isdir(files.user_path(reference)) and (files.user_path(path) / "config.json").is_file():
+        if revision is not None:
+            raise InputError(
+                f"revision={revision!r} applies to hub names, but {reference} is a model of a run; drop it"
+            )
+        return _of_run(reference, files.user_path(path), name)
+    if files.is_remote(reference) and "/" in name:
+        raise InputError(f"{reference}: in a bucket, only models of runs can be named, for example {reference}:self-0")
+    if colon and not os.path.isdir(files.user_path(reference)):  # no hub name has a colon
+        raise InputError(f"model {reference} not found: {path} is not the folder of a run (no config.json in it)")
+    directory = resolve_model(reference, revision)
+    if (directory / "config.json").is_file() and _is_run(files.read_json(directory / "config.json", "config.json")):
+        raise InputError(f"{reference} is the folder of a run; name one of its models, for example {reference}:self-0")
+    return _of_directory(reference, directory)
+
+
+def _of_directory(reference: str, directory: pathlib.Path) -> Model:
+    config = hf.check_pretrained(directory)
+    check_tokenizer(config, load_tokenizer(directory))
+    fingerprint = files.fingerprint([hf.model_fingerprint(directory), tokenizer_fingerprint(directory)])
+    return Model(reference, config, directory, fingerprint, lambda mesh: hf.load_pretrained(directory, mesh=mesh)[1])
+
+
+def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
+    pipeline = open_run(workdir)
+    if name not in pipeline.models:
+        raise InputError(f"run {workdir} has no model {name!r}; it has {', '.join(pipeline.models)}")
+    student = student_directory(pipeline)
+    if name == "base":
+        return _of_directory(reference, student)
+    manifest = stages.read_manifest(workdir, f"train/{name}")
+    config = hf.load_config(student)
+    check_tokenizer(config, load_tokenizer(student))
+
+    def load(mesh):
+
+        return restore_params(pipeline.checkpoints(name), config, mesh)
+
+    fingerprint = files.fingerprint([manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)])
+    return Model(reference, config, student, fingerprint, load)
+
+
+def _is_run(settings: Any) -> bool:
+    return isinstance(settings, dict) and "train" in settings
+
+
+def open_run(workdir: pathlib.Path) -> Any:
+    """The `Pipeline` of the run in `workdir`, from the settings that it keeps; `InputError` when that is no run."""
+
+    place = Workdir(workdir)
+    settings = files.read_json(place.path / "config.json", "run (config.json of a workdir)")
+    if not _is_run(settings):
+        raise InputError(
+            f"{workdir} is neither the workdir of a run nor a directory of `selftrain convert`; a Hugging Face "
+            "directory "
+            "needs no export"
+        )
+    place.fetch("lab", "report")
+    return Pipeline(build(RunConfig, settings), place)
+
+
+def student_directory(pipeline: Any) -> pathlib.Path:
+    """The directory of the model that a run trains; `InputError` naming the run when it cannot be found."""
+
+    try:
+        return pipeline.model_path(pipeline.student)
+    except InputError as e:
+        relative = not pipeline.student.startswith(LAB) and not files.user_path(pipeline.student).is_absolute()
+        advice = "; if it is a path relative to where the run was started, start from there" if relative else ""
+        raise InputError(
+            f"run {pipeline.workdir}: student {pipeline.student!r} of its config.json: {e}{advice}"
+        ) from None

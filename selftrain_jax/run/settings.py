@@ -1,0 +1,77 @@
+"""The settings of a run: one frozen dataclass per stage."""
+
+import dataclasses
+from typing import Mapping
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.settings import AuditConfig, SubsetConfig
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.lab.settings import LabConfig
+from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.training.settings import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlSettings:
+    """A second training text at the same budget; exactly one setting says where it comes from.
+
+    Attributes:
+      texts: real texts, a file.
+      source: another model, which is sampled.
+      corpus: folder of a finished corpus: an imported one, or one that another run sampled.
+    """
+
+    texts: str = ""
+    source: str = ""
+    corpus: str = ""
+
+    def __post_init__(self):
+        if [self.texts, self.source, self.corpus].count("") != 2:
+            raise InputError(
+                f"control texts={self.texts!r}, source={self.source!r}, corpus={self.corpus!r}: set exactly one, a "
+                "text "
+                "file, a model or the folder of a finished corpus"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, from BOS to report.
+
+    Attributes:
+      title: heading of the report.
+      source: model that writes: a Hugging Face directory or name, or "lab:base" / "lab:other".
+      corpus: folder of a finished corpus to train on instead of sampling the source; the main arm is then named
+        "corpus" rather than "self", and `source` only says which student is meant where `student` is empty.
+      student: model that is trained; "" means the source itself.
+      revision: hub revision of source and student, for example "step143000"; "" is the default.
+      lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
+      mesh, sample, audit, subset, train, evaluate: the stages.
+      controls: name -> control; "real" and "other" are the two that every claim needs.
+    """
+
+    title: str = "Unconditional self-training"
+    source: str = ""
+    corpus: str = ""
+    student: str = ""
+    revision: str = ""
+    lab: LabConfig | None = None
+    mesh: MeshConfig = MeshConfig()
+    sample: SampleSettings = SampleSettings()
+    audit: AuditConfig = AuditConfig()
+    subset: SubsetConfig = SubsetConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    controls: Mapping[str, ControlSettings] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.source and not self.corpus:
+            raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
+        if not self.source and not self.student:
+            raise InputError(f"student is empty: set it to the model that is to be trained on corpus={self.corpus!r}")
+        if taken := {"self", "base", "corpus"} & set(self.controls):
+            raise InputError(f"controls cannot be named {taken.pop()!r}; use for example 'real' or 'other'")
+        for name in self.controls:
+            if not name.replace("_", "").isalnum():
+                raise InputError(f"control name {name!r} must consist of letters, digits and underscores")

@@ -1,0 +1,318 @@
+import pathlib
+import sys
+import textwrap
+
+import pytest
+
+from selftrain_jax import __version__
+from selftrain_jax.cli import main as cli
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.run import stages
+
+TINY = str(pathlib.Path(__file__).resolve().parent / "e2e" / "tiny.py")
+COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a config file with this body of get_config and returns its path."""
+
+    def write(body, name="config.py", arguments=""):
+        text = f"from ml_collections import ConfigDict\ndef get_config({arguments}):\n" + textwrap.indent(body, "    ")
+        (tmp_path / name).write_text(text + "\n")
+        return str(tmp_path / name)
+
+    return write
+
+
+def run(*argv):
+    """Exit code of the command, whether it returns or exits."""
+    try:
+        return cli.main([str(a) for a in argv])
+    except SystemExit as e:
+        return e.code
+
+
+def test_help_names_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == [*COMMANDS, "plan", "study", "probes", "import", "convert", "export", "verify"]
+    assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_complete(command, capsys):
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("--config FILE.py", "--workdir DIR", "--config.a.b=VALUE", "exit codes:"))
+    assert ("--show N" in text) == (command == "sample")
+
+
+def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
+    assert run("evaluate", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("[MODEL]", "--tasks NAME", "--out DIR", "--confirm-run-unsafe-code"))
+    for arguments, words in (
+        ([], "evaluate needs --config and --workdir (of a run), or MODEL"),
+        (["--config=x.py"], "evaluate needs --config and --workdir"),
+        (["--tasks=arc_easy"], "--tasks needs MODEL"),
+        (["model", "--tasks=arc_easy"], "evaluate MODEL needs --tasks NAME,... and --out DIR"),
+        (["model", f"--workdir={tmp_path}"], "--workdir belongs to a run and MODEL='model' does not"),
+        (["model", "--config.evaluate.dtype=x"], "--config.evaluate.dtype=x belongs to a run"),
+    ):
+        assert run("evaluate", *arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_help_of_probes_is_complete(capsys):
+    assert run("probes", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in ("prefixes", "suffixes", "source", "target", "out"))
+
+
+def test_help_of_verify_is_complete(capsys):
+    assert run("verify", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(
+        part in text for part in ("MODEL", "--revision R", "--dtype {fp32,bf16}", "--arc-easy FILE", "Exit code 0")
+    )
+
+
+def test_help_of_import_is_complete(capsys):
+    assert run("import", "--help") == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("SOURCE OUT", "--tokenizer", "--field", "--split", "--limit", "tfds:NAME"))
+
+
+@pytest.mark.parametrize(
+    "argv", [["a", "out"], ["a", "--tokenizer=m"], ["a", "out", "--tokenizer=m", "--limit=x"]], ids=str
+)
+def test_an_incomplete_import_exits_with_2_and_the_usage(argv, capsys):
+    assert run("import", *argv) == 2
+    assert "usage: selftrain import" in capsys.readouterr().err
+
+
+def test_an_import_says_what_it_took(tmp_path, capsys):
+    from selftrain_jax.data.corpus import read_corpus
+    from selftrain_jax.lab.settings import WorldConfig
+    from selftrain_jax.lab.world import build_world
+    from selftrain_jax.lab.world_files import train_tokenizer
+
+    world = build_world(WorldConfig(num_people=8, max_addend=4, repeats=(0, 2), sequences_per_group=2))
+    tokenizer = train_tokenizer(world, tmp_path / "tokenizer")
+    (tmp_path / "texts.json").write_text('[{"output": "a b c"}, {"output": ""}, {"output": "d e"}, {"output": "f"}]')
+    arguments = ("import", tmp_path / "texts.json", tmp_path / "out", f"--tokenizer={tokenizer}")
+    assert run(*arguments, "--steps=3") == 2
+    assert "'--steps=3' is not understood" in capsys.readouterr().err
+    assert run(*arguments) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("selftrain: error: import source ") and "field='text'" in err and "output" in err
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--field=output", "--limit=2") == 0
+    # Three and two words, each followed by EOS.
+    line = f"2 documents, 7 tokens, 1 empty texts dropped, 0 with special tokens read as text: {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == line
+    assert [d.text for d in read_corpus(tmp_path / "out")] == ["a b c", "d e"]
+
+
+def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):
+    from selftrain_jax.run.pipeline import Pipeline
+
+    names = {stage.name.split("/")[0] for stage in Pipeline(load_config(TINY), tmp_path).stages()}
+    assert names == set(COMMANDS) - {"run", "status"}
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["run"], ["run", "--config=x.py"], ["run", "--workdir=w"], ["sample", "--show=many"]], ids=str
+)
+def test_a_wrong_command_line_exits_with_2_and_the_usage(argv, capsys):
+    assert run(*argv) == 2
+    assert "usage: selftrain" in capsys.readouterr().err
+
+
+def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = ("status", f"--config={TINY}", f"--workdir={workdir}")
+    assert run(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {"waiting"} and not workdir.exists()
+
+    from selftrain_jax.run.pipeline import Pipeline
+
+    plan = {stage.name: stage for stage in Pipeline(load_config(TINY), workdir).stages()}
+    for name, file in (("lab/world", "manifest.json"), ("lab/base", "started.json")):
+        (workdir / name).mkdir(parents=True)
+        stages.write_json(workdir / name / file, {"settings": plan[name].settings, "inputs": {}})
+    before = sorted(workdir.rglob("*"))
+    assert run(*arguments) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [["done", "lab/world"], ["started", "lab/base"], ["waiting", "lab/other"]]
+    assert [name for _, name in lines] == list(plan)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
+    from selftrain_jax.run.pipeline import Pipeline
+
+    plan = {stage.name: stage for stage in Pipeline(load_config(TINY), tmp_path).stages()}
+    for name in ("lab/base", "sample/self", "train/self-0"):
+        (tmp_path / name).mkdir(parents=True)
+        stages.write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": {}})
+    (tmp_path / "lab/base/metrics.jsonl").write_text('{"step": 5, "epoch": 0.25}\n')
+    (tmp_path / "train/self-0/metrics.jsonl").write_text('{"step": 4, "epoch": 2.0}\n{"step": 6, "epoch": 3.0}\n{"st')
+    (tmp_path / "sample/self/corpus").mkdir()
+    for shard in range(3):
+        (tmp_path / f"sample/self/corpus/corpus-train.array_record-{shard:05}-of-00016").touch()
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "started  lab/base: step 5 of 20" in lines and "started  train/self-0: step 6 of 8" in lines
+    assert "started  sample/self: 12 of 64 documents" in lines
+
+
+def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):
+    (tmp_path / "lab/world").mkdir(parents=True)
+    stages.write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}})
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("selftrain: error: stage lab/world: setting ") and err.count("\n") == 1
+
+
+def test_an_interrupt_exits_with_1_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "check", interrupted)
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 1
+    assert capsys.readouterr().err == "selftrain: interrupted; the same command goes on from here\n"
+
+
+def test_an_interrupted_tool_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("selftrain_jax.cli.tools.convert", interrupted)
+    assert run("convert", tmp_path, tmp_path / "out") == 1
+    assert capsys.readouterr().err == "selftrain: interrupted; nothing was written\n"
+
+
+def test_a_path_that_the_system_refuses_exits_with_2_and_one_line(tmp_path, capsys):
+    name = "a" * 300
+    for argv in (
+        ["status", f"--config={TINY}", f"--workdir={tmp_path / name}"],
+        ["export", tmp_path / name, tmp_path / "x"],
+        ["status", f"--config={tmp_path / name}", f"--workdir={tmp_path}"],
+    ):
+        assert run(*argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"selftrain: error: {tmp_path / name}") and err.endswith("File name too long\n"), err
+
+
+def test_an_error_of_the_system_that_names_no_path_is_not_bad_input(tmp_path, monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(stages, "check", broken)
+    with pytest.raises(BrokenPipeError):
+        run("status", f"--config={TINY}", f"--workdir={tmp_path}")
+
+
+OVERRIDES = [
+    ("sample.temperature=0.5", lambda c: c.sample.temperature, 0.5),
+    ("train.optimizer.learning_rate=1", lambda c: c.train.optimizer.learning_rate, 1.0),
+    ("train.optimizer.learning_rate=1e-6", lambda c: c.train.optimizer.learning_rate, 1e-6),
+    ("sample.num_samples=7", lambda c: c.sample.num_samples, 7),
+    ("subset.replacement=False", lambda c: c.subset.replacement, False),
+    ("title=A title = a name", lambda c: c.title, "A title = a name"),
+    ("title='5'", lambda c: c.title, "5"),
+    ("revision=step143000", lambda c: c.revision, "step143000"),
+    ("lab.world.repeats=(0,4,8)", lambda c: c.lab.world.repeats, (0, 4, 8)),
+    ("lab.world.sequences_per_group=3", lambda c: c.lab.world.sequences_per_group, 3),
+    ("lab.world.mixture.facts=1", lambda c: c.lab.world.mixture["facts"], 1.0),
+    ("evaluate.texts.more=file.txt", lambda c: c.evaluate.texts["more"], "file.txt"),
+]
+
+
+@pytest.mark.parametrize("argument, read, value", OVERRIDES, ids=[argument for argument, *_ in OVERRIDES])
+def test_settings_are_changed_from_the_command_line(argument, read, value):
+    changed = load_config(TINY, [f"--config.{argument}"])
+    assert read(changed) == value and type(read(changed)) is type(value)
+
+
+def test_a_setting_that_the_config_leaves_out_is_changed_too(config):
+    path = config('return ConfigDict(dict(source="some/model", sample=dict(seed=1)))')
+    changed = load_config(path, ["--config.sample.top_k=3", "--config.subset.retokenize=True", "--config.student=m"])
+    assert (changed.sample.seed, changed.sample.top_k, changed.subset.retokenize, changed.student) == (1, 3, True, "m")
+
+
+def test_a_config_takes_an_argument(config):
+    path = config("return ConfigDict(dict(source='m', title=word))", arguments="word='default'")
+    assert (load_config(path).title, load_config(f"{path}:given").title) == ("default", "given")
+
+
+def test_a_config_builds_on_its_neighbour(config):
+    config("return ConfigDict(dict(source='m', title='of the neighbour'))", name="neighbour_of_config.py")
+    path = config("import neighbour_of_config\nreturn neighbour_of_config.get_config()")
+    assert load_config(path).title == "of the neighbour"
+
+
+GOOD = "return ConfigDict(dict(source='m', sample=dict(seed=1)))"
+BAD = [
+    (
+        "return ConfigDict(dict(source='m', sample=dict(sede=1)))",
+        [],
+        "unknown setting sample.sede; did you mean 'seed'?",
+    ),
+    ("return ConfigDict(dict(source='m', sample=dict(seed='1')))", [], "setting sample.seed='1' must be of type int"),
+    ("return ConfigDict(dict(source='m', sample=dict(temperature=-1.0)))", [], "temperature=-1.0"),
+    ("return ConfigDict(dict())", [], "source is empty"),
+    ("return ConfigDict(dict(source='lab:base'))", [], "needs a lab"),
+    ("return 5", [], "to_dict"),
+    ("assert False", [], "line 3: AssertionError"),
+    ("return unknown_name", [], "unknown_name"),
+    ("import no_such_module_anywhere", [], "no_such_module_anywhere"),
+    ("x = 0\nreturn 1 / x", [], "config.py: line 4: ZeroDivisionError: division by zero"),
+    ("return (", [], "config.py"),
+    ("raise ValueError('two\\nlines')", [], "lines"),
+    (GOOD, ["--config.sample.sede=2"], "unknown setting sample.sede; did you mean 'seed'?"),
+    (GOOD, ["--config.smple.seed=2"], "unknown setting smple; did you mean 'sample'?"),
+    (GOOD, ["--config.sample.seed=x"], "setting sample.seed='x' must be of type int"),
+    (GOOD, ["--config.sample.seed=1.5"], "setting sample.seed=1.5 must be of type int"),
+    (GOOD, ["--config.sample=5"], "setting sample=5 must be a group of settings"),
+    (GOOD, ["--config.sample.seed.x=5"], "seed is a single value, not a group of settings"),
+    (GOOD, ["--config.sample.seed"], "'--config.sample.seed' is not understood"),
+    (GOOD, ["--steps=5"], "'--steps=5' is not understood"),
+    (GOOD, ["extra"], "'extra' is not understood"),
+]
+
+
+@pytest.mark.parametrize("body, overrides, message", BAD, ids=[f"{body} {rest}" for body, rest, _ in BAD])
+def test_bad_input_exits_with_2_and_one_line_and_writes_nothing(config, tmp_path, capsys, body, overrides, message):
+    path = config(body)
+    assert run("run", f"--config={path}", f"--workdir={tmp_path / 'run'}", *overrides) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("selftrain: error: ") and err.count("\n") == 1, err
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_reading_a_config_leaves_the_module_path_as_it_was(config):
+    before = list(sys.path)
+    load_config(config(GOOD))
+    load_config(config("import sys\nsys.path.insert(0, '/added/by/config')\n" + GOOD))
+    assert sys.path == ["/added/by/config", *before]
+    sys.path.remove("/added/by/config")
+
+
+def test_a_config_without_get_config_is_refused(tmp_path):
+    (tmp_path / "config.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="get_config"):
+        load_config(str(tmp_path / "config.py"))
+    with pytest.raises(InputError, match="not found: .*gone.py"):
+        load_config(str(tmp_path / "gone.py"))

@@ -1,0 +1,128 @@
+"""What is planned without devices is what the compiler says of the real step."""
+
+import pathlib
+
+import jax
+import pytest
+
+from selftrain_jax.cli import main as cli
+from selftrain_jax.cli import plan
+from selftrain_jax.cli.config import load_config
+from selftrain_jax.core import accelerators
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.sampling import memory
+from selftrain_jax.sampling.settings import SamplingConfig
+from selftrain_jax.training.log import peak_flops
+from selftrain_jax.training.settings import TrainConfig
+
+pytestmark = pytest.mark.newest
+
+TINY = pathlib.Path(__file__).parent / "e2e" / "tiny.py"
+SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
+
+
+def shape(hidden, layers, heads=4, vocab=512):
+    return DecoderConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position=256,
+    )
+
+
+CASES = {
+    "small": (shape(64, 2), (1, 1, 1), TrainConfig(sequence_length=64, dtype="float32", remat=False)),
+    "fsdp-tensor": (shape(128, 3), (1, 2, 2), TrainConfig(sequence_length=128, dtype="float32", remat=True)),
+    "slices": (shape(96, 2, vocab=1000), (2, 2, 1), TrainConfig(sequence_length=64, dtype="float32", grad_accum=2)),
+}
+
+
+@pytest.mark.parametrize("name", ["small", *(pytest.param(n, marks=pytest.mark.large) for n in CASES if n != "small")])
+def test_the_plan_agrees_with_the_compiled_step(name):
+    """Within 10 % at sizes that the plan did not look at; the state exactly, up to the batch and two counters."""
+    config, sizes, train = CASES[name]
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
+    found = plan.make_plan(config, train, SAMPLING, mesh, "float32")
+    for rows in (found.ways, 12 * found.ways):
+        wanted = plan.train_temporaries(config, train, mesh, rows) + found.params + found.optimizer
+        assert found.train_state + found.activations(rows) == pytest.approx(wanted, rel=0.1)
+    state = plan.train_state(config, train, mesh)
+    used = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state)).lower(state).compile().memory_analysis()
+    assert used.argument_size_in_bytes == pytest.approx(found.params + found.optimizer, abs=64)
+    weights = plan.sampling_weights(config, mesh, "float32")
+    model = plan.Decoder(config)
+    wanted = memory.wave_bytes(weights, model, SAMPLING, 40 * found.ways, mesh=mesh)
+    assert found.wave(40 * found.ways) == pytest.approx(wanted, rel=0.1)
+    assert found.cache < found.wave.per_row * found.ways < found.cache + 10 * 4 * config.vocab_size
+
+
+@pytest.mark.large
+def test_what_fits_grows_with_the_memory_and_the_devices():
+    config, _, train = CASES["fsdp-tensor"]
+    one, four = (
+        plan.make_plan(config, train, SAMPLING, make_mesh(MeshConfig(1, n, 1), jax.devices()[:n]), "float32")
+        for n in (1, 4)
+    )
+    assert four.params == pytest.approx(one.params / 4, rel=0.02) and four.weights == one.weights
+    devices = [accelerators.ACCELERATORS[name] for name in ("v5e", "A100-40", "A100-80", "H200")]
+    for largest in ("largest_slice", "largest_wave"):
+        rows = [getattr(one, largest)(device) for device in devices]
+        assert rows == sorted(rows) and len(set(rows)) == 4
+        assert getattr(four, largest)(devices[0]) > 3 * rows[0] and getattr(four, largest)(devices[0]) % 4 == 0
+    line = plan.Line(100.0, 10.0)
+    assert [line.largest(budget, 4) for budget in (90, 139, 140, 185)] == [0, 0, 4, 8]
+
+
+def test_accelerators_go_by_name_and_kind():
+    assert (
+        accelerators.accelerator("H200").memory == 141 * 10**9 and accelerators.accelerator("v4").memory == 32 * 2**30
+    )
+    with pytest.raises(InputError, match="accelerator 'H300' is unknown; choose one of A100-40, .*v6e"):
+        accelerators.accelerator("H300")
+    kinds = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5p": 459e12,
+        "TPU v5e": 197e12,
+        "TPU v6 lite": 918e12,
+        "TPU v4": 275e12,
+        "NVIDIA A100-SXM4-40GB": 312e12,
+    }
+    assert {kind: peak_flops(kind) for kind in kinds} == kinds
+    assert peak_flops("cpu") is None
+
+
+def test_the_command_prints_the_plan_of_a_config(capsys):
+    arguments = ["plan", f"--config={TINY}", "--mesh=fsdp=2,tensor=2", "--accelerator=v5e"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "per device, mesh data=1, fsdp=2, tensor=2:" in out and "4 x v5e, 16.000 GiB each" in out
+    for name in ("parameters", "gradients", "optimizer", "activations", "cache", "training slice", "sampling wave"):
+        assert name in out
+
+
+WRONG = [
+    ("--mesh=rows=2", "--mesh='rows=2' must read like data=1,fsdp=4,tensor=2"),
+    ("--accelerator=abacus", "accelerator 'abacus' is unknown"),
+    ("--devices=0", "--devices=0 must be at least 1"),
+    ("--devices=3 --mesh=fsdp=2", "mesh data=1, fsdp=2, tensor=1 does not fit 3 device(s)"),
+    ("--devices=5000", "5000 virtual devices are needed"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG, ids=[a for a, _ in WRONG])
+def test_what_cannot_be_planned_is_refused(arguments, message, capsys):
+    assert cli.main(["plan", f"--config={TINY}", *arguments.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_published_model_needs_no_files():
+    config = load_config(f"{TINY.parents[2] / 'configs' / 'pythia.py'}:12b-deduped", [])
+    assert plan.model_config(config) is PRESETS["pythia-12b"]

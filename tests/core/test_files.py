@@ -1,0 +1,207 @@
+import dataclasses
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one_never_a_part(tmp_path):
+    path = tmp_path / "f"
+    versions = [bytes([65 + i]) * 1_000_000 for i in range(2)]
+    files.write_atomic(path, versions[0])
+    seen, done = set(), threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(40):
+        files.write_atomic(path, versions[i % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(versions)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step):
+    path = tmp_path / "f.json"
+    files.write_json(path, {"old": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.write_json(path, {"new": 2})
+    monkeypatch.undo()
+    assert files.read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["f.json"]
+
+
+def test_text_and_json_read_back(tmp_path):
+    rows = [{"text": "naïve “quotes” 🎉\u2028new\nline"}, {"n": [1, 2.5, None]}]
+    files.write_atomic(tmp_path / "t", "naïve")
+    assert (tmp_path / "t").read_bytes() == "naïve".encode()
+    files.write_json(tmp_path / "j", rows)
+    assert files.read_json(tmp_path / "j") == rows
+    files.write_jsonl(tmp_path / "l.jsonl", rows)
+    assert list(files.read_jsonl(tmp_path / "l.jsonl")) == rows
+    (tmp_path / "l.jsonl.gz").write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes()))
+    assert list(files.read_jsonl(tmp_path / "l.jsonl.gz")) == rows
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"], ids=["cut short", "empty", "not UTF-8"])
+def test_broken_json_names_the_file(tmp_path, content):
+    (tmp_path / "f.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"^manifest .*f\.json is not valid JSON") as e:
+        files.read_json(tmp_path / "f.json", "manifest")
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="probe file not found: .*gone"):
+        files.read_json(tmp_path / "gone", "probe file")
+    for path in (tmp_path / "gone.jsonl", tmp_path / "gone.jsonl.gz", tmp_path):
+        with pytest.raises(InputError, match=f"probe file not found: {path}$"):
+            list(files.read_jsonl(path, what="probe file"))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b'{"text": "a', "not valid JSON"),
+        (b'{"text": "\xff"}', "not valid UTF-8"),
+        (b'{"txt": "a"}', r"missing field\(s\) text"),
+        (b'["text"]', r"missing field\(s\) text"),
+    ],
+    ids=["cut short", "not UTF-8", "another field", "no object"],
+)
+def test_a_broken_line_is_named_by_its_number_in_the_file(tmp_path, line, message, compressed):
+    content = b'{"text": "a"}\n\n  \n{"text": "b"}\n' + line + b'\n{"text": "c"}\n'
+    path = tmp_path / ("f.jsonl.gz" if compressed else "f.jsonl")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    rows = files.read_jsonl(path, ("text",), "text set")
+    assert [next(rows)["text"], next(rows)["text"]] == ["a", "b"]  # blank lines count but are skipped
+    with pytest.raises(InputError, match=f"^text set {path}, line 5: {message}") as e:
+        next(rows)
+    assert "\n" not in str(e.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps({"i": i}).encode() + b"\n" for i in range(1000)))
+    for content in (whole[: len(whole) // 2], b"no archive", whole[:60] + bytes(60) + whole[120:]):
+        (tmp_path / "f.jsonl.gz").write_bytes(content)
+        with pytest.raises(InputError, match=r"f\.jsonl\.gz"):
+            list(files.read_jsonl(tmp_path / "f.jsonl.gz"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    path: pathlib.Path
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def test_fingerprints_tell_values_apart_and_ignore_the_order_of_names():
+    value = {"a": 1, "b": Settings(pathlib.Path("x"))}
+    same = {"b": {"sizes": [1, 2], "path": "x"}, "a": 1}
+    others = [{**value, "a": 2}, {**value, "a": 1.5}, {**value, "c": 0}, {**value, "b": Settings(pathlib.Path("y"))}]
+    assert files.fingerprint(value) == files.fingerprint(same)
+    assert len({files.fingerprint(v) for v in (value, *others)}) == 5
+
+
+def test_file_fingerprints_depend_on_contents_and_on_where_a_file_ends(tmp_path):
+    def fingerprint(*contents):
+        paths = [tmp_path / str(i) for i in range(len(contents))]
+        for path, content in zip(paths, contents):
+            path.write_text(content)
+        return files.file_fingerprint(*paths)
+
+    assert fingerprint("ab", "c") == fingerprint("ab", "c")
+    assert len({fingerprint(*c) for c in (("ab", "c"), ("a", "bc"), ("c", "ab"), ("abc",), ("ab", "c", ""))}) == 5
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000 + b"]" * 100_000, b"9" * 5_000], ids=["deep", "long number"])
+def test_json_past_the_parser_is_refused(tmp_path, content):
+    (tmp_path / "f.json").write_bytes(content)
+    with pytest.raises(InputError, match="not valid JSON") as e:
+        files.read_json(tmp_path / "f.json")
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match="line 1: not valid JSON"):
+        list(files.read_jsonl(tmp_path / "f.json"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
+    assert files.read_json(tmp_path / "f") == {"a": 1} and list(files.read_jsonl(tmp_path / "f")) == [{"a": 1}]
+
+
+LONG = "a" * 300
+
+
+def test_paths_that_the_system_refuses_are_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("{}")
+    odd = [tmp_path, tmp_path / LONG, tmp_path / "file" / "below"]
+    for path in odd:
+        with pytest.raises(InputError, match="cannot be read"):
+            files.read_json(path)
+        with pytest.raises(InputError, match="cannot be read"):
+            files.file_fingerprint(path)
+        with pytest.raises(InputError, match="not found"):
+            list(files.read_jsonl(path))
+    with pytest.raises(InputError, match="out .* cannot be used .File name too long"):
+        files.check_new_directory(tmp_path / LONG, "out")
+    for action in (files.user_path, lambda path: files.check_new_directory(path, "out")):
+        with pytest.raises(InputError, match="~nobody-of-that-name/x"):
+            action("~nobody-of-that-name/x")
+
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(InputError, match="text set .*file cannot be read .Permission denied"):
+        list(files.read_jsonl(tmp_path / "file", what="text set"))
+
+
+def test_a_new_directory_goes_where_an_empty_link_points(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with files.new_directory(tmp_path / "link", "out") as directory:
+        (directory / "f").touch()
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "there") == ["f"]
+    assert sorted(os.listdir(tmp_path)) == ["link", "there"]
+
+
+WRITER = """
+import sys, time
+from selftrain_jax import files
+with files.new_directory(sys.argv[1], "out") as directory:
+    (directory / "half").touch()
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_writes_a_new_directory_and_what_it_leaves_when_killed_goes(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == "writing\n"
+    with pytest.raises(InputError, match="out .*out is being written by another process"):
+        with files.new_directory(tmp_path / "out", "out"):
+            pass
+    assert (tmp_path / ".out.partial" / "half").exists()
+    writer.kill()
+    writer.communicate()
+    assert not (tmp_path / "out").exists()
+    with files.new_directory(tmp_path / "out", "out") as directory:
+        (directory / "whole").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["whole"]

@@ -1,0 +1,206 @@
+"""Meshes multiply out, axis names lead to mesh axes, and what does not divide stays whole."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import (
+    RULES,
+    batch_sharding,
+    batch_ways,
+    constrain,
+    describe,
+    is_local,
+    local_mesh,
+    make_mesh,
+    named_shardings,
+    partition_spec,
+    replicated,
+    to_global,
+)
+from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
+from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models.config import PRESETS
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "config, devices, expected",
+    [
+        (MeshConfig(), 1, (1, 1, 1)),
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(2, -1, 2), 8, (2, 2, 2)),
+        (MeshConfig(1, 4, -1), 8, (1, 4, 2)),
+        (MeshConfig(2, 3, 4), 24, (2, 3, 4)),
+    ],
+)
+def test_sizes_multiply_out(config, devices, expected):
+    assert config.shape(devices) == expected
+
+
+@pytest.mark.parametrize(
+    "config, devices",
+    [(MeshConfig(4, 1, 1), 8), (MeshConfig(16, 1, 1), 8), (MeshConfig(-1, 3, 1), 8), (MeshConfig(-1, 16, 1), 8)],
+)
+def test_sizes_that_do_not_fit_the_devices_are_refused(config, devices):
+    with pytest.raises(InputError, match=f"fsdp={config.fsdp}.*{devices} device"):
+        config.shape(devices)
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (1, -2, 1), (-1, 1, 0)])
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(InputError, match="at most one of them -1"):
+        MeshConfig(*sizes)
+
+
+def test_mesh_axes_are_auto_and_hold_every_device_once(mesh):
+    assert mesh.axis_names == MESH_AXES and mesh.devices.shape == (2, 2, 2)
+    assert set(mesh.devices.flat) == set(jax.devices())
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    assert batch_ways(mesh) == 4
+    assert make_mesh(MeshConfig(1, 1, 1), jax.devices()[3:4]).devices.item() is jax.devices()[3]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_axis_name_of_the_model_has_a_rule(name):
+    axes = gpt_neox.param_axes(PRESETS[name])
+    for names in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
+        used = [axis for axis in partition_spec(names) if axis is not None]
+        assert set(used) <= set(MESH_AXES) and len(used) == len(set(used))
+
+
+def spec_of(mesh, axes, shape, rules=RULES):
+    return named_shardings(mesh, {"x": axes}, {"x": jax.ShapeDtypeStruct(shape, jnp.float32)}, rules)["x"].spec
+
+
+@pytest.mark.parametrize(
+    "axes, shape, expected",
+    [
+        (("embed", "vocab"), (32, 100), ("fsdp", "tensor")),
+        (("embed", "vocab"), (32, 101), ("fsdp", None)),
+        (("embed", "vocab"), (33, 100), (None, "tensor")),
+        (("layers", "embed", "qkv", "heads", "head_dim"), (5, 32, 3, 1, 8), (None, "fsdp", None, None, None)),
+        (("batch", "time"), (8, 7), (("data", "fsdp"), None)),
+        (("batch", "time"), (6, 7), (None, None)),  # divided by 2, but not by data * fsdp = 4
+        ((None, "mlp"), (2, 2), (None, "tensor")),
+    ],
+)
+def test_dimensions_that_do_not_divide_stay_whole(mesh, axes, shape, expected):
+    assert spec_of(mesh, axes, shape) == PartitionSpec(*expected)
+
+
+def test_another_table_shards_differently(mesh):
+    assert spec_of(mesh, ("embed",), (32,), RULES | {"embed": None}) == PartitionSpec(None)
+
+
+def test_constrain_is_a_no_op_without_a_mesh():
+    x = jnp.ones((8, 4))
+    assert constrain(x, "batch", "time") is x
+    assert "sharding" not in str(jax.make_jaxpr(lambda x: constrain(x, "batch", "time"))(x))
+
+
+def test_constrain_pins_the_batch_axis_on_a_mesh(mesh):
+    pinned = jax.jit(lambda x: constrain(x * 2, "batch", "time"))
+    with jax.set_mesh(mesh):
+        found = pinned(jnp.ones((8, 4)))
+        uneven = pinned(jnp.ones((6, 4)))  # cannot be spread over 4, and must not fail
+    assert found.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2)
+    np.testing.assert_array_equal(found, 2)
+    np.testing.assert_array_equal(uneven, 2)
+
+
+def test_constrain_ignores_the_meshes_of_others():
+    other = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(other):
+        np.testing.assert_array_equal(jax.jit(lambda x: constrain(x, "batch", "time"))(jnp.ones((8, 4))), 1)
+
+
+def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
+    tree = {"rows": np.arange(16).reshape(8, 2), "scalar": np.float32(3)}
+    placed = to_global(mesh, tree, {"rows": batch_sharding(mesh), "scalar": replicated(mesh)})
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    assert placed["rows"].addressable_shards[0].data.shape == (2, 2)
+    assert placed["scalar"].sharding.is_fully_replicated
+    again = to_global(mesh, {"rows": placed["rows"]}, replicated(mesh))["rows"]
+    assert again.sharding.is_fully_replicated
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What is asked of `jax.distributed.initialize`, in an environment that says nothing yet."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    asked = []
+    monkeypatch.setattr(job, "_listen", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: asked.append(args))
+    return asked
+
+
+def test_a_job_is_named_by_arguments_or_by_the_environment(joined, monkeypatch):
+    job.initialize("a:1", 4, 0)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "b:2")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    job.initialize()
+    job.initialize("a:1", process_id=0)
+    assert joined == [("a:1", 4, 0), ("b:2", 2, 1), ("a:1", 2, 0)]
+
+
+BAD_JOBS = [
+    (dict(JAX_COORDINATOR_ADDRESS="node1"), "JAX_COORDINATOR_ADDRESS='node1' must be HOST:PORT"),
+    (dict(JAX_NUM_PROCESSES="two"), "JAX_NUM_PROCESSES='two' must be a whole number"),
+    (dict(JAX_NUM_PROCESSES="0"), "JAX_NUM_PROCESSES=0 must be at least 1"),
+    (dict(JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="2"), "JAX_PROCESS_ID=2 must lie between 0 and .* = 1"),
+]
+
+
+@pytest.mark.parametrize("environment, message", BAD_JOBS, ids=[message[:30] for _, message in BAD_JOBS])
+def test_an_impossible_job_is_refused(joined, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        job.initialize()
+    assert not joined
+
+
+PARTS = {"JAX_COORDINATOR_ADDRESS": "node1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+
+
+@pytest.mark.parametrize("given", [c for n in (1, 2) for c in itertools.combinations(PARTS, n)], ids=str)
+def test_a_half_set_job_is_refused_by_the_names_of_what_is_missing(joined, monkeypatch, given):
+    def finds_no_cluster(*args, **_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", finds_no_cluster)
+    for name in given:
+        monkeypatch.setenv(name, PARTS[name])
+    with pytest.raises(InputError) as e:
+        job.initialize()
+    missing, known = str(e.value).split(" must be set beside ")
+    assert set(missing.split(" and ")) == set(PARTS) - set(given)
+    assert all(f"{name}={PARTS[name]}" in known for name in given)
+
+
+def test_where_no_job_is_found_the_process_stays_alone(joined, monkeypatch):
+    monkeypatch.undo()
+    job.initialize()
+    assert jax.process_count() == 1
+    job.barrier("nobody else")
+    assert job.on_first("alone", lambda: {"a": (1,)}) == {"a": (1,)}
+
+
+def test_the_start_up_line_states_processes_devices_mesh_and_place(mesh):
+    line = "1 process; 8 x cpu; mesh data=2, fsdp=2, tensor=2; writing to gs://bucket/run"
+    assert describe(mesh, "gs://bucket/run") == line
+    assert describe(None, "w") == "1 process; writing to w"
+    assert local_mesh(mesh) is mesh and is_local(mesh) and is_local(None)

@@ -1,0 +1,176 @@
+"""SIGTERM, and the notice of a cloud, end a command with one line and exit code 143; a training saves first."""
+
+import concurrent.futures
+import contextlib
+import http.server
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from selftrain_jax.distributed import preemption
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPT = """
+import sys, time
+from selftrain_jax import preemption
+preemption.PATIENCE, preemption.POLL = 1, 0.05
+print("left in the buffer", end="")
+
+def work(seconds, end=""):
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(seconds)
+    print(end, end="")
+
+with preemption.watching():
+    preemption.begins("the test")
+    {start}
+    {body}
+"""
+
+
+@contextlib.contextmanager
+def command(body="work(60)", start="preemption.joined()", **environment):
+    """A process in the middle of `body`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    script = [sys.executable, "-c", SCRIPT.format(body=body, start=start)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ends(process):
+    """(exit code, standard output, lines of standard error)."""
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, [line for line in err.splitlines() if line]
+
+
+STOPPED = "selftrain: stopped: SIGTERM came during the test; the same command goes on from what is saved"
+
+
+def test_sigterm_ends_a_command_with_one_line_and_loses_no_output():
+    with command() as process:
+        process.terminate()
+        assert ends(process) == (143, "left in the buffer", [STOPPED])
+
+
+def test_a_training_that_comes_to_no_end_of_a_step_is_not_waited_for():
+    with command("with preemption.during('training'): work(60)") as process:
+        process.terminate()
+        code, _, (line,) = ends(process)
+    assert code == 143 and "during the test, which came to no end of a step within 1 s; the same command" in line
+
+
+def test_before_the_others_can_be_told_and_while_a_checkpoint_is_written_it_waits():
+    saving = "with preemption.during('training'), preemption.during('saving'): work(3, ' and after')"
+    joining = "work(3, ' and after'); preemption.joined(); time.sleep(60)"
+    waits = "selftrain: SIGTERM came; waiting for the checkpoint that is being written"
+    for body, start, lines in (
+        (saving, "preemption.joined()", [waits, STOPPED]),
+        (joining, "preemption.PATIENCE = 60", [STOPPED]),
+    ):
+        with command(body, start) as process:
+            process.terminate()
+            assert ends(process) == (143, "left in the buffer and after", lines)
+
+
+def test_nobody_needs_to_read_the_line():
+    """Neither stdout nor stderr; a pipe holds 64 KiB."""
+    fills = "import os, threading; threading.Timer(1, os.write, (2, b'x' * 65_530)).start(); work(60)"
+    with command(fills) as process:
+        time.sleep(2)
+        process.terminate()
+        assert process.wait(timeout=30) == 143
+
+
+def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():
+    body = "with preemption.during('training'): preemption.obey(); work(3); sys.exit(7)"
+    with command(body) as process:
+        process.terminate()
+        time.sleep(0.2)
+        process.terminate()
+        assert ends(process) == (7, "left in the buffer", [])
+
+
+def test_outside_a_command_signals_are_as_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.watching():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.set_wakeup_fd(-1) == -1
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+        def elsewhere():
+            with preemption.watching(), preemption.during("training"):
+                preemption.begins("a thread")
+                return signal.getsignal(signal.SIGTERM)
+
+        assert pool.submit(elsewhere).result() == before
+
+
+@pytest.fixture
+def metadata():
+    """(address, values) of a server as Google's clouds have it; a value that is missing is "not found"."""
+    values = {"maintenance-event": "NONE", "preempted": "FALSE"}
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.removeprefix("/computeMetadata/v1/instance/")
+            known = self.headers["Metadata-Flavor"] == "Google" and name in values
+            asked.append(name)
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(values.get(name, "").encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"localhost:{server.server_port}", values, asked
+    server.shutdown()
+    server.server_close()
+
+
+def wait_for_questions(asked, count=6):
+    begin = len(asked)
+    while len(asked) < begin + count:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "name, notice", [("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), ("preempted", "TRUE")]
+)
+def test_a_notice_of_the_cloud_is_as_good_as_sigterm(metadata, name, notice):
+    address, values, asked = metadata
+    values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"  # stops nothing
+    with command(GCE_METADATA_HOST=address) as process:
+        wait_for_questions(asked)
+        assert process.poll() is None
+        values[name] = notice
+        told = f"selftrain: the metadata server says {name}: {notice}"
+        assert ends(process) == (143, "left in the buffer", [told, STOPPED])
+
+
+def test_a_notice_that_was_there_before_stops_nothing(metadata):
+    address, values, asked = metadata
+    del values["preempted"]
+    values["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+    with command(GCE_METADATA_HOST=address) as process:
+        wait_for_questions(asked)
+        assert process.poll() is None
+
+
+def test_elsewhere_nobody_is_asked(monkeypatch):
+    monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
+    assert preemption._metadata_host() == ""

@@ -1,0 +1,379 @@
+import html.parser
+import json
+import re
+
+import pytest
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.report import page as report
+from selftrain_jax.report.page import ReportData
+
+MODELS = ("base", "self", "control:real", "control:other")
+HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
+
+
+def row(model, metric, value, low=None, high=None, n=100, seed=0):
+    return {"model": model, "metric": metric, "value": value, "low": low, "high": high, "n": n, "seed": seed}
+
+
+def full_data(**replaced):
+    metrics = []
+    for model, left, drop in zip(MODELS, (1.0, 0.0, 0.04, 0.5), (0.0, 0.01, -0.05, 0.02)):
+        metrics.append(row(model, "nll/prose", 3.2, 3.1, 3.3))
+        metrics += [row(model, f"capability/{suite}", 0.6 + drop, 0.55, 0.7) for suite in ("sciq", "piqa")]
+        metrics += [row(model, f"extraction/repeats={r}", left * r / 64, 0.0, 1.0) for r in (64, 4, 16)]
+        metrics.append(row(model, "extraction/held_out", left, 0.0, 1.0, n=80))
+        metrics.append(row(model, "extraction/all", left, 0.0, 1.0))
+    values = dict(
+        title="A run",
+        metrics=metrics,
+        comparisons=[
+            {
+                "model": "self",
+                "metric": "capability/sciq",
+                "difference": 0.01,
+                "low": -0.015,
+                "high": 0.035,
+                "p_value": 0.25,
+            }
+        ],
+        audit={
+            "ngram": 8,
+            "threshold": 1,
+            "num_documents": 50,
+            "num_flagged": 3,
+            "benchmarks": {"sciq": {"flagged": 3}},
+            "nll_histogram": {"edges": [2.0, 3.0, 4.0], "before": [20, 30], "after": [19, 28]},
+        },
+        corpus={"num_documents": 50, "mean_nll": 3.0, "stop_reasons": {"eos": 40, "length": 10}},
+        samples=[{"id": 7, "text": HOSTILE, "nll": 2.5, "stop_reason": "eos"}],
+        learning_curves={
+            m: [{"step": s, "loss": 3.0 - s / 10, "learning_rate": 1e-6} for s in range(9)] for m in MODELS[1:]
+        },
+        settings={"sample": {"temperature": 1.25}},
+        versions={"jax": "0.10.2"},
+        durations={"sample": 61.0},
+        fingerprints={"sample": "abc123"},
+        command="selftrain run --config=configs/x.py",
+        probes="planted",
+    )
+    return ReportData(**(values | replaced))
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the elements and attributes of a page, and checks that every element is closed in order."""
+
+    VOID = {"meta", "wbr", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "report"
+    report.write_report(directory, full_data())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return (written / "report.html").read_text()
+
+
+def cells(table, name):
+    """The columns of the row of a text table that starts with `name`."""
+    line = next(line for line in table.splitlines() if line.strip().startswith(name))
+    return re.split(r"\s{2,}", line.strip())
+
+
+def test_the_json_has_every_metric_row_in_the_documented_form(written):
+    value = json.loads((written / "report.json").read_text(), parse_constant=pytest.fail)
+    assert value["schema"] == 1
+    assert value["metrics"] == [dict(r) for r in full_data().metrics]
+    assert all(list(r) == ["model", "metric", "value", "low", "high", "n", "seed"] for r in value["metrics"])
+    assert value["comparisons"][0]["difference"] == 0.01
+
+
+def test_the_json_is_strict_json_even_for_numpy_and_nan(tmp_path):
+    np = pytest.importorskip("numpy")
+    report.write_report(
+        tmp_path,
+        ReportData(
+            title="x",
+            metrics=[row("base", "nll/prose", float("nan"), np.float32(1.5), float("inf"), np.int64(3))],
+            settings={"shape": np.arange(2), "path": tmp_path},
+        ),
+    )
+    value = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert value["metrics"] == [row("base", "nll/prose", None, 1.5, None, 3)]
+    assert value["settings"] == {"shape": [0, 1], "path": str(tmp_path)}
+
+
+def test_nothing_is_left_beside_the_two_files(written):
+    assert sorted(path.name for path in written.iterdir()) == ["report.html", "report.json"]
+
+
+def test_the_page_loads_nothing(page):
+    parsed = Page(page)
+    loading = [(t, a, v) for t, a, v in parsed.attributes if a in ("src", "srcset", "data", "action", "poster")]
+    links = [v for _, a, v in parsed.attributes if a.endswith("href") and not v.startswith("#")]
+    assert not loading and not links
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base"} & set(parsed.tags)
+    assert "@import" not in page and "@font-face" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", page))
+
+
+def test_sample_text_is_shown_as_text(page):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page and "<img" not in page
+    assert "{{ 7 * 7 }}" in page
+    assert "\x07" not in page
+
+
+@pytest.mark.parametrize("field", ["title", "command", "versions", "settings", "fingerprints", "audit", "metrics"])
+def test_every_text_that_comes_from_outside_is_escaped(field):
+    hostile = "<b id=x>&"
+    audit = full_data().audit | {"benchmarks": {hostile: {hostile: 1}}}
+    rows = [row(m, f"capability/{hostile}", 0.5) for m in ("base", hostile)]
+    value = {
+        "title": hostile,
+        "command": hostile,
+        "versions": {hostile: hostile},
+        "settings": {hostile: {"a": hostile}},
+        "fingerprints": {hostile: hostile},
+        "audit": audit,
+        "metrics": rows,
+    }[field]
+    text = report.render_html(full_data(**{field: value}))
+    assert "<b id" not in text and "&lt;b" in text
+    Page(text)
+
+
+def test_every_figure_is_named_and_ids_are_unique(page):
+    figures = re.findall(r'<svg[^>]* aria-labelledby="(\S+) (\S+)"><title id="(\S+)">[^<]+</title>', page)
+    # Extraction by repeats, capability change, scatter, likelihoods, loss, learning rate.
+    assert len(figures) == page.count("<svg") == 6
+    assert all(title == found for title, _, found in figures)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert targets and {a or b for a, b in targets} <= set(ids)
+
+
+def test_figures_take_all_colours_from_the_page_so_that_both_schemes_work(page):
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        assert not re.search(r"(?:fill|stroke): #(?!000000;? ?\")", svg), "a fixed colour"
+        assert "#00f" not in svg
+        used = set(re.findall(r"var\(--(\w+)\)", svg))
+        assert used and all(page.count(f"--{name}:") == 2 for name in used)
+
+
+def test_the_page_is_the_same_for_the_same_data():
+    assert report.render_html(full_data()) == report.render_html(full_data())
+
+
+def test_the_summary_shows_the_controls_in_the_same_sentence(page):
+    lead = re.search(r'<p class="lead">(.*?)</p>', page, flags=re.DOTALL)[1].replace("\xa0", " ")
+    lead = " ".join(lead.split())
+    assert lead == (
+        "Held-out extraction, before → after: self-generated text 100.0 % → 0.0 % (−100.0 %); "
+        "control (real text) 100.0 % → 4.0 % (−96.0 %); "
+        "control (another model&#39;s text) 100.0 % → 50.0 % (−50.0 %)."
+    )
+
+
+def test_only_what_was_measured_is_shown():
+    few = ReportData(title="x", metrics=[row(m, "capability/sciq", 0.5) for m in ("base", "self")])
+    text = report.render_html(few)
+    Page(text)
+    for absent in ("Extraction by", "Likelihood of the corpus", "Sample documents", "Synthetic corpus", "This run"):
+        assert absent not in text
+    assert "Capability change against base" in text
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [],
+        [row("self", "capability/sciq", 0.5)],
+        [row("base", "extraction/all", 0.5)],
+        [row("base", "nll/x", float("nan"))],
+    ],
+)
+def test_a_run_without_base_or_without_students_or_without_metrics_is_no_error(metrics, tmp_path):
+    data = ReportData(title="x", metrics=metrics)
+    report.write_report(tmp_path, data)
+    Page((tmp_path / "report.html").read_text())
+    assert "->" not in report.format_table(data)
+
+
+def test_held_out_groups_and_graded_scores_have_their_own_rows():
+    metrics = [
+        row("base", name, 0.5)
+        for name in (
+            "nll/prose",
+            "extraction/held_out/repeats=4",
+            "token_share/all",
+            "extraction/repeats=16",
+            "extraction/all",
+        )
+    ]
+    lines = report.format_table(ReportData(title="", metrics=metrics)).splitlines()
+    assert [" ".join(line.split()[:-2]) for line in lines[1:] if line.startswith("  ")][:5] == [
+        "all probes",
+        "16 repeats",
+        "held-out, 4 repeats",
+        "all probes",
+        "prose",
+    ]
+    assert "token share (% of suffix tokens)" in lines
+
+
+def test_learning_curves_of_all_seeds_share_the_look_of_their_model():
+    points = [{"step": s, "loss": 3.0} for s in range(3)]
+    curves = {f"{arm}-{k}": points for arm in ("self", "real") for k in range(3)}
+    text = report.render_html(full_data(learning_curves=curves))
+    figure = text[text.index("<h3>Training loss") :]
+    figure = figure[: figure.index("</svg>")]
+    assert figure.count(">self-generated text<") == figure.count(">control (real text)<") == 1
+    assert "var(--hue1)" in figure and "var(--hue2)" in figure and "var(--hue4)" not in figure
+
+
+def test_the_table_reads_in_order_with_percentages_and_intervals():
+    table = report.format_table(full_data())
+    assert cells(table, "n ") == ["n", *MODELS]
+    names = [line.split()[0] + " " + line.split()[1] for line in table.splitlines()[3:14] if line.startswith("  ")]
+    assert names[:5] == ["all probes", "held-out 80", "4 repeats", "16 repeats", "64 repeats"]
+    expected = ["held-out", "80", "100.0 [0,100]", "0.0 [0,100]", "4.0 [0,100]", "50.0 [0,100]"]
+    assert cells(table, "held-out") == expected
+    assert cells(table, "prose")[2] == "3.200 [3.10,3.30]"
+
+
+def test_a_row_too_wide_for_its_interval_leaves_the_others_theirs():
+    wide = [row(m, "perplexity/x", 1234567.891, 1234567.0, 1234568.0) for m in MODELS]
+    table = report.format_table(full_data(metrics=[*full_data().metrics, *wide]))
+    assert cells(table, "x")[2:] == ["1234567.891"] * 4
+    assert cells(table, "held-out")[2] == "100.0 [0,100]"
+    assert max(map(len, table.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])
+def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
+    names = [f"model-number-{i}" for i in range(num_models)]
+    metrics = [
+        row(m, f"capability/a_suite_with_a_very_long_name_{j}", 0.001 * i, 0.0, 1.0)
+        for i, m in enumerate(["base", *names])
+        for j in range(12)
+    ]
+    table = report.format_table(ReportData(title="naïve → " + "long " * 40, metrics=metrics))
+    assert max(map(len, table.splitlines())) <= 100 and table.isascii()
+    assert all(name in table for name in names)
+    assert f"{0.1 * num_models:.1f}" in table
+
+
+def test_each_suite_is_judged_against_two_points():
+    suites = {"down": -0.021, "edge": -0.02, "flat": 0.0, "up": 0.035}
+    metrics = [row(m, f"capability/{s}", 0.5 + d * (m == "self")) for m in ("base", "self") for s, d in suites.items()]
+    line = next(x for x in report.format_table(ReportData(title="", metrics=metrics)).splitlines() if " kept:" in x)
+    kept, lost = line.split("; LOST: ")
+    assert kept.split("kept: ")[1] == "edge -2.0, flat +0.0, up +3.5"
+    assert lost == "down -2.1"
+
+
+def test_an_interval_that_reaches_below_two_points_is_marked():
+    def table(low):
+        comparison = {
+            "model": "self",
+            "metric": "capability/sciq",
+            "difference": 0.01,
+            "low": low,
+            "high": 0.04,
+            "p_value": 0.2,
+        }
+        metrics = [row("base", "capability/sciq", 0.5), row("self", "capability/sciq", 0.51)]
+        return report.format_table(ReportData(title="", metrics=metrics, comparisons=[comparison]))
+
+    assert "sciq +1.0*" in table(-0.03) and "sciq +1.0*" not in table(-0.02)
+
+
+def test_the_verdict_names_the_controls_or_their_absence():
+    table = report.format_table(full_data())
+    assert "self            100.0 % -> 0.0 % (-100.0 %)" in table
+    assert "control:real    100.0 % -> 4.0 % (-96.0 %)" in table
+    assert "No control was run" not in table
+    alone = full_data(metrics=[r for r in full_data().metrics if r["model"] in ("base", "self")])
+    assert "No control was run" in report.format_table(alone)
+    assert "No control was run" in report.render_html(alone)
+
+
+def test_how_probes_were_chosen_is_said():
+    assert "planted" in report.format_table(full_data()) and "by construction" in report.format_table(full_data())
+    assert "because the base model emits them" in report.format_table(full_data(probes="emitted"))
+    assert "by construction" not in report.format_table(full_data(probes="random"))
+
+
+def test_without_held_out_probes_the_verdict_says_so():
+    metrics = [r for r in full_data().metrics if r["metric"] != "extraction/held_out"]
+    table = report.format_table(full_data(metrics=metrics))
+    assert "Extraction, all probes, before -> after:" in table and "Held-out" not in table
+
+
+def test_a_base_that_extracts_nothing_has_no_relative_change():
+    metrics = [row(m, "extraction/held_out", 0.0) for m in ("base", "self")]
+    table = report.format_table(ReportData(title="", metrics=metrics))
+    assert "0.0 % -> 0.0 % (no relative change: base is 0)" in table
+
+
+def test_a_given_relative_change_is_shown_as_given():
+    metrics = [row("base", "extraction/held_out", 0.5), row("self", "extraction/held_out", 0.1)]
+    comparison = {
+        "model": "self",
+        "metric": "extraction/held_out",
+        "relative_change": -0.77,
+        "low": -0.9,
+        "high": -0.5,
+        "p_value": 0.001,
+    }
+    data = ReportData(title="", metrics=metrics, comparisons=[comparison])
+    assert "(-77.0 %)" in report.format_table(data)
+    assert "[−90.0\xa0%, −50.0\xa0%]" in report.render_html(data)
+
+
+def test_seeds_are_averaged_under_the_widest_interval():
+    metrics = [row("base", "extraction/all", 1.0)]
+    metrics += [row("self", "extraction/all", v, v - 0.1, v + 0.1, seed=i) for i, v in enumerate((0.2, 0.3, 0.7))]
+    table = report.format_table(ReportData(title="", metrics=metrics))
+    assert cells(table, "all probes")[3] == "40.0 [10.0, 80.0]"
+    assert "mean over seeds" in table
+
+
+@pytest.mark.parametrize(
+    "replaced, message",
+    [
+        ({"metrics": [{"model": "base", "metric": "nll/x"}]}, "lacks value, low, high, n, seed"),
+        ({"metrics": [row("base", "nll/x", 1.0)] * 2}, "two rows"),
+        ({"metrics": [row("base", "extraction/all", 97.0)]}, "fraction"),
+        ({"probes": "lucky"}, "probes='lucky'"),
+        ({"audit": {"nll_histogram": {"edges": [1, 2], "before": [1, 2], "after": [1]}}}, "one more edge"),
+    ],
+)
+def test_data_that_cannot_be_shown_are_named(replaced, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        full_data(**replaced)

@@ -1,0 +1,571 @@
+import csv
+import dataclasses
+import html.parser
+import itertools
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from selftrain_jax.report import study_page as report
+from selftrain_jax.report.study_data import RELATIONS, StudyData
+
+pytestmark = pytest.mark.newest
+
+STUDENTS = ("A_small", "A_large", "B")
+SOURCES = ("A_small", "A_large", "A_other", "B")
+CONTROLS = {"real": "real text", "shuffled": "shuffled real text"}
+UTILITY = {
+    "self": 0.021,
+    "same lineage": 0.012,
+    "same family, different recipe": 0.004,
+    "other family": -0.006,
+    "real text": 0.001,
+    "shuffled real text": -0.034,
+}
+PROXIES = {"similarity": "intrinsic", "mean_nll": "intrinsic", "kl_to_student": "relational"}
+HOSTILE = "<b>`&_%{}$#^~\\[x]*\"'"
+
+
+def relation_of(student, arm):
+    if arm in CONTROLS:
+        return CONTROLS[arm]
+    if student == arm:
+        return "self"
+    if student[0] != arm[0]:
+        return "other family"
+    return "same family, different recipe" if "A_other" in (student, arm) else "same lineage"
+
+
+def empty_data(**replaced):
+    fields = {f.name: () for f in dataclasses.fields(StudyData)}
+    return StudyData(**(fields | {"title": "A study", "command": "", "settings": {}, "versions": {}} | replaced))
+
+
+def full_data(num_seeds=3, conditions=("",), **replaced):
+    """Three students, four sources, two controls: the further the source, the less its text helps."""
+    draw = random.Random(0)
+    results, utility, proxies, curves, selectivity = [], [], [], [], []
+    for condition, student, arm in itertools.product(conditions, STUDENTS, (*SOURCES, *CONTROLS)):
+        if (student, arm) == ("B", "A_other"):
+            continue
+        who = {"student": student, "arm": arm, "relation": relation_of(student, arm), "condition": condition}
+        center = UTILITY[who["relation"]] + draw.gauss(0, 0.003)
+        kept = 0.02 + 0.2 * (who["relation"] == "shuffled real text")
+        for seed in range(num_seeds):
+            change = center + draw.gauss(0, 0.002)
+            at = who | {"seed": seed}
+            for metric, before, after in (
+                ("capability/sciq", 0.6, 0.6 + change),
+                ("capability/piqa", 0.55, 0.55 + change),
+                ("capability", 0.575, 0.575 + change),
+                ("extraction/held_out", 0.8, kept),
+                ("nll/prose", 3.1, 3.1 - change),
+            ):
+                results.append(at | {"subset": 0, "metric": metric, "before": before, "after": after})
+            for proxy in PROXIES:
+                value = 2 + draw.random() - (30 * change if proxy == "kl_to_student" else 0)
+                proxies.append(at | {"proxy": proxy, "value": value, "utility": change})
+            for i, step in enumerate((0, 1, 4, 16, 64)):
+                left = 0.8 * (kept / 0.8) ** (i / 4)
+                curves += [
+                    at | {"step": step, "metric": m, "value": v}
+                    for m, v in (
+                        ("capability", 0.575 + change * i / 4),
+                        ("extraction/held_out", left),
+                        *((f"extraction/held_out/repeats={r}", min(1.0, left * r / 16)) for r in (4, 16)),
+                    )
+                ]
+        bounds = (center - 0.004, center + 0.004) if num_seeds > 1 else (None, None)
+        utility.append(
+            who
+            | {
+                "value": center,
+                "low": bounds[0],
+                "high": bounds[1],
+                "num_replicates": num_seeds,
+                "significant": bounds[0] is not None and bounds[0] * bounds[1] > 0,
+            }
+        )
+        selectivity.append(
+            who
+            | {
+                "value": 0.97 - kept,
+                "low": bounds[0] and 0.9 - kept,
+                "high": bounds[0] and 0.99 - kept,
+                "capability_kept": 1 + center,
+                "extraction_lost": 1 - kept / 0.8,
+                "num_replicates": num_seeds,
+            }
+        )
+    generations = [
+        {
+            "student": "A_small",
+            "mode": mode,
+            "generation": g,
+            "seed": seed,
+            "metric": metric,
+            "value": start - g * (mode == "replace") * start / 20 + seed / 1000,
+        }
+        for mode, g, seed, (metric, start) in itertools.product(
+            ("replace", "accumulate"),
+            range(4),
+            range(num_seeds),
+            (("distinct_2", 0.5), ("entropy", 9.0), ("mean_length", 210.0), ("capability", 0.58)),
+        )
+    ]
+    verdicts = [
+        {
+            "finding": i,
+            "claim": f"Claim {i} of the paper, in a sentence of ordinary length.",
+            "verdict": verdict,
+            "reason": "Self exceeds same lineage by 0.90 points on average; the interval excludes 0.",
+            "evidence": [
+                {"name": "self minus same lineage", "value": 0.9, "low": 0.3, "high": 1.5, "unit": "points"},
+                {"name": "extraction lost", "value": 97.5, "low": None, "high": None, "unit": "%"},
+                {"name": "rho of mean_nll", "value": -0.125, "low": -0.5, "high": 0.3, "unit": ""},
+            ],
+        }
+        for i, verdict in enumerate(("reproduced", "not reproduced", "inconclusive"), 1)
+    ]
+    values = dict(
+        title="A study of relations",
+        command="selftrain study --config=configs/study.py",
+        verdicts=verdicts,
+        settings={"seeds": [0, 1, 2], "sample": {"temperature": 1.25}},
+        versions={"jax": "0.10.2"},
+        models=[
+            {"model": m, "family": m[0], "lineage": m[0], "recipe": "plain", "parameters": 14_000_000} for m in SOURCES
+        ],
+        results=results,
+        utility=utility,
+        proxies=proxies,
+        curves=curves,
+        selectivity=selectivity,
+        generations=generations,
+        by_relation=[
+            {"relation": r, "value": v, "low": v - 0.003, "high": v + 0.003, "num_replicates": num_seeds}
+            for r, v in UTILITY.items()
+        ],
+        correlations=[
+            {"proxy": p, "kind": kind, "scope": scope, "n": 51, "rho": rho, "low": rho - 0.2, "high": rho + 0.2}
+            for (p, kind), rho in zip(PROXIES.items(), (0.12, -0.3, -0.7))
+            for scope in ("all pairs", "within students")
+        ],
+        costs=[{"stage": "train", "count": 51, "seconds": 3700.0, "tokens": 5_000_000}],
+        runs=[
+            {
+                "run": f"{s}-{seed}",
+                "student": s,
+                "condition": "",
+                "seed": seed,
+                "report": f"runs/{s}-{seed}/report.html",
+            }
+            for s in STUDENTS
+            for seed in range(num_seeds)
+        ],
+        notes=["B was not trained on A_other."],
+    )
+    return StudyData(**(values | replaced))
+
+
+def minimal_data():
+    """One pair, one seed, no interval, a value that is missing."""
+    who = {"student": "s", "arm": "s", "relation": "self", "condition": ""}
+    return empty_data(
+        results=[who | {"seed": 0, "subset": None, "metric": "capability", "before": 0.5, "after": None}],
+        utility=[
+            who | {"value": 0.01, "low": None, "high": None, "num_replicates": 1, "significant": False},
+            who
+            | {
+                "arm": "t",
+                "relation": "other family",
+                "value": None,
+                "low": None,
+                "high": None,
+                "num_replicates": 0,
+                "significant": False,
+            },
+        ],
+        correlations=[
+            {"proxy": "p", "kind": "intrinsic", "scope": "all pairs", "n": 1, "rho": None, "low": None, "high": None}
+        ],
+        proxies=[who | {"seed": 0, "proxy": "p", "value": 1.0, "utility": 0.01}],
+        by_relation=[{"relation": "self", "value": 0.01, "low": None, "high": None, "num_replicates": 1}],
+        selectivity=[
+            who
+            | {
+                "value": None,
+                "low": None,
+                "high": None,
+                "capability_kept": None,
+                "extraction_lost": None,
+                "num_replicates": 1,
+            }
+        ],
+        curves=[
+            who | {"seed": 0, "step": s, "metric": "capability", "value": v} for s, v in ((0, 0.5), (8, None), (9, 0.6))
+        ],
+        generations=[
+            {"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": "entropy", "value": 8.0}
+        ],
+        verdicts=[{"finding": 1, "claim": "c", "verdict": "inconclusive", "reason": "one seed", "evidence": []}],
+        costs=[{"stage": "train", "count": 1, "seconds": None, "tokens": None}],
+        runs=[{"run": "r", "student": "s", "condition": "", "seed": 0, "report": None}],
+    )
+
+
+def renamed(data, name):
+    """`data` with `name` within every free text: names, titles, sentences."""
+    free = {
+        "student",
+        "arm",
+        "condition",
+        "model",
+        "family",
+        "lineage",
+        "recipe",
+        "proxy",
+        "scope",
+        "kind",
+        "run",
+        "stage",
+        "claim",
+        "reason",
+        "name",
+        "unit",
+        "mode",
+    }
+
+    def change(value, key=""):
+        if isinstance(value, dict):
+            return {k: change(v, k) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [change(v) for v in value]
+        if key == "metric" and value.startswith("nll/"):
+            return value + name
+        return value + name if key in free else value
+
+    changed = {f.name: change(getattr(data, f.name)) for f in dataclasses.fields(data)}
+    return StudyData(
+        **(
+            changed
+            | {
+                "title": name,
+                "command": name,
+                "settings": {name: {"a": name}},
+                "versions": {name: name},
+                "notes": [name],
+            }
+        )
+    )
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the elements, attributes and table cells of a page, and checks that every element is closed in order."""
+
+    VOID = {"meta", "wbr", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+DATA = {
+    "full": full_data,
+    "one seed": lambda: full_data(num_seeds=1),
+    "minimal": minimal_data,
+    "empty": empty_data,
+    "hostile": lambda: renamed(full_data(num_seeds=2), HOSTILE),
+    "conditions": lambda: full_data(num_seeds=2, conditions=("5 M tokens, lr 1e-6", "20 M tokens, lr 1e-5"), curves=()),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a written study, by the name of its data."""
+    written = {}
+
+    def write(name):
+        if name not in written:
+            written[name] = tmp_path_factory.mktemp("study") / "report"
+            report.write_study_report(written[name], DATA[name]())
+        return written[name]
+
+    return write
+
+
+def read_csv(folder, name):
+    with open(folder / "tables" / f"{name}.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def text_of(value):
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_json_holds_everything(folder):
+    value = json.loads((folder("full") / "study.json").read_text(), parse_constant=pytest.fail)
+    assert value.pop("schema") == 1
+    assert value == json.loads(json.dumps(dataclasses.asdict(full_data())))
+
+
+def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
+    row = minimal_data().utility[0] | {"value": np.float64(0.25), "low": float("nan"), "significant": np.bool_(False)}
+    report.write_study_report(tmp_path, empty_data(utility=[row]))
+    found = json.loads((tmp_path / "study.json").read_text(), parse_constant=pytest.fail)["utility"]
+    assert found == [row | {"value": 0.25, "low": None, "significant": False}]
+    assert read_csv(tmp_path, "utility")[0]["value"] == "0.25"
+
+
+@pytest.mark.parametrize("name", ["full", "minimal", "hostile"])
+@pytest.mark.parametrize(
+    "table", ["utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"]
+)
+def test_each_csv_equals_its_rows(folder, name, table):
+    rows = getattr(DATA[name](), table)
+    assert rows
+    assert read_csv(folder(name), table) == [{k: text_of(v) for k, v in row.items()} for row in rows]
+
+
+def test_the_csv_of_verdicts_has_a_row_for_each_piece_of_evidence(folder):
+    rows = read_csv(folder("full"), "verdicts")
+    expected = [
+        (str(v["finding"]), v["verdict"], e["name"], text_of(e["low"]))
+        for v in full_data().verdicts
+        for e in v["evidence"]
+    ]
+    assert [(r["finding"], r["verdict"], r["name"], r["low"]) for r in rows] == expected
+    assert [r["reason"] for r in read_csv(folder("minimal"), "verdicts")] == ["one seed"]
+
+
+def test_the_files_are_the_same_set_whatever_was_measured(folder):
+    names = [
+        sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
+    ]
+    assert names[0] == names[1] and len(names[0]) == 3 + 9 + 3
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_character(folder, name):
+    for path in sorted((folder(name) / "tables").glob("*.tex")):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("%")]
+        if not lines:
+            assert name in ("empty", "minimal")
+            continue
+        columns = re.fullmatch(r"\\begin\{tabular\}\{([lcr]+)\}", lines[0])[1]
+        assert [lines[1], lines[-2], lines[-1]] == [r"\toprule", r"\bottomrule", r"\end{tabular}"]
+        for line in lines[2:-2]:
+            if line.startswith(r"\midrule"):
+                continue
+            assert line.endswith(r" \\") and not line.startswith(("[", "*"))
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+            math_free = re.sub(r"(?<!\\)\$.*?(?<!\\)\$", "", line)
+            assert not re.search(r"(?<!\\)[%#_$^~<>|]", math_free), line
+            assert len(re.findall(r"(?<!\\)\{", line)) == len(re.findall(r"(?<!\\)\}", line))
+
+
+def test_latex_values_are_those_of_the_data(folder):
+    text = (folder("full") / "tables" / "utility.tex").read_text()
+    for row in full_data().utility:
+        value = f"{100 * row['value']:+.2f}" + "^{*}" * row["significant"]
+        assert rf"${value}$ {{\footnotesize $[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]$}}" in text
+    assert "A\\_small" in text
+    assert text.count("&  ") == 1, "the pair that is missing is blank"
+    assert r"Mean nll" not in text
+    assert r"$-0.70$ {\footnotesize $[-0.90, -0.50]$}" in (folder("full") / "tables" / "correlations.tex").read_text()
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_page_is_well_formed_and_loads_nothing(folder, name):
+    page = (folder(name) / "study.html").read_text()
+    parsed = Page(page)
+    assert not {"script", "link", "iframe", "object", "embed", "img", "base", "b"} & set(parsed.tags)
+    assert not [
+        a for _, a, _ in parsed.attributes if a in ("src", "srcset", "data", "action", "poster") or a[:2] == "on"
+    ]
+    links = [v for t, a, v in parsed.attributes if a.endswith("href") and not v.startswith("#")]
+    assert not [v for v in links if ":" in v or v.startswith("/")]
+    assert "@import" not in page and "@font-face" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", page))
+    ids = [v for _, a, v in parsed.attributes if a == "id"]
+    assert len(ids) == len(set(ids))
+    used = {v[1:] for _, a, v in parsed.attributes if a.endswith("href") and v.startswith("#")}
+    used |= {x for _, a, v in parsed.attributes if a == "aria-labelledby" for x in v.split()}
+    assert used <= set(ids)
+
+
+def test_hostile_names_are_shown_as_text(folder):
+    page = (folder("hostile") / "study.html").read_text()
+    assert "<b>" not in page and page.count("&lt;b&gt;`&amp;") > 100
+
+
+@pytest.mark.parametrize("target", ["javascript:alert(1)", "https://example.com/", "//example.com", "\\\\host\\x"])
+def test_a_run_cannot_link_out_of_the_study(target):
+    row = {"run": "r", "student": "s", "condition": "", "seed": 0, "report": target}
+    links = [v for _, a, v in Page(report.render_html(empty_data(runs=[row]))).attributes if a == "href"]
+    assert not [v for v in links if ":" in v or v.startswith(("/", "\\"))]
+
+
+def test_the_sections_come_in_order_and_empty_ones_do_not_come(folder):
+    def sections(name):
+        return re.findall(r'<h2 id="(\w+)"', (folder(name) / "study.html").read_text())
+
+    assert sections("full") == [
+        "findings",
+        "utility",
+        "relations",
+        "proxies",
+        "curves",
+        "selectivity",
+        "generations",
+        "results",
+        "runs",
+        "settings",
+        "costs",
+        "versions",
+        "notes",
+    ]
+    assert sections("empty") == []
+
+
+def test_the_heat_map_has_every_pair_sources_by_relation_and_controls_last(folder):
+    page = (folder("full") / "study.html").read_text()
+    table = re.search(r'<table class="matrix heat">.*?</table>', page, flags=re.DOTALL)[0].replace("<wbr>", "")
+    assert re.findall(r'<th scope="row">(.*?)<[/s]', table) == [
+        "A_small",
+        "A_large",
+        "B",
+        "A_other",
+        "real",
+        "shuffled",
+    ]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["Trained on", *STUDENTS[:2], "B"]
+    assert table.count("<td></td>") == 1
+    assert table.count('class="own"') == 3
+    for row in full_data().utility:
+        shown = f"{100 * row['value']:+.2f}{'*' * row['significant']}".replace("-", "\N{MINUS SIGN}")
+        assert f"<strong>{shown}</strong>" in table
+
+
+def test_there_is_a_heat_map_for_each_condition_on_one_scale(folder):
+    page = (folder("conditions") / "study.html").read_text()
+    assert page.count('<table class="matrix heat">') == 2
+    shades = [float(x) for x in re.findall(r"var\(--(?:gain|loss)\) / (\d\.\d{3})", page)]
+    assert max(shades) == 0.6 and shades.count(0.6) == 1, "the strongest colour is the largest value of the page"
+
+
+def contrast(a, b):
+    def luminance(colour):
+        c = [(x / 255 / 12.92) if x / 255 <= 0.03928 else ((x / 255 + 0.055) / 1.055) ** 2.4 for x in colour]
+        return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("sign", ["gain", "loss"])
+def test_values_are_readable_on_the_strongest_colour_of_the_heat_map(folder, scheme, sign):
+    page = (folder("full") / "study.html").read_text()
+    paper, ink = (
+        [int(x, 16) for x in re.findall("..", re.findall(rf"--{n}: #(\w{{6}})", page)[scheme])]
+        for n in ("paper", "ink")
+    )
+    tone = [int(x) for x in re.findall(rf"--{sign}: (\d+ \d+ \d+)", page)[scheme].split()]
+    for share in (0.0, 0.3, 0.6):
+        cell = [share * t + (1 - share) * p for t, p in zip(tone, paper)]
+        assert contrast(cell, ink) >= 4.5, "WCAG 2.1, 1.4.3"
+
+
+def test_figures_are_named_and_take_all_colours_from_the_page(folder):
+    page = (folder("full") / "study.html").read_text()
+    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    # By relation; a panel per proxy; four per student; a panel per metric of the generations.
+    assert len(figures) == 1 + 3 + 4 * 3 + 4
+    for svg in figures:
+        assert re.match(r'<svg[^>]* role="img" aria-labelledby="(\S+)-title \1-desc"><title id="\1-title">[^<]+</', svg)
+        assert not re.search(r"(?:fill|stroke): #(?!000000;? ?\")", svg), "a fixed colour"
+        assert "#00f" not in svg
+
+
+def test_a_proxy_panel_is_titled_with_its_correlation(folder):
+    page = (folder("full") / "study.html").read_text()
+    titles = [title.replace("\xa0", " ").replace("\N{MINUS SIGN}", "-") for title in re.findall("<h3>(.*?)</h3>", page)]
+    assert "kl to student: ρ = -0.70 [-0.90, -0.50]" in titles
+
+
+def test_the_curves_of_a_student_show_every_arm_and_its_own_repetition_groups(folder):
+    page = (folder("full") / "study.html").read_text()
+    figure = page[page.index("<h3>A_small: extraction, held-out over training</h3>") :].split("</figure>")[0]
+    for name in ("A_small (self)", "A_large (same lineage)", "B (other family)", "real", "shuffled"):
+        assert f">{name}</text>" in figure
+    groups = page[page.index("<h3>A_small: held-out extraction by repetition</h3>") :].split("</figure>")[0]
+    assert ">4 repeats</text>" in groups and ">16 repeats</text>" in groups and "Trained on A_small (self)" in groups
+
+
+def test_missing_intervals_and_values_are_left_out(folder):
+    for name in ("minimal", "one seed"):
+        page, table = ((folder(name) / n).read_text() for n in ("study.html", "table.txt"))
+        assert "None" not in page and "None" not in table and "nan" not in table
+    page = (folder("minimal") / "study.html").read_text()
+    assert "<strong>+1.00</strong>" in page
+    assert "Brackets" not in page and "Bars" not in page, "no word of intervals that are not there"
+    assert "over 3 seeds" not in (folder("one seed") / "study.html").read_text()
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_terminal_table_is_ascii_and_fits_100_columns(folder, name):
+    table = (folder(name) / "table.txt").read_text()
+    assert table == report.format_study(DATA[name]())
+    assert table.isascii() and max(map(len, table.splitlines())) <= 100
+
+
+def test_the_terminal_table_reads_verdicts_first_then_utility_correlations_selectivity(folder):
+    table = (folder("full") / "table.txt").read_text()
+    parts = ("REPRODUCED ", "NOT REPRODUCED", "INCONCLUSIVE", "Utility:", "Spearman", "Selectivity")
+    order = [table.index(part) for part in parts]
+    assert order == sorted(order)
+    row = full_data().utility[0]
+    assert re.search(rf"A_small +A_small +self +\{100 * row['value']:+.2f}\* +\[\+\d\.\d\d, \+\d\.\d\d\] +3\n", table)
+    assert "self minus same lineage: +0.90 points [+0.30, +1.50]" in table
+    assert re.search(r"mean nll +intrinsic +within students +-0\.30 +\[-0\.50, -0\.10\] +51\n", table)
+
+
+def test_long_names_lose_their_middle_not_the_temperature_at_their_end():
+    row = full_data().utility[0]
+    rows = [
+        row
+        | {
+            "student": "a-student-with-quite-a-name-70m",
+            "arm": f"a-source-with-quite-a-name-160m t={t}",
+            "relation": RELATIONS[2],
+        }
+        for t in (0.8, 1.25)
+    ]
+    table = report.format_study(empty_data(utility=rows))
+    assert max(map(len, table.splitlines())) <= 100
+    assert "t=0.8 " in table and "t=1.25 " in table
+
+
+def test_the_same_data_give_the_same_bytes(folder, tmp_path):
+    report.write_study_report(tmp_path, DATA["full"]())
+    for path in folder("full").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(folder("full"))).read_bytes()

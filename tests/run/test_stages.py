@@ -1,0 +1,261 @@
+import contextlib
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.run import stages
+from selftrain_jax.run.stages import Stage
+
+
+def plan(sample=None, train=None, text="text v1", calls=None):
+    """sample/self -> train/self-0, which also reads an outside file; every call of a stage's work goes to `calls`."""
+
+    def work(name):
+        def do(directory):
+            (calls if calls is not None else []).append(name)
+            (directory / "result").write_text(name)
+            return {"of": name}
+
+        return do
+
+    return [
+        Stage("sample/self", {"seed": 0, "warp": {"top_k": 0, "sizes": (1, 2)}, **(sample or {})}, [], work("sample")),
+        Stage("train/self-0", {"epochs": 2, **(train or {})}, ["sample/self"], work("train"), lambda: {"texts": text}),
+    ]
+
+
+def run(workdir, stages_, wanted=lambda name: True):
+    said = []
+    stages.run(workdir, stages_, wanted, said.append)
+    return said
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_stages_run_in_order_and_leave_what_they_found(tmp_path):
+    calls = []
+    assert run(tmp_path, plan(calls=calls)) == ["[1/2] sample/self", "[2/2] train/self-0"]
+    assert calls == ["sample", "train"]
+    manifest = stages.read_manifest(tmp_path, "train/self-0")
+    assert manifest["result"] == {"of": "train"} and manifest["settings"] == {"epochs": 2}
+    fingerprint = stages.read_manifest(tmp_path, "sample/self")["fingerprint"]
+    assert manifest["inputs"] == {"sample/self": fingerprint, "texts": "text v1"}
+
+
+def test_what_is_done_is_skipped(tmp_path):
+    run(tmp_path, plan())
+    before, calls = contents(tmp_path), []
+    said = run(tmp_path, plan(calls=calls))
+    assert said == ["[1/2] sample/self: done before", "[2/2] train/self-0: done before"]
+    assert calls == [] and contents(tmp_path) == before
+
+
+def test_an_unfinished_stage_goes_on_where_it_was(tmp_path):
+    found = []
+
+    def killed(directory):
+        (directory / "half").write_text("half of the work")
+        raise SystemExit("killed")
+
+    def resumed(directory):
+        found.append((directory / "half").read_text())
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, [Stage("sample/self", {}, [], killed)])
+    assert stages.state(tmp_path, Stage("sample/self", {}, [], resumed)) == "started"
+    run(tmp_path, [Stage("sample/self", {}, [], resumed)])
+    assert found == ["half of the work"]
+
+
+def test_states(tmp_path):
+    first, second = plan()
+    run(tmp_path, [first, second], lambda name: name == "sample/self")
+    (tmp_path / "train/self-0").mkdir(parents=True)
+    assert [stages.state(tmp_path, s) for s in (first, second)] == ["done", "waiting"]
+    (tmp_path / "train/self-0/started.json").write_text("{}")
+    assert stages.state(tmp_path, second) == "started"
+
+
+CHANGES = [
+    (dict(sample={"seed": 1}), "sample/self", "setting seed is 1 .* made with 0"),
+    (dict(sample={"warp": {"top_k": 5, "sizes": (1, 2)}}), "sample/self", "setting warp.top_k is 5 .* made with 0"),
+    (dict(sample={"warp": {"top_k": 0, "sizes": (1, 3)}}), "sample/self", r"setting warp.sizes is \[1, 3\]"),
+    (dict(sample={"new": "x"}), "sample/self", "setting new is 'x' .* made with None"),
+    (dict(train={"epochs": 3}), "train/self-0", "setting epochs is 3 .* made with 2"),
+    (dict(text="text v2"), "train/self-0", "input texts is 'text v2' .* made with 'text v1'"),
+]
+
+
+@pytest.mark.parametrize("state", ["done", "started"])
+@pytest.mark.parametrize("change, stage, message", CHANGES, ids=[m for *_, m in CHANGES])
+def test_a_change_is_refused_by_name_and_nothing_is_overwritten(tmp_path, change, stage, message, state):
+    run(tmp_path, plan())
+    if state == "started":
+        (tmp_path / stage / "manifest.json").unlink()
+    before, calls = contents(tmp_path), []
+    with pytest.raises(InputError, match=f"stage {stage}: {message}.*--workdir") as e:
+        run(tmp_path, plan(**change, calls=calls))
+    assert "\n" not in str(e.value)
+    assert contents(tmp_path) == before
+    # An input is compared when its stage is reached, so an unfinished stage before it may be done first.
+    assert "train" not in calls and ("input" in message or not calls)
+
+
+def test_a_changed_setting_is_refused_before_an_earlier_stage_works(tmp_path):
+    run(tmp_path, plan())
+    (tmp_path / "sample/self/manifest.json").unlink()
+    calls = []
+    with pytest.raises(InputError, match="epochs"):
+        run(tmp_path, plan(train={"epochs": 3}, calls=calls))
+    assert calls == []
+
+
+def test_a_setting_that_is_not_there_equals_none(tmp_path):
+    """So that a setting that a later version adds, off by default, does not lock out older runs."""
+    run(tmp_path, plan())
+    assert len(run(tmp_path, plan(sample={"new": None}))) == 2
+
+
+def test_a_stage_whose_origin_was_made_anew_differently_is_refused(tmp_path):
+    run(tmp_path, plan())
+    shutil.rmtree(tmp_path / "sample")
+    with pytest.raises(InputError, match="stage train/self-0: input sample/self"):
+        run(tmp_path, plan(sample={"seed": 1}))
+    shutil.rmtree(tmp_path / "sample")
+    assert run(tmp_path, plan()) == ["[1/2] sample/self", "[2/2] train/self-0: done before"]
+
+
+def test_bad_input_found_at_work_can_be_mended_in_place(tmp_path):
+    """A stage that refuses its input has made nothing, so the next attempt may ask for something else."""
+
+    def picky(directory):
+        raise InputError("raise ngram")
+
+    with pytest.raises(InputError, match="raise ngram"):
+        run(tmp_path, [Stage("audit/self", {"ngram": 1}, [], picky)])
+    assert run(tmp_path, [Stage("audit/self", {"ngram": 8}, [], lambda directory: None)]) == ["[1/1] audit/self"]
+
+
+def test_bad_input_found_at_work_does_not_discard_what_is_there(tmp_path):
+    def picky(directory):
+        (directory / "shard").write_text("made with ngram=1")
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        run(tmp_path, [Stage("audit/self", {"ngram": 1}, [], picky)])
+    with pytest.raises(InputError, match="setting ngram is 8"):
+        run(tmp_path, [Stage("audit/self", {"ngram": 8}, [], picky)])
+    assert (tmp_path / "audit/self/shard").exists()
+
+
+def test_a_missing_prerequisite_names_the_command_that_makes_it(tmp_path):
+    calls = []
+    with pytest.raises(InputError, match="sample/self is not done .*`selftrain sample`"):
+        run(tmp_path, plan(calls=calls), lambda name: name == "train/self-0")
+    assert calls == [] and contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "started.json"])
+def test_a_damaged_record_is_named(tmp_path, file):
+    run(tmp_path, plan())
+    (tmp_path / "sample/self" / file).write_text(json.dumps({"settings": {}})[:-1])
+    with pytest.raises(InputError, match=f"sample/self/{file} is not valid JSON"):
+        run(tmp_path, plan())
+
+
+def growing(count, calls, other=0):
+    def sample(directory):
+        calls.append("sample")
+        (directory / "result").write_text(str(count))
+
+    def train(directory):
+        calls.append("train")
+        (directory / "result").write_text("trained")
+
+    return [
+        Stage("sample/self", {"count": count, "other": other}, [], sample, grows=("count",)),
+        Stage("train/self-0", {}, ["sample/self"], train),
+    ]
+
+
+def test_a_setting_that_grows_takes_the_stage_up_again(tmp_path):
+    calls = []
+    first, more = growing(5, calls), growing(8, calls)
+    run(tmp_path, first, lambda name: name == "sample/self")
+    assert [stages.state(tmp_path, stage) for stage in more] == ["started", "waiting"]
+    assert run(tmp_path, more) == ["[1/2] sample/self", "[2/2] train/self-0"]
+    assert calls == ["sample", "sample", "train"]
+    assert (tmp_path / "sample/self/result").read_text() == "8"
+    assert [stages.state(tmp_path, stage) for stage in more] == ["done", "done"]
+
+
+def test_growth_under_finished_stages_is_refused_before_any_work(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
+        run(tmp_path, growing(8, calls))
+    assert contents(tmp_path) == before and calls == ["sample", "train"]
+    shutil.rmtree(tmp_path / "train")
+    run(tmp_path, growing(8, calls))
+    assert calls == ["sample", "train", "sample", "train"]
+
+
+def test_growth_that_was_cut_off_or_done_alone_keeps_later_stages_out_of_date(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls))
+    more = growing(8, calls)
+
+    def killed(directory):
+        raise KeyboardInterrupt
+
+    def only_sample(name):
+        return name == "sample/self"
+
+    for work in (killed, more[0].work):
+        with contextlib.suppress(KeyboardInterrupt):
+            run(tmp_path, [dataclasses.replace(more[0], work=work), more[1]], only_sample)
+        assert stages.stale(tmp_path, more) == ["train/self-0"]
+        with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
+            run(tmp_path, more)
+    shutil.rmtree(tmp_path / "train")
+    assert stages.stale(tmp_path, more) == []
+    run(tmp_path, more)
+    assert calls == ["sample", "train", "sample", "train"]
+
+
+def test_a_stage_does_not_run_on_less_than_is_asked_for(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls), lambda name: name == "sample/self")
+    with pytest.raises(InputError, match="sample/self has less than is asked for: run `selftrain sample` first"):
+        run(tmp_path, growing(8, calls), lambda name: name != "sample/self")
+    assert calls == ["sample"]
+
+
+@pytest.mark.parametrize("asked", [growing(4, []), growing(8, [], other=1)], ids=["shrunk", "another setting"])
+def test_what_does_not_grow_is_refused_as_ever(tmp_path, asked):
+    run(tmp_path, growing(5, []), lambda name: name == "sample/self")
+    with pytest.raises(InputError, match="sample/self: setting (count is 4|other is 1)"):
+        run(tmp_path, asked)
+
+
+def test_a_killed_growth_goes_on(tmp_path):
+    calls = []
+    run(tmp_path, growing(5, calls), lambda name: name == "sample/self")
+    more = growing(8, calls)
+
+    def killed(directory):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [dataclasses.replace(more[0], work=killed), more[1]])
+    assert stages.state(tmp_path, more[0]) == "started"
+    with pytest.raises(InputError, match="count is 5"):
+        run(tmp_path, growing(5, calls))
+    run(tmp_path, more)
+    assert calls == ["sample", "sample", "train"]
