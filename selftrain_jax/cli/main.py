@@ -4,11 +4,10 @@ import argparse
 import contextlib
 import errno
 import importlib
-import os
 import sys
 import traceback
 import warnings
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
@@ -16,20 +15,20 @@ from selftrain_jax.core.storage import is_storage_error
 from selftrain_jax.distributed import preemption
 
 _WITH_CONFIG = {
-    **dict.fromkeys(("run", *STAGES), ("runs", "run")),
-    "status": ("runs", "status"),
-    "plan": ("plan", "plan"),
-    "study": ("runs", "study"),
+    **dict.fromkeys(("run", *STAGES), "runs.run"),
+    "status": "runs.status",
+    "plan": "plan.plan",
+    "study": "runs.study",
 }
-"""Command -> (module of this package, function) that is called with arguments, overrides and argv."""
+"""Command -> module of this package and function, which is called with arguments, overrides and argv."""
 _TOOLS = {
-    "probes": ("tools", "make_probes"),
-    "import": ("tools", "import_texts"),
-    "convert": ("tools", "convert_model"),
-    "export": ("tools", "export_model"),
-    "verify": ("tools", "verify_model"),
+    "probes": "tools.make_probes",
+    "import": "tools.import_texts",
+    "convert": "tools.convert_model",
+    "export": "tools.export_model",
+    "verify": "tools.verify_model",
 }
-"""Command -> (module, function) that is called with its arguments alone."""
+"""Command -> module and function, which is called with its arguments alone."""
 _ONLY_LOOKS = ("plan", "status")  # and leaves nothing to go on with
 
 
@@ -39,29 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(argv)
     except Exception:
-        if _in_job():
-            traceback.print_exc()
-            _leave_job(1)
-        raise
-    if code and _in_job():
-        _leave_job(code)
+        if not preemption.in_job():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and preemption.in_job():
+        preemption.leave_job(code)
     return code
-
-
-def _in_job() -> bool:
-    job = sys.modules.get("selftrain_jax.distributed.job")
-    return job is not None and job.has_joined()
-
-
-def _leave_job(code: int) -> None:
-    """Ends this process. An orderly exit of JAX would wait for the others, which may go on until they miss this one."""
-    job = sys.modules["selftrain_jax.distributed.job"]
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    job.outlive(10)
-    job.says_it_leaves(in_order=code == preemption.EXIT_CODE)
-    os._exit(code)
 
 
 def _run(argv: list[str]) -> int:
@@ -123,13 +106,13 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {command} --help")
         return _find(_TOOLS[command])(arguments)
     if command == "evaluate" and _is_benchmark(arguments, overrides):
-        return _find(("tools", "evaluate_tasks"))(arguments)
+        return _find("tools.evaluate_tasks")(arguments)
     with contextlib.nullcontext() if command in _ONLY_LOOKS else preemption.watching():
         return _find(_WITH_CONFIG[command])(arguments, overrides, argv)
 
 
-def _find(where: tuple[str, str]):
-    module, function = where
+def _find(where: str) -> Callable[..., int]:
+    module, function = where.split(".")
     return getattr(importlib.import_module(f"selftrain_jax.cli.{module}"), function)
 
 

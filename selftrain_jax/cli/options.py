@@ -5,6 +5,7 @@ import pathlib
 from typing import Callable
 
 from selftrain_jax import __version__
+from selftrain_jax.core.accelerators import ACCELERATORS
 
 STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
@@ -35,76 +36,61 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {
-        "run": "all stages, in order; goes on where an earlier run stopped",
-        **STAGES,
-        "status": "what is done, started and waiting in a workdir, and how far",
-    }.items():
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
-        command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help="the run's settings")
-        command.add_argument("--workdir", required=needed, metavar="DIR", help="the run's folder, on disk or gs://...")
-        if name == "sample":
-            command.add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
-        if name in ("run", "train"):
-            command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
-            command.add_argument(
-                "--profile", action="store_true", help="write a JAX trace of some steps of each training"
-            )
-        if name == "evaluate":
-            _add_task_options(command)
-    _add_plan(commands)
-    _add_study(commands)
+    _add_runs(commands)
     _add_tools(commands)
     return parser
 
 
-def _add_plan(commands) -> None:
-    text = "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device"
-    command = commands.add_parser(
+def _add_runs(commands) -> None:
+    """Adds a parser per command that takes a config to the sub-parsers `commands`."""
+
+    def add(name: str, text: str, workdir: str = "the run's folder, on disk or gs://...") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
+        whose = "study" if name == "study" else "run"
+        command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help=f"the {whose}'s settings")
+        if workdir:
+            command.add_argument("--workdir", required=needed, metavar="DIR", help=workdir)
+        return command
+
+    training = [add("run", "all stages, in order; goes on where an earlier run stopped")]
+    stages = {name: add(name, text) for name, text in STAGES.items()}
+    training.append(stages["train"])
+    stages["sample"].add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+    for command in training:
+        command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
+        command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
+    _add_task_options(stages["evaluate"])
+    add("status", "what is done, started and waiting in a workdir, and how far")
+
+    option = add(
         "plan",
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the run's settings")
-    command.add_argument(
-        "--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)"
-    )
-    command.add_argument(
-        "--accelerator", default="", metavar="NAME", help="A100-40, A100-80, H100, H200, v4, v5e, v5p, v6e"
-    )
-    command.add_argument("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
+        "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device",
+        workdir="",
+    ).add_argument
+    option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
+    option("--accelerator", default="", metavar="NAME", help=", ".join(ACCELERATORS))
+    option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
 
-
-def _add_study(commands) -> None:
-    text = "many runs as one experiment: students x sources with controls, proxies, verdicts and a page"
-    command = commands.add_parser(
+    option = add(
         "study",
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="the study's settings")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="the study's folder, on disk")
-    command.add_argument(
+        "many runs as one experiment: students x sources with controls, proxies, verdicts and a page",
+        workdir="the study's folder, on disk",
+    ).add_argument
+    option(
         "--shard",
         default="0/1",
         metavar="I/N",
-        help="do every N-th unit from I = 0 ... N - 1 on, beside "
-        "the other shards in the same folder; shard 0 waits for all and writes the page",
+        help="do every N-th unit from I = 0 ... N - 1 on, beside the other shards in the same folder; shard 0 waits "
+        "for all and writes the page",
     )
-    command.add_argument(
-        "--report", action="store_true", help="do nothing but write the page, from what is done so far"
-    )
+    option("--report", action="store_true", help="do nothing but write the page, from what is done so far")
 
 
 def _add_tools(commands) -> None:
@@ -209,17 +195,8 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
 
 def task_options(arguments: argparse.Namespace) -> list[str]:
     """The options of a benchmark that were given, as the user writes them."""
-    names = (
-        "tasks",
-        "out",
-        "num_fewshot",
-        "limit",
-        "batch_size",
-        "dtype",
-        "revision",
-        "include_path",
-        "bootstrap_iters",
-    )
+    names = ["tasks", "out", "num_fewshot", "limit", "batch_size", "dtype", "revision", "include_path"]
+    names.append("bootstrap_iters")
     given = [name for name in names if getattr(arguments, name) is not None]
     given += ["confirm_run_unsafe_code"] * arguments.confirm_run_unsafe_code
     return ["--" + name.replace("_", "-") for name in given]

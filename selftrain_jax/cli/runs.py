@@ -29,7 +29,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     check_wandb(pipeline.wandb)
     enable_compilation_cache()
     job.initialize()
-    preemption.joined(job)
     asked = fingerprint([wanted, __version__, dataclasses.asdict(pipeline.config), str(pipeline.home)])
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
@@ -63,7 +62,7 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
     stale = stages.stale(pipeline.home, plan)
     for stage in plan:
         state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
-        far = stages.progress(pipeline.home, stage) if state == "started" else ""
+        far = stage.progress(pipeline.home / stage.name) if state == "started" else ""
         print(f"{state:8} {stage.name}{far and f': {far}'}")
     return 0
 
@@ -71,7 +70,7 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
 def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """`selftrain study`."""
     config = load_config(arguments.config, overrides, study=True)
-    preemption.joined(job)  # it takes no others
+    preemption.joined()  # it takes no others
     # What repeats the study, whoever writes its page.
     command = ["selftrain", "study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
     return run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)

@@ -47,8 +47,7 @@ def as_path(path: str | os.PathLike) -> pathlib.PurePath:
     from etils import epath
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are raised, too
-    # Other processes write to the bucket, too, and Orbax does so past this library: a remembered listing would be
-    # wrong.
+    # Others write to the bucket, too, and Orbax does so past this library: a remembered listing would be wrong.
     fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
 
@@ -123,7 +122,7 @@ def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator
                 f"{what} {path} needs {size:,} bytes, but its disk has {free:,} free; choose another place"
             )
         temporary = target.with_name(f".{target.name}.partial")
-        with _sole_writer(target.with_name(f".{target.name}.lock"), f"{what} {path}"):
+        with locked(target.with_name(f".{target.name}.lock"), f"{what} {path} is being written"):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             try:
@@ -137,23 +136,27 @@ def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator
 
 
 @contextlib.contextmanager
-def _sole_writer(lock: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds a lock file, which the system releases when its process ends in whatever way."""
-    with open(lock, "wb") as f:
+def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """Holds a lock file, which the system releases when its process ends in whatever way; it goes with the body.
+
+    Raises:
+      InputError: another process holds it; `what` begins the message, for example "folder x is being written".
+    """
+    with open(path, "wb") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed the file since it was opened.
-            free = os.path.samestat(os.fstat(f.fileno()), os.stat(lock))
+            free = os.path.samestat(os.fstat(f.fileno()), os.stat(path))
         except (BlockingIOError, FileNotFoundError):
             free = False
         except OSError:  # some network file systems have no locks
             free = True
         if not free:
-            raise InputError(f"{what} is being written by another process; wait for it, or choose another place")
+            raise InputError(f"{what} by another process; wait for it, or choose another place")
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            pathlib.Path(path).unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -206,16 +209,6 @@ def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = 
         raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
     except OSError as e:
         raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
-
-
-def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of every leaf in which two nested dicts differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
-            inside = f"{where}.{name}" if where else name
-            yield from differences(old.get(name), new.get(name), inside)
-    elif old != new:
-        yield where, old, new
 
 
 def fingerprint(value: Any) -> str:

@@ -10,18 +10,22 @@ from typing import Any, Mapping, Sequence
 from selftrain_jax.core.errors import InputError
 
 
-def check_ranges(section: str, settings: Any, limits: Mapping[str, float | tuple[float, float]]) -> None:
+def check_ranges(
+    section: str, settings: Any, limits: Mapping[str, float | tuple[float, float]], *, excluded: Sequence[float] = ()
+) -> None:
     """Raises `InputError` for the first attribute of `settings` outside its limits.
 
     Args:
       section: begins the message, for example "train".
       limits: attribute -> (lowest, highest) value, or the lowest alone.
+      excluded: limits that are not allowed themselves.
     """
     for name, limit in limits.items():
         value = getattr(settings, name)
         low, high = limit if isinstance(limit, tuple) else (limit, math.inf)
-        if not low <= value <= high:
-            allowed = f"be at least {low}" if high == math.inf else f"lie in [{low}, {high}]"
+        if not low <= value <= high or any(value == end and end in excluded for end in (low, high)):
+            interval = f"{'(' if low in excluded else '['}{low}, {high}{')' if high in excluded else ']'}"
+            allowed = f"lie in {interval}" if high < math.inf or excluded else f"be at least {low}"
             raise InputError(f"{section} {name}={value} must {allowed}")
 
 

@@ -26,6 +26,13 @@ def sampling_dtype(settings) -> str:
     return jnp.dtype(placement.default_dtype() if settings.dtype == "auto" else settings.dtype).name
 
 
+def sampling_progress(settings, directory: pathlib.Path) -> str:
+    """ "2,048 of 20,000 documents": how far the corpus in a stage's folder is; "" before its first shard."""
+    shards = len(list((directory / "corpus").glob("corpus-*")))
+    done, total = shards * settings.shard_size, settings.num_samples
+    return f"{min(done, total):,} of {total:,} documents" if shards else ""
+
+
 def sample_corpus(
     model: str | pathlib.Path, settings, path: str | pathlib.Path, *, mesh: Mesh, name: str
 ) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A job of several processes: joining it, waiting for each other, and who of them is lost."""
+"""A job of several processes: joining it, waiting for each other, who of them is lost, and stopping together."""
 
 import collections
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from selftrain_jax.core.errors import InputError, PeerLost, RunStopped, one_line
+from selftrain_jax.distributed import preemption
 
 PEER_TIMEOUT = 30
 """Seconds without a sign of life after which a process of the job counts as dead."""
@@ -47,11 +49,16 @@ def initialize(
         raise InputError(f"JAX_NUM_PROCESSES={count} must be at least 1")
     if number is not None and not 0 <= number < (count or number + 1):
         raise InputError(f"JAX_PROCESS_ID={number} must lie between 0 and JAX_NUM_PROCESSES - 1 = {(count or 1) - 1}")
-    if jax.distributed.is_initialized():
-        return
+    if not jax.distributed.is_initialized() and _join(given):
+        Peers().listen()
+    preemption.joined(Peers() if jax.distributed.is_initialized() else preemption.Alone())
+
+
+def _join(given: dict[str, Any]) -> bool:
+    """Whether there was a job to join; `given` are the arguments of `jax.distributed.initialize`, by variable."""
     try:
         jax.distributed.initialize(
-            address, count, number, heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT
+            *given.values(), heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT
         )
     except ValueError as e:  # no cluster was found that would fill in what is not given
         missing = [name for name, value in given.items() if value is None]
@@ -62,17 +69,18 @@ def initialize(
             raise InputError(
                 f"{' and '.join(missing)} must be set beside {known}: several processes need all three, one alone none"
             ) from None
+        return False
     except RuntimeError as e:
         if "before any JAX" in str(e):  # in a program that has used its devices: nobody can be joined any more
             if all(value is None for value in given.values()):
-                return
+                return False
             raise
+        coordinator = given["JAX_COORDINATOR_ADDRESS"] or "that the cluster names"
         raise InputError(
             f"this process cannot join its job ({one_line(e)[:300]}): start all processes, and let them reach the "
-            f"coordinator {address or 'that the cluster names'}; for one process alone, leave the cluster's environment"
+            f"coordinator {coordinator}; for one process alone, leave the cluster's environment"
         ) from None
-    else:
-        _listen()
+    return True
 
 
 def _whole_number(name: str, given: int | None) -> int | None:
@@ -83,53 +91,109 @@ def _whole_number(name: str, given: int | None) -> int | None:
         raise InputError(f"{name}={text!r} must be a whole number") from None
 
 
-def _job():
+def _runtime():
     """JAX's own record of the job; its `client` is the connection to the coordinator, None in a process that is alone.
 
-    JAX has no public name for it, nor for barriers with a time-out.
+    The only use of something private to JAX: neither `jax.distributed` nor `multihost_utils` names the coordinator's
+    key-value store, nor a barrier with a time-out, nor the number of a process before it has asked for its devices.
     """
     from jax._src import distributed
 
     return distributed.global_state
 
 
-_uses: collections.Counter = collections.Counter()
-
-
 _PREFIX = "selftrain"
 
 
-def _listen() -> None:
-    """Opens a port that the system answers for as long as this process lives, and tells the others where."""
-    client, number, host = _job().client, _job().process_id, "localhost"
-    coordinator = _job().coordinator_address.rsplit(":", 1)[0].strip("[]")
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((coordinator, 9))  # sends nothing: asks the system which of its addresses faces the coordinator
-        host = probe.getsockname()[0]
-    with contextlib.suppress(OSError):
-        server = socket.create_server(("", 0), backlog=1024)
-        threading.Thread(target=_answer, args=(server,), name="answers", daemon=True).start()
-        client.key_value_set(f"{_PREFIX}/listens/{number}", f"{host}:{server.getsockname()[1]}:{socket.gethostname()}")
+class Peers(preemption.Alone):
+    """The other processes of the job, as far as the coordinator has heard of them.
+
+    Each opens a port that the system answers for as long as the process lives. Process 0 looks which of them still
+    answer; the others hear of it through the coordinator.
+    """
+
+    in_job = True
+
+    def __init__(self):
+        job = _runtime()
+        self._client, self._number, self._count = job.client, job.process_id, job.num_processes
+        self._coordinator = job.coordinator_address
+
+    def listen(self) -> None:
+        """Opens the port of this process, and tells the others where."""
+        host = "localhost"
+        coordinator = self._coordinator.rsplit(":", 1)[0].strip("[]")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((coordinator, 9))  # sends nothing: asks the system which of its addresses faces it
+            host = probe.getsockname()[0]
+        with contextlib.suppress(OSError):
+            server = socket.create_server(("", 0), backlog=1024)
+            threading.Thread(target=_answer, args=(server,), name="answers", daemon=True).start()
+            self._say("listens", self._number, f"{host}:{server.getsockname()[1]}:{socket.gethostname()}")
+
+    def _say(self, what: str, number: int | str, text: str = "") -> None:
+        self._client.key_value_set(f"{_PREFIX}/{what}/{number}", text, allow_overwrite=True)
+
+    def _said(self, what: str) -> dict[str, str]:
+        """What the processes said under this name: number -> text."""
+        return {key.rsplit("/", 1)[1]: text for key, text in self._client.key_value_dir_get(f"{_PREFIX}/{what}/")}
+
+    def told_to_stop(self) -> bool:
+        try:
+            # Where the runtime tells all processes of a SIGTERM, which its own handler notices, for
+            # `multihost_utils.reached_preemption_sync_point`. That function must be asked by all in step; the key may
+            # be read at any time. It has had this name since JAX has the service.
+            self._client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
+        except jax.errors.JaxRuntimeError:  # not there (or nobody to ask)
+            return False
+        return True
+
+    def lost(self) -> str:
+        try:
+            if self._number == 0:
+                self._look_for_lost()
+            lost = self._said("lost")
+        except jax.errors.JaxRuntimeError:
+            return "process 0 (the coordinator) is gone"
+        return f"{', '.join(lost.values())} {'is' if len(lost) == 1 else 'are'} gone" if lost else ""
+
+    def _look_for_lost(self) -> None:
+        """Tells all ("process 3 on host") of those that do not answer, and did not say that they leave."""
+        listening = self._said("listens")
+        for number in listening.keys() - self._said("leaves").keys() - self._said("lost").keys():
+            host, port, name = listening[number].split(":", 2)
+            answers = _answers(host, int(port)) or _answers(host, int(port))
+            if not answers and number not in self._said("leaves"):
+                self._say("lost", number, f"process {number} on {name}")
+
+    def lost_while_leaving(self) -> str:
+        """`lost` for a process that leaves because its connection broke, so some process is gone; it says so itself."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._say("leaves", self._number)
+            time.sleep(1)  # others that leave at the same moment get to say so
+            self._look_for_lost()
+        return self.lost() or "another process of the job is gone, or its network"
+
+    def announce_leaving(self, in_order: bool = True) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            for what in ("leaves", "left") if in_order else ("left",):
+                self._say(what, self._number)
+
+    def wait_for_others_to_leave(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
+        until = time.monotonic() + seconds
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while self._number == 0 and time.monotonic() < until and not unless():
+                ended = self._said("left").keys() | self._said("lost").keys()
+                if len(ended - {"0"}) == self._count - 1:
+                    time.sleep(0.5)
+                    return
+                time.sleep(0.1)
 
 
 def _answer(server: socket.socket) -> None:
     while True:
         with contextlib.suppress(OSError):
             server.accept()[0].close()
-
-
-def _told(what: str) -> dict[str, str]:
-    """What the processes said under this name: number -> text."""
-    return {key.rsplit("/", 1)[1]: text for key, text in _job().client.key_value_dir_get(f"{_PREFIX}/{what}/")}
-
-
-def _look_for_lost() -> None:
-    """Tells all ("process 3 on host") of those that do not answer, and did not say that they leave."""
-    listening = _told("listens")
-    for number in listening.keys() - _told("leaves").keys() - _told("lost").keys():
-        host, port, name = listening[number].split(":", 2)
-        if not (_answers(host, int(port)) or _answers(host, int(port))) and number not in _told("leaves"):
-            _job().client.key_value_set(f"{_PREFIX}/lost/{number}", f"process {number} on {name}", allow_overwrite=True)
 
 
 def _answers(host: str, port: int) -> bool:
@@ -141,60 +205,31 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def lost_peers() -> str:
-    """The processes of the job that are gone without a word ("process 3 on host is gone"), "" while there are none.
+_numbers = itertools.count(1)
 
-    Process 0 looks; the others hear of it through the coordinator.
+
+@contextlib.contextmanager
+def training(description: str) -> Iterator[Callable[[], bool]]:
+    """Within the body, SIGTERM leaves a training the time to save: the yielded function tells whether it came.
+
+    All processes of a job ask it once a step, and hear of the signal at the same step, whichever it came to.
+
+    Raises:
+      PeerLost: another process of the job is gone.
     """
-    if not has_joined():
-        return ""
-    try:
-        if _job().process_id == 0:
-            _look_for_lost()
-        lost = _told("lost")
-    except jax.errors.JaxRuntimeError:
-        return "process 0 (the coordinator) is gone"
-    return f"{', '.join(lost.values())} {'is' if len(lost) == 1 else 'are'} gone" if lost else ""
+    with preemption.during("training"), naming_lost_peers(f"{description} stopped"):
+        if jax.process_count() > 1:
+            # JAX lets them agree on one more than the last number asked about, maybe by the training before: so
+            # numbers never repeat.
+            yield lambda: multihost_utils.reached_preemption_sync_point(next(_numbers))
+        else:
+            with preemption.noticing_sigterm() as came:
+                yield came
 
 
-def _lost_processes() -> str:
-    """The processes that are gone, in words; the caller is leaving, and says so to the others."""
-    _say("leaves")
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        time.sleep(1)  # others that leave at the same moment get to say so
-        _look_for_lost()
-    return lost_peers() or "another process of the job is gone, or its network"
-
-
-def has_joined() -> bool:
-    """Whether this process has joined a job and may ask its coordinator; what is asked earlier makes JAX abort."""
-    return _job().preemption_sync_manager is not None  # the last thing that JAX sets
-
-
-def told_to_stop() -> bool:
-    """Whether SIGTERM has come to a process of the job: to any of them, which only JAX's own handler knows."""
-    if not has_joined():
-        return False
-    try:
-        # Where the runtime tells all processes of it, for `multihost_utils.reached_preemption_sync_point`. That
-        # function must be asked by all in step; the key may be read at any time. It has had this name since JAX has the
-        # service.
-        _job().client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE")
-    except jax.errors.JaxRuntimeError:  # not there (or nobody to ask)
-        return False
-    return True
-
-
-def says_it_leaves(in_order: bool = True) -> None:
-    """Tells process 0 that this one is about to end; unless `in_order`, the others will miss it."""
-    if in_order:
-        _say("leaves")
-    _say("left")
-
-
-def _say(what: str) -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _job().client.key_value_set(f"{_PREFIX}/{what}/{_job().process_id}", "", allow_overwrite=True)
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes manifests and reports and speaks to the user."""
+    return jax.process_index() == 0
 
 
 def same_on_all(fingerprint: str) -> bool:
@@ -206,38 +241,20 @@ def same_on_all(fingerprint: str) -> bool:
         return not (multihost_utils.process_allgather(own) != own).any()
 
 
-def outlive(timeout: float, unless: Callable[[], bool] = lambda: False) -> None:
-    """In process 0, returns when all others have left or are lost, or after `timeout` seconds, or when `unless()`; in
-    the others, at once. JAX aborts those that outlive process 0.
-    """
-    until = time.monotonic() + timeout
-    if not has_joined() or _job().process_id != 0:
-        return
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        while time.monotonic() < until and not unless():
-            ended = _told("left").keys() | _told("lost").keys()
-            if len(ended - {"0"}) == _job().num_processes - 1:
-                time.sleep(0.5)
-                return
-            time.sleep(0.1)
+_uses: collections.Counter = collections.Counter()
 
 
-def is_first() -> bool:
-    """Whether this is process 0, which alone writes manifests and reports and speaks to the user."""
-    return jax.process_index() == 0
+def _next_key(name: str) -> str:
+    """A key of the coordinator's that all processes come to at the same call."""
+    _uses[name] += 1
+    return f"{_PREFIX}/{name}/{_uses[name]}"
 
 
 def barrier(name: str, timeout: float = 86_400) -> None:
     """Returns when every process of the job is here, after at most `timeout` seconds; `PeerLost` otherwise."""
-    if jax.process_count() == 1:
-        return
-    client = _job().client
-    if client is None:
-        multihost_utils.sync_global_devices(name)
-        return
-    _uses[name] += 1
-    with naming_lost_peers(f"waiting for the other processes ({name})"):
-        client.wait_at_barrier(f"{_PREFIX}/{name}/{_uses[name]}", round(1000 * timeout))
+    if jax.process_count() > 1:
+        with naming_lost_peers(f"waiting for the other processes ({name})"):
+            _runtime().client.wait_at_barrier(_next_key(name), round(1000 * timeout))
 
 
 def on_first(name: str, work: Callable[[], Any], timeout: float = 86_400) -> Any:
@@ -247,9 +264,7 @@ def on_first(name: str, work: Callable[[], Any], timeout: float = 86_400) -> Any
     """
     if jax.process_count() == 1:
         return work()
-    client = _job().client
-    _uses[name] += 1
-    key = f"{_PREFIX}/first/{name}/{_uses[name]}"
+    client, key = _runtime().client, _next_key(f"first/{name}")
     if jax.process_index() != 0:
         with naming_lost_peers(f"waiting for process 0 ({name})"):
             kind, value = json.loads(client.blocking_key_value_get(key, round(1000 * timeout)))
@@ -282,15 +297,12 @@ def naming_lost_peers(doing: str) -> Iterator[None]:
 
 
 def peer_lost(doing: str, error: Exception) -> PeerLost | None:
-    """The `PeerLost` that an error of a broken connection means in a job of several processes; None for other
-    errors.
-    """
+    """The `PeerLost` that an error of a broken connection means in a job of several processes; None for others."""
     texts = [one_line(e)[:200] for e in (error, error.__cause__, error.__context__) if isinstance(e, Exception)]
     found = re.search("gloo|nccl|connection|heartbeat|unavailable|deadline|barrier", " ".join(texts), re.IGNORECASE)
     if jax.process_count() == 1 or not found:
         return None
     return PeerLost(
-        f"{doing}: {_lost_processes()} ({texts[0]}). Start all {jax.process_count()} again: the same command goes on "
-        "from "
-        "what is saved"
+        f"{doing}: {Peers().lost_while_leaving()} ({texts[0]}). Start all {jax.process_count()} again: the same "
+        "command goes on from what is saved"
     )

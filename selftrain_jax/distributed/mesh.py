@@ -93,21 +93,41 @@ def enable_compilation_cache() -> None:
 
 
 def partition_spec(axes: tuple[str | None, ...], rules: dict = RULES) -> PartitionSpec:
-    """The mesh axes of an array whose dimensions carry these logical names."""
-    return PartitionSpec(*(None if name is None else rules[name] for name in axes))
+    """The mesh axes of an array whose dimensions carry these logical names.
+
+    Raises:
+      InputError: the rules spread two of these dimensions over one mesh axis.
+    """
+    spec = PartitionSpec(*(None if name is None else rules[name] for name in axes))
+    taken: dict[str, str] = {}
+    for name, entry in zip(axes, spec):
+        for part in _mesh_axes(entry):
+            if part in taken:
+                raise InputError(
+                    f"sharding rules: {taken[part]!r} and {name!r} are axes of one array, {axes}, and both lie on mesh "
+                    f"axis {part!r}; give one of them another mesh axis, or None"
+                )
+            taken[part] = name
+    return spec
+
+
+def _mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def named_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: dict = RULES) -> Any:
     """A `NamedSharding` per leaf of `axes` (tuples of logical names).
 
     A dimension that its mesh axes do not divide is left whole rather than refused: small models have few heads.
+
+    Raises:
+      InputError: the rules spread two dimensions of one array over one mesh axis.
     """
 
     def one(names, leaf):
         spec = []
         for size, entry in zip(leaf.shape, partition_spec(names, rules)):
-            parts = (entry,) if isinstance(entry, str) else entry or ()
-            spec.append(entry if size % math.prod(mesh.shape[p] for p in parts) == 0 else None)
+            spec.append(entry if size % math.prod(mesh.shape[axis] for axis in _mesh_axes(entry)) == 0 else None)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))

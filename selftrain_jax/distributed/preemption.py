@@ -4,6 +4,9 @@ when a process of its job dies.
 Training saves its step and stops by itself (`training.loop`); it gets `PATIENCE` seconds to come to the end of a step.
 Everything else leaves at once: what is on disk is whole, and the same command goes on from it. In a job of several
 processes all of them stop, whichever was told.
+
+Nothing here imports JAX, so that signals are heeded while it is imported; `job.Peers` takes the place of `Alone` once
+this process has joined its job.
 """
 
 import contextlib
@@ -17,43 +20,76 @@ import sys
 import threading
 import time
 import urllib.request
-from typing import Any, Iterator
+from typing import Callable, Iterator
 
 EXIT_CODE = 128 + signal.SIGTERM
 PATIENCE = 20
 """Seconds in which a training that is told to stop must begin to save; clouds and schedulers leave some 30 in all."""
 POLL = 3
-"""Seconds between two questions to the metadata server of the cloud, and between two looks whether all processes live.
-"""
+"""Seconds between two questions to the metadata server of the cloud, and between two looks whether all processes
+live."""
 
 
-class _Watch:
-    """A thread that waits for SIGTERM, here or in another process of the job, and ends this process.
+class Alone:
+    """The other processes of a job, for one that has none."""
 
-    A thread, since Python runs signal handlers between two steps of the main one, which may be compiling, or waiting
-    for a device or another process."""
+    in_job = False
+
+    def told_to_stop(self) -> bool:
+        """Whether SIGTERM has come to any process of the job."""
+        return False
+
+    def lost(self) -> str:
+        """The processes that are gone without a word ("process 3 on host is gone"), "" while there are none."""
+        return ""
+
+    def announce_leaving(self, in_order: bool = True) -> None:
+        """Tells process 0 that this one is about to end; unless `in_order`, the others will miss it."""
+
+    def wait_for_others_to_leave(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
+        """In process 0, returns when all others have left or are lost, after `seconds`, or when `unless()`; in the
+        others, at once. JAX aborts those that outlive process 0.
+        """
+
+
+class _Process:
+    """What this process does, with whom, and whether it was told to stop.
+
+    Once `watch` is called, a thread waits for SIGTERM, here or in another process of the job, and ends this process. A
+    thread, since Python runs signal handlers between two steps of the main one, which may be compiling, or waiting for
+    a device or another process.
+    """
 
     def __init__(self):
-        self.doing = "the start"
-        self.job: Any = None  # the module `job`, in a process that has joined others
-        self.joining, self.obeyed = True, False
+        self.doing, self.others = "the start", Alone()
+        self.joining = True  # not yet known whether there are others
         self.training = self.saving = False  # the phases of `during`
-        self._lock = threading.Lock()
-        self._until = 0.0
+        self.sigterm = self.stopping_by_itself = False
+        self.watched = False
+        self.leaving = threading.Lock()
+        self._over = threading.Event()
+
+    def note_sigterm(self, *_) -> None:
+        self.sigterm = True
+
+    def watch(self) -> None:
+        self.watched = True
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
-        self._over = threading.Event()
-        self._handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._handler = signal.signal(signal.SIGTERM, self.note_sigterm)
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._wait, name="preemption", daemon=True)
         self._thread.start()
+        if host := _metadata_host():
+            threading.Thread(target=_ask_cloud, args=(host, self._over), name="cloud notices", daemon=True).start()
 
     def close(self) -> None:
+        self.watched = False
         self._over.set()
         self._write.send(b"\0")  # wakes the thread
         self._thread.join(PATIENCE + 10)  # it may be about to end the process
         signal.set_wakeup_fd(self._wakeup)
-        if not self.obeyed and self.job is None:  # in a job, the handler is no longer ours but JAX's
+        if not self.stopping_by_itself and not self.others.in_job:  # in a job, the handler is no longer ours but JAX's
             signal.signal(signal.SIGTERM, self._handler)
         self._read.close()
         self._write.close()
@@ -64,50 +100,47 @@ class _Watch:
             ready, _, _ = select.select([self._read], [], [], 0.5)
             here = bool(ready) and signal.SIGTERM in self._read.recv(64)
             if here and self.joining:  # the others are told as soon as they can be
-                self._wait_while(lambda: self.joining and not self._over.is_set())
-                if self.job:
+                self._wait_while(lambda: self.joining)
+                if self.others.in_job:
                     os.kill(os.getpid(), signal.SIGTERM)
                     continue
-            if here or self.told_elsewhere():
+            if here or self.others.told_to_stop():
                 return self._stop()
-            if self.job and time.monotonic() > looked + POLL:
-                if lost := self.job.lost_peers():
+            if time.monotonic() > looked + POLL:
+                if lost := self.others.lost():
                     return self._lose(lost)
                 looked = time.monotonic()
 
-    def told_elsewhere(self) -> bool:
-        return self.job is not None and self.job.told_to_stop()
-
     def _stop(self) -> None:
-        self._until = time.monotonic() + PATIENCE + 5
-        if self.job:
+        until = time.monotonic() + PATIENCE + 5
+        if self.others.in_job:
             time.sleep(1)  # all hear of it, and those in training agree on a step, before the first one leaves
-        self._wait_while(lambda: self.training and not self.obeyed and not self._over.is_set())
-        self.leave()
+        self._wait_while(lambda: self.training and not self.stopping_by_itself)
+        self.leave(until)
 
     def _lose(self, lost: str) -> None:
         """Leaves a job of which a process is gone, some seconds before JAX would abort this one without naming it."""
         self._over.wait(POLL)  # where data is exchanged, the main thread notices, too, and says what it was about
         if not self._over.is_set():
-            self._until = time.monotonic() + 10
-            self.leave(
-                f"{lost}, as seen in {self.doing}; start all again, the same command goes on from what is saved", 1
-            )
+            way_out = "start all again, the same command goes on from what is saved"
+            self.leave(time.monotonic() + 10, f"{lost}, as seen in {self.doing}; {way_out}", 1)
 
-    def _wait_while(self, goes_on) -> None:
+    def _wait_while(self, goes_on: Callable[[], bool]) -> None:
         until, told = time.monotonic() + PATIENCE, False
-        while goes_on() and (self.saving or time.monotonic() < until):
+        while goes_on() and not self._over.is_set() and (self.saving or time.monotonic() < until):
             if time.monotonic() >= until and not told:
                 _tell("SIGTERM came; waiting for the checkpoint that is being written")
                 told = True
             time.sleep(0.05)
 
-    def leave(self, why: str = "", code: int = EXIT_CODE) -> None:
-        """Ends the process, unless the training stops by itself, be it that it began only meanwhile."""
-        if self.job:
-            self.job.outlive(self._until - time.monotonic(), lambda: self.obeyed)
-        with self._lock:
-            if self.obeyed:
+    def leave(self, until: float = 0, why: str = "", code: int = EXIT_CODE) -> None:
+        """Ends the process, unless a training, even one that began only meanwhile, stops by itself.
+
+        Process 0 waits for the others until that time of `time.monotonic`.
+        """
+        self.others.wait_for_others_to_leave(until - time.monotonic(), lambda: self.stopping_by_itself)
+        with self.leaving:
+            if self.stopping_by_itself:
                 return
             try:
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
@@ -117,14 +150,9 @@ class _Watch:
                     thread = threading.Thread(target=last, daemon=True)
                     thread.start()
                     thread.join(1)
-                if self.job:
-                    self.job.says_it_leaves()
+                self.others.announce_leaving()
             finally:
                 os._exit(code)
-
-    def obey(self) -> None:
-        with self._lock:
-            self.obeyed = True
 
 
 def _tell(text: str) -> None:
@@ -132,7 +160,7 @@ def _tell(text: str) -> None:
     os.write(2, f"\nselftrain: {text}\n".encode())
 
 
-_watch: _Watch | None = None
+_process = _Process()
 
 
 @contextlib.contextmanager
@@ -141,44 +169,49 @@ def watching() -> Iterator[None]:
 
     For the main thread of a command, and nothing else: the end is `os._exit`, from any point of the body.
     """
-    global _watch
+    global _process
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
         yield
         return
-    _watch = watch = _Watch()
-    stop = threading.Event()
-    if host := _metadata_host():
-        threading.Thread(target=_ask_cloud, args=(host, stop), name="cloud notices", daemon=True).start()
+    _process = process = _Process()
+    process.watch()
     try:
         yield
-        if watch.job:
-            watch.job.says_it_leaves()
+        process.others.announce_leaving()
     except Exception:
         # Another process may have left before this one heard why.
-        if watch.told_elsewhere():
-            watch.leave()
+        if process.others.told_to_stop():
+            process.leave()
         raise
     finally:
-        stop.set()
-        watch.close()
-        _watch = None
+        process.close()
 
 
-def joined(job: Any) -> None:
-    """Says that the process has joined its job, or is alone. Before, SIGTERM is kept, since the others could not be
-    told.
+def joined(others: Alone = Alone()) -> None:
+    """Says that the process has joined its job, with these `others`, or is alone. Before, SIGTERM is kept, since the
+    others could not be told."""
+    _process.others, _process.joining = others, False
 
-    `job` is the module of that name, which this one does not import: it must be there before JAX is.
-    """
-    if _watch:
-        _watch.job = job if job.has_joined() else None
-        _watch.joining = False
+
+def in_job() -> bool:
+    """Whether the process has joined others."""
+    return _process.others.in_job
+
+
+def leave_job(code: int) -> None:
+    """Ends a process that has joined others, and says so to them. An orderly exit of JAX would wait for the others,
+    which may go on until they miss this one."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _process.others.wait_for_others_to_leave(10)
+    _process.others.announce_leaving(in_order=code == EXIT_CODE)
+    os._exit(code)
 
 
 def begins(doing: str) -> None:
     """Says what the process does from here on."""
-    if _watch:
-        _watch.doing = doing
+    _process.doing = doing
 
 
 @contextlib.contextmanager
@@ -186,22 +219,37 @@ def during(phase: str) -> Iterator[None]:
     """Within the body the process does not leave at once.
 
     Args:
-      phase: "training", which gets `PATIENCE` to end a step, to call `obey` and to save; or "saving", which takes the
-        time it takes.
+      phase: "training", which gets `PATIENCE` to end a step, to call `stop_by_itself` and to save; or "saving", which
+        takes the time it takes.
     """
-    if _watch:
-        setattr(_watch, phase, True)
+    process = _process
+    setattr(process, phase, True)
     try:
         yield
     finally:
-        if _watch:
-            setattr(_watch, phase, False)
+        setattr(process, phase, False)
 
 
-def obey() -> None:
-    """Says that the training stops by itself from here on."""
-    if _watch:
-        _watch.obey()
+def stop_by_itself() -> None:
+    """Says that the training ends the process from here on, once it has saved."""
+    with _process.leaving:
+        _process.stopping_by_itself = True
+
+
+@contextlib.contextmanager
+def noticing_sigterm() -> Iterator[Callable[[], bool]]:
+    """Within the body, a function that tells whether SIGTERM has come to this process, which it does not end (but for
+    `watching`). In threads other than the main one it never comes."""
+    process = _process
+    if process.watched or threading.current_thread() is not threading.main_thread():
+        yield lambda: process.sigterm
+        return
+    process.sigterm = False
+    before = signal.signal(signal.SIGTERM, process.note_sigterm)
+    try:
+        yield lambda: process.sigterm
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _metadata_host() -> str:

@@ -63,16 +63,14 @@ def pretrain_on(
     checkpoints = checkpoints or directory / CHECKPOINTS
     model_config = config.model_config(tokenizer.get_vocab_size())
     rows = pack(documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length)
-    params = init_params(model_config, jax.random.key(config.seed))
     train(
-        params,
+        lambda: init_params(model_config, jax.random.key(config.seed)),
         model_config,
         rows,
         config.train,
         directory,
         mesh=mesh,
         description=description,
-        donate=True,
         checkpoints=checkpoints,
         before_save=before_save,
     )

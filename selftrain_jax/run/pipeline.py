@@ -16,7 +16,7 @@ from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data import clean, training_set
 from selftrain_jax.data.audit import load_benchmark_texts
 from selftrain_jax.data.corpus import corpus_fingerprint, read_corpus
-from selftrain_jax.data.generate import draw_shards, finish_corpus, sampling_dtype
+from selftrain_jax.data.generate import draw_shards, finish_corpus, sampling_dtype, sampling_progress
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_same_tokenizer, read_subset
 from selftrain_jax.distributed.mesh import is_local, local_mesh, make_mesh
@@ -32,6 +32,7 @@ from selftrain_jax.run import summary
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.training.log import training_progress
 from selftrain_jax.training.loop import train
 
 LAB = "lab:"
@@ -228,7 +229,8 @@ class Pipeline:
             settings = dataclasses.asdict(getattr(lab, name))
             if f"{LAB}{name}" in self._references().values():
                 work = functools.partial(pretrain_model, name)
-                yield Stage(f"lab/{name}", settings, ("lab/world",), work, together=True)
+                far = functools.partial(training_progress, epochs=getattr(lab, name).train.epochs)
+                yield Stage(f"lab/{name}", settings, ("lab/world",), work, together=True, progress=far)
 
     def _sample(self, arm: str, source: str) -> Stage:
         settings = dataclasses.asdict(self.config.sample) | {"source": source}
@@ -256,6 +258,7 @@ class Pipeline:
             grows=("num_samples",),
             together=True,
             finish=finish,
+            progress=functools.partial(sampling_progress, self.config.sample),
         )
 
     def _audit(self, arm: str, origin: ControlSettings) -> Stage:
@@ -306,14 +309,15 @@ class Pipeline:
 
         def work(directory):
 
-            model_config, params = hf.load_pretrained(self.model_path(self.student), mesh=self.mesh)
+            student = self.model_path(self.student)
+            model_config = hf.load_config(student)
             rows = read_subset(self.workdir / "subset" / f"{arm}-{k}")
             train_config = dataclasses.replace(self.config.train, seed=self.config.train.seed + k)
 
             def measure(step, params):
                 suite.evaluate_model(
                     (model_config, params),
-                    self.model_path(self.student),
+                    student,
                     light,
                     self.path,
                     directory / "curve" / str(step),
@@ -323,14 +327,13 @@ class Pipeline:
                 )
 
             return train(
-                params,
+                lambda: hf.load_pretrained(student, mesh=self.mesh)[1],
                 model_config,
                 rows,
                 train_config,
                 directory,
                 mesh=self.mesh,
                 description=f"train {arm}-{k}",
-                donate=True,
                 wandb=self.wandb,
                 profile=self.profile,
                 measure=measure,
@@ -345,6 +348,7 @@ class Pipeline:
             work,
             lambda: self._model_input("student", self.student) | self._file_inputs(measured)(),
             together=True,
+            progress=functools.partial(training_progress, epochs=self.config.train.epochs),
         )
 
     def _evaluate(self, model: str) -> Stage:

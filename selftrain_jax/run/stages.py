@@ -9,16 +9,17 @@ do, since what one host writes may reach another's view of a network file system
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any, Callable, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import differences, fingerprint, read_json, write_json
+from selftrain_jax.core.files import fingerprint, read_json
+from selftrain_jax.core.records import plain, read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.distributed import job, preemption
-from selftrain_jax.training.log import read_metrics
+
+_RECORDS = ("manifest.json", "started.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Stage:
       together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
         alone.
       finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
+      progress: how far the work in the folder is, in words; "" where that is not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Stage:
     grows: Sequence[str] = ()
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
+    progress: Callable[[pathlib.Path], str] = lambda folder: ""
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -69,48 +72,27 @@ def state(workdir: pathlib.Path, stage: Stage) -> str:
     return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
 
 
-def progress(workdir: pathlib.Path, stage: Stage) -> str:
-    """How far a started stage is: "step 40 of 291" in training, "2,048 of 20,000 documents" in sampling; else ""."""
-    folder, settings = workdir / stage.name, stage.settings
-    if epochs := settings.get("train", settings).get("epochs"):
-        lines = read_metrics(folder / "metrics.jsonl")
-        return (
-            f"step {lines[-1]['step']:,} of {round(lines[-1]['step'] / lines[-1]['epoch'] * epochs):,}" if lines else ""
-        )
-    if total := settings.get("num_samples"):
-        shards = len(list((folder / "corpus").glob("corpus-*")))
-        return f"{min(shards * settings['shard_size'], total):,} of {total:,} documents" if shards else ""
-    return ""
-
-
 def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
     """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for."""
     for stage in stages:
-        for file in ("manifest.json", "started.json"):
-            path = workdir / stage.name / file
-            if path.is_file():
-                _compare(
-                    workdir, stage, "settings", *_fixed(stage, read_json(path)["settings"], _plain(stage.settings))
-                )
+        for file in _RECORDS:
+            if record := read_record(workdir / stage.name / file):
+                found, asked = record["settings"], stage.settings
+                raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
+                _refuse_changes(workdir, stage, "setting", found, {**asked, **raised})
 
 
 def check_externals(workdir: pathlib.Path, stage: Stage) -> None:
     """Raises `InputError` when a file that a stage on disk was made from has changed, or cannot be read."""
     asked = dict(stage.externals())
     if record := _record(workdir, stage.name):
-        _compare(workdir, stage, "inputs", {name: record["inputs"].get(name) for name in asked}, asked)
-
-
-def _fixed(stage: Stage, found: dict, asked: dict) -> tuple[dict, dict]:
-    """Both without the settings that were raised and may be."""
-    raised = {name for name in stage.grows if name in found and asked[name] > found[name]}
-    return tuple({name: value for name, value in each.items() if name not in raised} for each in (found, asked))
+        _refuse_changes(workdir, stage, "input", {name: record["inputs"].get(name) for name in asked}, asked)
 
 
 def _grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
-    path = manifest_path(workdir, stage.name)
-    return path.is_file() and any(read_json(path)["settings"].get(n) != stage.settings[n] for n in stage.grows)
+    record = stage.grows and read_record(manifest_path(workdir, stage.name))
+    return bool(record) and any(record["settings"].get(n) != stage.settings[n] for n in stage.grows)
 
 
 def run(
@@ -121,7 +103,6 @@ def run(
     Raises:
       InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
     """
-
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
 
     def check_all():
@@ -147,16 +128,13 @@ def stale(workdir: pathlib.Path, stages: Sequence[Stage]) -> list[str]:
 
 def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """What is on disk of a stage: its manifest, or else what it was started with."""
-    for file in ("manifest.json", "started.json"):
-        if (workdir / name / file).is_file():
-            return read_json(workdir / name / file)
-    return None
+    return next(filter(None, (read_record(workdir / name / file) for file in _RECORDS)), None)
 
 
 def _asked_fingerprint(workdir: pathlib.Path, stage: Stage) -> str | None:
     """The fingerprint that the stage will have once it is done, if it has been started."""
     record = _record(workdir, stage.name)
-    return record and fingerprint({"stage": stage.name, "settings": _plain(stage.settings), "inputs": record["inputs"]})
+    return record and fingerprint({"stage": stage.name, "settings": plain(stage.settings), "inputs": record["inputs"]})
 
 
 def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool]) -> None:
@@ -180,10 +158,10 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
 
     def begins() -> bool:
         inputs = {name: read_manifest(workdir.path, name)["fingerprint"] for name in stage.after}
-        asked.update(stage=stage.name, settings=_plain(stage.settings), inputs=inputs | dict(stage.externals()))
-        for file in ("manifest.json", "started.json"):
-            if (directory / file).is_file():
-                _compare(workdir.path, stage, "inputs", read_json(directory / file)["inputs"], asked["inputs"])
+        asked.update(stage=stage.name, settings=plain(stage.settings), inputs=inputs | dict(stage.externals()))
+        for file in _RECORDS:
+            if record := read_record(directory / file):
+                _refuse_changes(workdir.path, stage, "input", record["inputs"], asked["inputs"])
         if (directory / "manifest.json").is_file():
             if not _grown(workdir.path, stage):
                 say(f"{title}: done before")
@@ -191,15 +169,13 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
             (directory / "manifest.json").unlink()
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "started.json", asked)
+        write_record(directory / "started.json", asked)
         return True
 
     def ends() -> None:
         seconds = round(time.perf_counter() - begin, 2)
-        write_json(
-            directory / "manifest.json",
-            {**asked, "fingerprint": fingerprint(asked), "seconds": seconds, "result": result},
-        )
+        outcome = {"fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
+        write_record(directory / "manifest.json", asked, **outcome)
 
     def works() -> Mapping[str, Any]:
         workdir.fetch()
@@ -229,18 +205,6 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     job.on_first(f"end of {stage.name}", ends)
 
 
-def _plain(value: Any) -> Any:
-    """As it reads back from JSON (tuples become lists)."""
-    return json.loads(json.dumps(value))
-
-
-def _compare(workdir: pathlib.Path, stage: Stage, what: str, found: Any, asked: Any) -> None:
-    difference = next(differences(found, asked), None)
-    if difference is None:
-        return
-    name, old, new = difference
-    kind = "setting" if what == "settings" else "input"
-    raise InputError(
-        f"stage {stage.name}: {kind} {name} is {new!r} but {workdir / stage.name} was made with {old!r}; use another "
-        "--workdir, set it back, or delete that folder and those of the stages after it"
-    )
+def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
+    way_out = "use another --workdir, or delete that folder and those of the stages after it"
+    refuse_changes(f"stage {stage.name}", found, asked, workdir / stage.name, way_out, kind=kind)

@@ -41,12 +41,13 @@ def run_study(
         _report(study, say)
         return 0
     _save(study)
-    lock = _lock(study.workdir, shard)  # noqa: F841, held until the process ends
-    print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
-    failures = study.execute((index, count), say)
-    if index == 0:
-        failures = study.wait_for_all(say)
-        _report(study, say)
+    lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
+    with files.locked(lock, f"workdir {study.workdir}: shard {shard} of this study is being done"):
+        print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
+        failures = study.execute((index, count), say)
+        if index == 0:
+            failures = study.wait_for_all(say)
+            _report(study, say)
     if failures:
         raise InputError(
             f"{len(failures)} of {len(study.units)} units failed, the rest is done: {'; '.join(failures[:3])}"
@@ -66,24 +67,6 @@ def _check_folder(workdir: pathlib.Path, report_only: bool) -> None:
         raise InputError(f"workdir {workdir} is the folder of a run: name another --workdir for the study")
     if report_only and not (workdir / "study.json").is_file():
         raise InputError(f"workdir {workdir} holds no study to report on")
-
-
-def _lock(workdir: pathlib.Path, shard: str):
-    """An open file that no other process with the same shard has locked; `InputError` where one has."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        return None
-    file = open(workdir / f".shard-{shard.replace('/', '-of-')}.lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"workdir {workdir}: another process does shard {shard} of this study; wait for it, or stop it"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return file
 
 
 def _save(study: Study) -> None:

@@ -1,6 +1,4 @@
-"""Where the figures of a training run go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on
-request.
-"""
+"""Where the figures of a training go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on request."""
 
 import contextlib
 import json
@@ -34,6 +32,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
                 if isinstance(line, dict) and isinstance(line.get("step"), int):
                     lines.append(line)
     return lines
+
+
+def training_progress(directory: pathlib.Path, epochs: int) -> str:
+    """ "step 40 of 291": how far the training in a folder is; "" before its first line of metrics."""
+    lines = read_metrics(directory / "metrics.jsonl")
+    if not lines:
+        return ""
+    step, epoch = lines[-1]["step"], lines[-1]["epoch"]
+    return f"step {step:,} of {round(step / epoch * epochs):,}"
 
 
 def check_wandb(project: str) -> None:

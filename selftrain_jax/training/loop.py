@@ -4,31 +4,27 @@ The only data state is the step number, since the batch of a step is a pure func
 goes on from its last checkpoint and ends with the parameters that it would have had.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import itertools
 import os
 import pathlib
-import signal
-import threading
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError, PeerLost, RunStopped
-from selftrain_jax.core.files import as_path, differences, fingerprint, read_json, write_json
+from selftrain_jax.core.files import as_path, fingerprint
+from selftrain_jax.core.records import read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes
+from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes, param_shapes
 from selftrain_jax.training.checkpoint import Checkpoints
 from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
@@ -49,7 +45,7 @@ class Preempted(RunStopped):
 
 
 def train(
-    params: Any,
+    params: Any | Callable[[], Any],
     model_config: DecoderConfig,
     rows: PackedRows,
     config: TrainConfig,
@@ -57,7 +53,6 @@ def train(
     *,
     mesh: Mesh,
     description: str = "train",
-    donate: bool = False,
     wandb: str = "",
     profile: bool = False,
     measure: Callable[[int, Any], None] | None = None,
@@ -73,9 +68,10 @@ def train(
     `tensorboard/`.
 
     Args:
-      params: of any floating dtype; they are trained in fp32.
+      params: of any floating dtype; they are trained in fp32. Or a function that loads them, called only where no
+        checkpoint is there to go on from; what it returns is given away: arrays that lie on `mesh` already lend their
+        memory to the trained ones.
       mesh: devices, of one process or several; every process calls this with the same arguments.
-      donate: give `params` away: where they lie on `mesh` already, their memory is used for the trained ones.
       wandb: a project of Weights & Biases that the metrics also go to.
       profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
       measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before
@@ -136,7 +132,7 @@ def train(
 
     settings = _check_same_training(directory, checkpoints, config, model_config, rows)
     checkpoints = Checkpoints(checkpoints, config.keep)
-    state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate)
+    state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh)
     del params
     first = int(state.step)
     every = config.checkpoint_every or per_epoch
@@ -155,11 +151,7 @@ def train(
     measured = measure_steps(num_steps, measure_points)
     tracing = _Trace(directory / "profile", first) if profile else None
     try:
-        with (
-            preemption.during("training"),
-            _told_to_stop() as told_to_stop,
-            job.naming_lost_peers(f"{description} stopped"),
-        ):
+        with job.training(description) as told_to_stop:
             if measure and measured and first == 0:
                 measure(0, state.params)
             for step in range(first, num_steps):
@@ -167,7 +159,7 @@ def train(
                     tracing.before(step, state)
                 state, metrics = train_step(state, batch_at(step))
                 done = step + 1
-                stops = told_to_stop(done)
+                stops = told_to_stop()
                 saves = done % every == 0 or done == num_steps or stops
                 if saves or done % config.log_every == 0:
                     more = {"epoch": done / per_epoch, "learning_rate": float(schedule(step))}
@@ -183,7 +175,7 @@ def train(
                 if measure and done in measured:
                     measure(done, state.params)
                 if stops:
-                    preemption.obey()
+                    preemption.stop_by_itself()
                 if saves:
                     with preemption.during("saving"):
                         if before_save:
@@ -194,8 +186,8 @@ def train(
             with preemption.during("saving"):
                 checkpoints.wait()
             # It may also have come while the last checkpoint was written.
-            if first < num_steps and (stops or told_to_stop(num_steps + 1)):
-                preemption.obey()
+            if first < num_steps and (stops or told_to_stop()):
+                preemption.stop_by_itself()
                 raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     except PeerLost:
         raise  # closing the checkpoints would wait for the one that is gone
@@ -226,16 +218,11 @@ def _check_same_training(
     settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16]}
     if not job.same_on_all(fingerprint(settings)):
         raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
-    path = directory / "training.json"
-    if path.exists() and any(p.name.isdigit() for p in checkpoints.glob("*")):
-        for name, old, new in differences(read_json(path), settings):
-            raise InputError(
-                f"train {name} is {new!r}, but the training in {directory} was begun with {old!r}: set it back, or "
-                "name "
-                "another directory"
-            )
+    path, begun = directory / "training.json", any(p.name.isdigit() for p in checkpoints.glob("*"))
+    if begun and (record := read_record(path)):
+        refuse_changes("train", record, settings, directory, "name another directory")
     elif job.is_first():
-        write_json(path, settings)
+        write_record(path, settings)
     return settings
 
 
@@ -280,40 +267,19 @@ class _Trace:
             self._running = False
 
 
-_asked = itertools.count(1)
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[Callable[[int], bool]]:
-    """`told_to_stop(step)`: whether SIGTERM has come. Several processes agree on the step, through JAX's own notice."""
-    if jax.process_count() > 1:
-        # They agree on one more than the last number asked about, maybe by the training before: so numbers never
-        # repeat.
-        yield lambda step: multihost_utils.reached_preemption_sync_point(next(_asked))
-        return
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
-        yield lambda step: False
-        return
-    came = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try:
-        yield lambda step: came.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _start_or_resume(checkpoints, params, optimizer, model_config, mesh, donate) -> TrainState:
+def _start_or_resume(checkpoints, params, optimizer, model_config, mesh) -> TrainState:
     def create(params):
         return TrainState.create(jax.tree.map(lambda x: x.astype(jnp.float32), params), optimizer)
 
-    abstract = jax.eval_shape(create, params)
+    abstract = jax.eval_shape(create, param_shapes(model_config))
     placement = state_shardings(abstract, mesh, param_axes(model_config))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placement)
     restored = checkpoints.restore(abstract)
     if restored is not None:
         return restored
-    params = to_global(mesh, params, placement.params)
-    if not donate:  # the step donates its state: copies keep the caller's arrays alive
+    ours = callable(params)
+    params = to_global(mesh, params() if ours else params, placement.params)
+    if not ours:  # the step donates its state: copies keep the caller's arrays alive
         params = jax.tree.map(jnp.copy, params)
     return jax.jit(create, out_shardings=placement, donate_argnums=0)(params)
 

@@ -27,16 +27,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate={self.learning_rate} must be positive and finite")
         check_choice("optimizer", self, "schedule", ("cosine", "constant"))
         check_ranges("optimizer", self, {"warmup": (0, 1), "final_lr_ratio": (0, 1)})
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        for name in ("eps", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}={getattr(self, name)} must not be negative, and finite")
+        check_ranges("optimizer", self, {"learning_rate": (0, math.inf)}, excluded=(0, math.inf))
+        from_zero = {"beta1": (0, 1), "beta2": (0, 1)} | dict.fromkeys(
+            ("eps", "weight_decay", "clip_norm"), (0, math.inf)
+        )
+        check_ranges("optimizer", self, from_zero, excluded=(1, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)

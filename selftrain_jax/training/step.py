@@ -168,33 +168,29 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
+    jitted = functools.partial(jax.jit, train_step, donate_argnums=0)
     if mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
+        return jitted()
 
     @functools.lru_cache
-    def jitted(structure, shardings):
+    def jitted_for(structure, shardings):
         placement = jax.tree.unflatten(structure, shardings)
-        return jax.jit(
-            train_step,
-            donate_argnums=0,
-            in_shardings=(None, batch_sharding(mesh, rules)),
-            out_shardings=(placement, None),
-        )
+        return jitted(in_shardings=(None, batch_sharding(mesh, rules)), out_shardings=(placement, None))
 
-    def on_mesh(state, batch):
+    def train_step_on_mesh(state, batch):
         leaves, structure = jax.tree.flatten(state)
-        held = tuple(getattr(leaf, "sharding", None) for leaf in leaves)
+        held = (getattr(leaf, "sharding", None) for leaf in leaves)
         held = tuple(s if isinstance(s, NamedSharding) and s.mesh == mesh else None for s in held)
         with jax.set_mesh(mesh):
-            return jitted(structure, held)(state, batch)
+            return jitted_for(structure, held)(state, batch)
 
-    return on_mesh
+    return train_step_on_mesh
 
 
 def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = RULES) -> TrainState:
     """A sharding per leaf of `state`: optimizer moments lie where their parameters lie, scalars everywhere.
 
-    `axes` holds the logical names of every parameter, for example `gpt_neox.param_axes(config)`.
+    `axes` holds the logical names of every parameter, for example `decoder.param_axes(config)`.
     """
     of_params = named_shardings(mesh, axes, state.params, rules)
     everywhere = replicated(mesh)

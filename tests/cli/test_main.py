@@ -8,6 +8,7 @@ from selftrain_jax import __version__
 from selftrain_jax.cli import main as cli
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_json
 from selftrain_jax.run import stages
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
@@ -149,7 +150,7 @@ def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, caps
     plan = {stage.name: stage for stage in Pipeline(load_config(TINY), workdir).stages()}
     for name, file in (("lab/world", "manifest.json"), ("lab/base", "started.json")):
         (workdir / name).mkdir(parents=True)
-        stages.write_json(workdir / name / file, {"settings": plan[name].settings, "inputs": {}})
+        write_json(workdir / name / file, {"settings": plan[name].settings, "inputs": {}})
     before = sorted(workdir.rglob("*"))
     assert run(*arguments) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -164,7 +165,7 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
     plan = {stage.name: stage for stage in Pipeline(load_config(TINY), tmp_path).stages()}
     for name in ("lab/base", "sample/self", "train/self-0"):
         (tmp_path / name).mkdir(parents=True)
-        stages.write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": {}})
+        write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": {}})
     (tmp_path / "lab/base/metrics.jsonl").write_text('{"step": 5, "epoch": 0.25}\n')
     (tmp_path / "train/self-0/metrics.jsonl").write_text('{"step": 4, "epoch": 2.0}\n{"step": 6, "epoch": 3.0}\n{"st')
     (tmp_path / "sample/self/corpus").mkdir()
@@ -178,7 +179,7 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
 
 def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):
     (tmp_path / "lab/world").mkdir(parents=True)
-    stages.write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}})
+    write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}})
     assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 2
     err = capsys.readouterr().err
     assert err.startswith("selftrain: error: stage lab/world: setting ") and err.count("\n") == 1

@@ -184,7 +184,7 @@ def test_a_new_directory_goes_where_an_empty_link_points(tmp_path):
 
 WRITER = """
 import sys, time
-from selftrain_jax import files
+from selftrain_jax.core import files
 with files.new_directory(sys.argv[1], "out") as directory:
     (directory / "half").touch()
     print("writing", flush=True)

@@ -103,6 +103,14 @@ def test_another_table_shards_differently(mesh):
     assert spec_of(mesh, ("embed",), (32,), RULES | {"embed": None}) == PartitionSpec(None)
 
 
+def test_rules_that_spread_two_axes_of_an_array_over_one_mesh_axis_are_refused(mesh):
+    for rule in ("tensor", ("data", "tensor")):
+        with pytest.raises(InputError, match="'embed' and 'vocab' are axes of one array.*mesh axis 'tensor'"):
+            spec_of(mesh, ("embed", "vocab"), (32, 100), RULES | {"embed": rule})
+    with pytest.raises(InputError, match="'mlp' and 'mlp'"):
+        partition_spec(("mlp", "mlp"))
+
+
 def test_constrain_is_a_no_op_without_a_mesh():
     x = jnp.ones((8, 4))
     assert constrain(x, "batch", "time") is x
@@ -141,7 +149,7 @@ def joined(monkeypatch):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     asked = []
-    monkeypatch.setattr(job, "_listen", lambda: None)
+    monkeypatch.setattr(job.Peers, "listen", lambda self: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: asked.append(args))
     return asked
 
@@ -204,3 +212,20 @@ def test_the_start_up_line_states_processes_devices_mesh_and_place(mesh):
     assert describe(mesh, "gs://bucket/run") == line
     assert describe(None, "w") == "1 process; writing to w"
     assert local_mesh(mesh) is mesh and is_local(mesh) and is_local(None)
+
+
+def test_a_notice_that_comes_between_two_trainings_of_a_job_is_heeded_by_the_second(monkeypatch):
+    """The processes stop at one more than the last number that any of them has asked JAX about."""
+    asked, agreed = [], []
+
+    def reached(number):
+        asked.append(number)
+        return agreed == [number]
+
+    monkeypatch.setattr(job.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(job.multihost_utils, "reached_preemption_sync_point", reached)
+    with job.training("train") as told_to_stop:
+        assert not any(told_to_stop() for _ in (1, 2, 3))
+    agreed.append(asked[-1] + 1)
+    with job.training("train") as told_to_stop:
+        assert [told_to_stop() for _ in (1, 2, 3)] == [True, False, False]

@@ -15,10 +15,10 @@ import pytest
 
 from selftrain_jax.distributed import preemption
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, time
-from selftrain_jax import preemption
+from selftrain_jax.distributed import preemption
 preemption.PATIENCE, preemption.POLL = 1, 0.05
 print("left in the buffer", end="")
 
@@ -93,7 +93,7 @@ def test_nobody_needs_to_read_the_line():
 
 
 def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():
-    body = "with preemption.during('training'): preemption.obey(); work(3); sys.exit(7)"
+    body = "with preemption.during('training'): preemption.stop_by_itself(); work(3); sys.exit(7)"
     with command(body) as process:
         process.terminate()
         time.sleep(0.2)

@@ -157,11 +157,13 @@ def test_a_finished_run_is_left_alone(whole, params, rows, mesh, monkeypatch):
     assert results(whole, mesh) == before
 
 
+FOLDERS = (pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[2])
 SCRIPT = """
 import pathlib, sys, time
 import jax
 import test_loop
-from selftrain_jax import parallel
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.training import loop
 
 original = loop.batch_indices
@@ -178,7 +180,7 @@ loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pat
 @pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.large) for i in range(1, 10))])
 def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path, trial):
     """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, or between."""
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, FOLDERS))}
     wait = random.uniform(0, 1.5)
     with open(tmp_path / "output", "w+") as output:
         process = subprocess.Popen(
@@ -434,13 +436,10 @@ def begun(whole, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (
-            {"optimizer": OptimizerConfig(learning_rate=1e-5, eps=1e-5)},
-            "optimizer.learning_rate is 1e-05, .* with 0.01",
-        ),
-        ({"batch_size": 2}, "train batch_size is 2, .* with 4"),
-        ({"epochs": 1}, "train epochs is 1, .* with 3"),
-        ({"seed": 1}, "train seed is 1"),
+        ({"optimizer": OptimizerConfig(learning_rate=1e-5, eps=1e-5)}, "optimizer.learning_rate is 1e-05 .* with 0.01"),
+        ({"batch_size": 2}, "train: setting batch_size is 2 .* with 4"),
+        ({"epochs": 1}, "train: setting epochs is 1 .* with 3"),
+        ({"seed": 1}, "train: setting seed is 1"),
     ],
     ids=str,
 )
@@ -450,9 +449,9 @@ def test_a_run_does_not_go_on_with_other_settings(begun, params, rows, mesh, cha
 
 
 def test_a_run_does_not_go_on_with_other_rows_or_another_model(begun, params, rows, mesh):
-    with pytest.raises(InputError, match="train rows is"):
+    with pytest.raises(InputError, match="train: setting rows is"):
         loop.train(params, MODEL, make_rows(seed=9), CONFIG, begun, mesh=mesh)
-    with pytest.raises(InputError, match="train model.rotary_base is 500.0"):
+    with pytest.raises(InputError, match="train: setting model.rotary_base is 500.0"):
         loop.train(params, dataclasses.replace(MODEL, rotary_base=500.0), rows, CONFIG, begun, mesh=mesh)
 
 
@@ -508,12 +507,25 @@ def test_a_file_in_the_way_is_named(params, rows, mesh, tmp_path, name):
         loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
 
 
-def test_parameters_are_given_away_only_on_request(params, rows, mesh, tmp_path):
+def test_parameters_are_given_away_only_by_a_function_that_loads_them(params, rows, mesh, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1)
     placed = jax.device_put(jax.tree.map(jnp.copy, params), replicated(mesh))
-    for donate in (False, True):
-        loop.train(placed, MODEL, rows, config, tmp_path / str(donate), mesh=mesh, donate=donate)
+    for donate, given in ((False, placed), (True, lambda: placed)):
+        loop.train(given, MODEL, rows, config, tmp_path / str(donate), mesh=mesh)
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(placed))
+    results = [restore_params(tmp_path / str(donate) / "checkpoints", MODEL) for donate in (False, True)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_training_that_goes_on_loads_no_weights(whole, begun, rows, mesh):
+    """Neither where steps are left nor where all are done."""
+
+    def load():
+        raise AssertionError("weights were loaded that a checkpoint replaces")
+
+    for folder in (begun, whole):
+        assert loop.train(load, MODEL, rows, CONFIG, folder, mesh=mesh)["step"] == STEPS
+    assert results(begun, mesh) == results(whole, mesh)
 
 
 def test_measurements_come_at_their_steps_and_before_the_save(whole, params, rows, mesh, tmp_path, monkeypatch):
@@ -602,20 +614,3 @@ def test_broken_lines_of_metrics_are_left_out(tmp_path):
     assert loop.read_metrics(tmp_path / "none.jsonl") == []
     (tmp_path / "cut.jsonl").write_text(json.dumps({"step": 1}) + '\n{"st')
     assert loop.read_metrics(tmp_path / "cut.jsonl") == [{"step": 1}]
-
-
-def test_a_notice_that_comes_between_two_trainings_of_a_job_is_heeded_by_the_second(monkeypatch):
-    """The processes stop at one more than the last number that any of them has asked JAX about."""
-    asked, agreed = [], []
-
-    def reached(number):
-        asked.append(number)
-        return agreed == [number]
-
-    monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(loop.multihost_utils, "reached_preemption_sync_point", reached)
-    with loop._told_to_stop() as told_to_stop:
-        assert not any(told_to_stop(step) for step in (1, 2, 3))
-    agreed.append(asked[-1] + 1)
-    with loop._told_to_stop() as told_to_stop:
-        assert [told_to_stop(step) for step in (1, 2, 3)] == [True, False, False]

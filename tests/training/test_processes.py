@@ -24,8 +24,10 @@ pytestmark = pytest.mark.once
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
 import os, sys, time
-from selftrain_jax import parallel
 from selftrain_jax.core.errors import PeerLost
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import make_mesh, to_global
+from selftrain_jax.distributed.settings import MeshConfig
 job.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import jax
 import numpy as np

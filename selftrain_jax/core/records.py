@@ -1,0 +1,71 @@
+"""The record of what a piece of work was asked for, left beside its result and compared with what is asked for later.
+
+Stages of a run, trainings, results of benchmark tasks and failures of a study each leave one, a JSON object in a file.
+Work that is asked for again the same way goes on or is skipped; asked for differently, it is refused by the name of the
+setting (`refuse_changes`) or done anew (`read_same`).
+"""
+
+import json
+import os
+from typing import Any, Iterator, Mapping
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import as_path, read_json, write_json
+
+
+def plain(value: Any) -> Any:
+    """`value` as it reads back from JSON: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+def write_record(path: str | os.PathLike, asked: Mapping[str, Any], **outcome: Any) -> None:
+    """Leaves what was asked for, and the outcome beside it, atomically."""
+    write_json(path, {**asked, **outcome})
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What `write_record` left in `path`, None where there is no file; `InputError` when it is damaged."""
+    return read_json(path) if as_path(path).is_file() else None
+
+
+def read_same(path: str | os.PathLike, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `write_record` left in `path`; None where there is nothing, or it was asked for differently or is damaged.
+
+    Only the names in `asked` are compared, the rest is outcome.
+    """
+    try:
+        record = read_record(path)
+    except InputError:
+        return None
+    same = isinstance(record, dict) and all(record.get(name) == value for name, value in plain(dict(asked)).items())
+    return record if same else None
+
+
+def refuse_changes(
+    who: str, found: Any, asked: Any, place: str | os.PathLike, way_out: str, *, kind: str = "setting"
+) -> None:
+    """Raises `InputError` naming the first value in which `asked` differs from what was `found` in a record.
+
+    A name that one of them lacks counts as None, so that a new setting which is off by default changes nothing.
+
+    Args:
+      who: begins the message, for example "stage train/self-0".
+      found, asked: nested dicts of JSON values.
+      place: what was made from `found`.
+      way_out: what else than setting it back can be done, for example "name another directory".
+      kind: what the values are, "setting" or "input".
+    """
+    for name, old, new in _differences(found, plain(asked)):
+        raise InputError(
+            f"{who}: {kind} {name} is {new!r} but {place} was made with {old!r}; set it back, or {way_out}"
+        )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every leaf in which two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            inside = f"{where}.{name}" if where else name
+            yield from _differences(old.get(name), new.get(name), inside)
+    elif old != new:
+        yield where, old, new
