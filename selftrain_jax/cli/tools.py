@@ -10,8 +10,8 @@ from selftrain_jax.core.files import user_path, write_json
 from selftrain_jax.data.external import import_corpus
 from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
 from selftrain_jax.evaluation import harness_tasks, probes, published
+from selftrain_jax.evaluation.batches import check_batch_size
 from selftrain_jax.evaluation.harness import HarnessModel
-from selftrain_jax.evaluation.score import check_batch_size
 from selftrain_jax.models import verify
 from selftrain_jax.run.export import convert, export
 from selftrain_jax.run.references import find_model

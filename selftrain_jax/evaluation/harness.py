@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.score import check_batch_size, score
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches
+from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
@@ -265,18 +266,20 @@ class HarnessModel(LM):
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])
                 room = self.max_length - generation.max_new_tokens
                 prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
-                order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
-                rows = min(self.batch_size, 1 << (len(order) - 1).bit_length())
-                for begin in range(0, len(order), rows):
-                    chosen = order[begin : begin + rows]
-                    texts = self._continue(
+                rows = min(self.batch_size, 1 << (len(prompts) - 1).bit_length())
+
+                def compute(chosen):
+                    return self._continue(
                         generation, [prompts[k] for k in chosen], [owners[k][0] for k in chosen], rows
                     )
-                    for k, text in zip(chosen, texts):
-                        for i in owners[k]:
-                            answers[i] = text
-                            self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    bar.update(sum(len(owners[k]) for k in chosen))
+
+                def finish(k, text):
+                    for i in owners[k]:
+                        answers[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    bar.update(len(owners[k]))
+
+                in_batches(compute, [len(prompt) for prompt in prompts], rows, finish=finish)
         return answers
 
     def _continue(self, generation: Generation, prompts: list[np.ndarray], places: list[int], rows: int) -> list[str]:

@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
+from selftrain_jax.distributed.mesh import padded_rows, to_host
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows
-from selftrain_jax.evaluation.score import check_batch_size, check_token_ids, exact_matmuls, rounded_length
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
 from selftrain_jax.training.step import accumulated, next_token_loss
 
@@ -125,29 +125,24 @@ def mean_hidden(
             )
         check_token_ids(f"sequence {i}", sequence, config)
 
-    model = Decoder(config, dtype=dtype)
-    ways = 1 if mesh is None else batch_ways(mesh)
-    rows = -(-batch_size // ways) * ways
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    means = np.zeros((len(sequences), config.hidden_size), np.float32)
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        width = min(rounded_length(len(sequences[chosen[-1]])), config.max_position)
-        tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for row, i in enumerate(chosen):
-            tokens[row, : len(sequences[i])] = sequences[i]
-            lengths[row] = len(sequences[i])
-        if mesh is not None:
-            tokens, lengths = to_global(mesh, (tokens, lengths), batch_sharding(mesh))
-        with exact_matmuls(dtype):
-            means[chosen] = to_host(_mean_hidden(model, params, tokens, lengths))[: len(chosen)]
-    broken = np.flatnonzero(~np.isfinite(means).all(axis=1))
-    if broken.size:
-        raise InputError(
-            f"the model's hidden states of sequence {broken[0]} are not finite: its weights are damaged, diverged, or "
-            "overflow in this dtype; take another checkpoint, or dtype float32"
-        )
-    return means
+    model, rows = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh)
+    lengths = [len(sequence) for sequence in sequences]
+
+    def compute(chosen):
+        width = min(rounded_length(lengths[chosen[-1]]), config.max_position)
+        given = [sequences[i] for i in chosen], [lengths[i] for i in chosen]
+        return _mean_hidden(model, params, *padded_batch(mesh, rows, width, *given))
+
+    def finish(i, mean):
+        if not np.isfinite(mean).all():
+            raise InputError(
+                f"the model's hidden states of sequence {i} are not finite: its weights are damaged, diverged, or "
+                "overflow in this dtype; take another checkpoint, or dtype float32"
+            )
+        return mean
+
+    found = in_batches(compute, lengths, rows, dtype=dtype, finish=finish)
+    return np.stack(found) if found else np.zeros((0, config.hidden_size), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -305,22 +300,23 @@ def gradient(
     if not num_targets:
         raise InputError("rows hold no target: no document in them has two tokens")
 
-    ways = 1 if mesh is None else batch_ways(mesh)
-    batch_size = -(-batch_size // ways) * ways
+    batch_size = padded_rows(batch_size, mesh)
     missing = -num_rows % batch_size
-    tokens = np.pad(rows.tokens, [(0, missing), (0, 0)])
-    # In a row of padding every token is a document of its own, and none a target.
-    segments = np.concatenate([segments, np.broadcast_to(np.arange(length, dtype=segments.dtype), (missing, length))])
-    batches = {"tokens": tokens} | ({"segment_ids": segments} if document_boundaries or missing else {})
-
+    batches = {"tokens": np.pad(rows.tokens, [(0, missing), (0, 0)])}
+    if document_boundaries or missing:
+        # In a row of padding every token is a document of its own, and none a target.
+        alone = np.broadcast_to(np.arange(length, dtype=segments.dtype), (missing, length))
+        batches["segment_ids"] = np.concatenate([segments, alone])
     zeros, add = _accumulation(config, jnp.dtype(dtype), mesh)
     total = zeros()
-    for begin in range(0, len(tokens), batch_size):
-        batch = {name: values[begin : begin + batch_size] for name, values in batches.items()}
-        if mesh is not None:
-            batch = to_global(mesh, batch, batch_sharding(mesh))
-        with exact_matmuls(dtype), contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+
+    def compute(chosen):
+        nonlocal total
+        batch = {name: padded_batch(mesh, batch_size, length, x[chosen])[0] for name, x in batches.items()}
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             total = add(total, params, batch)
+
+    in_batches(compute, [length] * (num_rows + missing), batch_size, dtype=dtype)
     return _divided(total, np.float32(num_targets))
 
 

@@ -61,7 +61,7 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     documents, tokens = student_documents(
-        pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize
+        pipeline.workdir / "audit" / key, pipeline.training_text(key), directory, pipeline.config.subset.retokenize
     )
     chosen = np.unique(np.linspace(0, len(tokens) - 1, min(settings.num_documents, len(tokens))).astype(int))
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
