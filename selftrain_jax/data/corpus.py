@@ -47,9 +47,6 @@ def summarize(documents: Iterable[Document]) -> dict[str, Any]:
     mean) and a histogram of the per-document means, in which values outside the edges count towards the nearest bin.
     Documents without tokens have no mean and enter neither of the last two; without any token both means are None.
     `nll` itself is None when a document comes without log-probabilities: a mean over the others would mislead.
-
-    Raises:
-      InputError: there are no documents.
     """
     lengths, sums, measured = [], [], True
     stop_reasons = dict.fromkeys(STOP_REASONS, 0)
@@ -125,9 +122,7 @@ class CorpusWriter:
             self._adopt(sorted(strangers))
 
     def _adopt(self, names: list[str]) -> None:
-        """Gives the shards of a smaller corpus the names that they have in this one, which counts as unfinished
-        then.
-        """
+        """Gives the shards of a smaller corpus their names in this one, which counts as unfinished then."""
         places = {}
         for name in names:
             place = re.fullmatch(rf"{_NAME}-.*-(\d+)-of-(\d+)", name)
@@ -177,9 +172,6 @@ class CorpusWriter:
         """Checks every shard, writes the TFDS metadata and then, last and atomically, the manifest, which it returns.
 
         The manifest is `summarize` of the documents plus "schema" and "provenance".
-
-        Raises:
-          InputError: shards are missing or damaged.
         """
         import tensorflow_datasets as tfds
 
@@ -261,11 +253,7 @@ class Corpus(collections.abc.Sequence):
         return self.take(range(len(self)))
 
     def take(self, positions: Sequence[int]) -> Iterator[Document]:
-        """Yields the documents at `positions` (not ids), in that order.
-
-        Raises:
-          InputError: a record is damaged.
-        """
+        """Yields the documents at `positions` (not ids), in that order."""
         for start in range(0, len(positions), _READ_BATCH):
             batch = [int(p) for p in positions[start : start + _READ_BATCH]]
             try:
@@ -278,11 +266,7 @@ class Corpus(collections.abc.Sequence):
 
 
 def read_corpus(path: str | os.PathLike) -> Corpus:
-    """The finished corpus in `path`.
-
-    Raises:
-      InputError: the folder is missing, its corpus is unfinished, or its files are damaged.
-    """
+    """The finished corpus in `path`; `InputError` where it is missing, unfinished or damaged."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(f"corpus not found: {path} is not a folder")
@@ -306,11 +290,7 @@ def corpus_fingerprint(path: str | os.PathLike) -> str:
 def write_corpus(
     path: str | os.PathLike, documents: Iterable[Document], provenance: dict[str, Any], shard_size: int = 4096
 ) -> dict[str, Any]:
-    """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest.
-
-    Raises:
-      InputError: there are no documents, ids repeat, or the folder holds a corpus of another size.
-    """
+    """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest."""
     documents = list(documents)
     writer = CorpusWriter(path, len(documents), shard_size, ids=[d.id for d in documents])
     for index, start in enumerate(range(0, len(documents), shard_size)):

@@ -27,11 +27,7 @@ def write_subset(
     directory: pathlib.Path,
 ) -> dict[str, Any]:
     """Draws subset `index` of the documents of `text` that the audit let through, and writes its packed rows as
-    `rows.npz`.
-
-    Raises:
-      InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
-    """
+    `rows.npz`."""
     config = hf.load_config(student)
     _, tokens = student_documents(audited, text, student, settings.retokenize)
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)

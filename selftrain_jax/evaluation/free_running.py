@@ -32,15 +32,11 @@ def continue_greedily(
     The lowest id wins ties, and EOS does not stop. Lengths may differ.
 
     Args:
-      params, config: the model.
       probes: prefixes, and how much to write; the suffixes' tokens are not looked at.
       bos_token_id: put before every prefix when given.
       mesh: devices over which the rows of a batch are spread.
       batch_size: rows decoded at once.
       dtype: compute dtype; logits are fp32 always.
-
-    Raises:
-      InputError: a probe with an empty part, longer than the context, or with ids outside the vocabulary.
     """
     sequences, starts = probe_sequences(probes, bos_token_id)
     check_sequences(sequences, starts, config)

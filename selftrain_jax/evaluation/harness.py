@@ -52,15 +52,11 @@ class HarnessModel(LM):
     ):
         """
         Args:
-          params, config: the model.
           tokenizer: a transformers tokenizer, or the directory of one.
           mesh: devices over which the rows of a batch are spread.
           batch_size: rows per pass.
           dtype: compute dtype; the projection to the vocabulary is fp32 always.
           seed: of drawn text.
-
-        Raises:
-          InputError: the tokenizer does not fit the model, or `batch_size` is below 1.
         """
         super().__init__()
         check_batch_size(batch_size)
@@ -126,13 +122,10 @@ class HarnessModel(LM):
         alone = iter(self._encode([continuation for context, continuation in moved if not context], special=False))
         encoded = []
         for (context, _), (_, continuation) in zip(moved, pairs):
-            if context:
-                head = contexts[context]
-                tail = next(whole)[len(head) :]
-            else:
-                head, tail = [self.prefix_token_id], next(alone)
-                if tail[:1] == head:
-                    tail = tail[1:]
+            head = contexts[context] if context else [self.prefix_token_id]
+            tail = next(whole if context else alone)
+            if context or tail[:1] == head:
+                tail = tail[len(head) :]
             if not 0 < len(tail) <= self.max_length:
                 raise InputError(
                     f"continuation {continuation[:80]!r} of context {context[-40:]!r} has {len(tail)} tokens; a model "

@@ -21,7 +21,7 @@ from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
 from selftrain_jax.distributed.mesh import padded_rows, to_host
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
-from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows
+from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
 from selftrain_jax.training.step import accumulated, next_token_loss
@@ -36,8 +36,7 @@ def corpus_nll(
     cut by `likelihood.rolling_windows`; one without tokens costs 0 nats.
 
     Args:
-      scorer: the student.
-      config: its architecture, for BOS and the context.
+      scorer, config: the student.
       documents: ids in the student's tokenization, without BOS.
 
     Raises:
@@ -56,8 +55,8 @@ def corpus_nll(
             starts.append(start)
             owners.append(number)
     nll = np.zeros(len(documents))
-    scores = scorer(windows, starts) if windows else []
-    np.add.at(nll, np.array(owners, int), [-s.log_probs.sum(dtype=np.float64) for s in scores])
+    if windows:
+        np.add.at(nll, owners, -summed_log_probs(scorer(windows, starts)))
     return nll, np.array([ids.size for ids in documents], np.int64)
 
 
@@ -74,9 +73,6 @@ def excess_nll(student_nll: ArrayLike, source_nll: ArrayLike | None, num_source_
       student_nll: nats per document [n], as of `corpus_nll`, or their sum.
       source_nll: the same under the source, as recorded when the text was sampled.
       num_source_tokens: of all documents, in the source's tokenization.
-
-    Raises:
-      InputError: shapes that differ, numbers that are not finite, or no tokens.
     """
     if source_nll is None:
         return None
@@ -104,15 +100,13 @@ def mean_hidden(
     """The mean over positions of the final hidden states (after the final norm) of every sequence.
 
     Args:
-      params, config: the model.
       sequences: int arrays of 1 to `config.max_position` tokens, BOS included where it is wanted.
       mesh: devices over which the rows of a batch are spread.
       batch_size: rows per pass.
       dtype: compute dtype of the forward pass; the mean is taken in fp32 always.
 
     Raises:
-      InputError: a sequence that is empty, longer than the context or holds anything but ids of the vocabulary, or a
-        bad `batch_size`: before any device work. And a model that gives no finite numbers.
+      InputError: a bad sequence, before any device work; a model that gives no finite numbers.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     check_batch_size(batch_size)
@@ -120,8 +114,7 @@ def mean_hidden(
         if sequence.ndim != 1 or not 1 <= len(sequence) <= config.max_position:
             raise InputError(
                 f"sequence {i} of shape {sequence.shape} must be a vector of 1 to {config.max_position} tokens, the "
-                "model's "
-                "context"
+                "model's context"
             )
         check_token_ids(f"sequence {i}", sequence, config)
 
@@ -158,9 +151,6 @@ def hidden_similarity(corpus_vectors: Float[np.ndarray, "n D"], benchmark_vector
 
     Nothing is centred: hidden states of a language model share a large common direction, so that values lie near 1 and
     only their order means something.
-
-    Raises:
-      InputError: a set without vectors, widths that differ, or a vector of length 0 or not finite.
     """
     return _cosine(_mean_unit("corpus", corpus_vectors), _mean_unit("benchmark", benchmark_vectors))
 
@@ -192,9 +182,6 @@ def tfidf_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[str]
     Words are those of `data.audit.words`. A text's entry for a word is its count times ln((1 + n) / (1 + df)) + 1, with
     n texts in both sets together, df of which hold the word; each text is then scaled to length 1 (scikit-learn's
     `TfidfVectorizer` with its default weighting). A text without words is a zero vector and counts in the mean.
-
-    Raises:
-      InputError: a set without any word.
     """
     vocabulary: dict[str, int] = {}
     sides = []
@@ -225,7 +212,6 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
     A text longer than the encoder's own limit is judged by its beginning.
 
     Args:
-      corpus_texts, benchmark_texts: at least one text each.
       encoder: a model of the `sentence_transformers` library: a directory, or a name on the Hugging Face hub. No code
         of a model repository is run.
 
@@ -252,8 +238,7 @@ def sentence_library():
     except ImportError as e:
         raise InputError(
             f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or "
-            "leave "
-            "this proxy out"
+            "leave this proxy out"
         ) from None
     return sentence_transformers
 
@@ -274,16 +259,13 @@ def gradient(
     The loss is that of training (`training.step.next_token_loss`); every row counts, whatever the batch size.
 
     Args:
-      params, config: the model.
-      rows: the packed text.
       mesh: devices over which the rows of a batch are spread; the gradient lies on them as `param_shardings` says.
       batch_size: rows per pass.
       document_boundaries: keep packed documents apart, as the training setting of that name.
       dtype: compute dtype; gradients are accumulated in fp32 always.
 
     Raises:
-      InputError: no rows or no target, rows longer than the context, ids outside the vocabulary, or a bad `batch_size`:
-        before any device work.
+      InputError: no rows or no target, rows longer than the context, ids outside the vocabulary: before device work.
     """
     check_batch_size(batch_size)
     num_rows, length = rows.tokens.shape
@@ -291,8 +273,7 @@ def gradient(
         raise InputError("there are no packed rows to take a gradient over: pack more text, or shorter rows")
     if length - 1 > config.max_position:
         raise InputError(
-            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter "
-            "ones"
+            f"rows of {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter ones"
         )
     check_token_ids("packed text", rows.tokens, config)
     segments = rows.segment_ids if document_boundaries else np.zeros_like(rows.tokens)
@@ -343,16 +324,10 @@ def _divided(tree, by):
 
 
 def gradient_cosine(a: Any, b: Any) -> float:
-    """Cosine, in [-1, 1], of two gradients: trees of one structure, all their entries as one vector.
-
-    Raises:
-      InputError: trees of different structure or shapes, or one whose norm is 0 or not finite.
-    """
+    """Cosine, in [-1, 1], of two gradients: trees of one structure, all their entries as one vector."""
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (a, b)]
     if shapes[0] != shapes[1]:
-        raise InputError(
-            "two gradients can be compared only if they are of the same parameters: these have other shapes"
-        )
+        raise InputError("gradients can be compared only if they are of the same parameters: these have other shapes")
     products = [float(to_host(x)) for x in _products(a, b)]
     for name, square in zip("ab", products[1:]):
         if not (math.isfinite(square) and square > 0):
