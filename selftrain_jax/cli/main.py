@@ -106,7 +106,7 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {command} --help")
         return _find(_TOOLS[command])(arguments)
     if command == "evaluate" and _is_benchmark(arguments, overrides):
-        return _find("tools.evaluate_tasks")(arguments)
+        return _find("benchmarks.evaluate_tasks")(arguments)
     with contextlib.nullcontext() if command in _ONLY_LOOKS else preemption.watching():
         return _find(_WITH_CONFIG[command])(arguments, overrides, argv)
 

@@ -1,4 +1,4 @@
-"""The sub-commands of `selftrain` that need no run: models and texts in and out, benchmarks, and checks.
+"""The sub-commands of `selftrain` that need no run: models and texts in and out, and checks.
 
 Each takes the parsed arguments and returns the exit code.
 """
@@ -6,48 +6,11 @@ Each takes the parsed arguments and returns the exit code.
 import argparse
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import user_path, write_json
 from selftrain_jax.data.external import import_corpus
-from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
-from selftrain_jax.evaluation import harness_tasks, probes, published
-from selftrain_jax.evaluation.harness import HarnessModel
-from selftrain_jax.evaluation.score import check_batch_size
+from selftrain_jax.distributed.mesh import enable_compilation_cache
+from selftrain_jax.evaluation import probes, published
 from selftrain_jax.models import verify
 from selftrain_jax.run.export import convert, export
-from selftrain_jax.run.references import find_model
-
-
-def evaluate_tasks(arguments: argparse.Namespace) -> int:
-    """`selftrain evaluate MODEL --tasks ... --out DIR`."""
-
-    if arguments.tasks is None or arguments.out is None:
-        raise InputError("evaluate MODEL needs --tasks NAME,... and --out DIR; see selftrain evaluate --help")
-    names = {"limit": "limit", "dtype": "dtype", "bootstrap_iters": "bootstrap_iters"}
-    given = {
-        name: getattr(arguments, option) for name, option in names.items() if getattr(arguments, option) is not None
-    }
-    settings = harness_tasks.Settings(**given, confirm_run_unsafe_code=arguments.confirm_run_unsafe_code)
-    batch_size = 64 if arguments.batch_size is None else arguments.batch_size
-    check_batch_size(batch_size)
-    requests = harness_tasks.expand(arguments.tasks.split(","), arguments.num_fewshot)
-    out = user_path(arguments.out)
-    found = find_model(arguments.model, arguments.revision)
-    book = harness_tasks.TaskBook([request.name for request in requests], arguments.include_path)
-
-    def make_model():
-
-        enable_compilation_cache()
-        mesh = make_mesh()
-        return HarnessModel(
-            found.load(mesh), found.config, found.tokenizer, mesh=mesh, batch_size=batch_size, dtype=settings.dtype
-        )
-
-    results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
-    rows = harness_tasks.rows(results)
-    record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
-    write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
-    print("\n" + harness_tasks.format_table(rows) + f"\n\nresults: {out / 'results.json'}")
-    return 0
 
 
 def make_probes(arguments: argparse.Namespace) -> int:

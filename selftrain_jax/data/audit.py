@@ -85,9 +85,6 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
 
     N-grams are compared as they are, not as hashes, so every match is real. Memory grows with the benchmarks, by some
     0.2 GB per million words; documents are read once and not kept.
-
-    Raises:
-      InputError: there are no benchmarks.
     """
     if not benchmarks:
         raise InputError("audit needs at least one benchmark to compare with: name one, or leave the audit out")
@@ -154,11 +151,7 @@ def _index(benchmarks: Mapping[str, Sequence[str]], n: int) -> tuple[dict[tuple,
 
 
 def load_benchmark_texts(path: str | os.PathLike) -> list[str]:
-    """The texts of a JSON-lines benchmark: each string in a row and in its lists, except "id" and "source".
-
-    Raises:
-      InputError: the file is missing or broken, or holds no text.
-    """
+    """The texts of a JSON-lines benchmark: each string in a row and in its lists, except "id" and "source"."""
     texts = []
     for row in read_jsonl(path, what="benchmark"):
         if not isinstance(row, dict):

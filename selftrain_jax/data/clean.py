@@ -1,16 +1,15 @@
-"""The audit as a stage: a training text without the documents that overlap with a benchmark.
-
-Corpora and text files alike are written again without the flagged documents, so that later stages read nothing else.
-"""
+"""The audit as a stage: it leaves the ids of what overlaps with a benchmark, which later stages leave out."""
 
 import dataclasses
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
+
+import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl, write_json, write_jsonl
-from selftrain_jax.data.audit import AuditResult, audit, load_benchmark_texts
-from selftrain_jax.data.corpus import Document, read_corpus, summarize, write_corpus
+from selftrain_jax.core.files import read_json, write_json
+from selftrain_jax.data.audit import audit, load_benchmark_texts
+from selftrain_jax.data.corpus import Corpus, Document, read_corpus, summarize
 from selftrain_jax.data.settings import AuditConfig
 from selftrain_jax.data.texts import load_texts
 
@@ -23,74 +22,91 @@ class Text:
     text: str
 
 
-def audit_corpus(
-    source: pathlib.Path, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
+@dataclasses.dataclass(frozen=True)
+class TrainingText:
+    """Where documents to train on are: a finished corpus, or a text file as `load_texts` takes it; exactly one."""
+
+    corpus: pathlib.Path | None = None
+    texts: pathlib.Path | None = None
+
+    def __post_init__(self):
+        if (self.corpus is None) == (self.texts is None):
+            raise InputError(f"training text: give corpus={self.corpus} or texts={self.texts}, one of the two")
+
+    def documents(self) -> Corpus | list[Text]:
+        """All of them, before any audit."""
+        if self.texts is None:
+            return read_corpus(self.corpus)
+        return [Text(i, text) for i, text in enumerate(load_texts(self.texts))]
+
+
+def audit_text(
+    text: TrainingText, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
 ) -> dict[str, Any]:
-    """Writes `audit.json` and the clean `corpus/` into `directory`.
+    """Writes `audit.json` into `directory`: the ids of the flagged documents (none without benchmarks) and what was
+    counted.
 
     Raises:
       InputError: no document is left.
     """
-    corpus = read_corpus(source)
-    documents = list(corpus)
-    outcome, clean = _filter(documents, benchmarks, config)
-    write_corpus(directory / "corpus", clean, corpus.manifest["provenance"] | {"audited": dataclasses.asdict(config)})
-    return _write(
-        directory, outcome, len(documents), config, _histogram(corpus.manifest["nll"], summarize(clean)["nll"])
-    )
+    documents = text.documents()
+    ids: list[int] = []
 
+    def read():
+        for document in documents:
+            ids.append(document.id)
+            yield document
 
-def audit_texts(
-    source: pathlib.Path, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
-) -> dict[str, Any]:
-    """Writes `audit.json` and the clean `texts.jsonl` into `directory`; `InputError` when no text is left."""
-    texts = [Text(i, text) for i, text in enumerate(load_texts(source))]
-    outcome, clean = _filter(texts, benchmarks, config)
-    write_jsonl(directory / "texts.jsonl", map(dataclasses.asdict, clean))
-    return _write(directory, outcome, len(texts), config, None)
-
-
-def clean_documents(directory: pathlib.Path) -> tuple[list[Document] | list[Text], dict[str, Any] | None]:
-    """What the audit in `directory` let through, and the provenance of the corpus (None for a text file)."""
-    if (directory / "texts.jsonl").is_file():
-        return [Text(**row) for row in read_jsonl(directory / "texts.jsonl", ("id", "text"), "audited texts")], None
-    corpus = read_corpus(directory / "corpus")
-    return list(corpus), corpus.manifest["provenance"]
-
-
-def _filter(documents: list[Any], benchmarks, config: AuditConfig) -> tuple[AuditResult | None, list[Any]]:
-    """The audit's outcome (None without benchmarks) and the documents it lets through, of which there must be one."""
-    if not benchmarks:
-        return None, documents
-    outcome = audit(documents, {name: load_benchmark_texts(path) for name, path in benchmarks.items()}, config)
-    flagged = set(outcome.flagged)
-    clean = [d for d in documents if d.id not in flagged]
-    if not clean:
+    flagged, counts = (), {}
+    if benchmarks:
+        loaded = {name: load_benchmark_texts(path) for name, path in benchmarks.items()}
+        outcome = audit(read(), loaded, config)
+        flagged = outcome.flagged
+        counts = {name: dataclasses.asdict(count) for name, count in outcome.benchmarks.items()}
+    if len(flagged) == len(documents):
         raise InputError(
             f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, "
-            "none "
-            "is left to train on: raise ngram or threshold, or check the benchmark files"
+            "none is left to train on: raise ngram or threshold, or check the benchmark files"
         )
-    return outcome, clean
-
-
-def _histogram(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Documents by their likelihood, before and after the audit; None for a corpus without log-probabilities."""
-    if before is None or after is None:
-        return None
-    before, after = before["histogram"], after["histogram"]
-    return {"edges": before["edges"], "before": before["counts"], "after": after["counts"]}
-
-
-def _write(directory, outcome, num_documents, config, histogram) -> dict[str, Any]:
     found = {
         "ngram": config.ngram,
         "threshold": config.threshold,
-        "num_documents": num_documents,
-        "num_flagged": len(outcome.flagged) if outcome else 0,
-        "benchmarks": {n: dataclasses.asdict(c) for n, c in outcome.benchmarks.items()} if outcome else {},
-        "nll_histogram": histogram,
-        "flagged": list(map(int, outcome.flagged)) if outcome else [],
+        "num_documents": len(documents),
+        "num_flagged": len(flagged),
+        "benchmarks": counts,
+        "nll_histogram": _histogram(documents, np.flatnonzero(np.isin(ids, flagged))),
+        "flagged": list(map(int, flagged)),
     }
     write_json(directory / "audit.json", found)
     return {name: found[name] for name in ("num_documents", "num_flagged")}
+
+
+def _histogram(documents: Corpus | list[Text], flagged: np.ndarray) -> dict[str, Any] | None:
+    """Documents by their likelihood, before and after those at the positions `flagged` are left out; None where nobody
+    measured log-probabilities."""
+    nll = documents.manifest["nll"] if isinstance(documents, Corpus) else None
+    if nll is None:
+        return None
+    before = nll["histogram"]["counts"]
+    lost = summarize(documents.take(flagged))["nll"]["histogram"]["counts"] if flagged.size else [0] * len(before)
+    after = [count - less for count, less in zip(before, lost)]
+    return {"edges": nll["histogram"]["edges"], "before": before, "after": after}
+
+
+def kept_documents(
+    audited: pathlib.Path, text: TrainingText
+) -> tuple[Sequence[Document] | Sequence[Text], dict[str, Any] | None]:
+    """What the audit in `audited` let through of `text`, and the provenance of the corpus (None for a text file).
+
+    Raises:
+      InputError: the text has changed its size since it was audited.
+    """
+    found, documents = read_json(audited / "audit.json", "audit"), text.documents()
+    if len(documents) != found["num_documents"]:
+        raise InputError(
+            f"{text.corpus or text.texts} has {len(documents)} documents, not the {found['num_documents']} that were "
+            f"audited in {audited}: restore it, or audit it again"
+        )
+    flagged = set(found["flagged"])
+    provenance = documents.manifest["provenance"] if isinstance(documents, Corpus) else None
+    return [document for document in documents if document.id not in flagged], provenance

@@ -7,8 +7,6 @@ is written last and is what makes a folder a corpus.
 """
 
 import collections.abc
-import dataclasses
-import errno
 import operator
 import os
 import pathlib
@@ -16,12 +14,20 @@ import re
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import file_fingerprint, read_json, write_json
+from selftrain_jax.data.records import (
+    STOP_REASONS,
+    Document,
+    decode,
+    encode,
+    features,
+    read_first,
+    shard_length,
+    write_records,
+)
 
-STOP_REASONS = ("eos", "length")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Fixed, so that histograms of different corpora share their bins; a uniform guess over 50,304 tokens costs 10.8 nats.
 NLL_EDGES = np.arange(0.0, 12.25, 0.25)
@@ -33,26 +39,6 @@ _SCHEMA = 1
 _READ_BATCH = 1024
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Document:
-    """One sampled or imported document.
-
-    Attributes:
-      id: number of the sample, or position in the imported source; unique in a corpus.
-      tokens: the n token ids after BOS; ends with EOS exactly when `stop_reason` is "eos".
-      log_probs: log-probability of each token in nats, under the untempered model; None where nobody measured them, as
-        for imported text.
-      stop_reason: "eos" or "length".
-      text: the decoded tokens.
-    """
-
-    id: int
-    tokens: Int32[np.ndarray, " n"]
-    log_probs: Float32[np.ndarray, " n"] | None
-    stop_reason: str
-    text: str
-
-
 def summarize(documents: Iterable[Document]) -> dict[str, Any]:
     """Statistics of `documents`, in one pass, as JSON values.
 
@@ -61,9 +47,6 @@ def summarize(documents: Iterable[Document]) -> dict[str, Any]:
     mean) and a histogram of the per-document means, in which values outside the edges count towards the nearest bin.
     Documents without tokens have no mean and enter neither of the last two; without any token both means are None.
     `nll` itself is None when a document comes without log-probabilities: a mean over the others would mislead.
-
-    Raises:
-      InputError: there are no documents.
     """
     lengths, sums, measured = [], [], True
     stop_reasons = dict.fromkeys(STOP_REASONS, 0)
@@ -139,16 +122,14 @@ class CorpusWriter:
             self._adopt(sorted(strangers))
 
     def _adopt(self, names: list[str]) -> None:
-        """Gives the shards of a smaller corpus the names that they have in this one, which counts as unfinished
-        then.
-        """
+        """Gives the shards of a smaller corpus their names in this one, which counts as unfinished then."""
         places = {}
         for name in names:
             place = re.fullmatch(rf"{_NAME}-.*-(\d+)-of-(\d+)", name)
-            index, length = (int(place[1]) if place else -1), _shard_length(self.path / name)
+            index, length = (int(place[1]) if place else -1), shard_length(self.path / name)
             # Of a shard that was cut short nothing is used, so it may take any place.
             if not 0 <= index < len(self._shards) or (
-                length and _shard_length(self.path / name, self._shards[index][:length]) != length
+                length and shard_length(self.path / name, self._shards[index][:length]) != length
             ):
                 raise InputError(
                     f"corpus {self.path} holds shards of another layout, such as {name}: restore num_documents and "
@@ -161,23 +142,11 @@ class CorpusWriter:
 
     def partial(self, index: int) -> list[Document]:
         """The documents that are there of a shard that `missing_shards` names, its first ones; often none."""
-        from array_record.python import array_record_module
-
-        file, ids = self._files[index], self._shards[index]
-        length = _shard_length(file)
-        if not 0 < length < len(ids) or _shard_length(file, ids[:length]) != length:
-            return []
-        try:
-            reader = array_record_module.ArrayRecordReader(str(file))
-            documents = [_decode(record) for record in reader.read(0, length)]
-        except Exception:  # damaged in the middle: drawn again
-            return []
-        reader.close()
-        return documents
+        return read_first(self._files[index], self._shards[index])
 
     def missing_shards(self) -> list[tuple[int, Sequence[int]]]:
         """(index, document ids) of every shard that is absent, cut short, or holds other documents."""
-        return [(i, ids) for i, ids in enumerate(self._shards) if _shard_length(self._files[i], ids) != len(ids)]
+        return [(i, ids) for i, ids in enumerate(self._shards) if shard_length(self._files[i], ids) != len(ids)]
 
     def write_shard(self, index: int, documents: Iterable[Document]) -> None:
         """Writes shard `index` so that it exists whole or not at all; the corpus counts as unfinished from here on.
@@ -186,8 +155,6 @@ class CorpusWriter:
           InputError: the documents are not the shard's, in order, or one of them is malformed.
           OSError: the system refuses the write, for example on a full disk.
         """
-        from array_record.python import array_record_module
-
         if not 0 <= index < len(self._shards):
             raise InputError(f"corpus {self.path}: shard {index} does not exist, there are {len(self._shards)}")
         documents = list(documents)
@@ -197,31 +164,14 @@ class CorpusWriter:
                 f"corpus {self.path}: shard {index} takes {len(wanted)} documents, ids {wanted[0]} to {wanted[-1]} in "
                 f"order; got {len(found)}" + (f", ids {found[0]} to {found[-1]}" if found else "")
             )
-        records = [_encode(document) for document in documents]
+        records = [encode(document) for document in documents]
         (self.path / _MANIFEST).unlink(missing_ok=True)
-        temporary = self.path / f".{self._files[index].name}.{os.getpid()}.tmp"
-        try:
-            try:
-                # Readers that fetch single documents (Grain, TFDS) need one record per group.
-                writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-                for record in records:
-                    writer.write(record)
-                writer.close()
-            except RuntimeError as e:  # its spelling of a full disk
-                raise OSError(errno.EIO, one_line(e)[:200], str(self._files[index])) from None
-            with open(temporary, "rb") as f:
-                os.fsync(f.fileno())
-            os.replace(temporary, self._files[index])
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_records(self._files[index], records)
 
     def finalize(self, provenance: dict[str, Any]) -> dict[str, Any]:
         """Checks every shard, writes the TFDS metadata and then, last and atomically, the manifest, which it returns.
 
         The manifest is `summarize` of the documents plus "schema" and "provenance".
-
-        Raises:
-          InputError: shards are missing or damaged.
         """
         import tensorflow_datasets as tfds
 
@@ -240,7 +190,7 @@ class CorpusWriter:
         # check_data would read one example through TensorFlow.
         tfds.folder_dataset.write_metadata(
             data_dir=self.path,
-            features=_features(),
+            features=features(),
             split_infos=[split],
             version="1.0.0",
             check_data=False,
@@ -284,7 +234,7 @@ class Corpus(collections.abc.Sequence):
         except Exception as e:  # TFDS, protobuf, JSON and the file system each raise their own
             raise InputError(_damaged(self.path, e)) from e
         for file, length in zip(shards.filepaths, shards.shard_lengths, strict=True):
-            if _shard_length(file) != length:
+            if shard_length(file) != length:
                 raise InputError(_damaged(self.path, f"shard {pathlib.Path(file).name} is cut short or missing"))
 
     def __len__(self) -> int:
@@ -303,28 +253,20 @@ class Corpus(collections.abc.Sequence):
         return self.take(range(len(self)))
 
     def take(self, positions: Sequence[int]) -> Iterator[Document]:
-        """Yields the documents at `positions` (not ids), in that order.
-
-        Raises:
-          InputError: a record is damaged.
-        """
+        """Yields the documents at `positions` (not ids), in that order."""
         for start in range(0, len(positions), _READ_BATCH):
             batch = [int(p) for p in positions[start : start + _READ_BATCH]]
             try:
                 # For one record, starting the threads of a batched read takes longer than the read.
                 records = self._records.__getitems__(batch) if len(batch) > 1 else [self._records[batch[0]]]
-                documents = [_decode(record) for record in records]
+                documents = [decode(record) for record in records]
             except Exception as e:  # array_record raises RuntimeError, protobuf and the parsing their own
                 raise InputError(_damaged(self.path, e)) from e
             yield from documents
 
 
 def read_corpus(path: str | os.PathLike) -> Corpus:
-    """The finished corpus in `path`.
-
-    Raises:
-      InputError: the folder is missing, its corpus is unfinished, or its files are damaged.
-    """
+    """The finished corpus in `path`; `InputError` where it is missing, unfinished or damaged."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(f"corpus not found: {path} is not a folder")
@@ -348,30 +290,12 @@ def corpus_fingerprint(path: str | os.PathLike) -> str:
 def write_corpus(
     path: str | os.PathLike, documents: Iterable[Document], provenance: dict[str, Any], shard_size: int = 4096
 ) -> dict[str, Any]:
-    """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest.
-
-    Raises:
-      InputError: there are no documents, ids repeat, or the folder holds a corpus of another size.
-    """
+    """Writes `documents`, which keep their ids and their order, as a finished corpus; returns its manifest."""
     documents = list(documents)
     writer = CorpusWriter(path, len(documents), shard_size, ids=[d.id for d in documents])
     for index, start in enumerate(range(0, len(documents), shard_size)):
         writer.write_shard(index, documents[start : start + shard_size])
     return writer.finalize(provenance)
-
-
-def _features():
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Scalar(np.int64),
-            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "log_probs": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-            "stop_reason": tfds.features.Text(),
-            "text": tfds.features.Text(),
-        }
-    )
 
 
 def _template(path: pathlib.Path):
@@ -380,72 +304,6 @@ def _template(path: pathlib.Path):
     return tfds.core.ShardedFileTemplate(
         data_dir=path, dataset_name=_NAME, split=_SPLIT, filetype_suffix="array_record"
     )
-
-
-def _encode(document: Document) -> bytes:
-    """`document` as the record TFDS expects for `_features`; `InputError` when its fields do not fit together."""
-    from tensorflow_datasets.proto import tf_example_pb2
-    from tensorflow_datasets.proto import tf_feature_pb2 as pb
-
-    tokens, measured = np.asarray(document.tokens), document.log_probs is not None
-    # Without log-probabilities the list stays empty, which `_decode` tells from a document without tokens.
-    log_probs = np.asarray(document.log_probs if measured else [], np.float32)
-    problem = None
-    if tokens.ndim != 1 or measured and tokens.shape != log_probs.shape:
-        problem = f"tokens {tokens.shape} and log_probs {log_probs.shape} must be two vectors of one length"
-    elif tokens.size and (tokens.dtype.kind not in "iu" or tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
-        problem = "tokens must be non-negative 32-bit integers"
-    elif not np.isfinite(log_probs).all():
-        problem = "log_probs must be finite"
-    elif document.stop_reason not in STOP_REASONS:
-        problem = f"stop_reason={document.stop_reason!r} must be one of {', '.join(STOP_REASONS)}"
-    else:
-        try:
-            text = document.text.encode()
-        except UnicodeEncodeError:
-            problem = "text holds a lone surrogate, which UTF-8 cannot store: decode with errors='replace'"
-    if problem:
-        raise InputError(f"document {document.id}: {problem}")
-    fields = {
-        "id": pb.Feature(int64_list=pb.Int64List(value=[int(document.id)])),
-        "tokens": pb.Feature(int64_list=pb.Int64List(value=tokens.astype(np.int32).tolist())),
-        "log_probs": pb.Feature(float_list=pb.FloatList(value=log_probs.tolist())),
-        "stop_reason": pb.Feature(bytes_list=pb.BytesList(value=[document.stop_reason.encode()])),
-        "text": pb.Feature(bytes_list=pb.BytesList(value=[text])),
-    }
-    return tf_example_pb2.Example(features=pb.Features(feature=fields)).SerializeToString(deterministic=True)
-
-
-def _decode(record: bytes) -> Document:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    fields = tf_example_pb2.Example.FromString(record).features.feature
-    tokens = np.array(fields["tokens"].int64_list.value, np.int32)
-    log_probs = np.array(fields["log_probs"].float_list.value, np.float32)
-    return Document(
-        id=fields["id"].int64_list.value[0],
-        tokens=tokens,
-        log_probs=None if len(tokens) and not len(log_probs) else log_probs,
-        stop_reason=fields["stop_reason"].bytes_list.value[0].decode(),
-        text=fields["text"].bytes_list.value[0].decode(),
-    )
-
-
-def _shard_length(file: str | os.PathLike, ids: Sequence[int] | None = None) -> int:
-    """Documents in a shard; 0 when it is missing or damaged at its end, or its first or last is not that of `ids`."""
-    from array_record.python import array_record_module
-
-    try:
-        reader = array_record_module.ArrayRecordReader(str(file))
-        size = reader.num_records()
-        if ids and size:
-            ends = [_decode(record).id for record in reader.read([0, size - 1])]
-            size = size if ends == [ids[0], ids[-1]] else 0
-    except Exception:  # array_record raises RuntimeError, protobuf its own; either way the shard is of no use
-        return 0
-    if reader.ok():
-        reader.close()
-    return size
 
 
 def _damaged(path: pathlib.Path, why: object) -> str:

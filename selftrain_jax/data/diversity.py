@@ -22,7 +22,7 @@ def distinct_n(documents: Sequence[Int[np.ndarray, " n"]], n: int, *, num_tokens
       num_tokens: only the first so many tokens of the corpus are read, the last document as far as they reach.
 
     Raises:
-      InputError: no documents, one that is not a vector of ids, fewer tokens than `num_tokens`, or n below 1.
+      InputError: no documents, one that is not a vector of ids, or fewer tokens than `num_tokens`.
     """
     if n < 1:
         raise InputError(f"n={n} must be at least 1")
@@ -33,7 +33,7 @@ def unigram_entropy(documents: Sequence[Int[np.ndarray, " n"]], *, num_tokens: i
     """Shannon entropy of the corpus's token frequencies, in bits per token; None without a token.
 
     This plug-in estimate is too low by about (K - 1) / (2 N ln 2) bits for K different tokens among N (Miller 1955):
-    again, compare corpora of equal size. The arguments and errors are those of `distinct_n`."""
+    again, compare corpora of equal size. The arguments are those of `distinct_n`."""
     return _entropy(_stream(documents, num_tokens)[0])
 
 
@@ -41,7 +41,7 @@ def diversity(documents: Sequence[Int[np.ndarray, " n"]], *, num_tokens: int | N
     """{"distinct_1", ..., "distinct_4", "entropy", "mean_length"} of a corpus.
 
     The first five are `distinct_n` and `unigram_entropy` of its first `num_tokens` tokens. "mean_length" is in tokens,
-    over all documents, uncut. The errors are those of `distinct_n`."""
+    over all documents, uncut."""
     tokens, owners = _stream(documents, num_tokens)
     found = {f"distinct_{n}": _distinct(tokens, owners, n) for n in (1, 2, 3, 4)}
     return found | {"entropy": _entropy(tokens), "mean_length": sum(map(len, documents)) / len(documents)}

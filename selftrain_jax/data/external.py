@@ -32,10 +32,9 @@ def import_corpus(
     without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is
     None.
 
-    What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters and the texts
-    that hold one are counted. Read as a token it would be an end in the middle of a document, which teaches the student
-    something that the text does not say; cutting the text there instead would rest on a guess, since "</s>" of another
-    family, which means the same, stays text in any case. Clean the source first if the count is not what you expect.
+    What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters, and the
+    texts that hold one are counted: as a token it would end a document in its middle. Clean the source first if the
+    count is not what you expect.
 
     Args:
       source: file, folder or "tfds:..." as `sources.open_source` takes it.
@@ -48,9 +47,6 @@ def import_corpus(
 
     Returns:
       The corpus manifest.
-
-    Raises:
-      InputError: the source, the tokenizer or the destination cannot be used; nothing is written then.
     """
     directory = files.user_path(directory)
     if limit is not None and limit < 1:
@@ -129,8 +125,7 @@ def _documents(source: Source, field: str, ids: list[int], tokenizer, ends: tupl
                 if not set(ends).isdisjoint(tokens):
                     raise InputError(
                         f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "
-                        "part of "
-                        "the text, which would end the document there; take that part or the text out of the source"
+                        "part of the text, which would end the document there; take that part or the text out"
                     )
                 documents.append(Document(i, np.array([*tokens, ends[0]], np.int32), None, "eos", text))
             bar.update(len(documents))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
+from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.distributed import job
-from selftrain_jax.distributed.mesh import batch_ways
+from selftrain_jax.distributed.mesh import batch_ways, is_local
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
@@ -51,7 +51,6 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
 
     Args:
       model: Hugging Face directory.
-      settings: `settings.SampleSettings`.
       path: the corpus folder, shared by the processes; documents that are there already are kept.
       mesh: devices.
       name: shown on the progress bar.
@@ -69,12 +68,11 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
         job.barrier("corpus folder ready")
     missing = writer.missing_shards()
     job.barrier("missing shards counted")
-    spans_processes = len({device.process_index for device in mesh.devices.flat}) > 1
+    spans_processes = not is_local(mesh)
     if spans_processes and batch_ways(mesh) > 1:
         raise InputError(
             f"sampling on a mesh that spans processes needs data=1 and fsdp=1, not {dict(mesh.shape)}: give each "
-            "process a "
-            "mesh of its own devices, or use the tensor axis alone"
+            "process a mesh of its own devices, or use the tensor axis alone"
         )
     if not spans_processes:
         missing = missing[jax.process_index() :: jax.process_count()]
@@ -107,13 +105,7 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
 
 def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, name: str) -> dict[str, Any]:
     """Makes a corpus of the shards that `draw_shards` wrote in `path`; `name` stands in the manifest for the model.
-
-    Returns:
-      The corpus manifest.
-
-    Raises:
-      InputError: shards are missing or damaged.
-    """
+    Returns the manifest."""
     provenance = {
         "model": name,
         "model_fingerprint": hf.model_fingerprint(model),
@@ -121,8 +113,7 @@ def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         "vocab_size": _vocab_limit(hf.load_config(model), load_tokenizer(model)),
         "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
     }
-    CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
-    return read_corpus(path).manifest
+    return CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
 
 
 def _vocab_limit(config: DecoderConfig, tokenizer: Any) -> int:

@@ -37,9 +37,6 @@ def pack(documents: Iterable[Int[np.ndarray, " n"]], *, bos_token_id: int, seque
     Each row begins with the last token of the row before, so every token of the stream but the first and the dropped
     ones is a target exactly once. A stream of S tokens gives (S - 1) // T rows; none when it is shorter than one row.
     Nothing is added after a document: one that was cut by length has no EOS.
-
-    Raises:
-      InputError: a setting is out of range or a document is not a vector of ids.
     """
     if sequence_length < 1:
         raise InputError(f"packing sequence_length={sequence_length} must be at least 1")
@@ -78,9 +75,6 @@ def addressed_bits(seed: int, *address: int) -> np.random.Philox:
 
     Use `random_raw` of the result: NumPy keeps the raw stream the same in every version, but not what `Generator`
     makes of it (NEP 19).
-
-    Raises:
-      InputError: the seed or a part of the address is negative.
     """
     if min((seed, *address)) < 0:
         raise InputError(f"seed={seed} and the stream numbers {address} must not be negative")
@@ -88,11 +82,7 @@ def addressed_bits(seed: int, *address: int) -> np.random.Philox:
 
 
 def steps_per_epoch(*, num_rows: int, batch_size: int) -> int:
-    """Whole batches in `num_rows` rows.
-
-    Raises:
-      InputError: there is not even one.
-    """
+    """Whole batches in `num_rows` rows; `InputError` when there is not even one."""
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
     if num_rows < batch_size:
@@ -108,9 +98,6 @@ def batch_indices(step: int, *, num_rows: int, batch_size: int, seed: int) -> In
 
     Every epoch of `steps_per_epoch` steps goes through its own permutation of the rows; the num_rows % batch_size rows
     at its end sit that epoch out.
-
-    Raises:
-      InputError: fewer rows than `batch_size`, or a negative step or seed.
     """
     if step < 0:
         raise InputError(f"step={step} must not be negative")

@@ -144,8 +144,7 @@ def _tfds(name: str, split: str) -> Source:
     except Exception as e:  # TFDS, its download manager, the missing TensorFlow and each builder raise their own
         raise InputError(
             f"import source {name} can be neither read nor prepared ({type(e).__name__}: {one_line(e)[:200]}); "
-            "prepare it "
-            "as array_record files with TFDS where that works, then name its folder as tfds:/directory"
+            "prepare it as array_record files with TFDS where that works, then name its folder as tfds:/directory"
         ) from None
     details = {"name": builder.info.full_name, "version": str(builder.info.version)}
     return Source(name, "tfds", file_fingerprint(*files), lambda: records, details)
@@ -153,7 +152,9 @@ def _tfds(name: str, split: str) -> Source:
 
 def _folder(name: str, path: pathlib.Path, split: str) -> Source:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _saved(name, path, split)
+        data = saved_dataset(f"import source {name}", path, split)
+        part = path / split if (path / "dataset_dict.json").is_file() else path
+        return Source(name, "huggingface", file_fingerprint(*sorted(part.glob("*.arrow"))), lambda: data)
     for kind, endings in (("parquet", (".parquet",)), ("jsonl", (".jsonl", ".jsonl.gz"))):
         files = [file for file in sorted(path.rglob("*")) if file.name.endswith(endings) and file.is_file()]
         if files:
@@ -164,7 +165,7 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
     files = _of_split(name, path, files, split)
     if kind == "parquet":
-        library = datasets_library()
+        library = datasets_library(f"import source {name}")
         try:
             items = library.load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
         except Exception as e:  # Arrow and the file system each raise their own
@@ -194,27 +195,23 @@ def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: s
     return found[split]
 
 
-def _saved(name: str, path: pathlib.Path, split: str) -> Source:
-    library = datasets_library()
+def saved_dataset(what: str, path: str | os.PathLike, split: str) -> Any:
+    """One split of the Hugging Face data set that `save_to_disk` left in `path`; `what` begins the message of every
+    `InputError`."""
+    library = datasets_library(what)
     try:
         data = library.load_from_disk(str(path))
     except Exception as e:  # Arrow, JSON and the file system each raise their own
-        raise InputError(f"import source {name} is not a readable saved data set ({one_line(e)[:200]})") from None
-    splits = list(data) if isinstance(data, library.DatasetDict) else [str(data.split or "train")]
-    if split not in splits:
-        raise InputError(f"import split={split!r}: {name} has the splits {', '.join(splits)}")
-    if isinstance(data, library.DatasetDict):
-        data, path = data[split], path / split
+        raise InputError(f"{what} is not a readable saved data set ({one_line(e)[:200]})") from None
+    parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}
+    if split not in parts:
+        raise InputError(f"{what}: there is no split={split!r}; it has the splits {', '.join(parts)}")
     # A saved format (torch, ...) would turn the fields into arrays.
-    data = data.with_format(None)
-    files = sorted(path.glob("*.arrow"))
-    return Source(name, "huggingface", file_fingerprint(*files), lambda: data)
+    return parts[split].with_format(None)
 
 
-def datasets_library(what: str = "import of this folder"):
-    """The Hugging Face `datasets` library, in a version that cannot run a data set's script; `InputError` without
-    it.
-    """
+def datasets_library(what: str) -> Any:
+    """The Hugging Face `datasets` library, in a version that runs no data set's script; `InputError` without it."""
     try:
         import datasets
     except ImportError:

@@ -1,15 +1,14 @@
 """From clean documents to the rows that one model trains on."""
 
-import dataclasses
 import io
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_atomic
-from selftrain_jax.data.clean import Text, clean_documents
+from selftrain_jax.data.clean import Text, TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.settings import SubsetConfig
@@ -20,21 +19,18 @@ from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, 
 
 def write_subset(
     audited: pathlib.Path,
+    text: TrainingText,
     student: str | pathlib.Path,
-    settings,
+    settings: SubsetConfig,
     index: int,
     sequence_length: int,
     directory: pathlib.Path,
 ) -> dict[str, Any]:
-    """Draws subset `index` of the documents that the audit let through and writes its packed rows as `rows.npz`.
-
-    Raises:
-      InputError: corpus and student have different tokenizers, or the subset cannot be drawn.
-    """
+    """Draws subset `index` of the documents of `text` that the audit let through, and writes its packed rows as
+    `rows.npz`."""
     config = hf.load_config(student)
-    _, tokens = student_documents(audited, student, settings.retokenize)
-    subset = SubsetConfig(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(SubsetConfig)})
-    order, last_length = draw_subset(np.array([len(t) for t in tokens]), subset, index)
+    _, tokens = student_documents(audited, text, student, settings.retokenize)
+    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
@@ -57,10 +53,10 @@ def write_subset(
 
 
 def student_documents(
-    audited: pathlib.Path, student: str | pathlib.Path, retokenize: bool | str
-) -> tuple[list[Document] | list[Text], list[np.ndarray]]:
-    """The documents that the audit let through, and the token ids that the student reads of each: BOS is not among
-    them, EOS is where the document ended.
+    audited: pathlib.Path, text: TrainingText, student: str | pathlib.Path, retokenize: bool | str
+) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray]]:
+    """The documents of `text` that the audit let through, and the token ids that the student reads of each: BOS is not
+    among them, EOS is where the document ended.
 
     A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
     and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks
@@ -71,14 +67,14 @@ def student_documents(
     """
     config, tokenizer = hf.load_config(student), load_tokenizer(student)
     check_tokenizer(config, tokenizer)
-    documents, provenance = clean_documents(audited)
+    documents, provenance = kept_documents(audited, text)
     if provenance is not None and retokenize == "auto":
         retokenize = not _same_tokenizer(provenance, student)
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
         return documents, [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
-    check_same_tokenizer(f"the corpus audited in {audited}", provenance, student)
+    check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
     return documents, [d.tokens for d in documents]
 
 
@@ -87,8 +83,7 @@ def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: st
     if not _same_tokenizer(provenance, student):
         raise InputError(
             f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the "
-            "student's "
-            f"({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
+            f"student's ({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
         )
 
 

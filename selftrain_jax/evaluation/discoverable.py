@@ -20,9 +20,6 @@ def sampled_suffix_log_probs(
     top-p: zero outside the top-k, renormalized inside (Hayes et al. 2024, arXiv 2410.19482). Minus infinity: no sample
     is ever the suffix. The limits on length in `sampling` are ignored and EOS does not stop; `top_k=1` gives 0 or minus
     infinity, that is greedy extraction.
-
-    Raises:
-      InputError: a probe that `score` cannot score.
     """
     scores = scorer(*probe_sequences(probes, bos_token_id), sampling=sampling)
     return np.array([s.sampled_log_probs.sum(dtype=np.float64) for s in scores])
@@ -38,7 +35,8 @@ def queries_needed(log_probs: ArrayLike, p: float) -> np.ndarray:
       log_probs: log p_z of every probe, from `sampled_suffix_log_probs`.
       p: probability of success, in (0, 1).
     """
-    _check_probability(p)
+    if not 0 < p < 1:
+        raise InputError(f"p={p} must lie between 0 and 1, for example 0.5")
     # As a quotient of logarithms of logarithms: p_z itself underflows below e^-745, log(1 - p_z) long before.
     with np.errstate(over="ignore"):
         needed = np.exp(np.log(-np.log1p(-p)) - _log_failure(log_probs))
@@ -59,9 +57,7 @@ def success_probability(log_probs: ArrayLike, n: float) -> np.ndarray:
 
 
 def discoverable(log_probs: ArrayLike, n: float, p: float) -> np.ndarray:
-    """bool `[n]`: (n, p)-discoverably extractable, that is n samples suffice for probability p (see
-    `queries_needed`).
-    """
+    """bool `[n]`: (n, p)-discoverably extractable: n samples suffice for probability p (see `queries_needed`)."""
     _check_samples(n)
     return queries_needed(log_probs, p) <= n
 
@@ -81,8 +77,3 @@ def _log_failure(log_probs: ArrayLike) -> np.ndarray:
 def _check_samples(n: float) -> None:
     if not 1 <= n < np.inf:
         raise InputError(f"n={n} samples: the number must be at least 1, and finite")
-
-
-def _check_probability(p: float) -> None:
-    if not 0 < p < 1:
-        raise InputError(f"p={p} must lie between 0 and 1, for example 0.5")

@@ -1,4 +1,4 @@
-"""Exposure: how far a planted canary stands out among the sequences that could have been planted in its place."""
+"""Exposure: how far a planted canary stands out among what could have been planted (Carlini 2019, arXiv 1802.08232)."""
 
 from typing import Sequence
 
@@ -6,21 +6,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.likelihood import Scorer
+from selftrain_jax.evaluation.likelihood import Scorer, summed_log_probs
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 
 
 def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
-    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019,
-    1802.08232).
+    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019).
 
     R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives
     that are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than
     every alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
     the exposure in it, up to that ceiling.
-
-    Raises:
-      InputError: there are no alternatives, or a log-probability is not a number.
     """
     alternatives = np.asarray(alternative_log_probs, np.float64)
     if not alternatives.size:
@@ -46,15 +42,11 @@ def canary_exposures(
     every canary (which is not among them, whatever is drawn).
 
     Args:
-      scorer: the model.
       canaries: format (the prefix) and secret (the suffix).
       alphabet: the token ids that secrets were drawn from.
       num_alternatives: per canary; exposure can reach log2(num_alternatives + 1) bits.
       seed: of the draw; canary i uses (seed, i), so that a canary's figure does not depend on the others.
       bos_token_id: put before every prefix when given.
-
-    Raises:
-      InputError: fewer than two ids in the alphabet, no alternatives, or a probe that `score` cannot score.
     """
     alphabet = np.unique(np.asarray(alphabet))
     if alphabet.size < 2:
@@ -70,6 +62,6 @@ def canary_exposures(
         drawn[same, -1] = alphabet[(np.searchsorted(alphabet, drawn[same, -1]) + 1) % alphabet.size]
         rivals = [Probe(canary.prefix, suffix) for suffix in drawn]
         scores = scorer(*probe_sequences([canary, *rivals], bos_token_id))
-        own, *others = (s.log_probs.sum(dtype=np.float64) for s in scores)
+        own, *others = summed_log_probs(scores)
         found.append(exposure(own, others))
     return np.array(found)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
-from selftrain_jax.evaluation.score import check_batch_size, check_sequences, exact_matmuls
+from selftrain_jax.evaluation.score import check_sequences
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
 from selftrain_jax.sampling import continuation, placement
@@ -31,33 +32,26 @@ def continue_greedily(
     The lowest id wins ties, and EOS does not stop. Lengths may differ.
 
     Args:
-      params, config: the model.
       probes: prefixes, and how much to write; the suffixes' tokens are not looked at.
       bos_token_id: put before every prefix when given.
       mesh: devices over which the rows of a batch are spread.
       batch_size: rows decoded at once.
       dtype: compute dtype; logits are fp32 always.
-
-    Raises:
-      InputError: a probe with an empty part, longer than the context, or with ids outside the vocabulary.
     """
     sequences, starts = probe_sequences(probes, bos_token_id)
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
     params = placement.prepare(params, config, mesh=mesh, dtype=dtype)
-    order = sorted(range(len(probes)), key=lambda i: (starts[i], len(sequences[i])))
-    results: list[np.ndarray | None] = [None] * len(probes)
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
+
+    def compute(chosen):
         prefixes = [sequences[i][: starts[i]] for i in chosen]
         wanted = [len(sequences[i]) - starts[i] for i in chosen]
-        with exact_matmuls(dtype):
-            written = continuation.continue_prompts(
-                params, config, prefixes, wanted, stop_at_eos=False, mesh=mesh, rows=batch_size, dtype=dtype
-            )
-        for i, ids in zip(chosen, written):
-            results[i] = np.array(ids, np.int32)
-    return results
+        return continuation.continue_prompts(
+            params, config, prefixes, wanted, stop_at_eos=False, mesh=mesh, rows=batch_size, dtype=dtype
+        )
+
+    order = [(start, len(sequence)) for start, sequence in zip(starts, sequences)]
+    return in_batches(compute, order, batch_size, dtype=dtype, finish=lambda _, ids: np.array(ids, np.int32))
 
 
 def graded_score(probes: Sequence[Probe], continuations: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,7 +4,6 @@
 harness's own `hf` model decides for the same checkpoint (0.4.10 and later), so that figures compare; nothing needs
 PyTorch. Importing this module needs the extra `eval`."""
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any, Sequence
@@ -15,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.score import check_batch_size, score
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches
+from selftrain_jax.evaluation.generation import Generation, read_generation
+from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
-from selftrain_jax.sampling.settings import SamplingConfig
 
 try:
     from lm_eval import utils
@@ -30,65 +30,6 @@ except ImportError as e:
     raise InputError(
         f"this needs lm-evaluation-harness 0.4.10 or later ({e}): pip install 'selftrain_jax[eval]'"
     ) from None
-
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_NEUTRAL = {
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "num_return_sequences": 1,
-    "min_new_tokens": 0,
-    "use_cache": True,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """How one `generate_until` request is decoded.
-
-    Attributes:
-      until: the text ends before the first of these strings.
-      max_new_tokens: and after so many tokens at the latest.
-      sampling: None is greedy decoding.
-    """
-
-    until: tuple[str, ...]
-    max_new_tokens: int
-    sampling: SamplingConfig | None
-
-
-def read_generation(settings: dict[str, Any], default_length: int = 256) -> Generation:
-    """A task's `generation_kwargs`, read as the harness's `hf` model reads them.
-
-    `do_sample` decides; without it a temperature above 0 means drawing. Drawing keeps the 50 most likely tokens unless
-    `top_k` says otherwise, which is what transformers does.
-
-    Raises:
-      InputError: a setting (named) that is not supported, or drawing at temperature 0.
-    """
-    settings = dict(settings)
-    until = settings.pop("until", None) or []
-    lengths = [value for value in (settings.pop(name, None) for name in _LENGTH_NAMES) if value is not None]
-    temperature, do_sample = float(settings.pop("temperature", 0.0) or 0.0), settings.pop("do_sample", None)
-    top_k, top_p = settings.pop("top_k", None), settings.pop("top_p", None)
-    for name, value in settings.items():
-        if _NEUTRAL.get(name, value if value is None else ...) != value:
-            raise InputError(
-                f"generation setting {name}={value!r} is not supported; supported are until, do_sample, temperature, "
-                "top_k, "
-                f"top_p and {_LENGTH_NAMES[0]}"
-            )
-    sampling = None
-    if do_sample or (do_sample is None and temperature > 0):
-        if temperature == 0:
-            raise InputError("generation setting do_sample=True needs a temperature above 0; without it, leave it out")
-        sampling = SamplingConfig(
-            temperature=temperature,
-            top_k=50 if top_k is None else int(top_k),
-            top_p=1.0 if top_p is None else float(top_p),
-            min_new_tokens=0,
-        )
-    until = tuple([until] if isinstance(until, str) else until)
-    return Generation(until, int(lengths[0]) if lengths else default_length, sampling)
 
 
 class HarnessModel(LM):
@@ -111,15 +52,11 @@ class HarnessModel(LM):
     ):
         """
         Args:
-          params, config: the model.
           tokenizer: a transformers tokenizer, or the directory of one.
           mesh: devices over which the rows of a batch are spread.
           batch_size: rows per pass.
           dtype: compute dtype; the projection to the vocabulary is fp32 always.
           seed: of drawn text.
-
-        Raises:
-          InputError: the tokenizer does not fit the model, or `batch_size` is below 1.
         """
         super().__init__()
         check_batch_size(batch_size)
@@ -185,13 +122,10 @@ class HarnessModel(LM):
         alone = iter(self._encode([continuation for context, continuation in moved if not context], special=False))
         encoded = []
         for (context, _), (_, continuation) in zip(moved, pairs):
-            if context:
-                head = contexts[context]
-                tail = next(whole)[len(head) :]
-            else:
-                head, tail = [self.prefix_token_id], next(alone)
-                if tail[:1] == head:
-                    tail = tail[1:]
+            head = contexts[context] if context else [self.prefix_token_id]
+            tail = next(whole if context else alone)
+            if context or tail[:1] == head:
+                tail = tail[len(head) :]
             if not 0 < len(tail) <= self.max_length:
                 raise InputError(
                     f"continuation {continuation[:80]!r} of context {context[-40:]!r} has {len(tail)} tokens; a model "
@@ -265,18 +199,20 @@ class HarnessModel(LM):
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])
                 room = self.max_length - generation.max_new_tokens
                 prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
-                order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
-                rows = min(self.batch_size, 1 << (len(order) - 1).bit_length())
-                for begin in range(0, len(order), rows):
-                    chosen = order[begin : begin + rows]
-                    texts = self._continue(
+                rows = min(self.batch_size, 1 << (len(prompts) - 1).bit_length())
+
+                def compute(chosen):
+                    return self._continue(
                         generation, [prompts[k] for k in chosen], [owners[k][0] for k in chosen], rows
                     )
-                    for k, text in zip(chosen, texts):
-                        for i in owners[k]:
-                            answers[i] = text
-                            self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                    bar.update(sum(len(owners[k]) for k in chosen))
+
+                def finish(k, text):
+                    for i in owners[k]:
+                        answers[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    bar.update(len(owners[k]))
+
+                in_batches(compute, [len(prompt) for prompt in prompts], rows, finish=finish)
         return answers
 
     def _continue(self, generation: Generation, prompts: list[np.ndarray], places: list[int], rows: int) -> list[str]:

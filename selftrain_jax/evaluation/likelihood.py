@@ -10,11 +10,24 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.texts import check_strings
+from selftrain_jax.evaluation.score import TokenScores
 from selftrain_jax.models.config import DecoderConfig
 
-Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list]
+Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list[TokenScores]]
 """`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also
 takes the keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
+
+
+def summed_log_probs(scores: Sequence[TokenScores]) -> np.ndarray:
+    """float64 `[n]`: log-probability in nats of everything that was scored of each sequence."""
+    return np.array([s.log_probs.sum(dtype=np.float64) for s in scores])
+
+
+def after_bos(sequences: Sequence[np.ndarray], bos_token_id: int | None) -> list[np.ndarray]:
+    """Each as an array, BOS before it unless that is None."""
+    if bos_token_id is None:
+        return [np.asarray(sequence) for sequence in sequences]
+    return [np.concatenate([np.array([bos_token_id], np.int32), np.asarray(sequence)]) for sequence in sequences]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +82,7 @@ def text_likelihood(
             starts.append(start)
     scores = scorer(windows, starts)
     return TextLikelihood(
-        nll=np.array([-s.log_probs.sum(dtype=np.float64) for s in scores]),
+        nll=-summed_log_probs(scores),
         num_tokens=np.array([s.log_probs.size for s in scores]),
         num_bytes=sum(len(text.encode()) for text in texts),
         num_chars=sum(map(len, texts)),
@@ -89,13 +102,9 @@ def rolling_windows(
     `max_seq_len` scores one id per window, each given all that the model can see.
 
     Args:
-      ids: the text.
       prefix_id: stands before the text, usually BOS.
       max_seq_len: inputs that the model can see; a window holds at most one id more, its last being scored only.
       context_len: from 1 to `max_seq_len`.
-
-    Raises:
-      InputError: `context_len` is out of range.
     """
     _check_context(context_len, max_seq_len)
     ids = np.concatenate([[prefix_id], ids]).astype(np.int32)  # from here on id i is the input, id i + 1 its target
@@ -162,8 +171,8 @@ def choice_log_probs(
             raise InputError(what if start else "a prompt is empty, so nothing stands before its choices: set add_bos")
         sequences.append(ids[cut:])
         starts.append(start - cut)
-    totals = iter([s.log_probs.sum(dtype=np.float64) for s in scorer(sequences, starts)])
-    return [np.array([next(totals) for _ in row["choices"]]) for row in rows]
+    ends = np.cumsum([len(row["choices"]) for row in rows])
+    return np.split(summed_log_probs(scorer(sequences, starts)), ends[:-1])
 
 
 def multiple_choice(
@@ -173,8 +182,6 @@ def multiple_choice(
 
     "acc" picks the choice of the highest log-probability, "acc_norm" that of the highest per character, "acc_bytes" per
     UTF-8 byte (all as in lm-evaluation-harness; the first choice wins ties).
-
-    The arguments are those of `choice_log_probs`.
     """
     hits = {"acc": [], "acc_norm": [], "acc_bytes": []}
     for row, log_probs in zip(rows, choice_log_probs(scorer, config, tokenizer, rows, template, add_bos=add_bos)):
@@ -198,5 +205,5 @@ def minimal_pairs(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequen
     """bool `[n]`: the good sentence, read from BOS, is strictly more likely than the bad one (Warstadt et al. 2020)."""
     texts = [row[name] for row in rows for name in ("sentence_good", "sentence_bad")]
     sequences = [[config.bos_token_id, *ids] for ids in encode_all(tokenizer, texts)]
-    totals = [s.log_probs.sum(dtype=np.float64) for s in scorer(sequences, [1] * len(sequences))]
-    return np.array(totals[0::2]) > np.array(totals[1::2])
+    totals = summed_log_probs(scorer(sequences, [1] * len(sequences)))
+    return totals[0::2] > totals[1::2]

@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import statistics
-from selftrain_jax.evaluation.likelihood import Scorer
+from selftrain_jax.evaluation.likelihood import Scorer, after_bos
 
 
 def membership_scores(
@@ -24,18 +24,14 @@ def membership_scores(
     (nats):
 
     - "loss": mean of l_t (Yeom et al. 2018, arXiv 1709.01604).
-    - "zlib": mean of l_t / bytes of the zlib-compressed text (Carlini et al. 2021, arXiv 2012.07805); only
-      with `texts`.
+    - "zlib": mean of l_t / bytes of the zlib-compressed text (Carlini et al. 2021, arXiv 2012.07805); needs `texts`.
     - "min_k": mean of the smallest `share` of the l_t (Min-k%, Shi et al. 2024, arXiv 2310.16789).
     - "min_k_plus": the same of (l_t - mu_t) / sigma_t, with mu_t and sigma_t the mean and standard deviation of the
       log-prob under the model's next-token distribution (Min-k%++, Zhang et al. 2025, arXiv 2404.02936).
-    - "reference": mean of l_t - l'_t, the log of the likelihood ratio to a model that did not see the members, per
-    token
-      (Carlini et al. 2021; Mireshghallah et al. 2022, arXiv 2203.03929); only with `reference`.
+    - "reference": mean of l_t - l'_t, the log of the likelihood ratio per token to a model that did not see the members
+      (Carlini et al. 2021; Mireshghallah et al. 2022, arXiv 2203.03929); needs `reference`.
 
     Args:
-      scorer: the model under attack.
-      sequences: token ids.
       texts: the sequences' text.
       reference: another model with the same tokenizer.
       share: the k of Min-k%, in (0, 1]; of T tokens the max(1, floor(share * T)) lowest count.
@@ -48,8 +44,7 @@ def membership_scores(
         raise InputError(f"share={share} must lie in (0, 1], for example 0.2")
     if texts is not None and len(texts) != len(sequences):
         raise InputError(f"{len(texts)} texts for {len(sequences)} sequences: give one each")
-    head = np.array([] if bos_token_id is None else [bos_token_id], np.int32)
-    sequences = [np.concatenate([head, s]) if head.size else np.asarray(s) for s in sequences]
+    sequences = after_bos(sequences, bos_token_id)
     starts = [1] * len(sequences)
     scores = scorer(sequences, starts, moments=True)
     losses = [s.log_probs.astype(np.float64) for s in scores]
@@ -94,9 +89,6 @@ def membership_results(scores: dict[str, np.ndarray], members: np.ndarray) -> di
 
     An attack that is right about a few sequences with near certainty matters more than its average: hence the rates at
     the far end of the curve (Carlini et al. 2022, arXiv 2112.03570). `members` is bool `[n]`.
-
-    Raises:
-      InputError: there is no member or no other.
     """
     members = np.asarray(members, bool)
     found = {}

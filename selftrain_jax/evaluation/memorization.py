@@ -12,8 +12,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.diversity import ngram_hashes
-from selftrain_jax.evaluation import statistics
-from selftrain_jax.evaluation.likelihood import Scorer
+from selftrain_jax.evaluation.likelihood import Scorer, after_bos, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig
 
 MARGIN_NOISE = {"float32": 1e-4, "bfloat16": 0.125}
@@ -81,15 +80,10 @@ class Extraction:
 
         Every shorter suffix is free: it is reproduced when the first miss comes later. So one pass over 32 + 32 tokens
         also gives extraction at 32 + 1, ..., 32 + 31.
-
-        Raises:
-          InputError: the number is below 1 or above the shortest suffix.
         """
         if not 1 <= num_tokens <= self.length.min():
-            raise InputError(
-                f"suffix length {num_tokens} must lie between 1 and {self.length.min()}, the shortest suffix of the "
-                "probes"
-            )
+            shortest = self.length.min()
+            raise InputError(f"suffix length {num_tokens} must lie between 1 and {shortest}, the probes' shortest")
         return self.first_mismatch >= num_tokens
 
     def ambiguous(self, noise: float = MARGIN_NOISE["float32"]) -> np.ndarray:
@@ -101,8 +95,7 @@ class Extraction:
 
 
 def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None = None) -> Extraction:
-    """Exact-match extraction (Carlini et al. 2023, arXiv 2202.07646, section 3: "extractable with k tokens of
-    context").
+    """Exact-match extraction (Carlini et al. 2023, arXiv 2202.07646, section 3: "extractable with k tokens").
 
     A suffix s of m tokens is extractable with the k tokens p before it if greedy decoding from p emits s. The published
     settings are k = m = 50 (Carlini et al.) and k = m = 32 (Biderman et al. 2023, arXiv 2304.11158); here every probe
@@ -110,8 +103,6 @@ def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None
     teacher-forced pass: up to the first miss both condition on the same tokens.
 
     Args:
-      scorer: the model.
-      probes: what to extract.
       bos_token_id: put before every prefix when given.
 
     Raises:
@@ -127,7 +118,7 @@ def extract(scorer: Scorer, probes: Sequence[Probe], *, bos_token_id: int | None
         first_mismatch=np.array(mismatch),
         token_share=np.array([s.hits.mean() for s in scores]),
         strength=np.array([_strength(s.hits) for s in scores]),
-        log_prob=np.array([s.log_probs.sum(dtype=np.float64) for s in scores]),
+        log_prob=summed_log_probs(scores),
         least_margin=np.array([s.margins[: m + 1].min() for s, m in zip(scores, mismatch)], np.float64),
         length=np.array([len(s.hits) for s in scores]),
     )
@@ -151,15 +142,9 @@ def extraction_strength(
     (Carlini et al. 2021, arXiv 2012.07805; in this form Wang et al. 2025, arXiv 2406.09179, "extraction strength"). One
     teacher-forced pass suffices: k is the position behind the last token that is not the argmax. Without `bos_token_id`
     the first token has no predecessor and always belongs to what is given (k >= 1).
-
-    Raises:
-      InputError: a sequence that `score` cannot score.
     """
-    head = [] if bos_token_id is None else [bos_token_id]
-    scores = scorer(
-        [np.concatenate([np.array(head, np.int32), np.asarray(s)]) for s in sequences], [1] * len(sequences)
-    )
-    free = 1 - len(head)
+    scores = scorer(after_bos(sequences, bos_token_id), [1] * len(sequences))
+    free = int(bos_token_id is None)
     return np.array([_strength(np.concatenate([np.zeros(free, bool), s.hits])) for s in scores])
 
 
@@ -168,28 +153,12 @@ def _strength(hits: np.ndarray) -> float:
     return 1.0 - (int(misses[-1]) + 1) / len(hits) if misses.size else 1.0
 
 
-def breakdown(hits: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, float, float, int]]:
-    """Label -> (rate, low, high, n) of the hits `[n]` that carry it, with 95 % Clopper-Pearson intervals."""
-    labels = np.asarray(labels)
-    found = {}
-    for label in dict.fromkeys(labels.tolist()):
-        part = hits[labels == label]
-        found[label] = (float(part.mean()), *statistics.clopper_pearson(int(part.sum()), len(part)), len(part))
-    return found
-
-
 def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
     """The bin of every probe's distance from the start of its training sequence: "0-63", "64-511", "512+", "unknown".
 
     A model recalls what it met early in its context window better than the same text further in (the offset effect,
-    arXiv 2505.13171), so that extraction rates at different distances are not comparable.
-
-    Args:
-      probes: probes, of which some know their `offset`.
-      edges: rising tokens counts at which a new bin begins, for example (64, 512); 0 begins one anyway.
-
-    Raises:
-      InputError: edges that do not rise.
+    arXiv 2505.13171), so that extraction rates at different distances are not comparable. `edges` are rising token
+    counts at which a new bin begins, for example (64, 512); 0 begins one anyway.
     """
     starts = [0, *edges]
     if any(b <= a for a, b in zip(starts, starts[1:])):

@@ -1,6 +1,4 @@
-"""Extraction probes from published token arrays of another tokenizer, from any text, and from EleutherAI's data
-sets.
-"""
+"""Extraction probes from token arrays of another tokenizer, from any text, and from EleutherAI's data sets."""
 
 import os
 import pathlib
@@ -10,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import write_jsonl
-from selftrain_jax.data.sources import datasets_library
+from selftrain_jax.data.sources import datasets_library, saved_dataset
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
@@ -33,9 +31,6 @@ def convert_arrays(
 
     Returns:
       {"read", "written", "dropped"}.
-
-    Raises:
-      InputError: a file is missing or not an integer matrix, or no pair is left.
     """
     arrays = [_load(prefixes), _load(suffixes)]
     if len(arrays[0]) != len(arrays[1]):
@@ -83,9 +78,6 @@ def window_probes(
 
     Returns:
       {"texts", "too_short" (texts without a window), "windows", "written"}.
-
-    Raises:
-      InputError: a setting below 1, a missing file, a broken line (named by number), or no text that is long enough.
     """
     length = prefix_length + suffix_length
     stride = length if stride is None else stride
@@ -130,10 +122,6 @@ def dataset_probes(
 
     Returns:
       {"read", "written"}.
-
-    Raises:
-      InputError: the library is not installed, the hub cannot be reached, there is no such split or column, or a row
-        (named by number, from 1) has too few tokens.
     """
     _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, limit=limit)
     data = _open_dataset(source, split)
@@ -149,8 +137,7 @@ def dataset_probes(
         if len(ids) < length:
             raise InputError(
                 f"probe data set {source}, row {number + 1}: {len(ids)} tokens are fewer than "
-                f"prefix_length={prefix_length} "
-                f"+ suffix_length={suffix_length}; lower them"
+                f"prefix_length={prefix_length} + suffix_length={suffix_length}; lower them"
             )
         cut = {"prefix": ids[:prefix_length], "suffix": ids[prefix_length:length]}
         rows.append(cut | {"offset": 0, "index": row[columns["index"]]})
@@ -161,21 +148,17 @@ def dataset_probes(
 
 
 def _open_dataset(source: str, split: str) -> Any:
-    library = datasets_library(f"probe data set {source}")
+    what = f"probe data set {source}"
+    if pathlib.Path(source).is_dir():
+        return saved_dataset(what, source, split)
+    library = datasets_library(what)
     try:
-        if not pathlib.Path(source).is_dir():
-            return library.load_dataset(source, split=split).with_format(None)
-        data = library.load_from_disk(source)
+        return library.load_dataset(source, split=split).with_format(None)
     except Exception as e:  # the hub, Arrow and the file system each raise their own
         raise InputError(
-            f"probe data set {source}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging "
-            "Face "
-            "hub or its cache: elsewhere, give a folder that datasets' save_to_disk wrote"
+            f"{what}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face hub or its "
+            "cache: elsewhere, give a folder that datasets' save_to_disk wrote"
         ) from None
-    parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}
-    if split not in parts:
-        raise InputError(f"probe data set {source} has no split {split!r}; it has {', '.join(parts)}")
-    return parts[split].with_format(None)
 
 
 def _check_counts(**counts: int | None) -> None:

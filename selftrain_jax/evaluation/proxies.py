@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
-from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows
-from selftrain_jax.evaluation.score import check_batch_size, check_token_ids, exact_matmuls, rounded_length
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.distributed.mesh import padded_rows, to_host
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
 from selftrain_jax.training.step import accumulated, next_token_loss
 
@@ -36,8 +36,7 @@ def corpus_nll(
     cut by `likelihood.rolling_windows`; one without tokens costs 0 nats.
 
     Args:
-      scorer: the student.
-      config: its architecture, for BOS and the context.
+      scorer, config: the student.
       documents: ids in the student's tokenization, without BOS.
 
     Raises:
@@ -56,8 +55,8 @@ def corpus_nll(
             starts.append(start)
             owners.append(number)
     nll = np.zeros(len(documents))
-    scores = scorer(windows, starts) if windows else []
-    np.add.at(nll, np.array(owners, int), [-s.log_probs.sum(dtype=np.float64) for s in scores])
+    if windows:
+        np.add.at(nll, owners, -summed_log_probs(scorer(windows, starts)))
     return nll, np.array([ids.size for ids in documents], np.int64)
 
 
@@ -74,9 +73,6 @@ def excess_nll(student_nll: ArrayLike, source_nll: ArrayLike | None, num_source_
       student_nll: nats per document [n], as of `corpus_nll`, or their sum.
       source_nll: the same under the source, as recorded when the text was sampled.
       num_source_tokens: of all documents, in the source's tokenization.
-
-    Raises:
-      InputError: shapes that differ, numbers that are not finite, or no tokens.
     """
     if source_nll is None:
         return None
@@ -104,15 +100,13 @@ def mean_hidden(
     """The mean over positions of the final hidden states (after the final norm) of every sequence.
 
     Args:
-      params, config: the model.
       sequences: int arrays of 1 to `config.max_position` tokens, BOS included where it is wanted.
       mesh: devices over which the rows of a batch are spread.
       batch_size: rows per pass.
       dtype: compute dtype of the forward pass; the mean is taken in fp32 always.
 
     Raises:
-      InputError: a sequence that is empty, longer than the context or holds anything but ids of the vocabulary, or a
-        bad `batch_size`: before any device work. And a model that gives no finite numbers.
+      InputError: a bad sequence, before any device work; a model that gives no finite numbers.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     check_batch_size(batch_size)
@@ -120,34 +114,28 @@ def mean_hidden(
         if sequence.ndim != 1 or not 1 <= len(sequence) <= config.max_position:
             raise InputError(
                 f"sequence {i} of shape {sequence.shape} must be a vector of 1 to {config.max_position} tokens, the "
-                "model's "
-                "context"
+                "model's context"
             )
         check_token_ids(f"sequence {i}", sequence, config)
 
-    model = Decoder(config, dtype=dtype)
-    ways = 1 if mesh is None else batch_ways(mesh)
-    rows = -(-batch_size // ways) * ways
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    means = np.zeros((len(sequences), config.hidden_size), np.float32)
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        width = min(rounded_length(len(sequences[chosen[-1]])), config.max_position)
-        tokens, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for row, i in enumerate(chosen):
-            tokens[row, : len(sequences[i])] = sequences[i]
-            lengths[row] = len(sequences[i])
-        if mesh is not None:
-            tokens, lengths = to_global(mesh, (tokens, lengths), batch_sharding(mesh))
-        with exact_matmuls(dtype):
-            means[chosen] = to_host(_mean_hidden(model, params, tokens, lengths))[: len(chosen)]
-    broken = np.flatnonzero(~np.isfinite(means).all(axis=1))
-    if broken.size:
-        raise InputError(
-            f"the model's hidden states of sequence {broken[0]} are not finite: its weights are damaged, diverged, or "
-            "overflow in this dtype; take another checkpoint, or dtype float32"
-        )
-    return means
+    model, rows = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh)
+    lengths = [len(sequence) for sequence in sequences]
+
+    def compute(chosen):
+        width = min(rounded_length(lengths[chosen[-1]]), config.max_position)
+        given = [sequences[i] for i in chosen], [lengths[i] for i in chosen]
+        return _mean_hidden(model, params, *padded_batch(mesh, rows, width, *given))
+
+    def finish(i, mean):
+        if not np.isfinite(mean).all():
+            raise InputError(
+                f"the model's hidden states of sequence {i} are not finite: its weights are damaged, diverged, or "
+                "overflow in this dtype; take another checkpoint, or dtype float32"
+            )
+        return mean
+
+    found = in_batches(compute, lengths, rows, dtype=dtype, finish=finish)
+    return np.stack(found) if found else np.zeros((0, config.hidden_size), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -163,9 +151,6 @@ def hidden_similarity(corpus_vectors: Float[np.ndarray, "n D"], benchmark_vector
 
     Nothing is centred: hidden states of a language model share a large common direction, so that values lie near 1 and
     only their order means something.
-
-    Raises:
-      InputError: a set without vectors, widths that differ, or a vector of length 0 or not finite.
     """
     return _cosine(_mean_unit("corpus", corpus_vectors), _mean_unit("benchmark", benchmark_vectors))
 
@@ -197,9 +182,6 @@ def tfidf_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[str]
     Words are those of `data.audit.words`. A text's entry for a word is its count times ln((1 + n) / (1 + df)) + 1, with
     n texts in both sets together, df of which hold the word; each text is then scaled to length 1 (scikit-learn's
     `TfidfVectorizer` with its default weighting). A text without words is a zero vector and counts in the mean.
-
-    Raises:
-      InputError: a set without any word.
     """
     vocabulary: dict[str, int] = {}
     sides = []
@@ -230,7 +212,6 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
     A text longer than the encoder's own limit is judged by its beginning.
 
     Args:
-      corpus_texts, benchmark_texts: at least one text each.
       encoder: a model of the `sentence_transformers` library: a directory, or a name on the Hugging Face hub. No code
         of a model repository is run.
 
@@ -257,8 +238,7 @@ def sentence_library():
     except ImportError as e:
         raise InputError(
             f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or "
-            "leave "
-            "this proxy out"
+            "leave this proxy out"
         ) from None
     return sentence_transformers
 
@@ -279,16 +259,13 @@ def gradient(
     The loss is that of training (`training.step.next_token_loss`); every row counts, whatever the batch size.
 
     Args:
-      params, config: the model.
-      rows: the packed text.
       mesh: devices over which the rows of a batch are spread; the gradient lies on them as `param_shardings` says.
       batch_size: rows per pass.
       document_boundaries: keep packed documents apart, as the training setting of that name.
       dtype: compute dtype; gradients are accumulated in fp32 always.
 
     Raises:
-      InputError: no rows or no target, rows longer than the context, ids outside the vocabulary, or a bad `batch_size`:
-        before any device work.
+      InputError: no rows or no target, rows longer than the context, ids outside the vocabulary: before device work.
     """
     check_batch_size(batch_size)
     num_rows, length = rows.tokens.shape
@@ -296,8 +273,7 @@ def gradient(
         raise InputError("there are no packed rows to take a gradient over: pack more text, or shorter rows")
     if length - 1 > config.max_position:
         raise InputError(
-            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter "
-            "ones"
+            f"rows of {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter ones"
         )
     check_token_ids("packed text", rows.tokens, config)
     segments = rows.segment_ids if document_boundaries else np.zeros_like(rows.tokens)
@@ -305,22 +281,23 @@ def gradient(
     if not num_targets:
         raise InputError("rows hold no target: no document in them has two tokens")
 
-    ways = 1 if mesh is None else batch_ways(mesh)
-    batch_size = -(-batch_size // ways) * ways
+    batch_size = padded_rows(batch_size, mesh)
     missing = -num_rows % batch_size
-    tokens = np.pad(rows.tokens, [(0, missing), (0, 0)])
-    # In a row of padding every token is a document of its own, and none a target.
-    segments = np.concatenate([segments, np.broadcast_to(np.arange(length, dtype=segments.dtype), (missing, length))])
-    batches = {"tokens": tokens} | ({"segment_ids": segments} if document_boundaries or missing else {})
-
+    batches = {"tokens": np.pad(rows.tokens, [(0, missing), (0, 0)])}
+    if document_boundaries or missing:
+        # In a row of padding every token is a document of its own, and none a target.
+        alone = np.broadcast_to(np.arange(length, dtype=segments.dtype), (missing, length))
+        batches["segment_ids"] = np.concatenate([segments, alone])
     zeros, add = _accumulation(config, jnp.dtype(dtype), mesh)
     total = zeros()
-    for begin in range(0, len(tokens), batch_size):
-        batch = {name: values[begin : begin + batch_size] for name, values in batches.items()}
-        if mesh is not None:
-            batch = to_global(mesh, batch, batch_sharding(mesh))
-        with exact_matmuls(dtype), contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+
+    def compute(chosen):
+        nonlocal total
+        batch = {name: padded_batch(mesh, batch_size, length, x[chosen])[0] for name, x in batches.items()}
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             total = add(total, params, batch)
+
+    in_batches(compute, [length] * (num_rows + missing), batch_size, dtype=dtype)
     return _divided(total, np.float32(num_targets))
 
 
@@ -347,16 +324,10 @@ def _divided(tree, by):
 
 
 def gradient_cosine(a: Any, b: Any) -> float:
-    """Cosine, in [-1, 1], of two gradients: trees of one structure, all their entries as one vector.
-
-    Raises:
-      InputError: trees of different structure or shapes, or one whose norm is 0 or not finite.
-    """
+    """Cosine, in [-1, 1], of two gradients: trees of one structure, all their entries as one vector."""
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (a, b)]
     if shapes[0] != shapes[1]:
-        raise InputError(
-            "two gradients can be compared only if they are of the same parameters: these have other shapes"
-        )
+        raise InputError("gradients can be compared only if they are of the same parameters: these have other shapes")
     products = [float(to_host(x)) for x in _products(a, b)]
     for name, square in zip("ab", products[1:]):
         if not (math.isfinite(square) and square > 0):

@@ -43,7 +43,7 @@ class ArcEasyCheck:
 
 
 def first_arc_easy_item(path: str | pathlib.Path, model: str, revision: str | None = None) -> dict:
-    """The item of the published figures, read from the file of the ARC-Easy test set; nothing is computed.
+    """The item of the published figures, read from the file of the ARC-Easy test set.
 
     Raises:
       InputError: the file does not start with that item, or `model` is not pythia-70m (by its name, or, for a local

@@ -1,12 +1,11 @@
 """THE jitted scorer: one teacher-forced pass gives, for every scored token, all that the evaluators reduce.
 
-Likelihood, multiple choice, minimal pairs and greedy extraction are reductions of its output. Sequences are ragged:
-they are sorted by length, batched, and padded on the right, where a causal model cannot look.
+Likelihood, multiple choice, minimal pairs and greedy extraction are reductions of its output. Sequences are padded on
+the right, where a causal model cannot look.
 """
 
-import contextlib
 import functools
-from typing import ContextManager, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import flax.struct
 import jax
@@ -16,8 +15,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.distributed.mesh import padded_rows
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.sampling.warp import warp
@@ -25,7 +25,6 @@ from selftrain_jax.sampling.warp import warp
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
 _LOGIT_BYTES_ON_CPU = 4 << 20  # what its caches hold
 _TILE_ON_CPU = 512  # columns of the output layer that are multiplied at once there
-_ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
 
 @flax.struct.dataclass
@@ -206,55 +205,28 @@ def score(
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
 
-    model = Decoder(config, dtype=dtype)
-    ways = 1 if mesh is None else batch_ways(mesh)
-    rows = -(-batch_size // ways) * ways
-    # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common
-    # case.
+    model, rows, ways = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh), padded_rows(1, mesh)
     counts = [rounded_length(len(sequence) - start) for sequence, start in zip(sequences, starts)]
-    order = sorted(range(len(sequences)), key=lambda i: (counts[i], len(sequences[i])))
-    results: list[TokenScores | None] = [None] * len(sequences)
-    pending = []
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
+
+    def compute(chosen):
         # One more than a rounded number: T inputs make T scored tokens.
         width = min(max(rounded_length(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
-        tokens, first = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for row, i in enumerate(chosen):
-            tokens[row, : len(sequences[i])] = sequences[i]
-            first[row] = starts[i]
-        if mesh is not None:
-            tokens, first = to_global(mesh, (tokens, first), batch_sharding(mesh))
-        with exact_matmuls(dtype):
-            count = min(counts[chosen[-1]], width - 1)
-            scores = score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
-        pending.append((chosen, scores))
-        # Keep the device busy while the host unpacks; over several processes, programs in flight together may deadlock.
-        if len(pending) > (2 if jax.process_count() == 1 else 0):
-            _unpack(*pending.pop(0), sequences, starts, results)
-    for item in pending:
-        _unpack(*item, sequences, starts, results)
-    return results
+        tokens, first = padded_batch(mesh, rows, width, [sequences[i] for i in chosen], [starts[i] for i in chosen])
+        count = min(counts[chosen[-1]], width - 1)
+        return score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
 
+    def finish(i, scores):
+        scores = jax.tree.map(lambda x: x[: len(sequences[i]) - starts[i]], scores)
+        if not np.isfinite(scores.log_probs).all():
+            raise InputError(
+                f"the model's log-probabilities of sequence {i} are not finite: its weights are damaged, diverged, or "
+                "overflow in this dtype; take another checkpoint, or dtype float32"
+            )
+        return scores
 
-def rounded_length(length: int) -> int:
-    """A row length that holds `length` tokens: few different ones, none an eighth too long beyond 128."""
-    if length <= _ROUND:
-        return 1 << (length - 1).bit_length()
-    unit = max(_ROUND, 1 << max(length.bit_length() - 4, 0))
-    return -(-length // unit) * unit
-
-
-def exact_matmuls(dtype) -> ContextManager:
-    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16,
-    which moves logits by far more than `MARGIN_NOISE` allows. Half precision is left as it is."""
-    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises `InputError` below 1."""
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
+    # Neighbours share their number of scored tokens first: long contexts of a few scored tokens are the common case.
+    order = [(count, len(sequence)) for count, sequence in zip(counts, sequences)]
+    return in_batches(compute, order, rows, dtype=dtype, finish=finish)
 
 
 def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: DecoderConfig) -> None:
@@ -271,22 +243,3 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
                 "shorten it"
             )
         check_token_ids(f"sequence {i}", sequence, config)
-
-
-def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
-    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
-
-
-def _unpack(chosen, scores, sequences, starts, results):
-    scores = jax.tree.map(to_host, scores)
-    for row, i in enumerate(chosen):
-        results[i] = jax.tree.map(lambda x: x[row, : len(sequences[i]) - starts[i]], scores)
-        if not np.isfinite(results[i].log_probs).all():
-            raise InputError(
-                f"the model's log-probabilities of sequence {i} are not finite: its weights are damaged, diverged, or "
-                "overflow in this dtype; take another checkpoint, or dtype float32"
-            )

@@ -1,4 +1,8 @@
-"""Intervals and tests over items (probes, questions, documents), over tasks, and over subsets and seeds."""
+"""Intervals and tests over items (probes, questions, documents), over tasks, and over subsets and seeds.
+
+All raise `InputError`, naming the argument, for settings out of range and for items that are missing, not finite, not
+one-dimensional or not as many as they must be.
+"""
 
 import functools
 from typing import Hashable, Sequence
@@ -18,11 +22,8 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
     It covers the true proportion with probability at least `confidence`, whatever that proportion is (Clopper &
     Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934).
-
-    Raises:
-      InputError: unless 0 <= successes <= n and 0 < confidence < 1.
     """
-    _check_confidence(confidence)
+    _check_settings(confidence)
     if not 0 <= successes <= n:
         raise InputError(f"successes={successes} must lie between 0 and n={n}")
     from scipy.stats import beta
@@ -39,13 +40,8 @@ def bootstrap_mean(
     """Percentile-bootstrap interval (low, high) of the mean of `values` [N], resampled item by item.
 
     The same arguments give the same interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13).
-
-    Raises:
-      InputError: `values` is empty, not one-dimensional or not finite, or a setting is out of range.
     """
-    _check_confidence(confidence)
-    if num_resamples < 1:
-        raise InputError(f"num_resamples={num_resamples} must be at least 1")
+    _check_settings(confidence, num_resamples)
     values = _items("values", values)
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK_ELEMENTS // len(values))
@@ -55,9 +51,7 @@ def bootstrap_mean(
             for start in range(0, num_resamples, rows)
         ]
     )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(low), float(high)
+    return _central(means, confidence)
 
 
 def paired_bootstrap_difference(
@@ -66,9 +60,6 @@ def paired_bootstrap_difference(
     """(difference, low, high) of mean(after) - mean(before), both measured on the same items [N].
 
     Items are resampled as pairs, so variation between items that both measurements share cancels.
-
-    Raises:
-      InputError: the lengths differ, or for the reasons of `bootstrap_mean`.
     """
     before, after = _pairs(before, after)
     differences = after - before
@@ -82,9 +73,6 @@ def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
     Under the null hypothesis each item that changed is as likely to be a loss as a gain: a binomial test with p = 1/2
     on the discordant pairs (McNemar, "Note on the sampling error of the difference between correlated proportions or
     percentages", Psychometrika 12, 1947).
-
-    Raises:
-      InputError: the lengths differ, there are no items, or a value is neither 0 nor 1.
     """
     before, after = _pairs(before_hits, after_hits)
     for name, hits in (("before_hits", before), ("after_hits", after)):
@@ -105,9 +93,6 @@ def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
     adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg,
     "Controlling the false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent
     tests.
-
-    Raises:
-      InputError: there are no p-values, or one lies outside [0, 1].
     """
     p = _items("p_values", p_values)
     if p.min() < 0 or p.max() > 1:
@@ -125,11 +110,8 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
     Student's t over the K means is used rather than a hierarchical bootstrap because K is small: with three runs a
     bootstrap draws from ten combinations and covers far too little. What the items add is already in the spread of the
     K means. It supposes that estimates of different runs are about normal ("Student", Biometrika 6, 1908).
-
-    Raises:
-      InputError: fewer than two estimates, or for the reasons of `bootstrap_mean`.
     """
-    _check_confidence(confidence)
+    _check_settings(confidence)
     values = _items("estimates", estimates)
     if len(values) < 2:
         raise InputError("estimates: an interval over subsets or seeds needs at least 2 of them")
@@ -146,11 +128,8 @@ def auc(positives: ArrayLike, negatives: ArrayLike, confidence: float = 0.95) ->
     1988), the interval is built on the log-odds, which keeps it inside (0, 1). Where that variance is zero (classes
     that do not overlap, scores that are all equal) the interval is the exact binomial one of min(P, N) independent
     pairs; with a single positive or negative it says nothing, (0, 1), unless all pairs came out alike.
-
-    Raises:
-      InputError: there are no positives or no negatives, or a score is not finite.
     """
-    _check_confidence(confidence)
+    _check_settings(confidence)
     x, y = _items("positives", positives), _items("negatives", negatives)
     ranked_x, ranked_y = np.sort(x), np.sort(y)
     # Share of the other class below each score, ties half: the "placements".
@@ -184,11 +163,8 @@ def tpr_at_fpr(
     half of the allowed error goes to the threshold, which lies between two order statistics of the negatives
     (binomial), half to the share of positives above each of them (Clopper-Pearson). It is wider than a bootstrap's,
     which misses the far tail.
-
-    Raises:
-      InputError: there are no positives or no negatives, a score is not finite, or `fpr` lies outside (0, 1).
     """
-    _check_confidence(confidence)
+    _check_settings(confidence)
     if not 0 < fpr < 1:
         raise InputError(f"fpr={fpr} must lie between 0 and 1, for example 0.01")
     x, y = _items("positives", positives), np.sort(_items("negatives", negatives))[::-1]
@@ -233,22 +209,15 @@ def rank_correlation(
 
     Args:
       x, y: one finite number per item.
-      groups: a label per item.
+      groups, cluster: a label per item.
       num_resamples: of the bootstrap; those in which `x` or `y` does not vary are left out.
       seed: of the bootstrap; the same arguments give the same interval.
-      cluster: a label per item.
-      confidence: of the interval.
 
     Returns:
       (None, None, None) where `x` or `y` does not vary (within any group): there is nothing to rank. (rho, None, None)
       where there is a single cluster, or no resample varies.
-
-    Raises:
-      InputError: fewer than 3 items, numbers of items that differ, or for the reasons of `bootstrap_mean`.
     """
-    _check_confidence(confidence)
-    if num_resamples < 1:
-        raise InputError(f"num_resamples={num_resamples} must be at least 1")
+    _check_settings(confidence, num_resamples)
     x, y = _pairs(x, y, ("x", "y"))
     if len(x) < 3:
         raise InputError(f"x has {len(x)} items: a rank correlation needs at least 3")
@@ -285,9 +254,15 @@ def rank_correlation(
     found = np.concatenate(found)
     if not found.size or (cluster is not None and unit.max() == 0):
         return rho, None, None
+    low, high = _central(found, confidence)
+    return rho, max(low, -1.0), min(high, 1.0)
+
+
+def _central(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The percentile interval of a bootstrap."""
     tail = (1 - confidence) / 2
-    low, high = np.clip(np.quantile(found, (tail, 1 - tail)), -1, 1)
-    return rho, float(low), float(high)
+    low, high = np.quantile(samples, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def _labels(name: str, labels: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
@@ -299,9 +274,11 @@ def _labels(name: str, labels: Sequence[Hashable] | None, n: int) -> np.ndarray 
     return np.array([numbers[label] for label in labels])
 
 
-def _check_confidence(confidence: float) -> None:
+def _check_settings(confidence: float, num_resamples: int = 1) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
+    if num_resamples < 1:
+        raise InputError(f"num_resamples={num_resamples} must be at least 1")
 
 
 def _items(name: str, values: ArrayLike) -> np.ndarray:

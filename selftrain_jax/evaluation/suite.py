@@ -1,7 +1,7 @@
-"""Everything that is measured on one model, item by item, so that models can be compared in pairs afterwards."""
+"""Everything that is measured on one model."""
 
+import dataclasses
 import functools
-import io
 import pathlib
 from typing import Any, Callable
 
@@ -10,17 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import write_atomic
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.score import score
+from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.decoder import Params
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 
 
-def read_inputs(settings, find: Callable[[str], pathlib.Path], config: DecoderConfig) -> tuple[dict, dict, dict, list]:
+def read_inputs(
+    settings: EvaluateSettings, find: Callable[[str], pathlib.Path], config: DecoderConfig
+) -> tuple[dict[str, list], dict[str, list], dict[str, list], list[memorization.Probe]]:
     """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and
     for settings that do not fit the probes or the model."""
     if settings.texts and settings.context_len > config.max_position:
@@ -50,9 +54,9 @@ def read_inputs(settings, find: Callable[[str], pathlib.Path], config: DecoderCo
 
 
 def evaluate_model(
-    model: tuple[Any, Any],
+    model: tuple[DecoderConfig, Params],
     tokenizer_source: str | pathlib.Path,
-    settings,
+    settings: EvaluateSettings,
     find: Callable[[str], pathlib.Path],
     directory: pathlib.Path,
     *,
@@ -60,15 +64,12 @@ def evaluate_model(
     name: str,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Measures `model` (config, params) and writes `items.npz` into `directory`.
-
-    Its arrays, one entry per item: "capability/<suite>" bool, "capability/<suite>:acc_norm" bool, "nll/<set>" and
-    "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`; where asked for also
-    "probe/graded", "probe/bleu", "probe/edit_similarity", and "membership/<attack>" with "membership:members" bool.
+    """Measures `model` and saves its `Items` in `directory`.
 
     Args:
-      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar; "probe:index"
-        then says which probes they are.
+      find: where a file named in `settings` lies.
+      name: shown on the progress bar.
+      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar.
 
     Returns:
       Means, for the manifest.
@@ -77,76 +78,61 @@ def evaluate_model(
 
     config, params = model
     tokenizer = load_tokenizer(tokenizer_source)
-    bos = config.bos_token_id if settings.add_bos else None
+    add_bos, dtype = settings.add_bos, jnp.dtype(settings.dtype)
     texts, questions, pairs, probes = read_inputs(settings, find, config)
-    items: dict[str, np.ndarray] = {}
+    index = np.arange(len(probes))
     if limit is not None:
         texts, questions, pairs = (
-            {name: _some(rows, limit)[0] for name, rows in kind.items()} for kind in (texts, questions, pairs)
+            {name: [rows[i] for i in evenly_spread(len(rows), limit)] for name, rows in kind.items()}
+            for kind in (texts, questions, pairs)
         )
-        probes, items["probe:index"] = _some(probes, limit)
-    scorer = functools.partial(
-        score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
-    )
-    summary: dict[str, Any] = {}
+        index = evenly_spread(len(probes), limit)
+        probes = [probes[i] for i in index]
+    placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
+    scorer = functools.partial(score, params, config, **placed)
+    items, summary = Items(), {}
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
-            hits = likelihood.multiple_choice(
-                scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos
-            )
-            for rule in settings.rules:
-                items[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = hits[rule]
+            hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=add_bos)
+            items.capability.update({(suite, rule): hits[rule] for rule in settings.rules})
             bar.update()
         for suite, rows in pairs.items():
-            items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
+            items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
         for set_name, documents in texts.items():
             found = likelihood.text_likelihood(scorer, config, tokenizer, documents, context_len=settings.context_len)
-            items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
+            items.nll[set_name] = found.nll, found.num_tokens
             summary[f"nll/{set_name}"] = found.nll_per_token
             for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):
                 summary[f"{unit}/{set_name}"] = getattr(found, unit)
             bar.update()
         if probes:
-            found = memorization.extract(scorer, probes, bos_token_id=bos)
-            items |= {f"probe/{field}": values for field, values in vars(found).items()}
-            summary["extraction/all"] = float(found.exact.mean())
+            bos = config.bos_token_id if add_bos else None
+            items.probes["index"] = index
+            items.probes["group"] = np.array([p.group for p in probes])
+            items.probes["offset"] = np.array([-1 if p.offset is None else p.offset for p in probes])
+            items.probes.update(vars(memorization.extract(scorer, probes, bos_token_id=bos)))
+            summary["extraction/all"] = float(items.probes["exact"].mean())
             if settings.free_running:
-                written = free_running.continue_greedily(
-                    params,
-                    config,
-                    probes,
-                    bos_token_id=bos,
-                    mesh=mesh,
-                    batch_size=settings.batch_size,
-                    dtype=jnp.dtype(settings.dtype),
-                )
-                close = approximate.approximate_match(probes, written, tokenizer)
-                items["probe/graded"] = free_running.graded_score(probes, written)
-                items |= {f"probe/{field}": values for field, values in vars(close).items()}
+                written = free_running.continue_greedily(params, config, probes, bos_token_id=bos, **placed)
+                items.probes["graded"] = free_running.graded_score(probes, written)
+                items.probes.update(vars(approximate.approximate_match(probes, written, tokenizer)))
             if settings.nonmembers:
-                items["membership:members"] = np.array([p.group != settings.nonmembers for p in probes])
-                items |= _attacks(scorer, probes, tokenizer, bos)
+                members = items.probes["group"] != settings.nonmembers
+                items = dataclasses.replace(items, members=members)
+                whole = [np.concatenate([p.prefix, p.suffix]) for p in probes]
+                decoded = tokenizer.batch_decode([ids.tolist() for ids in whole])
+                attacks = membership.membership_scores(scorer, whole, texts=decoded, bos_token_id=bos)
+                items.membership.update(attacks)
             bar.update()
-    summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
+    for (suite, rule), hits in items.capability.items():
+        summary[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = float(hits.mean())
     if is_local(mesh) or job.is_first():
-        directory.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **items)
-        write_atomic(directory / "items.npz", buffer.getvalue())
+        items.save(directory)
     return summary
 
 
-def _some(rows: list, limit: int) -> tuple[list, np.ndarray]:
-    """At most `limit` of `rows`, evenly spread, and their indices."""
-    index = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
-    return [rows[i] for i in index], index
-
-
-def _attacks(scorer, probes, tokenizer, bos) -> dict[str, np.ndarray]:
-    """ "membership/<attack>" for the whole of every probe, prefix and suffix."""
-    sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
-    texts = tokenizer.batch_decode([ids.tolist() for ids in sequences])
-    scores = membership.membership_scores(scorer, sequences, texts=texts, bos_token_id=bos)
-    return {f"membership/{attack}": values for attack, values in scores.items()}
+def evenly_spread(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the indices below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))

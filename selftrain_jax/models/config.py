@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from selftrain_jax.core.errors import InputError
 
 
@@ -101,6 +103,14 @@ def preset(name: str) -> DecoderConfig:
         return PRESETS[name]
     except KeyError:
         raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None
+
+
+def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
+    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
 ATTENTION = ("auto", "xla", "cudnn", "splash")

@@ -147,6 +147,11 @@ class Pipeline:
         """The corpus that an arm's documents are in before the audit."""
         return pathlib.Path(self.arms[arm].corpus or self.workdir / "sample" / arm / "corpus")
 
+    def training_text(self, arm: str) -> clean.TrainingText:
+        """Where an arm's documents are before the audit."""
+        texts = self.arms[arm].texts
+        return clean.TrainingText(texts=self.path(texts)) if texts else clean.TrainingText(self.corpus_path(arm))
+
     def checkpoints(self, model: str) -> pathlib.PurePath:
         """Where the checkpoints of a trained model are."""
         return self.home / "train" / model / CHECKPOINTS
@@ -270,9 +275,7 @@ class Pipeline:
         def work(directory):
 
             benchmarks = {name: self.path(path) for name, path in audit.benchmarks.items()}
-            if origin.texts:
-                return clean.audit_texts(self.path(origin.texts), benchmarks, audit, directory)
-            return clean.audit_corpus(self.corpus_path(arm), benchmarks, audit, directory)
+            return clean.audit_text(self.training_text(arm), benchmarks, audit, directory)
 
         def externals():
 
@@ -293,7 +296,13 @@ class Pipeline:
         def work(directory):
 
             return training_set.write_subset(
-                self.workdir / "audit" / arm, self.model_path(self.student), subset, k, train.sequence_length, directory
+                self.workdir / "audit" / arm,
+                self.training_text(arm),
+                self.model_path(self.student),
+                subset,
+                k,
+                train.sequence_length,
+                directory,
             )
 
         before = [f"audit/{arm}", *self._lab_stages(self.student)]

@@ -10,13 +10,13 @@ from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.data.training_set import read_stream
 from selftrain_jax.evaluation import approximate, membership, memorization, statistics
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
-Items = dict[str, np.ndarray]
 NUM_SAMPLES_SHOWN = 6
 
 
@@ -24,10 +24,7 @@ def report_data(pipeline: Any) -> ReportData:
     """All that the report shows, from what the finished stages left in the workdir."""
     config, workdir = pipeline.config, pipeline.workdir
     evaluate = config.evaluate
-    items = {}
-    for model in pipeline.models:
-        with np.load(workdir / "evaluate" / model / "items.npz") as arrays:
-            items[model] = dict(arrays)
+    items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves = [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
         # Of the base model only the held-out probes differ between subset numbers.
@@ -122,22 +119,30 @@ def _first_number(label: str) -> float:
 def curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
     """Rows {"step", "metric", "value", "low", "high", "n"} measured during one training, in order of steps."""
     for path in sorted(directory.glob("*/items.npz"), key=lambda p: int(p.parent.name)):
-        with np.load(path) as arrays:
-            items = dict(arrays)
-        chosen = {metric: mask[items["probe:index"]] for metric, mask in masks.items()}
-        found = {metric: items["probe/exact"][mask] for metric, mask in chosen.items() if mask.any()}
-        found |= {name: values for name, values in items.items() if name.startswith("capability/")}
+        items = Items.load(path.parent)
+        found = {}
+        if masks:
+            chosen = {metric: mask[items.probes["index"]] for metric, mask in masks.items()}
+            found = {metric: items.probes["exact"][mask] for metric, mask in chosen.items() if mask.any()}
+        found |= _capability(items)
         yield from ({"step": int(path.parent.name), **_rate(metric, hits)} for metric, hits in found.items())
 
 
-def hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Items:
+def _capability(items: Items) -> dict[str, np.ndarray]:
+    return {
+        f"capability/{suite}" + ("" if rule == "acc" else f":{rule}"): hits
+        for (suite, rule), hits in items.capability.items()
+    }
+
+
+def hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> dict[str, np.ndarray]:
     """bool arrays by metric: everything that is a share of items, and compared with the base model item by item."""
-    found = {metric: items["probe/exact"][mask] for metric, mask in masks.items() if mask.any()}
+    found = {metric: items.probes["exact"][mask] for metric, mask in masks.items() if mask.any()}
     if masks:
-        found |= {f"extraction/suffix={k}": items["probe/first_mismatch"] >= k for k in evaluate.suffix_lengths}
-    if "probe/bleu" in items:
-        found["approximate/all"] = items["probe/bleu"] > approximate.BLEU_THRESHOLD
-    return found | {name: values for name, values in items.items() if name.startswith("capability/")}
+        found |= {f"extraction/suffix={k}": items.probes["first_mismatch"] >= k for k in evaluate.suffix_lengths}
+    if "bleu" in items.probes:
+        found["approximate/all"] = items.probes["bleu"] > approximate.BLEU_THRESHOLD
+    return found | _capability(items)
 
 
 def _measure(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
@@ -145,38 +150,34 @@ def _measure(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSetti
     for metric, found in hits(items, masks, evaluate).items():
         yield _rate(metric, found)
     if masks:
-        yield _rate("ambiguous/all", items["probe/least_margin"] < memorization.MARGIN_NOISE[evaluate.dtype])
+        yield _rate("ambiguous/all", items.probes["least_margin"] < memorization.MARGIN_NOISE[evaluate.dtype])
         for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity"):
-            if (values := items.get(f"probe/{field}")) is not None:  # a run from before it was measured has none
-                values = values.astype(float)
+            if field in items.probes:
+                values = items.probes[field].astype(float)
                 low, high = statistics.bootstrap_mean(values)
                 yield {"metric": f"{field}/all", "value": values.mean(), "low": low, "high": high, "n": len(values)}
     yield from _membership(items)
-    for name, values in items.items():
-        if name.startswith("nll/") and not name.endswith(":tokens"):
-            tokens = items[f"{name}:tokens"]
-            low, high = _bootstrap_ratio(values, tokens)
-            yield {
-                "metric": name,
-                "value": values.sum() / tokens.sum(),
-                "low": low,
-                "high": high,
-                "n": int(tokens.sum()),
-            }
+    for name, (values, tokens) in items.nll.items():
+        low, high = _bootstrap_ratio(values, tokens)
+        yield {
+            "metric": f"nll/{name}",
+            "value": values.sum() / tokens.sum(),
+            "low": low,
+            "high": high,
+            "n": int(tokens.sum()),
+        }
 
 
 def _membership(items: Items) -> Iterator[dict[str, Any]]:
-    attacks = {name.partition("/")[2]: values for name, values in items.items() if name.startswith("membership/")}
-    if not attacks:
+    if items.members is None:
         return
-    members = items["membership:members"]
-    for attack, result in membership.membership_results(attacks, members).items():
+    for attack, result in membership.membership_results(items.membership, items.members).items():
         for kind, (value, low, high) in (
             ("membership_auc", result.auc),
             ("tpr_at_fpr_0.01", result.tpr_at_1_percent),
             ("tpr_at_fpr_0.001", result.tpr_at_01_percent),
         ):
-            yield {"metric": f"{kind}/{attack}", "value": value, "low": low, "high": high, "n": len(members)}
+            yield {"metric": f"{kind}/{attack}", "value": value, "low": low, "high": high, "n": len(items.members)}
 
 
 def _rate(metric: str, hits: np.ndarray) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int
     return float(low), float(high)
 
 
-def _compare(before: Items, after: Items) -> list[dict[str, Any]]:
+def _compare(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
 
     p-values of the capability suites are adjusted for their number (Benjamini & Hochberg); other metrics look at the

@@ -9,6 +9,7 @@ import numpy as np
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.diversity import diversity
 from selftrain_jax.evaluation import likelihood
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
@@ -100,12 +101,12 @@ def _place(run: Run, arm) -> dict[str, Any]:
 
 def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Path | None) -> Rows:
     pipeline, rows = run.pipeline, []
-    base = _items(pipeline.workdir / "evaluate" / "base")
+    base = Items.load(pipeline.workdir / "evaluate" / "base")
     chance = _chance(pipeline)
     for subset, masks in enumerate(all_masks):
         before = _values(base, masks, pipeline, chance)
         for arm, key in zip(run.arms, _keys(run)):
-            after = _values(_items(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
+            after = _values(Items.load(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
             rows += [
                 {**_place(run, arm), "subset": subset, "metric": metric, "before": before[metric], "after": value}
                 for metric, value in after.items()
@@ -119,28 +120,18 @@ def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Pa
                 "seed": run.seed,
                 "subset": subset,
             }
-            after = _values(_items(again), masks, pipeline, chance)
+            after = _values(Items.load(again), masks, pipeline, chance)
             rows += [{**untouched, "metric": m, "before": before[m], "after": value} for m, value in after.items()]
     return rows
 
 
-def _items(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(directory / "items.npz") as arrays:
-        return dict(arrays)
-
-
-def _values(
-    items: dict[str, np.ndarray], masks: dict[str, np.ndarray], pipeline, chance: float | None
-) -> dict[str, float]:
+def _values(items: Items, masks: dict[str, np.ndarray], pipeline, chance: float | None) -> dict[str, float]:
     """Every metric of one model: shares, and nats per token."""
     found = {name: float(hits.mean()) for name, hits in summary.hits(items, masks, pipeline.config.evaluate).items()}
     capability = mean_capability(found)
     if capability is not None:
         found |= {"capability": capability, "capability above chance": capability - chance}
-    for name, values in items.items():
-        if name.startswith("nll/") and not name.endswith(":tokens"):
-            found[name] = float(values.sum() / items[f"{name}:tokens"].sum())
-    return found
+    return found | {f"nll/{name}": float(nats.sum() / tokens.sum()) for name, (nats, tokens) in items.nll.items()}
 
 
 def _chance(pipeline) -> float | None:
@@ -197,7 +188,7 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
 
 
 def _model_values(pipeline, model: str, masks: dict[str, np.ndarray], chance: float | None) -> dict[str, float]:
-    return _values(_items(pipeline.workdir / "evaluate" / model), masks, pipeline, chance)
+    return _values(Items.load(pipeline.workdir / "evaluate" / model), masks, pipeline, chance)
 
 
 def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict]:

@@ -61,9 +61,9 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     documents, tokens = student_documents(
-        pipeline.workdir / "audit" / key, directory, pipeline.config.subset.retokenize
+        pipeline.workdir / "audit" / key, pipeline.training_text(key), directory, pipeline.config.subset.retokenize
     )
-    chosen = np.unique(np.linspace(0, len(tokens) - 1, min(settings.num_documents, len(tokens))).astype(int))
+    chosen = suite.evenly_spread(len(tokens), settings.num_documents)
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
     nll, counts = proxies.corpus_nll(scorer, model, ids)
     # The last token may be EOS, which some tokenizers take for unknown text, too.
@@ -90,6 +90,4 @@ def _texts(questions: dict[str, list], pairs: dict[str, list], limit: int) -> li
         [f"{row['question']} {row['choices'][row['gold']].strip()}" for row in rows] for rows in questions.values()
     ]
     kinds += [[row["sentence_good"] for row in rows] for rows in pairs.values()]
-    return [
-        rows[i] for rows in kinds for i in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
-    ]
+    return [rows[i] for rows in kinds for i in suite.evenly_spread(len(rows), limit)]

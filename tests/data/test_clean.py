@@ -10,6 +10,7 @@ from selftrain_jax.data.corpus import Document, read_corpus, write_corpus
 from selftrain_jax.data.settings import AuditConfig
 
 BIGRAMS = AuditConfig(ngram=2)
+KINDS = pytest.mark.parametrize("kind, name", [("corpus", "corpus"), ("texts", "texts.jsonl")])
 TEXTS = ["the cat sat", "a Dog ran!", "red sky", "", "dog ran home", "cat the"]
 PROVENANCE = {"model": "m", "tokenizer_fingerprint": "f"}
 
@@ -32,28 +33,30 @@ def benchmarks(files, *names):
     return {name: files / f"{name}.jsonl" for name in names}
 
 
-def kept(directory):
-    return [(d.id, d.text) for d in clean.clean_documents(directory)[0]]
+def kept(directory, text):
+    return [(d.id, d.text) for d in clean.kept_documents(directory, text)[0]]
 
 
-def test_the_clean_corpus_lacks_exactly_the_flagged_documents(files):
-    out = files / "audit"
+def test_what_is_kept_lacks_exactly_the_flagged_documents(files):
+    out, text = files / "audit", clean.TrainingText(corpus=files / "corpus")
     out.mkdir()
-    found = clean.audit_corpus(files / "corpus", benchmarks(files, "animals", "sky"), BIGRAMS, out)
+    found = clean.audit_text(text, benchmarks(files, "animals", "sky"), BIGRAMS, out)
     # "the cat" and "dog ran" are bigrams of the question and of a choice; "cat the" is not, nor "red sky".
     assert found == {"num_documents": 6, "num_flagged": 3}
-    assert kept(out) == [(12, "red sky"), (13, ""), (15, "cat the")]
+    assert [path.name for path in out.iterdir()] == ["audit.json"]
+    assert kept(out, text) == [(12, "red sky"), (13, ""), (15, "cat the")]
     by_id = {d.id: d for d in read_corpus(files / "corpus")}
-    for document in read_corpus(out / "corpus"):
+    documents, provenance = clean.kept_documents(out, text)
+    for document in documents:
         np.testing.assert_array_equal(document.tokens, by_id[document.id].tokens)
         np.testing.assert_array_equal(document.log_probs, by_id[document.id].log_probs)
-    assert clean.clean_documents(out)[1] == PROVENANCE | {"audited": {"ngram": 2, "threshold": 1}}
+    assert provenance == PROVENANCE
 
 
 def test_the_audit_is_on_record(files):
     out = files / "audit"
     out.mkdir()
-    clean.audit_corpus(files / "corpus", benchmarks(files, "animals", "sky"), BIGRAMS, out)
+    clean.audit_text(clean.TrainingText(files / "corpus"), benchmarks(files, "animals", "sky"), BIGRAMS, out)
     found = json.loads((out / "audit.json").read_text())
     assert (found["ngram"], found["threshold"], found["flagged"]) == (2, 1, [10, 11, 14])
     assert {name: counts["flagged_documents"] for name, counts in found["benchmarks"].items()} == {
@@ -72,35 +75,50 @@ def test_the_audit_is_on_record(files):
 def test_an_imported_corpus_is_audited_without_a_likelihood(files):
     documents = [Document(i, np.arange(i + 1), None, "eos", text) for i, text in enumerate(TEXTS)]
     write_corpus(files / "imported", documents, PROVENANCE)
-    out = files / "audit"
+    out, text = files / "audit", clean.TrainingText(files / "imported")
     out.mkdir()
-    assert clean.audit_corpus(files / "imported", benchmarks(files, "animals"), BIGRAMS, out)["num_flagged"] == 3
-    assert kept(out) == [(2, "red sky"), (3, ""), (5, "cat the")]
+    assert clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)["num_flagged"] == 3
+    assert kept(out, text) == [(2, "red sky"), (3, ""), (5, "cat the")]
     assert json.loads((out / "audit.json").read_text())["nll_histogram"] is None
 
 
-def test_a_text_file_is_written_again_without_the_flagged(files):
-    out = files / "audit"
+def test_a_text_file_is_read_past_the_flagged(files):
+    out, text = files / "audit", clean.TrainingText(texts=files / "texts.jsonl")
     out.mkdir()
-    found = clean.audit_texts(files / "texts.jsonl", benchmarks(files, "animals"), BIGRAMS, out)
+    found = clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)
     assert found == {"num_documents": 6, "num_flagged": 3}
-    assert kept(out) == [(2, "red sky"), (3, ""), (5, "cat the")]
-    assert clean.clean_documents(out)[1] is None
-    assert sorted(p.name for p in out.iterdir()) == ["audit.json", "texts.jsonl"]
-    (files / "texts.jsonl").unlink()  # what the audit let through no longer depends on it
-    assert len(kept(out)) == 3
+    assert kept(out, text) == [(2, "red sky"), (3, ""), (5, "cat the")]
+    assert clean.kept_documents(out, text)[1] is None
+    assert [p.name for p in out.iterdir()] == ["audit.json"]
 
 
-@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
-def test_without_benchmarks_everything_passes(files, audit, source):
-    out = files / "audit"
+@KINDS
+def test_a_text_that_changed_its_size_after_the_audit_is_refused(files, kind, name):
+    out, text = files / "audit", clean.TrainingText(**{kind: files / name})
     out.mkdir()
-    assert audit(files / source, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0}
-    assert [text for _, text in kept(out)] == TEXTS
+    clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)
+    other = {"corpus": files / "short", "texts": files / "sky.jsonl"}
+    write_corpus(other["corpus"], list(read_corpus(files / "corpus"))[1:], PROVENANCE)
+    with pytest.raises(InputError, match="documents, not the 6 that were audited in .*audit it again"):
+        clean.kept_documents(out, clean.TrainingText(**{kind: other[kind]}))
 
 
-@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
-def test_an_audit_that_leaves_nothing_is_refused_and_writes_nothing(files, audit, source):
+@pytest.mark.parametrize("both", [{}, {"corpus": "a", "texts": "b"}])
+def test_a_training_text_is_a_corpus_or_a_text_file(both):
+    with pytest.raises(InputError, match="one of the two"):
+        clean.TrainingText(**both)
+
+
+@KINDS
+def test_without_benchmarks_everything_passes(files, kind, name):
+    out, text = files / "audit", clean.TrainingText(**{kind: files / name})
+    out.mkdir()
+    assert clean.audit_text(text, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0}
+    assert [text for _, text in kept(out, text)] == TEXTS
+
+
+@KINDS
+def test_an_audit_that_leaves_nothing_is_refused_and_writes_nothing(files, kind, name):
     write_jsonl(files / "all.jsonl", [{"text": " ".join(TEXTS)}])
     write_jsonl(files / "texts.jsonl", [{"text": text} for text in TEXTS if text])
     documents = [d for d in read_corpus(files / "corpus") if d.text]
@@ -111,15 +129,17 @@ def test_an_audit_that_leaves_nothing_is_refused_and_writes_nothing(files, audit
     out = files / "audit"
     out.mkdir()
     with pytest.raises(InputError, match=r"ngram=1, threshold=1\) flagged all 5 documents.*raise ngram"):
-        audit(files / source, benchmarks(files, "all"), AuditConfig(ngram=1), out)
+        clean.audit_text(
+            clean.TrainingText(**{kind: files / name}), benchmarks(files, "all"), AuditConfig(ngram=1), out
+        )
     assert list(out.iterdir()) == []
 
 
-@pytest.mark.parametrize("audit, source", [(clean.audit_corpus, "corpus"), (clean.audit_texts, "texts.jsonl")])
-def test_a_broken_benchmark_is_refused_and_writes_nothing(files, audit, source):
+@KINDS
+def test_a_broken_benchmark_is_refused_and_writes_nothing(files, kind, name):
     (files / "sky.jsonl").write_text('{"text": "blue sky"}\n{"text": "blue')
     out = files / "audit"
     out.mkdir()
     with pytest.raises(InputError, match="sky.jsonl, line 2"):
-        audit(files / source, benchmarks(files, "animals", "sky"), BIGRAMS, out)
+        clean.audit_text(clean.TrainingText(**{kind: files / name}), benchmarks(files, "animals", "sky"), BIGRAMS, out)
     assert list(out.iterdir()) == []

@@ -254,9 +254,10 @@ def test_the_student_trains_on_the_imported_ids(world, model_directory, tmp_path
     import_corpus(tmp_path / "a.jsonl", tmp_path / "c", model_directory)
     (tmp_path / "audit").mkdir()
     (tmp_path / "subset").mkdir()
-    clean.audit_corpus(tmp_path / "c", {}, AuditConfig(), tmp_path / "audit")
+    text = clean.TrainingText(corpus=tmp_path / "c")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audit")
     settings = SubsetConfig(num_tokens=16 * 8 + 1, num_subsets=1)
-    write_subset(tmp_path / "audit", model_directory, settings, 0, 16, tmp_path / "subset")
+    write_subset(tmp_path / "audit", text, model_directory, settings, 0, 16, tmp_path / "subset")
     stream = read_stream(tmp_path / "subset")
     known = {tuple(d.tokens) for d in read_corpus(tmp_path / "c")}
     whole = stream[: len(stream) // 7 * 7].reshape(-1, 7)

@@ -35,16 +35,18 @@ def audited(documents, model_directory, tmp_path):
     size = len(load_tokenizer(model_directory))
     write_corpus(tmp_path / "corpus", documents, {"tokenizer_fingerprint": fingerprint, "vocab_size": size})
     (tmp_path / "audited").mkdir()
-    clean.audit_corpus(tmp_path / "corpus", {}, AuditConfig(), tmp_path / "audited")
-    return tmp_path / "audited"
+    text = clean.TrainingText(corpus=tmp_path / "corpus")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
+    return tmp_path / "audited", text
 
 
 @pytest.fixture
 def audited_texts(documents, tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", [{"text": d.text} for d in documents])
     (tmp_path / "audited_texts").mkdir()
-    clean.audit_texts(tmp_path / "texts.jsonl", {}, AuditConfig(), tmp_path / "audited_texts")
-    return tmp_path / "audited_texts"
+    text = clean.TrainingText(texts=tmp_path / "texts.jsonl")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited_texts")
+    return tmp_path / "audited_texts", text
 
 
 @pytest.fixture
@@ -61,8 +63,9 @@ def foreign(model_directory, tmp_path):
 
 
 def write(audited, student, directory, settings=SETTINGS, index=0):
+    """`audited` is the folder of an audit and the text that it read."""
     directory.mkdir()
-    return write_subset(audited, student, settings, index, LENGTH, directory)
+    return write_subset(*audited, student, settings, index, LENGTH, directory)
 
 
 def split(directory):
@@ -140,8 +143,9 @@ def test_a_special_token_inside_a_text_ends_nothing(documents, model_directory, 
     words = [d.text.split() for d in documents]
     write_jsonl(tmp_path / "texts.jsonl", [{"text": " ".join([*w[:3], "x<|endoftext|>y", *w[3:]])} for w in words])
     (tmp_path / "audited").mkdir()
-    clean.audit_texts(tmp_path / "texts.jsonl", {}, AuditConfig(), tmp_path / "audited")
-    write(tmp_path / "audited", model_directory, tmp_path / "s")
+    text = clean.TrainingText(texts=tmp_path / "texts.jsonl")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
+    write((tmp_path / "audited", text), model_directory, tmp_path / "s")
     assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in split(tmp_path / "s")[:-1])
 
 
@@ -149,12 +153,11 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
     write_jsonl(tmp_path / "texts.jsonl", [{"text": d.text} for d in documents])
     write_jsonl(tmp_path / "benchmark.jsonl", [{"text": documents[3].text}, {"text": documents[4].text}])
     (tmp_path / "audited").mkdir()
-    found = clean.audit_texts(
-        tmp_path / "texts.jsonl", {"b": tmp_path / "benchmark.jsonl"}, AuditConfig(), tmp_path / "audited"
-    )
+    text = clean.TrainingText(texts=tmp_path / "texts.jsonl")
+    found = clean.audit_text(text, {"b": tmp_path / "benchmark.jsonl"}, AuditConfig(), tmp_path / "audited")
     assert 2 <= found["num_flagged"] < 10
     settings = SubsetConfig(num_tokens=2_000, num_subsets=1)
-    write(tmp_path / "audited", model_directory, tmp_path / "s", settings)
+    write((tmp_path / "audited", text), model_directory, tmp_path / "s", settings)
     tokenizer = load_tokenizer(model_directory)
     texts = {tokenizer.decode(d[1:-1]) for d in split(tmp_path / "s")[:-1]}
     assert documents[3].text not in texts and documents[4].text not in texts

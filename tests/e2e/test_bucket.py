@@ -34,11 +34,10 @@ def test_a_run_in_a_bucket_killed_twice_is_the_run_on_disk(finished, selftrain, 
     place = Workdir(bucket)
     place.fetch()
     assert selftrain.report(place.local) == selftrain.report(finished[0])
-    for stage in ("sample/self/corpus", "audit/self/corpus"):
-        shards = sorted((finished[0] / stage).glob("corpus-*"))
-        assert shards and [p.read_bytes() for p in shards] == [
-            (place.local / stage / p.name).read_bytes() for p in shards
-        ]
+    corpus, audited = "sample/self/corpus", "audit/self/audit.json"
+    shards = sorted((finished[0] / corpus).glob("corpus-*"))
+    assert shards and [p.read_bytes() for p in shards] == [(place.local / corpus / p.name).read_bytes() for p in shards]
+    assert (place.local / audited).read_bytes() == (finished[0] / audited).read_bytes()
     steps = [
         len((folder / "train/self-0/metrics.jsonl").read_text().splitlines()) for folder in (place.local, finished[0])
     ]

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from selftrain_jax.core.files import read_jsonl
-from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.clean import TrainingText, kept_documents
 
 pytestmark = pytest.mark.once
 
@@ -69,7 +69,8 @@ def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, im
     found = {r["metric"]: r["value"] for r in new if r["model"] == "corpus" and "held_out" not in r["metric"]}
     assert found == wanted
     texts = [row["text"] for row in read_jsonl(finished[0] / "lab" / "world" / "control.jsonl")]
-    assert [d.text for d in read_corpus(workdir / "audit" / "imported" / "corpus")] == texts
+    kept, _ = kept_documents(workdir / "audit" / "imported", TrainingText(corpus=imported))
+    assert [d.text for d in kept] == texts
     page = (workdir / "report" / "report.html").read_text()
     assert "text of a given corpus" in page and "control (imported)" in page and "sampled from the model" not in page
     assert selftrain.contents(imported) == before

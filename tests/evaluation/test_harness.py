@@ -10,7 +10,8 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not
 from lm_eval.api.instance import Instance
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.harness import Generation, HarnessModel, read_generation
+from selftrain_jax.evaluation.generation import Generation, read_generation
+from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import hf
 from selftrain_jax.sampling.settings import SamplingConfig
 from tests.evaluation.harness_model import CONFIG, log_probs, write_model

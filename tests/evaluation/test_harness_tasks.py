@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -11,8 +13,9 @@ import lm_eval.tasks
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation import harness, harness_tasks
-from selftrain_jax.evaluation.harness_tasks import PAPER_GROUPS, Settings, TaskBook, TaskRequest, expand
+from selftrain_jax.evaluation import harness
+from selftrain_jax.evaluation.harness_tasks import Settings
+from selftrain_jax.evaluation.task_book import PAPER_GROUPS, TaskBook, TaskRequest, expand
 from tests.evaluation.harness_model import write_model
 
 CHOICE = """
@@ -82,7 +85,7 @@ def known(folder):
     book = TaskBook(["tiny_choice"], folder)
     own = pathlib.Path(lm_eval.tasks.__file__).parent
     names = ("arc", "mmlu/default", "truthfulqa", "hellaswag", "gsm8k", "minerva_math", "benchmarks", "humaneval")
-    book._manager = lm_eval.tasks.TaskManager(include_path=[str(own / name) for name in names], include_defaults=False)
+    book.manager = lm_eval.tasks.TaskManager(include_path=[str(own / name) for name in names], include_defaults=False)
     return book
 
 
@@ -218,7 +221,13 @@ def test_settings_are_checked():
 
 
 def test_without_the_harness_the_extra_is_named(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert cli.main(["evaluate", str(model), "--tasks=arc_easy", f"--out={tmp_path}"]) == 2
     assert "pip install 'selftrain_jax[eval]'" in capsys.readouterr().err
-    assert harness_tasks.PAPER_GROUPS
+
+
+def test_only_benchmarks_need_the_harness():
+    """Other sub-commands, and what names the missing extra, are imported without it."""
+    names = "selftrain_jax.cli.tools", "selftrain_jax.evaluation.harness_tasks"
+    code = f"import sys; sys.modules['lm_eval'] = None; import {', '.join(names)}"
+    subprocess.run([sys.executable, "-c", code], check=True)

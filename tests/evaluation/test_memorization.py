@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation import free_running, memorization, statistics
+from selftrain_jax.evaluation import free_running, memorization
 from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.memorization import (
     Probe,
-    breakdown,
     extract,
     extraction_strength,
     held_out,
@@ -130,13 +129,6 @@ def test_extraction_strength_is_the_shortest_prefix_that_greedy_decoding_complet
     shortest = np.where(completed.any(axis=1), cuts[0] + completed.argmax(axis=1), 16)
     np.testing.assert_allclose(found, 1 - shortest / 16)
     assert len(set(found.tolist())) > 4
-
-
-def test_rates_by_label_carry_their_intervals():
-    found = breakdown(np.array([True, False, True, True]), ["a", "a", "b", "b"])
-    assert (
-        found["a"] == (0.5, *statistics.clopper_pearson(1, 2), 2) and found["b"][0] == 1.0 and list(found) == ["a", "b"]
-    )
 
 
 def test_probes_are_binned_by_their_distance_from_the_start():

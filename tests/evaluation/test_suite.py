@@ -11,6 +11,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
@@ -48,7 +49,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(world, tmp_path_factory):
-    """(manifest summary, item arrays)"""
+    """(manifest summary, items)"""
     directory, config = world
     out = tmp_path_factory.mktemp("evaluate")
     params = init_params(config, jax.random.key(0))
@@ -57,17 +58,17 @@ def measured(world, tmp_path_factory):
     found = suite.evaluate_model(
         model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, mesh=mesh, name="base"
     )
-    with np.load(out / "items.npz") as arrays:
-        return found, dict(arrays)
+    return found, Items.load(out)
 
 
 def test_items_cover_every_probe(measured):
     found, items = measured
     fields = {"exact", "first_mismatch", "strength", "least_margin", "graded", "bleu", "edit_similarity"}
-    assert all(items[f"probe/{field}"].shape == (12,) for field in fields)
-    attacks = {name for name in items if name.startswith("membership/")}
-    assert attacks == {f"membership/{a}" for a in ("loss", "zlib", "min_k", "min_k_plus")}
-    assert items["membership:members"].tolist() == [False] * 6 + [True] * 6
+    assert all(items.probes[field].shape == (12,) for field in fields)
+    assert items.probes["index"].tolist() == items.probes["offset"].tolist() == list(range(12))
+    assert items.probes["group"].tolist() == ["repeats=0"] * 6 + ["repeats=8"] * 6
+    assert items.membership.keys() == {"loss", "zlib", "min_k", "min_k_plus"}
+    assert items.members.tolist() == [False] * 6 + [True] * 6
     assert found["bits_per_char/validation"] == pytest.approx(found["bits_per_byte/validation"])  # all ASCII
     assert found["word_perplexity/validation"] > 1
 
@@ -82,7 +83,7 @@ def test_items_become_rows_with_intervals(measured):
     whole = ("ambiguous", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity")
     assert values.keys() >= {f"{kind}/all" for kind in whole} | {"extraction/suffix=1", "extraction/suffix=3"}
     assert values["extraction/offset=0-3"]["n"] == 4
-    assert values["graded/all"]["value"] == pytest.approx(items["probe/graded"].mean())
+    assert values["graded/all"]["value"] == pytest.approx(items.probes["graded"].mean())
     assert values["extraction/suffix=1"]["value"] >= values["extraction/suffix=3"]["value"]
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
@@ -92,17 +93,18 @@ def test_items_become_rows_with_intervals(measured):
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
 
 
-def test_items_of_an_older_run_still_make_a_report(measured):
-    """They lack what was not measured then."""
-    known = [f"probe/{field}" for field in ("exact", "first_mismatch", "token_share", "least_margin")]
-    old = {name: measured[1][name] for name in known}
-    rows = list(summary._measure(old, {"extraction/all": np.ones(12, bool)}, EvaluateSettings()))
-    assert {row["metric"] for row in rows} == {
-        "extraction/all",
-        "ambiguous/all",
-        "token_share/all",
-        "first_mismatch/all",
-    }
+def test_items_are_what_they_were_after_a_file(tmp_path):
+    """Names are the user's: they may hold what the file's own keys are made with."""
+    items = Items(
+        capability={("a/b:c", "acc"): np.array([True]), ("a/b:c", "acc_norm"): np.array([False])},
+        nll={"x/tokens": (np.array([1.5]), np.array([3]))},
+        probes={"group": np.array(["repeats=8"]), "offset": np.array([-1])},
+        membership={"loss": np.array([0.5])},
+        members=np.array([True]),
+    )
+    for before in (items, Items()):
+        before.save(tmp_path / "new")
+        np.testing.assert_equal(vars(Items.load(tmp_path / "new")), vars(before))
 
 
 @pytest.mark.parametrize(

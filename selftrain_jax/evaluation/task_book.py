@@ -1,0 +1,195 @@
+"""The tasks of lm-evaluation-harness: which there are, what they consist of, whether they run code.
+
+Importing this module does not need the harness; its functions do (extra `eval`).
+"""
+
+import dataclasses
+import difflib
+import glob
+import os
+from typing import Any, Iterable, Iterator, Sequence
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError, one_line
+
+PAPER_GROUPS: dict[str, tuple[tuple[str, int], ...]] = {
+    "paper-zero-shot": (
+        ("arc_challenge", 0),
+        ("mmlu", 0),
+        ("truthfulqa_mc2", 0),
+        ("hellaswag", 0),
+        ("gsm8k", 0),
+        ("minerva_math", 0),
+        ("humaneval", 0),
+    ),
+    "paper-few-shot": (("arc_challenge", 25), ("gsm8k", 8), ("hellaswag", 5), ("minerva_math", 4)),
+}
+"""Group -> (harness task, examples in the prompt): the two suites of Alemohammad et al. 2026 (arXiv 2605.31126). MATH
+is the harness's `minerva_math`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRequest:
+    """A task (or group) as the harness names it; `num_fewshot` None leaves the number to the task's own file."""
+
+    name: str
+    num_fewshot: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name if self.num_fewshot is None else f"{self.name}, {self.num_fewshot}-shot"
+
+
+def expand(names: Sequence[str], num_fewshot: int | None) -> list[TaskRequest]:
+    """The requests that names stand for, groups of `PAPER_GROUPS` among them, each once.
+
+    Raises:
+      InputError: no names, a negative `num_fewshot`, or one together with a group that fixes its own.
+    """
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise InputError("no tasks: name some, for example --tasks arc_easy,hellaswag")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise InputError(f"num_fewshot={num_fewshot} must be 0 or more")
+    requests: list[TaskRequest] = []
+    for name in names:
+        if name in PAPER_GROUPS:
+            if num_fewshot is not None:
+                raise InputError(f"num_fewshot={num_fewshot}: group {name!r} has its own numbers; ask for it without")
+            requests += [TaskRequest(*task) for task in PAPER_GROUPS[name]]
+        else:
+            requests.append(TaskRequest(name, num_fewshot))
+    return list(dict.fromkeys(requests))
+
+
+class TaskBook:
+    """The tasks that can be asked for: the harness's own, and those in YAML files of `include_path`."""
+
+    def __init__(self, names: Sequence[str], include_path: str | os.PathLike | None = None):
+        """
+        Args:
+          names: those that will be asked for; where the files of `include_path` hold them all, the 14,000 of the
+            harness are not read.
+
+        Raises:
+          InputError: the harness is not installed, or `include_path` is not a folder.
+        """
+        _need_harness()
+        from lm_eval.tasks import TaskManager
+
+        folder = None if include_path is None else files.user_path(include_path)
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"include_path={str(include_path)!r} is not a folder; name one that holds YAML task files")
+        self.manager = None if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
+        if self.manager is None or not set(names) <= set(self.manager.all_tasks):
+            self.manager = TaskManager(include_path=None if folder is None else str(folder))
+
+    def check(self, names: Iterable[str], confirm_run_unsafe_code: bool) -> None:
+        """Raises `InputError` for names that the harness does not know, with the nearest it does, and for tasks (named)
+        that run model-written code without the user's word."""
+        known = set(self.manager.all_tasks)
+        unknown = [name for name in dict.fromkeys(names) if name not in known]
+        if unknown:
+            advice = []
+            for name in unknown:
+                near = difflib.get_close_matches(name, sorted(known | set(PAPER_GROUPS)), 3, 0.7)
+                advice.append(f"{name!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+            raise InputError(
+                f"unknown task {', '.join(advice)}; `lm-eval ls tasks` lists the harness's, and --include-path names a "
+                "folder of others"
+            )
+        if not confirm_run_unsafe_code:
+            leaves = dict.fromkeys(leaf for name in names for leaf in self.leaves(name))
+            unsafe = [leaf for leaf in leaves if self._settings(leaf).get("unsafe_code")]
+            if unsafe:
+                raise InputError(
+                    f"task {', '.join(unsafe)} runs code that the model wrote, on this machine and with your rights; "
+                    "leave it out, or allow it with --confirm-run-unsafe-code"
+                )
+
+    def leaves(self, name: str) -> list[str]:
+        """The single tasks that a name stands for; of tags and groups, those of their members."""
+        entry = self.manager.task_index.get(name)
+        if name in self.manager.all_tags:
+            members = entry["task"] if isinstance(entry, dict) else sorted(entry.tags)
+        elif name in self.manager.all_groups:
+            members = self._settings(name).get("task") or []
+            members = [members] if isinstance(members, str) else members
+        else:
+            return [name]
+        names = [m if isinstance(m, str) else m.get("task") or m.get("group") for m in members]
+        return list(dict.fromkeys(leaf for n in names if isinstance(n, str) for leaf in self.leaves(n)))
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """What the task's YAML file says, none of the code that it may name run."""
+        entry = self.manager.task_index.get(name)
+        if not isinstance(entry, dict):
+            return getattr(entry, "cfg", None) or {}
+        if not isinstance(entry["yaml_path"], (str, os.PathLike)):
+            return {}
+        from lm_eval.utils import load_yaml_config  # of 0.4.10, whose index holds no settings
+
+        return load_yaml_config(entry["yaml_path"], mode="simple")
+
+    def definition(self, name: str) -> str:
+        """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name."""
+        parts: list[Any] = []
+        for leaf in dict.fromkeys([name, *self.leaves(name)]):
+            settings = self._settings(leaf)
+            given = (settings.get("dataset_kwargs") or {}).get("data_files") or {}
+            given = given.values() if isinstance(given, dict) else [given]
+            named = [path for item in given for path in (item if isinstance(item, list) else [item])]
+            named += [(settings.get("dataset_kwargs") or {}).get("data_dir"), settings.get("dataset_path")]
+            entry = self.manager.task_index.get(leaf)
+            yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
+            if isinstance(yaml_path, (str, os.PathLike)):
+                named.append(os.path.join(glob.escape(os.path.dirname(yaml_path)), "*.py"))
+            parts.append([settings, *(files.file_fingerprint(path) for item in named for path in _local_files(item))])
+        return files.fingerprint(parts)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The harness's task objects, by name; fetches their data.
+
+        Raises:
+          InputError: the data cannot be had, or a package that the task needs is missing.
+        """
+        try:
+            if hasattr(self.manager, "load"):
+                return self.manager.load([name])["tasks"]
+            return dict(_flat(self.manager.load_task_or_group([name])))  # 0.4.10
+        except ImportError as e:
+            raise InputError(f"task {name} needs a package that is not installed: {one_line(e)}") from None
+        except Exception as e:  # of the harness, the data set library, the hub client, and of the task's own code
+            raise InputError(
+                f"task {name} cannot be loaded ({type(e).__name__}: {one_line(e)[:300]}); check the network, or the "
+                "data_files of a task file of your own (relative paths start at the working directory)"
+            ) from None
+
+
+def _local_files(named: Any) -> list[str]:
+    """The files that a path, a pattern or a folder stands for; none for what is not on this disk."""
+    if not isinstance(named, str):
+        return []
+    found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
+    inside = [
+        glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if os.path.isdir(path) else [path]
+        for path in found
+    ]
+    return sorted(path for paths in inside for path in paths if os.path.isfile(path))
+
+
+def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for name, task in tasks.items():
+        if isinstance(task, dict):
+            yield from _flat(task)
+        else:
+            yield name, task
+
+
+def _need_harness() -> None:
+    try:
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as e:
+        raise InputError(
+            f"tasks need lm-evaluation-harness 0.4.10 or later ({one_line(e)}): pip install 'selftrain_jax[eval]'"
+        ) from None
