@@ -1,7 +1,7 @@
 """Everything that is measured on one model, item by item, so that models can be compared in pairs afterwards."""
 
+import dataclasses
 import functools
-import io
 import pathlib
 from typing import Any, Callable
 
@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import write_atomic
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import load_tokenizer
@@ -60,15 +60,10 @@ def evaluate_model(
     name: str,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Measures `model` (config, params) and writes `items.npz` into `directory`.
-
-    Its arrays, one entry per item: "capability/<suite>" bool, "capability/<suite>:acc_norm" bool, "nll/<set>" and
-    "nll/<set>:tokens" per window, and "probe/<field>" for the fields of `memorization.Extraction`; where asked for also
-    "probe/graded", "probe/bleu", "probe/edit_similarity", and "membership/<attack>" with "membership:members" bool.
+    """Measures `model` (config, params) and writes its `Items` into `directory`.
 
     Args:
-      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar; "probe:index"
-        then says which probes they are.
+      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar.
 
     Returns:
       Means, for the manifest.
@@ -79,12 +74,13 @@ def evaluate_model(
     tokenizer = load_tokenizer(tokenizer_source)
     bos = config.bos_token_id if settings.add_bos else None
     texts, questions, pairs, probes = read_inputs(settings, find, config)
-    items: dict[str, np.ndarray] = {}
+    items = Items({}, {}, {}, {}, None)
+    members, index = None, np.arange(len(probes))
     if limit is not None:
         texts, questions, pairs = (
             {name: _some(rows, limit)[0] for name, rows in kind.items()} for kind in (texts, questions, pairs)
         )
-        probes, items["probe:index"] = _some(probes, limit)
+        probes, index = _some(probes, limit)
     scorer = functools.partial(
         score, params, config, mesh=mesh, batch_size=settings.batch_size, dtype=jnp.dtype(settings.dtype)
     )
@@ -96,21 +92,22 @@ def evaluate_model(
                 scorer, config, tokenizer, rows, settings.template, add_bos=settings.add_bos
             )
             for rule in settings.rules:
-                items[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = hits[rule]
+                items.capability[suite, rule] = hits[rule]
             bar.update()
         for suite, rows in pairs.items():
-            items[f"capability/{suite}"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
+            items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
         for set_name, documents in texts.items():
             found = likelihood.text_likelihood(scorer, config, tokenizer, documents, context_len=settings.context_len)
-            items[f"nll/{set_name}"], items[f"nll/{set_name}:tokens"] = found.nll, found.num_tokens
+            items.nll[set_name] = found.nll, found.num_tokens
             summary[f"nll/{set_name}"] = found.nll_per_token
             for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):
                 summary[f"{unit}/{set_name}"] = getattr(found, unit)
             bar.update()
         if probes:
             found = memorization.extract(scorer, probes, bos_token_id=bos)
-            items |= {f"probe/{field}": values for field, values in vars(found).items()}
+            items.probes.update(vars(found), index=index, group=np.array([p.group for p in probes]))
+            items.probes["offset"] = np.array([-1 if p.offset is None else p.offset for p in probes])
             summary["extraction/all"] = float(found.exact.mean())
             if settings.free_running:
                 written = free_running.continue_greedily(
@@ -123,18 +120,16 @@ def evaluate_model(
                     dtype=jnp.dtype(settings.dtype),
                 )
                 close = approximate.approximate_match(probes, written, tokenizer)
-                items["probe/graded"] = free_running.graded_score(probes, written)
-                items |= {f"probe/{field}": values for field, values in vars(close).items()}
+                items.probes.update(vars(close), graded=free_running.graded_score(probes, written))
             if settings.nonmembers:
-                items["membership:members"] = np.array([p.group != settings.nonmembers for p in probes])
-                items |= _attacks(scorer, probes, tokenizer, bos)
+                members = np.array([p.group != settings.nonmembers for p in probes])
+                items.membership.update(_attacks(scorer, probes, tokenizer, bos))
             bar.update()
-    summary |= {key: float(hits.mean()) for key, hits in items.items() if key.startswith("capability/")}
+    for (suite, rule), hits in items.capability.items():
+        summary[f"capability/{suite}" + f":{rule}" * (rule != "acc")] = float(hits.mean())
     if is_local(mesh) or job.is_first():
         directory.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez(buffer, **items)
-        write_atomic(directory / "items.npz", buffer.getvalue())
+        dataclasses.replace(items, members=members).save(directory)
     return summary
 
 
@@ -145,8 +140,7 @@ def _some(rows: list, limit: int) -> tuple[list, np.ndarray]:
 
 
 def _attacks(scorer, probes, tokenizer, bos) -> dict[str, np.ndarray]:
-    """ "membership/<attack>" for the whole of every probe, prefix and suffix."""
+    """Scores by attack, for the whole of every probe, prefix and suffix."""
     sequences = [np.concatenate([p.prefix, p.suffix]) for p in probes]
     texts = tokenizer.batch_decode([ids.tolist() for ids in sequences])
-    scores = membership.membership_scores(scorer, sequences, texts=texts, bos_token_id=bos)
-    return {f"membership/{attack}": values for attack, values in scores.items()}
+    return membership.membership_scores(scorer, sequences, texts=texts, bos_token_id=bos)

@@ -11,6 +11,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
@@ -18,6 +19,7 @@ from selftrain_jax.lab.world_files import write_world_files
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import init_params
 from selftrain_jax.report.data import ReportData
+from selftrain_jax.report.metric import EXTRACTION, Metric
 from selftrain_jax.run import summary
 
 SETTINGS = EvaluateSettings(
@@ -48,7 +50,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(world, tmp_path_factory):
-    """(manifest summary, item arrays)"""
+    """(manifest summary, items)"""
     directory, config = world
     out = tmp_path_factory.mktemp("evaluate")
     params = init_params(config, jax.random.key(0))
@@ -57,52 +59,37 @@ def measured(world, tmp_path_factory):
     found = suite.evaluate_model(
         model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, mesh=mesh, name="base"
     )
-    with np.load(out / "items.npz") as arrays:
-        return found, dict(arrays)
+    return found, Items.load(out)
 
 
 def test_items_cover_every_probe(measured):
     found, items = measured
     fields = {"exact", "first_mismatch", "strength", "least_margin", "graded", "bleu", "edit_similarity"}
-    assert all(items[f"probe/{field}"].shape == (12,) for field in fields)
-    attacks = {name for name in items if name.startswith("membership/")}
-    assert attacks == {f"membership/{a}" for a in ("loss", "zlib", "min_k", "min_k_plus")}
-    assert items["membership:members"].tolist() == [False] * 6 + [True] * 6
+    assert all(items.probes[field].shape == (12,) for field in fields)
+    assert items.membership.keys() == {"loss", "zlib", "min_k", "min_k_plus"}
+    assert items.members.tolist() == [False] * 6 + [True] * 6
     assert found["bits_per_char/validation"] == pytest.approx(found["bits_per_byte/validation"])  # all ASCII
     assert found["word_perplexity/validation"] > 1
 
 
 def test_items_become_rows_with_intervals(measured):
     _, items = measured
-    masks = {"extraction/all": np.ones(12, bool), "extraction/offset=0-3": np.arange(12) < 4}
+    masks = {EXTRACTION: np.ones(12, bool), Metric("extraction", offset=(0, 3)): np.arange(12) < 4}
     rows = list(summary._measure(items, masks, SETTINGS))
     ReportData(title="", metrics=[{"model": "base", "seed": 0, **row} for row in rows])  # fractions where they must be
-    values = {row["metric"]: row for row in rows}
+    values = {row["metric"].name: row for row in rows}
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] > 0 for row in rows)
     whole = ("ambiguous", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity")
     assert values.keys() >= {f"{kind}/all" for kind in whole} | {"extraction/suffix=1", "extraction/suffix=3"}
     assert values["extraction/offset=0-3"]["n"] == 4
-    assert values["graded/all"]["value"] == pytest.approx(items["probe/graded"].mean())
+    assert values["graded/all"]["value"] == pytest.approx(items.probes["graded"].mean())
     assert values["extraction/suffix=1"]["value"] >= values["extraction/suffix=3"]["value"]
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
-    compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS)])
-    changes = {row["metric"]: row["difference"] for row in compared}
+    compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS.suffix_lengths)])
+    changes = {row["metric"].name: row["difference"] for row in compared}
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
-
-
-def test_items_of_an_older_run_still_make_a_report(measured):
-    """They lack what was not measured then."""
-    known = [f"probe/{field}" for field in ("exact", "first_mismatch", "token_share", "least_margin")]
-    old = {name: measured[1][name] for name in known}
-    rows = list(summary._measure(old, {"extraction/all": np.ones(12, bool)}, EvaluateSettings()))
-    assert {row["metric"] for row in rows} == {
-        "extraction/all",
-        "ambiguous/all",
-        "token_share/all",
-        "first_mismatch/all",
-    }
 
 
 @pytest.mark.parametrize(
