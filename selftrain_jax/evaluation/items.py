@@ -1,53 +1,67 @@
-"""What was measured on one model, item by item, so that models can be compared in pairs afterwards."""
+"""One evaluated model, item by item, so that models can be compared in pairs afterwards."""
 
 import dataclasses
 import io
-import json
-import os
 import pathlib
 
 import numpy as np
 
 from selftrain_jax.core.files import write_atomic
 
+_FILE = "items.npz"
+
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """One evaluated model, item by item.
+    """Everything that was measured, with one entry per item.
 
     Attributes:
-      capability: (suite, rule) -> bool `[n]`.
-      nll: text set -> (nats, tokens), each of every window.
-      probes: columns by name, one entry a probe: "exact", "first_mismatch", "token_share", "strength", "log_prob",
-        "least_margin", "length", "group" (str), "offset" (-1: unknown), "index" (its place in the file); where asked
-        for "graded", "bleu", "edit_similarity".
+      capability: (suite, rule) -> bool `[n]`; the rule is "acc", "acc_norm" or "acc_bytes".
+      nll: text set -> (nats `[windows]`, tokens `[windows]`).
+      probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" (int,
+        -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded", "bleu" and
+        "edit_similarity". Empty without probes.
       membership: attack -> float `[n]`.
-      members: bool `[n]`; None without attacks.
+      members: bool `[n]`; None where no attack was run.
     """
 
-    capability: dict[tuple[str, str], np.ndarray]
-    nll: dict[str, tuple[np.ndarray, np.ndarray]]
-    probes: dict[str, np.ndarray]
-    membership: dict[str, np.ndarray]
-    members: np.ndarray | None
+    capability: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    nll: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    probes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    membership: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    members: np.ndarray | None = None
 
-    def save(self, directory: str | os.PathLike) -> None:
-        """Writes `items.npz`, atomically."""
-        arrays = {("capability", *key): values for key, values in self.capability.items()}
-        arrays |= {("nll", name): np.stack(pair) for name, pair in self.nll.items()}
-        arrays |= {("probes", name): values for name, values in self.probes.items()}
-        arrays |= {("membership", name): values for name, values in self.membership.items()}
-        arrays |= {} if self.members is None else {("members",): self.members}
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes `directory/items.npz`, whole or not at all; the directory is made when missing."""
+        arrays = {f"capability/{rule}/{suite}": hits for (suite, rule), hits in self.capability.items()}
+        for name, (nats, tokens) in self.nll.items():
+            arrays |= {f"nats/{name}": nats, f"tokens/{name}": tokens}
+        arrays |= {f"probes/{column}": values for column, values in self.probes.items()}
+        arrays |= {f"membership/{attack}": values for attack, values in self.membership.items()}
+        if self.members is not None:
+            arrays["members"] = self.members
         buffer = io.BytesIO()
-        np.savez(buffer, *arrays.values(), keys=np.array(json.dumps(list(arrays))))
-        write_atomic(pathlib.Path(directory) / "items.npz", buffer.getvalue())
+        np.savez(buffer, **arrays)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / _FILE, buffer.getvalue())
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "Items":
-        found: dict[str, dict] = {name: {} for name in ("capability", "nll", "probes", "membership", "members")}
-        with np.load(pathlib.Path(directory) / "items.npz") as arrays:
-            for i, (field, *key) in enumerate(json.loads(str(arrays["keys"]))):
-                found[field][tuple(key) if len(key) > 1 else "".join(key)] = arrays[f"arr_{i}"]
-        nll = {name: (pair[0], pair[1].astype(np.int64)) for name, pair in found["nll"].items()}
-        members = found.pop("members").get("")
-        return cls(**found | {"nll": nll, "members": members})
+    def load(cls, directory: pathlib.Path) -> "Items":
+        """What `save` left in `directory`."""
+        kinds: dict[str, dict[str, np.ndarray]] = {}
+        with np.load(directory / _FILE) as arrays:
+            for key in arrays.files:
+                kind, _, name = key.partition("/")
+                kinds.setdefault(kind, {})[name] = arrays[key]
+        capability = {}
+        for name, hits in kinds.get("capability", {}).items():
+            rule, _, suite = name.partition("/")
+            capability[suite, rule] = hits
+        nats, tokens = kinds.get("nats", {}), kinds.get("tokens", {})
+        return cls(
+            capability,
+            {name: (nats[name], tokens[name]) for name in nats},
+            kinds.get("probes", {}),
+            kinds.get("membership", {}),
+            kinds.get("members", {}).get(""),
+        )

@@ -6,7 +6,7 @@ import math
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, RUN, Metric
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric
 
 MARGIN = 0.02
 """A capability score counts as kept when it is at most this far (2 points) below the base model's."""
@@ -206,45 +206,6 @@ class ReportData:
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
             result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
         return result
-
-    @property
-    def explanations(self) -> dict[str, str]:
-        """One line for each kind of metric that the run measured, and for each kind of extraction."""
-        found = self.kinds.get("extraction", ())
-        lines = {
-            "all probes": (
-                EXTRACTION in found,
-                "Share of probes that greedy decoding continues with the exact suffix.",
-            ),
-            "held-out": (
-                any(m.held_out for m in found),
-                f"The same over the probes of which no {self.held_out_ngram}-gram occurs in the training subset, so "
-                "training cannot have repeated them.",
-            ),
-            "repeats": (
-                any(m.repeats is not None for m in found),
-                "The same over sequences that occur that often in the pre-training text.",
-            ),
-            "held-out, 13-gram or suffix": (
-                any(m.held_out not in (None, RUN) for m in found),
-                "The same with a weaker filter: no 13-gram, or just not the whole suffix.",
-            ),
-            "first tokens": (
-                any(m.suffix is not None for m in found),
-                "Share of probes that greedy decoding continues so far without an error.",
-            ),
-            "offset": (
-                any(m.offset for m in found),
-                "Extraction of probes by the tokens that come before them in training.",
-            ),
-        }
-        known = {term: text for term, (measured, text) in lines.items() if measured}
-        for name, kind in KINDS.items():
-            if name in self.kinds and kind.explanation:
-                known[kind.term or kind.words] = kind.explanation
-        return known | {
-            "95 % interval": "A range that covers the true value in 95 % of repetitions, for the items drawn."
-        }
 
 
 def label(model: str) -> str:

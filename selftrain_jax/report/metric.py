@@ -10,13 +10,12 @@ RUN = "run"
 class Kind:
     """A kind of metric; a unit that begins with "%" says that it is a rate: a fraction in [0, 1], shown in percent."""
 
-    words: str
     unit: str = ""
     explanation: str = ""
+    words: str = ""  # where they are not the kind itself
     term: str = ""  # what the explanation explains, where that is not `words`
     short: str = ""  # `words` where there is little room
     decimals: int = 3  # of what is no rate
-    probes: bool = False  # measured on the probes, so that a metric of this kind and nothing else is of all probes
 
     @property
     def is_rate(self) -> bool:
@@ -24,78 +23,61 @@ class Kind:
 
 
 KINDS = {
-    "extraction": Kind(
-        "extraction", "% of probes", "Verbatim extraction; lower means that less is memorized.", probes=True
-    ),
+    "extraction": Kind("% of probes", "Verbatim extraction; lower means that less is memorized."),
     "token_share": Kind(
-        "token share",
-        "% of suffix tokens",
-        "Share of suffix tokens that are the likeliest after the true text so far.",
-        probes=True,
+        "% of suffix tokens", "Share of suffix tokens that are the likeliest after the true text so far."
     ),
     "first_mismatch": Kind(
-        "first mismatch",
-        "tokens",
-        "Suffix tokens that greedy decoding reproduces before its first error.",
-        decimals=1,
-        probes=True,
+        "tokens", "Suffix tokens that greedy decoding reproduces before its first error.", decimals=1
     ),
     "strength": Kind(
-        "extraction strength",
         "% of suffix tokens",
         "Share of the suffix that need not be given for greedy decoding to complete it.",
-        probes=True,
+        "extraction strength",
     ),
     "graded": Kind(
-        "graded memorization score",
         "% of suffix tokens",
         "Share of suffix tokens right, one by one, in free greedy decoding.",
-        probes=True,
+        "graded memorization score",
     ),
     "approximate": Kind(
-        "approximate match",
-        "% of probes",
-        "Share of probes whose continuation has a BLEU above 0.75 with the suffix.",
-        probes=True,
+        "% of probes", "Share of probes whose continuation has a BLEU above 0.75 with the suffix.", "approximate match"
     ),
     "edit_similarity": Kind(
-        "edit similarity",
-        "% of characters",
-        "1 - edit distance / length of the continuation's text and the true one.",
-        probes=True,
+        "% of characters", "1 - edit distance / length of the continuation's text and the true one."
     ),
-    "ambiguous": Kind(
-        "ambiguous",
-        "% of probes",
-        "Probes decided by a margin that another batch shape or device could overturn.",
-        probes=True,
-    ),
+    "ambiguous": Kind("% of probes", "Probes decided by a margin that another batch shape or device could overturn."),
     "membership_auc": Kind(
-        "membership, AUC",
         "0.5: chance",
         "How well an attack tells planted probes from others: AUC, and members found at a fixed rate of false "
         "accusations.",
+        "membership, AUC",
         term="membership",
     ),
-    "tpr_at_fpr_0.01": Kind("membership, TPR at 1 % FPR", "% of members"),
-    "tpr_at_fpr_0.001": Kind("membership, TPR at 0.1 % FPR", "% of members"),
-    "capability": Kind("capability", "% of items", "Share of the suite's items answered correctly; higher is better."),
+    "tpr_at_fpr_0.01": Kind("% of members", words="membership, TPR at 1 % FPR"),
+    "tpr_at_fpr_0.001": Kind("% of members", words="membership, TPR at 0.1 % FPR"),
+    "capability": Kind("% of items", "Share of the suite's items answered correctly; higher is better."),
     "nll": Kind(
-        "negative log-likelihood",
         "nats per token",
         "Mean over the tokens of that text, in nats; lower is better.",
+        "negative log-likelihood",
         short="NLL",
     ),
-    "source_nll": Kind("source NLL", "nats per token"),
-    "entropy": Kind("entropy", "bits per token"),
-    "mean_length": Kind("mean length", "tokens", decimals=1),
+    "source_nll": Kind("nats per token", words="source NLL"),
+    "entropy": Kind("bits per token"),
+    "mean_length": Kind("tokens", decimals=1),
 }
 """In reading order; kinds that are not here come last, and have neither a unit nor an explanation."""
+_OF_PROBES = frozenset(
+    ("extraction", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity", "ambiguous")
+)
+"""Those of which a metric without an item, a group or the like is of all probes."""
 
 
 def kind(name: str) -> Kind:
-    """The kind of that name, be it in `KINDS` or not."""
-    return KINDS.get(name) or Kind(name.replace("_", " "))
+    """The kind of that name, be it in `KINDS` or not, with its words."""
+    found = KINDS.get(name, Kind())
+    return dataclasses.replace(found, words=found.words or name.replace("_", " "))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +114,7 @@ class Metric:
         suffix = "" if self.suffix is None else f"suffix={self.suffix}"
         offset = "" if self.offset is None else f"offset={self._offset}"
         parts = [part for part in (self._item, held_out, suffix, offset, self.group) if part]
-        return "/".join([self.kind, *(parts or ["all"] * self.of.probes)])
+        return "/".join([self.kind, *(parts or ["all"] * (self.kind in _OF_PROBES))])
 
     __str__ = name.fget
 
@@ -147,7 +129,7 @@ class Metric:
             "" if self.offset is None else f"offset {self._offset}",
             self.group_words,
         )
-        return ", ".join(filter(None, parts)) or "all probes" * self.of.probes
+        return ", ".join(filter(None, parts)) or "all probes" * (self.kind in _OF_PROBES)
 
     @property
     def group_words(self) -> str:

@@ -13,7 +13,7 @@ import jinja2
 from selftrain_jax.core import files
 from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, label
-from selftrain_jax.report.metric import HELD_OUT, Metric, kind
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, Metric, kind
 from selftrain_jax.report.study_data import StudyData, grouped
 from selftrain_jax.report.study_tables import format_study, plain_study
 from selftrain_jax.report.svg import NUM_HUES
@@ -90,7 +90,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
-    loaded.globals |= {"kind_of": kind, "HELD_OUT": HELD_OUT, "label": label, "study": study_data, "num_hues": NUM_HUES}
+    loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {"study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,
@@ -105,7 +106,7 @@ def _environment() -> jinja2.Environment:
         "evidence": study_tables.evidence,
         "shade": _shade,
         "href": _href,
-        "shown": _shown,
+        "shown": lambda value, metric: number(value, metric.decimals, metric.scale),
     }
     return loaded
 
@@ -121,8 +122,7 @@ def _cell(change: Change, metric: Metric) -> tuple[str, str]:
     if change.bounds_relative:
         value, form = change.relative, {"decimals": 1, "scale": 100, "unit": " %"}
     else:
-        decimals = 1 if metric.of.is_rate else 3
-        value, form = change.difference, {"decimals": decimals, "scale": metric.scale}
+        value, form = change.difference, {"decimals": 1 if metric.of.is_rate else 3, "scale": metric.scale}
     return number(value, sign=True, **form), interval(change.low, change.high, sign=True, **form)
 
 
@@ -176,16 +176,6 @@ def _href(path: Any) -> str | None:
     if not path or str(path).startswith(("/", "\\")):
         return None
     return urllib.parse.quote(str(path).encode("utf-8", "replace"), safe="/")
-
-
-def _shown(row: Mapping | None, metric: Metric) -> tuple[str, str]:
-    """(after, before) of a row of results, in the metric's unit."""
-    if row is None:
-        return "", ""
-    after, before = (
-        None if row[k] is None else number(float(row[k]), metric.decimals, metric.scale) for k in ("after", "before")
-    )
-    return after or "-", before or ""
 
 
 def _heat_maps(data: StudyData) -> list[tuple[str, list[str], list[tuple[str, list]]]]:

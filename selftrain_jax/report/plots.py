@@ -6,24 +6,9 @@ import math
 import re
 from typing import Sequence
 
+from selftrain_jax.report import svg
 from selftrain_jax.report.data import MARGIN, ReportData, finite, label
 from selftrain_jax.report.metric import HELD_OUT
-from selftrain_jax.report.svg import (
-    BAND,
-    DASHES,
-    GRID,
-    MUTED,
-    NUM_HUES,
-    SIZE,
-    Figure,
-    bar,
-    colour,
-    figure,
-    look,
-    percent,
-    short,
-    step_axis,
-)
 
 _MAX_POINTS = 300
 _CURVES = {
@@ -37,18 +22,18 @@ _CURVES = {
 def styles(models: Sequence[str]) -> dict[str, int]:
     """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
     fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
-    spare = itertools.cycle(range(4, NUM_HUES))
+    spare = itertools.cycle(range(4, svg.NUM_HUES))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 
 
-def figures(data: ReportData) -> list[Figure]:
+def figures(data: ReportData) -> list[svg.Figure]:
     """The figures that the data allow, in reading order."""
     made = [maker(data) for maker in (_extraction_by_repeats, _capability_change, _capability_against_extraction)]
     made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
     return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
 
 
-def _extraction_by_repeats(data: ReportData) -> Figure | None:
+def _extraction_by_repeats(data: ReportData) -> svg.Figure | None:
     groups = {m.repeats: m for _, m in data.estimates if m.repeats is not None and not m.held_out}
     counts = sorted(groups)
     if len(counts) < 2:
@@ -61,14 +46,14 @@ def _extraction_by_repeats(data: ReportData) -> Figure | None:
         for i, model in enumerate(data.models):
             found = [(r, e) for r in counts if (e := data.estimates.get((model, groups[r])))]
             xs = [place[r] + 0.09 * (i - (len(data.models) - 1) / 2) for r, _ in found]
-            axes.plot(xs, [100 * e.value for _, e in found], **look(hues[model], label(model)))
+            axes.plot(xs, [100 * e.value for _, e in found], **svg.look(hues[model], label(model)))
             for x, (_, e) in zip(xs, found):
-                bar(axes, [x, x], percent([e.low, e.high]), hues[model])
+                svg.bar(axes, [x, x], svg.percent([e.low, e.high]), hues[model])
         axes.set_xticks([place[r] for r in counts], [str(r) for r in counts])
         axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-4, 104))
         axes.set_ylabel("extracted (% of probes)")
 
-    return figure(
+    return svg.figure(
         "Extraction by repetition count",
         "Share of probes continued exactly, by how often the base model saw the sequence. Bars: 95 % intervals; "
         "points are moved sideways a little so that they do not hide each other.",
@@ -76,7 +61,7 @@ def _extraction_by_repeats(data: ReportData) -> Figure | None:
     )
 
 
-def _capability_change(data: ReportData) -> Figure | None:
+def _capability_change(data: ReportData) -> svg.Figure | None:
     suites = data.kinds.get("capability", [])
     found = {m: c for m in data.trained if (c := data.capability_changes(m))}
     if not found:
@@ -85,31 +70,31 @@ def _capability_change(data: ReportData) -> Figure | None:
     step = 0.7 / len(found)
 
     def draw(axes):
-        axes.axvspan(-100 * MARGIN, 100 * MARGIN, color=BAND, lw=0, zorder=0)
-        axes.axvline(0, color=MUTED, lw=1, zorder=1)
+        axes.axvspan(-100 * MARGIN, 100 * MARGIN, color=svg.BAND, lw=0, zorder=0)
+        axes.axvline(0, color=svg.MUTED, lw=1, zorder=1)
         for i, (model, changes) in enumerate(found.items()):
             ys = [suites.index(s) + step * (i - (len(found) - 1) / 2) for s in changes]
             for y, change in zip(ys, changes.values()):
                 if not change.bounds_relative:
-                    bar(axes, percent([change.low, change.high]), [y, y], hues[model])
+                    svg.bar(axes, svg.percent([change.low, change.high]), [y, y], hues[model])
             xs = [100 * change.difference for change in changes.values()]
-            axes.plot(xs, ys, **look(hues[model], label(model), ls="none", ms=7))
-        axes.set_yticks(range(len(suites)), [short(suite.words) for suite in suites])
+            axes.plot(xs, ys, **svg.look(hues[model], label(model), ls="none", ms=7))
+        axes.set_yticks(range(len(suites)), [svg.short(suite.words) for suite in suites])
         axes.set(ylim=(len(suites) - 0.5, -0.5), xlabel="change against base (points)")
         widest = max(abs(x) for x in axes.get_xlim())
         axes.set_xlim(-max(widest, 3), max(widest, 3))
         axes.grid(False, axis="y")
 
-    return figure(
+    return svg.figure(
         "Capability change against base",
         "Each suite's change in points; bars, where tested: 95 % intervals of the paired difference. Shaded: 2 points "
         "around base.",
         draw,
-        max(SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found))),
+        max(svg.SIZE[1], 1.5 + len(suites) * (0.18 + 0.14 * len(found))),
     )
 
 
-def _capability_against_extraction(data: ReportData) -> Figure | None:
+def _capability_against_extraction(data: ReportData) -> svg.Figure | None:
     table, metric = data.estimates, data.headline
     suites = data.kinds.get("capability", [])
     models = [m for m in data.models if (m, metric) in table and any((m, s) in table for s in suites)]
@@ -125,15 +110,15 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
         for model in models:
             x, y = point[model]
             if "base" in point and model != "base":
-                axes.plot([point["base"][0], x], [point["base"][1], y], color=GRID, lw=1.2, zorder=1)
-            bar(axes, percent([table[model, metric].low, table[model, metric].high]), [y, y], hues[model])
-            axes.plot([x], [y], **look(hues[model], label(model), ls="none", ms=9, zorder=3))
+                axes.plot([point["base"][0], x], [point["base"][1], y], color=svg.GRID, lw=1.2, zorder=1)
+            svg.bar(axes, svg.percent([table[model, metric].low, table[model, metric].high]), [y, y], hues[model])
+            axes.plot([x], [y], **svg.look(hues[model], label(model), ls="none", ms=9, zorder=3))
         low, high = min(mean.values()), max(mean.values())
         room = max(2.0, 0.35 * (high - low))
         axes.set(xlim=(-4, 104), ylim=(low - room, high + room), ylabel="mean capability (% of items)")
         axes.set_xlabel(f"{'held-out extraction' if metric == HELD_OUT else 'extraction'} (% of probes)")
 
-    return figure(
+    return svg.figure(
         "Capability against extraction",
         f"One point per model, mean of {len(shared)} suite{'s' * (len(shared) != 1)}; bars: 95 % intervals of "
         "extraction. Straight left of base: less is extracted at equal capability.",
@@ -141,7 +126,7 @@ def _capability_against_extraction(data: ReportData) -> Figure | None:
     )
 
 
-def _measured_curve(data: ReportData, kind: str) -> Figure | None:
+def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
     """Extraction (held-out where there is such), or the mean of the capability suites, over the steps of training."""
     metrics = {row["metric"] for row in data.measured_curves if row["metric"].kind == kind}
     if kind == "extraction":
@@ -168,14 +153,14 @@ def _measured_curve(data: ReportData, kind: str) -> Figure | None:
             own = {step: values[model, step] for step in sorted(steps) if (model, step) in values}
             if own:
                 means = [100 * sum(row["value"] for row in rows) / len(rows) for rows in own.values()]
-                axes.plot(list(own), means, **look(hues[model], label(model)))
+                axes.plot(list(own), means, **svg.look(hues[model], label(model)))
             for step, rows in own.items():
                 if len(rows) == 1:
-                    bar(axes, [step, step], percent([rows[0]["low"], rows[0]["high"]]), hues[model], lw=1.2)
-        step_axis(axes, steps)
+                    svg.bar(axes, [step, step], svg.percent([rows[0]["low"], rows[0]["high"]]), hues[model], lw=1.2)
+        svg.step_axis(axes, steps)
         axes.set(ylabel=title, ylim=limits)
 
-    return figure(
+    return svg.figure(
         f"{kind.capitalize()} over training",
         f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
         + " Bars: 95 % intervals." * (kind == "extraction" and len({r["seed"] for r in data.measured_curves}) == 1),
@@ -183,19 +168,21 @@ def _measured_curve(data: ReportData, kind: str) -> Figure | None:
     )
 
 
-def _nll_histograms(data: ReportData) -> Figure | None:
+def _nll_histograms(data: ReportData) -> svg.Figure | None:
     histogram = (data.audit or {}).get("nll_histogram")
     if not histogram or not sum(histogram["before"]):
         return None
     edges, before, after = ([float(x) for x in histogram[k]] for k in ("edges", "before", "after"))
 
     def draw(axes):
-        axes.stairs(before, edges, color=MUTED, lw=1.6, ls=DASHES[0], label=f"before ({sum(before):,.0f} documents)")
-        axes.stairs(after, edges, color=colour(1), fill=True, alpha=0.25, lw=0)
-        axes.stairs(after, edges, color=colour(1), lw=1.6, label=f"after ({sum(after):,.0f} documents)")
+        axes.stairs(
+            before, edges, color=svg.MUTED, lw=1.6, ls=svg.DASHES[0], label=f"before ({sum(before):,.0f} documents)"
+        )
+        axes.stairs(after, edges, color=svg.colour(1), fill=True, alpha=0.25, lw=0)
+        axes.stairs(after, edges, color=svg.colour(1), lw=1.6, label=f"after ({sum(after):,.0f} documents)")
         axes.set(xlabel="mean negative log-likelihood (nats per token)", ylabel="documents", ylim=(0, None))
 
-    return figure(
+    return svg.figure(
         "Likelihood of the corpus before and after the audit",
         "Documents by their negative log-likelihood under the model that wrote them, before and after the "
         "audit dropped some.",
@@ -203,7 +190,7 @@ def _nll_histograms(data: ReportData) -> Figure | None:
     )
 
 
-def _learning_curve(data: ReportData, field: str) -> Figure | None:
+def _learning_curve(data: ReportData, field: str) -> svg.Figure | None:
     curves = {
         model: points
         for model, rows in data.learning_curves.items()
@@ -220,7 +207,7 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
             model = model_of[curve]
             xs, ys = zip(*_thin(points))
             # One legend entry for all seeds of a model.
-            axes.plot(xs, ys, **look(hues[model], None if model in named else label(model), marker=None))
+            axes.plot(xs, ys, **svg.look(hues[model], None if model in named else label(model), marker=None))
             named.add(model)
         axes.set(xlabel="step", ylabel=_CURVES[field])
         if field == "tokens_per_second":
@@ -231,7 +218,7 @@ def _learning_curve(data: ReportData, field: str) -> Figure | None:
     caption = f"{title.capitalize()} of each trained model by step."
     if longest > _MAX_POINTS:
         caption += f" Each point is the mean of up to {math.ceil(longest / _MAX_POINTS)} recorded steps."
-    return figure(title.capitalize(), caption, draw)
+    return svg.figure(title.capitalize(), caption, draw)
 
 
 def _curve_model(curve: str, models: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import functools
 import textwrap
 from typing import Mapping, Sequence
 
+from selftrain_jax.report import svg
 from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric
 from selftrain_jax.report.study_data import (
     CONTROLS,
@@ -17,20 +18,6 @@ from selftrain_jax.report.study_data import (
     over_seeds,
     proxy_words,
 )
-from selftrain_jax.report.svg import (
-    DASHES,
-    MARKERS,
-    MUTED,
-    PAPER,
-    Figure,
-    bar,
-    colour,
-    figure,
-    look,
-    percent,
-    short,
-    step_axis,
-)
 from selftrain_jax.report.tables import interval, number
 
 _HEIGHT = 3.5
@@ -40,25 +27,25 @@ _RHO = "\N{GREEK SMALL LETTER RHO}"
 _OVER_GENERATIONS = (CAPABILITY, EXTRACTION, HELD_OUT)
 _OF_CORPUS = ("distinct_1", "distinct_2", "distinct_4", "entropy", "mean_length", "source_nll", "nll")
 
-_wide = functools.partial(figure, width=4.8)
+_wide = functools.partial(svg.figure, width=4.8)
 _curve = functools.partial(_wide, numbers="tables/curves.csv")
 
 
-def by_relation(data: StudyData) -> Figure | None:
+def by_relation(data: StudyData) -> svg.Figure | None:
     """Utility of every relation with its interval, and of its pairs as dots; None without rows."""
     rows = [row for row in in_order(data.by_relation) if row["value"] is not None]
     if not rows:
         return None
 
     def draw(axes):
-        axes.axvline(0, color=MUTED, lw=1, zorder=1)
+        axes.axvline(0, color=svg.MUTED, lw=1, zorder=1)
         for y, row in enumerate(rows):
             of = hue(row["relation"])
             pairs = [u["value"] for u in data.utility if u["relation"] == row["relation"] and u["value"] is not None]
             spread = [y + 0.14 + 0.26 * i / max(len(pairs) - 1, 1) for i in range(len(pairs))]
-            axes.plot(percent(pairs), spread, "o", color=colour(of), alpha=0.55, ms=4, mew=0, zorder=2)
-            bar(axes, percent([row["low"], row["high"]]), [y, y], of, lw=2, zorder=3)
-            axes.plot([100 * row["value"]], [y], **look(of, ls="none", ms=9, zorder=4))
+            axes.plot(svg.percent(pairs), spread, "o", color=svg.colour(of), alpha=0.55, ms=4, mew=0, zorder=2)
+            svg.bar(axes, svg.percent([row["low"], row["high"]]), [y, y], of, lw=2, zorder=3)
+            axes.plot([100 * row["value"]], [y], **svg.look(of, ls="none", ms=9, zorder=4))
         axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["relation"], 16)) for row in rows])
         axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel="utility (points)")
         axes.grid(False, axis="y")
@@ -75,7 +62,7 @@ def by_relation(data: StudyData) -> Figure | None:
     )
 
 
-def proxies(data: StudyData) -> list[Figure]:
+def proxies(data: StudyData) -> list[svg.Figure]:
     """One panel per proxy: its value against utility, one point per pair and seed, titled with rho over all pairs."""
     made = []
     for i, ((proxy,), rows) in enumerate(grouped(data.proxies, "proxy").items()):
@@ -85,7 +72,7 @@ def proxies(data: StudyData) -> list[Figure]:
     return made
 
 
-def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> Figure:
+def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> svg.Figure:
     known = [row for row in data.correlations if row["proxy"] == proxy and row["rho"] is not None]
     # The correlation over all pairs where there is one, else the first that there is.
     known.sort(key=lambda row: row["scope"] != "all pairs")
@@ -102,17 +89,17 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> Figur
         caption += f". {_RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over pairs" * bool(bounds)
 
     def draw(axes):
-        axes.axhline(0, color=MUTED, lw=1, zorder=1)
+        axes.axhline(0, color=svg.MUTED, lw=1, zorder=1)
         for (relation,), group in grouped(in_order(rows), "relation").items():
-            ys = percent([row["utility"] for row in group])
-            axes.plot([row["value"] for row in group], ys, **look(hue(relation), ls="none"))
-        axes.set(xlabel=short(proxy_words(proxy), 34), ylabel="utility (points)")
+            ys = svg.percent([row["utility"] for row in group])
+            axes.plot([row["value"] for row in group], ys, **svg.look(hue(relation), ls="none"))
+        axes.set(xlabel=svg.short(proxy_words(proxy), 34), ylabel="utility (points)")
         axes.locator_params(nbins=6)
 
-    return figure(title, caption + ".", draw, 3.0, width=3.7, name=name, numbers="tables/proxies.csv")
+    return svg.figure(title, caption + ".", draw, 3.0, width=3.7, name=name, numbers="tables/proxies.csv")
 
 
-def curves(data: StudyData) -> list[tuple[str, list[Figure]]]:
+def curves(data: StudyData) -> list[tuple[str, list[svg.Figure]]]:
     """[(student and condition, figures)]: capability against extraction, and both against the step of training."""
     made = []
     groups = sorted(
@@ -139,15 +126,15 @@ def _looks(data: StudyData, rows: Sequence[Row]) -> dict[str, dict]:
     for arm in sorted(relations, key=data.arms(data.curves).index):
         relation = relations[arm]
         nth = used[relation] = used.get(relation, -1) + 1
-        k = (hue(relation) + 2 * nth) % len(MARKERS)
+        k = (hue(relation) + 2 * nth) % len(svg.MARKERS)
         # A control is named for what it is; a source also says how it stands to this student.
         brief = "same family" if relation == RELATIONS[2] else relation
         name = f"{arm} ({brief})" if relation in RELATIONS else arm
-        looks[arm] = look(hue(relation), name, ls=DASHES[k], marker=MARKERS[k])
+        looks[arm] = svg.look(hue(relation), name, ls=svg.DASHES[k], marker=svg.MARKERS[k])
     return looks
 
 
-def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str, name: str) -> Figure | None:
+def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str, name: str) -> svg.Figure | None:
     means = over_seeds(rows, lambda r: (r["arm"], r["step"], r["metric"]))
     paths = {}
     for arm in looks:
@@ -165,7 +152,7 @@ def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str
             axes.plot(xs, ys, **looks[arm] | {"ms": 4}, zorder=3)
             axes.plot(xs[-1:], ys[-1:], **looks[arm] | {"ms": 8, "label": None}, zorder=4)
         for x, y in dict.fromkeys(path[0] for path in paths.values()):
-            axes.plot([x], [y], "o", ms=12, mfc="none", mec=MUTED, mew=1.6, zorder=5)
+            axes.plot([x], [y], "o", ms=12, mfc="none", mec=svg.MUTED, mew=1.6, zorder=5)
         axes.set(xlabel=f"extraction, {extraction.words} (% of probes)", ylabel="capability (% of items)")
         axes.margins(0.08)
 
@@ -179,7 +166,7 @@ def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str
     )
 
 
-def _steps(rows, metric: Metric, looks: Mapping[str, dict], where: str, name: str) -> Figure | None:
+def _steps(rows, metric: Metric, looks: Mapping[str, dict], where: str, name: str) -> svg.Figure | None:
     lines = _lines((r for r in rows if r["metric"] == metric), lambda r: (r["arm"], r["step"]), looks)
     if not lines:
         return None
@@ -187,7 +174,7 @@ def _steps(rows, metric: Metric, looks: Mapping[str, dict], where: str, name: st
     def draw(axes):
         for arm, line in lines.items():
             _ranged(axes, line, looks[arm], 100)
-        step_axis(axes, [step for line in lines.values() for step, *_ in line])
+        svg.step_axis(axes, [step for line in lines.values() for step, *_ in line])
         if metric == CAPABILITY:
             axes.set_ylabel("capability (% of items)")
         else:
@@ -202,7 +189,7 @@ def _steps(rows, metric: Metric, looks: Mapping[str, dict], where: str, name: st
     )
 
 
-def _groups(rows, where: str, name: str) -> Figure | None:
+def _groups(rows, where: str, name: str) -> svg.Figure | None:
     own = [r for r in rows if r["relation"] == "self" and r["metric"].group and r["metric"].held_out == RUN]
     # With several temperatures, one arm: more would need a second dimension of looks.
     arm = next((row["arm"] for row in own), None)
@@ -214,8 +201,8 @@ def _groups(rows, where: str, name: str) -> Figure | None:
 
     def draw(axes):
         for i, (metric, line) in enumerate(lines.items()):
-            _ranged(axes, line, look(_HUES[i % len(_HUES)], metric.group_words), 100)
-        step_axis(axes, [step for line in lines.values() for step, *_ in line])
+            _ranged(axes, line, svg.look(_HUES[i % len(_HUES)], metric.group_words), 100)
+        svg.step_axis(axes, [step for line in lines.values() for step, *_ in line])
         axes.set_ylabel("extraction, held-out (%)")
 
     return _curve(
@@ -227,7 +214,7 @@ def _groups(rows, where: str, name: str) -> Figure | None:
     )
 
 
-def generations(data: StudyData) -> list[Figure]:
+def generations(data: StudyData) -> list[svg.Figure]:
     """One panel per metric: generation against its value, one line per student and mode. Single suites, groups of
     probes and the like are in the table alone."""
     made = []
@@ -242,15 +229,15 @@ def generations(data: StudyData) -> list[Figure]:
         def draw(axes):
             for (student, mode), line in lines.items():
                 of, dash = _HUES[known.index(student) % len(_HUES)], modes.index(mode)
-                style = look(of, f"{short(student, 16)}, {mode}", ls=("-", (0, (4, 2)), (0, (1, 1)))[dash % 3])
-                hollow = {"mfc": PAPER, "mec": colour(of), "mew": 1.4} if dash % 2 else {}
+                style = svg.look(of, f"{svg.short(student, 16)}, {mode}", ls=("-", (0, (4, 2)), (0, (1, 1)))[dash % 3])
+                hollow = {"mfc": svg.PAPER, "mec": svg.colour(of), "mew": 1.4} if dash % 2 else {}
                 _ranged(axes, line, style | hollow, metric.scale)
             axes.set_xticks(sorted({x for line in lines.values() for x, *_ in line})[:12])
             axes.set(xlabel="generation", ylabel=metric.of.unit or metric.title)
             axes.margins(0.07)
 
         made.append(
-            figure(
+            svg.figure(
                 metric.title,
                 _mean(rows),
                 draw,

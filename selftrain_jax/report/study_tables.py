@@ -44,6 +44,10 @@ def signed(row: Row, name: str = "value") -> tuple[str, str]:
     return number(row[name], sign=True), interval(row["low"], row["high"], sign=True)
 
 
+def _shares(row: Row) -> list[str]:
+    return [number(row[part], 1, 100) for part in ("capability_kept", "extraction_lost")]
+
+
 def evidence(row: Row) -> tuple[str, str]:
     """(value with its unit, interval) of a row of a verdict's evidence."""
     decimals, sign = {"points": (2, True), "%": (1, False)}.get(row["unit"], (3, False))
@@ -117,11 +121,7 @@ def tex_selectivity(data: StudyData) -> str:
     """The selectivity index of each pair, and its two parts in percent."""
     names = ["student", "arm"] + ["condition"] * (len(conditions(data.selectivity)) > 1)
     rows = [
-        [
-            *(tex(row[name]) for name in names),
-            _tex_number(*signed(row)),
-            *(_tex_number(number(row[part], 1, 100)) for part in ("capability_kept", "extraction_lost")),
-        ]
+        [*(tex(row[name]) for name in names), _tex_number(*signed(row)), *map(_tex_number, _shares(row))]
         for row in data.by_pair(data.selectivity)
     ]
     words = {"student": "Student", "arm": "Source", "condition": "Condition"}
@@ -166,49 +166,35 @@ def format_study(data: StudyData) -> str:
     """Verdicts, utility by pair, correlations and selectivity as plain ASCII text, at most 100 columns wide."""
     data = plain_study(data)
     lines = [data.title, "", *_verdicts(data)]
-    tables = (
-        (
-            "Utility: change in mean capability, in points",
-            ["student", "trained on", "relation", "condition", "points", "95 % over seeds", "n"],
-            [
-                [*(row[k] for k in _PAIR), *points(row), number(row["num_replicates"])]
-                for row in data.by_pair(data.utility)
-            ],
-            4,
-        ),
-        (
-            "Utility by relation, in points",
-            ["relation", "points", "95 %", "n"],
-            [[r["relation"], *points(r), number(r["num_replicates"])] for r in in_order(data.by_relation)],
-            1,
-        ),
-        (
-            "Spearman's rank correlation of proxy and utility",
-            ["proxy", "kind", "scope", "rho", "95 %", "n"],
-            [
-                [proxy_words(r["proxy"]), r["kind"], r["scope"], *signed(r, "rho"), number(r["n"])]
-                for r in data.correlations
-            ],
-            3,
-        ),
-        (
-            "Selectivity: extraction lost minus capability lost, as shares of the base model's",
-            ["student", "trained on", "condition", "index", "95 % over seeds", "cap. kept %", "extr. lost %", "n"],
-            [
-                [
-                    *(row[k] for k in ("student", "arm", "condition")),
-                    *signed(row),
-                    *(number(row[part], 1, 100) for part in ("capability_kept", "extraction_lost")),
-                    number(row["num_replicates"]),
-                ]
-                for row in data.by_pair(data.selectivity)
-            ],
-            3,
-        ),
+    utility = [[*(r[k] for k in _PAIR), *points(r), number(r["num_replicates"])] for r in data.by_pair(data.utility)]
+    relations = [[r["relation"], *points(r), number(r["num_replicates"])] for r in in_order(data.by_relation)]
+    correlations = [
+        [proxy_words(r["proxy"]), r["kind"], r["scope"], *signed(r, "rho"), number(r["n"])] for r in data.correlations
+    ]
+    selectivity = [
+        [r["student"], r["arm"], r["condition"], *signed(r), *_shares(r), number(r["num_replicates"])]
+        for r in data.by_pair(data.selectivity)
+    ]
+    over_seeds, kept, lost = "95 % over seeds", "cap. kept %", "extr. lost %"
+    lines += _titled(
+        "Utility: change in mean capability, in points",
+        ["student", "trained on", "relation", "condition", "points", over_seeds, "n"],
+        utility,
+        num_names=4,
     )
-    for title, head, rows, num_names in tables:
-        if rows:
-            lines += [title, *_columns(head, rows, num_names), ""]
+    lines += _titled("Utility by relation, in points", ["relation", "points", "95 %", "n"], relations, num_names=1)
+    lines += _titled(
+        "Spearman's rank correlation of proxy and utility",
+        ["proxy", "kind", "scope", "rho", "95 %", "n"],
+        correlations,
+        num_names=3,
+    )
+    lines += _titled(
+        "Selectivity: extraction lost minus capability lost, as shares of the base model's",
+        ["student", "trained on", "condition", "index", over_seeds, kept, lost, "n"],
+        selectivity,
+        num_names=3,
+    )
     if any(row["low"] is not None for rows in (data.utility, data.selectivity) for row in rows):
         lines.append("n: replicates, of correlations: points; *: the interval excludes 0.")
     return printable([*lines, *data.notes])
@@ -229,21 +215,23 @@ def _verdicts(data: StudyData) -> list[str]:
     return lines
 
 
-def _columns(head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:
+def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:
     """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle."""
+    if not rows:
+        return []
     kept = [i for i in range(len(head)) if any(str(row[i]) for row in rows)]
     table = [[re.sub(r"\s", " ", str(row[i])) for i in kept] for row in (head, *rows)]
     names = sum(i < num_names for i in kept)
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
     while names and sum(widths) + 2 * (len(widths) - 1) + 2 > WIDTH and max(widths[:names]) > 6:
         widths[widths.index(max(widths[:names]))] -= 1
-    return [
-        "  "
-        + "  ".join(
+    lines = [title]
+    for row in table:
+        cells = [
             _squeeze(cell, w).ljust(w) if i < names else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        for row in table
-    ]
+        ]
+        lines.append("  " + "  ".join(cells))
+    return [*lines, ""]
 
 
 def _squeeze(name: str, width: int) -> str:
