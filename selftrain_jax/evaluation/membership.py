@@ -10,6 +10,8 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos
 
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus", "reference")
+
 
 def membership_scores(
     scorer: Scorer,

@@ -1,156 +1,88 @@
-"""The report of one run: report.json, one self-contained HTML page, and the table printed at the end of the run."""
+"""What a run or a study leaves for its readers: JSON, tables, and one self-contained HTML page."""
 
 import dataclasses
 import os
 import pathlib
 import re
-import textwrap
 import unicodedata
+import urllib.parse
 from typing import Any, Mapping
 
+import jinja2
+
 from selftrain_jax.core import files
-from selftrain_jax.report import data as rd
-from selftrain_jax.report import plots as report_plots
-from selftrain_jax.report.data import ReportData
+from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
+from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, label
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, Metric, kind
+from selftrain_jax.report.study_data import StudyData, grouped
+from selftrain_jax.report.study_tables import format_study, plain_study
+from selftrain_jax.report.svg import NUM_HUES
+from selftrain_jax.report.tables import format_table, interval, number, plain
 
 SCHEMA = 1
-_WIDTH = 100
-
-
-def format_estimate(estimate: rd.Estimate | None, metric: str, compact: bool = False, interval: bool = True) -> str:
-    """ "93.1 [90.0, 95.4]" (percent for rates, else in the metric's unit), or "-" where nothing was measured."""
-    if estimate is None:
-        return "-"
-    scale = 100 if rd.is_rate(metric) else 1
-    digits = 1 if scale == 100 or metric.startswith("first_mismatch/") else 3
-    text = f"{scale * estimate.value:.{digits}f}"
-    if interval and estimate.low is not None and estimate.high is not None:
-        digits, comma = (digits - 1, ",") if compact else (digits, ", ")
-        text += f" [{scale * estimate.low:.{digits}f}{comma}{scale * estimate.high:.{digits}f}]"
-    return text
-
-
-def format_table(data: ReportData) -> str:
-    """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
-
-    Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
-    """
-    names, table = rd.models(data), rd.estimates(data)
-    rows: list[list] = [["", "n", *names]]
-    for kind, metrics in rd.metric_groups(data).items():
-        rows.append([rd.group_name(kind) + (f" ({rd.UNITS[kind]})" if kind in rd.UNITS else "")])
-        for metric in metrics:
-            name, n = rd.metric_name(metric), rd.num_items(table, metric)
-            head = [f"  {name if len(name) <= 24 else name[:22] + '..'}", "-" if n is None else str(n)]
-            rows.append(head + [(table.get((m, metric)), metric) for m in names])
-    lines = [data.title, "", *(_layout(rows) if names else ["No metric was measured."])]
-    lines += ["", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *rd.notes(data)]
-    lines = [
-        part
-        for line in lines
-        for part in textwrap.wrap(
-            line, _WIDTH, subsequent_indent=" " * 18 if line.startswith("  ") else "", break_on_hyphens=False
-        )
-        or [""]
-    ]
-    return "\n".join(line.rstrip() for line in lines).strip().encode("ascii", "replace").decode() + "\n"
-
-
-def _layout(rows: list[list]) -> list[str]:
-    """Aligns the rows; more models than fit continue in a second block.
-
-    Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.
-    """
-    heads = [max(len(row[i]) for row in rows if len(row) > 1) for i in range(2)]
-    free = _WIDTH - sum(heads) - 2
-    room = free // (len(rows[0]) - 2) - 2
-    forms = ({}, {"compact": True}, {"interval": False})
-    full, compact, plain = ([_write(row, **form) for row in rows] for form in forms)
-
-    def fits(row: list[str]) -> bool:
-        return max(map(len, row[2:]), default=0) <= room
-
-    cells = full
-    if not all(map(fits, full[1:])):
-        cells = [rows[0], *(short if fits(short) else bare for short, bare in zip(compact[1:], plain[1:]))]
-    widths = heads + [max(len(row[i]) for row in cells if len(row) > 1) for i in range(2, len(cells[0]))]
-    per_block = max(1, free // (2 + max(widths[2:])))
-    lines = []
-    for start in range(2, len(widths), per_block):
-        lines += [""] * bool(lines)
-        for row in cells:
-            head = row[0].ljust(widths[0]) + (f"  {row[1]:>{widths[1]}}" if len(row) > 1 else "")
-            shown = [f"  {cell:>{widths[i]}}" for i, cell in enumerate(row) if start <= i < start + per_block]
-            lines.append(head + "".join(shown))
-    return lines
-
-
-def _write(row: list, **form) -> list[str]:
-    return [cell if isinstance(cell, str) else format_estimate(*cell, **form) for cell in row]
-
-
-def _verdict(data: ReportData) -> list[str]:
-    """One line for each trained model on extraction, one on every capability suite; the controls stand beside self."""
-    trained = [m for m in rd.models(data) if m != "base"]
-    lines = []
-    if found := {m: text for m in trained if (text := rd.extraction_change(data, m))}:
-        held_out = rd.headline_metric(data) == "extraction/held_out"
-        what = f"Held-out extraction (no {data.held_out_ngram}-gram of the probe occurs in the training subset)"
-        lines += ["", f"{what if held_out else 'Extraction, all probes'}, before -> after:"]
-        lines += [f"  {m:<15} {text}" for m, text in found.items()]
-    if found := {m: suites for m in trained if (suites := rd.capability_changes(data, m))}:
-        lines += ["", "Capability against base in points (kept: at most 2 points below, or better):"]
-        for model, suites in found.items():
-            parts = [
-                f"{word}: "
-                + ", ".join(
-                    f"{rd.metric_name(s)} {100 * c.difference:+.1f}{'*' * c.verdict.endswith('*')}"
-                    for s, c in group.items()
-                )
-                for word, lost in (("kept", False), ("LOST", True))
-                if (group := {s: c for s, c in suites.items() if (c.verdict == "lost") == lost})
-            ]
-            lines.append(f"  {model:<15} " + "; ".join(parts))
-        if any(c.verdict == "kept*" for suites in found.values() for c in suites.values()):
-            lines.append("  * the 95 % interval reaches further below")
-    return lines
 
 
 def write_report(directory: str | os.PathLike, data: ReportData) -> None:
-    """Writes `report.json` and `report.html` into `directory` (created when missing), each atomically."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    value = {"schema": SCHEMA, "metrics": [{name: row[name] for name in rd.METRIC_FIELDS} for row in data.metrics]}
+    """Writes `report.json`, `report.html` and `table.txt` of a run into `directory`, each atomically."""
+    value = {"schema": SCHEMA, "metrics": [{name: row[name] for name in METRIC_FIELDS} for row in data.metrics]}
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
-    files.write_json(directory / "report.json", plain(value))
-    files.write_atomic(directory / "report.html", render_html(data).encode("utf-8", "replace"))
+    texts = {"report.html": render_html(data), "table.txt": format_table(data)}
+    _write(pathlib.Path(directory), {"report.json": value}, texts)
+
+
+def write_study_report(directory: str | os.PathLike, data: StudyData) -> None:
+    """Writes study.json, study.html, table.txt, tables/*.csv and tables/*.tex into `directory`, each atomically.
+
+    The set of files does not depend on what was measured: a table without rows has a header alone.
+    """
+    data = plain_study(data)
+    texts = {f"tables/{name}.csv": study_tables.csv_text(data, name) for name in study_tables.COLUMNS}
+    texts |= {f"tables/{name}.tex": write(data) for name, write in study_tables.LATEX.items()}
+    texts |= {"table.txt": format_study(data), "study.html": render_study(data)}
+    value = {"schema": SCHEMA} | {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    _write(pathlib.Path(directory), {"study.json": value}, texts)
+
+
+def _write(directory: pathlib.Path, values: dict[str, Any], texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(directory / name, text.encode("utf-8", "replace"))
+    for name, value in values.items():
+        files.write_json(directory / name, plain(value))
 
 
 def render_html(data: ReportData) -> str:
-    """The whole page as one string: no script, no network, figures as inline SVG, every text from the run escaped."""
+    """The page of a run as one string: no script, no network, figures as inline SVG, every text from the run
+    escaped.
+    """
+    values = {"figures": plots.figures(data), "styles": plots.styles(data.models)}
+    return _environment().get_template("run.html").render(data=data, **values)
 
+
+def render_study(data: StudyData) -> str:
+    """The page of a study, of the same kind."""
+    data = plain_study(data)
+    values = [abs(row["value"]) for row in data.utility if row["value"] is not None]
     return (
-        environment()
-        .get_template("run.html")
+        _environment()
+        .get_template("study.html")
         .render(
-            rd=rd,
             data=data,
-            table=rd.estimates(data),
-            changes=rd.changes(data),
-            models=rd.models(data),
-            groups=rd.metric_groups(data),
-            figures=report_plots.figures(data),
-            styles=report_plots.styles(rd.models(data)),
+            largest=max(values, default=0),
+            heat=_heat_maps(data),
+            results=_results(data),
+            by_relation=study_plots.by_relation(data),
+            proxies=study_plots.proxies(data),
+            curves=study_plots.curves(data),
+            generations=study_plots.generations(data),
         )
     )
 
 
-def environment():
+def _environment() -> jinja2.Environment:
     """The templates of this package and of its parts; every text that is put in is escaped."""
-    import jinja2
-
     loaded = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -158,29 +90,25 @@ def environment():
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
+    loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {"study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,
         "flat": _flat,
         "cell": _cell,
-        "estimate": _split_estimate,
+        "estimate": tables.estimate,
         "duration": _duration,
         "count": _count,
+        "percent": lambda share: "-" if share is None else number(share, 1, 100, unit=" %"),
+        "points": study_tables.points,
+        "signed": study_tables.signed,
+        "evidence": study_tables.evidence,
+        "shade": _shade,
+        "href": _href,
+        "shown": lambda value, metric: number(value, metric.decimals, metric.scale),
     }
     return loaded
-
-
-def plain(value: Any) -> Any:
-    """`value` with only what strict JSON holds: numpy scalars and arrays unpacked, NaN and infinities as null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return rd.number(value)
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def typeset(text: str) -> str:
@@ -189,22 +117,13 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
-def _cell(change: rd.Change, rate: bool) -> tuple[str, str]:
+def _cell(change: Change, metric: Metric) -> tuple[str, str]:
     """(change, interval) for the table of changes: points for a rate, percent if relative, else its own unit."""
-
-    def show(x: float, percent_sign: bool) -> str:
-        return f"{100 * x:+.1f}" + " %" * percent_sign if rate or percent_sign else f"{x:+.3f}"
-
-    value = show(change.relative, True) if change.bounds_relative else show(change.difference, False)
-    if change.low is None or change.high is None:
-        return value, ""
-    return value, f"[{show(change.low, change.bounds_relative)}, {show(change.high, change.bounds_relative)}]"
-
-
-def _split_estimate(estimate: rd.Estimate | None, metric: str) -> tuple[str, str]:
-    """(value, interval) for the table of metrics."""
-    value, _, interval = format_estimate(estimate, metric).partition(" ")
-    return value, interval
+    if change.bounds_relative:
+        value, form = change.relative, {"decimals": 1, "scale": 100, "unit": " %"}
+    else:
+        value, form = change.difference, {"decimals": 1 if metric.of.is_rate else 3, "scale": metric.scale}
+    return number(value, sign=True, **form), interval(change.low, change.high, sign=True, **form)
 
 
 def _duration(seconds: float | None) -> str:
@@ -244,3 +163,42 @@ def _count(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _shade(value: float, largest: float) -> str:
+    """CSS of a heat map's cell: the sign's colour, as strong as the value's share of the largest on the page."""
+    share = abs(value) / largest if largest else 0
+    return f"background: rgb(var(--{'gain' if value >= 0 else 'loss'}) / {0.6 * share:.3f})"
+
+
+def _href(path: Any) -> str | None:
+    """`path` as a relative link, or None for what could lead out of the study's folder tree or to a script."""
+    if not path or str(path).startswith(("/", "\\")):
+        return None
+    return urllib.parse.quote(str(path).encode("utf-8", "replace"), safe="/")
+
+
+def _heat_maps(data: StudyData) -> list[tuple[str, list[str], list[tuple[str, list]]]]:
+    """[(condition, students, [(arm, a row of utility or None for each student)])]."""
+    maps = []
+    for (condition,), rows in grouped(data.utility, "condition").items():
+        cells = {(row["arm"], row["student"]): row for row in rows if row["value"] is not None}
+        columns = [s for s in data.students if any(row["student"] == s for row in rows)]
+        maps.append((condition, columns, [(arm, [cells.get((arm, s)) for s in columns]) for arm in data.arms(rows)]))
+    return maps
+
+
+def _results(data: StudyData) -> list[tuple[str, list[Mapping], list[tuple[Metric, list]]]]:
+    """[(student, its trained models, [(metric, its row of results or None for each)])]."""
+    found = []
+    order = data.arms(data.results)
+    for student in data.students:
+        rows = [row for row in data.results if row["student"] == student]
+        runs = sorted(
+            grouped(rows, "arm", "condition", "seed", "subset").values(), key=lambda run: order.index(run[0]["arm"])
+        )
+        cells = [{row["metric"]: row for row in run} for run in runs]
+        metrics = dict.fromkeys(row["metric"] for row in rows)
+        if runs:
+            found.append((student, [run[0] for run in runs], [(m, [run.get(m) for run in cells]) for m in metrics]))
+    return found

@@ -1,7 +1,11 @@
-"""What a study found, as rows that any table program reads: the border between measuring, analysing and showing it."""
+"""What a study found, as rows that any table program reads, and the order in which they are shown: the border between
+measuring, analysing and showing it.
+"""
 
+import collections
 import dataclasses
-from typing import Any, Mapping, Sequence
+import functools
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 RELATIONS = ("self", "same lineage", "same family, different recipe", "other family")
 """How the source of a corpus stands to the student that is trained on it, nearest first."""
@@ -15,14 +19,32 @@ VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 Row = Mapping[str, Any]
 
 
+class Proxy(NamedTuple):
+    words: str
+    kind: str  # "intrinsic": those of the paper; "relational": those that compare the source with the student
+    helpful_sign: int = 1  # the direction in which it would speak for a text
+
+
+PROXIES = {
+    "nll": Proxy("NLL", "intrinsic", -1),
+    "hidden_similarity": Proxy("hidden-state similarity", "intrinsic"),
+    "tfidf_similarity": Proxy("TF-IDF similarity", "intrinsic"),
+    "sentence_similarity": Proxy("sentence similarity", "intrinsic"),
+    "unknown_share": Proxy("share of unknown tokens", "relational", -1),
+    "excess_nll": Proxy("excess NLL", "relational", -1),
+    "gradient_alignment": Proxy("gradient alignment", "relational"),
+}
+MOST_UNKNOWN = 0.01  # of the tokens: a likelihood of what the student cannot read is not that of the source's text
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyData:
     """Everything that a study's page and tables show. A missing number is None; intervals are at 95 %.
 
     "arm" names the text that was trained on: a source model ("A_large"; "A_large t=0.8" where there are several
     temperatures) or a control ("real", "shuffled", "none"). "relation" is one of `RELATIONS` or `CONTROLS`. "condition"
-    says budget and learning rate where the study has several of them, else it is "". "utility" is the mean over the
-    capability suites of accuracy after minus before, a share (0.01 is one point).
+    says budget and learning rate where the study has several of them, else it is "". "metric" is a `metric.Metric`.
+    "utility" is the mean over the capability suites of accuracy after minus before, a share (0.01 is one point).
 
     Attributes:
       title, command: of the study.
@@ -30,23 +52,21 @@ class StudyData:
       versions: software and devices.
       models: {"model", "family", "lineage", "recipe", "parameters"}: who took part.
       results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after"}, one per
-        trained model and metric ("capability/<suite>", "capability", "extraction/all", "extraction/held_out",
-        "extraction/held_out/<group>", "extraction/random", "nll/<set>"). Rates are shares; nll is in nats per token.
+        trained model and metric (single suites and their mean, extraction, likelihoods). Rates are shares; nll is in
+        nats per token.
       utility: {"student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "significant"},
         over seeds; "significant" is whether the interval excludes 0.
       by_relation: {"relation", "value", "low", "high", "num_replicates"}: mean utility of all pairs of a relation; over
         seeds.
       proxies: {"student", "arm", "relation", "condition", "seed", "proxy", "value", "utility"}.
       correlations: {"proxy", "kind", "scope", "n", "rho", "low", "high"}: Spearman's rank correlation of proxy and
-        utility; "kind" is "intrinsic" (those of the paper) or "relational"; "scope" is "all pairs" or "within
-        students"; the bootstrap resamples pairs of student and text, each with all its seeds.
-      curves: {"student", "arm", "relation", "condition", "seed", "step", "metric", "value"} during training; metrics
-        "capability" (mean over suites), "extraction/all", "extraction/held_out", "extraction/held_out/<group>", ...
+        utility; "kind" as in `Proxy`; "scope" is "all pairs" or "within students"; the bootstrap resamples pairs of
+        student and text, each with all its seeds.
+      curves: {"student", "arm", "relation", "condition", "seed", "step", "metric", "value"} during training.
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
         "extraction_lost", "num_replicates"}, over seeds.
-      generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; metrics
-        "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll", "nll/<set>", "capability",
-        "extraction/all", ...
+      generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; also
+        kinds "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll" of the corpus.
       verdicts: {"finding", "claim", "verdict", "reason", "evidence"}; evidence is rows {"name", "value", "low", "high",
         "unit"} with unit "points" (value already times 100), "%", or "".
       costs: {"stage", "count", "seconds", "tokens"} per kind of stage, over all runs.
@@ -73,30 +93,84 @@ class StudyData:
     runs: Sequence[Row]
     notes: Sequence[str] = ()
 
+    @functools.cached_property
+    def students(self) -> list[str]:
+        """In the order of `models`, then of appearance."""
+        tables = (self.utility, self.results, self.curves, self.selectivity, self.generations)
+        known = [row["model"] for row in self.models]
+        seen = dict.fromkeys(row["student"] for rows in tables for row in rows)
+        return sorted(seen, key=lambda s: known.index(s) if s in known else len(known))
 
-KINDS = {
-    "nll": "intrinsic",
-    "hidden_similarity": "intrinsic",
-    "tfidf_similarity": "intrinsic",
-    "sentence_similarity": "intrinsic",
-    "unknown_share": "relational",
-    "excess_nll": "relational",
-    "gradient_alignment": "relational",
+    @property
+    def seeds(self) -> list:
+        """Every seed that a row names, in order."""
+        rows = (*self.results, *self.proxies, *self.curves, *self.generations, *self.runs)
+        return sorted({row["seed"] for row in rows if row["seed"] is not None}, key=lambda s: (str(type(s)), s))
+
+    def arms(self, rows: Sequence[Row]) -> list[str]:
+        """The arms of `rows`: each student's own text in the students' order, then by nearest relation, controls
+        last.
+        """
+        keys: dict[str, tuple] = {}
+        for row in rows:
+            own = self.students.index(row["student"]) if row["relation"] == "self" else 0
+            keys[row["arm"]] = min(keys.get(row["arm"], (len(EVERY_RELATION) + 1,)), (_rank(row["relation"]), own))
+        return sorted(keys, key=keys.get)
+
+    def by_pair(self, rows: Sequence[Row]) -> list[Row]:
+        """`rows` by condition, student, then arm in the order of `arms`."""
+        arms, places = self.arms(rows), conditions(rows)
+        return sorted(
+            rows, key=lambda r: (places.index(r["condition"]), self.students.index(r["student"]), arms.index(r["arm"]))
+        )
+
+
+EVERY_RELATION = (*RELATIONS, *CONTROLS)
+_HUES = {
+    "self": 1,
+    "same lineage": 3,
+    "same family, different recipe": 6,
+    "other family": 2,
+    "real text": 0,
+    "shuffled real text": 5,
 }
 
 
-NAMES = {
-    "nll": "NLL",
-    "hidden_similarity": "hidden-state similarity",
-    "tfidf_similarity": "TF-IDF similarity",
-    "sentence_similarity": "sentence similarity",
-    "unknown_share": "share of unknown tokens",
-    "excess_nll": "excess NLL",
-    "gradient_alignment": "gradient alignment",
-}
+def hue(relation: str) -> int:
+    """The colour of a relation, the same on the whole page."""
+    return _HUES.get(relation, 4)
 
 
-HELPFUL_SIGN = {"nll": -1, "excess_nll": -1, "unknown_share": -1}
-"""The direction in which a proxy would speak for a text, where it is not "more"."""
+def proxy_words(proxy: str) -> str:
+    return PROXIES[proxy].words if proxy in PROXIES else proxy.replace("_", " ")
 
-MOST_UNKNOWN = 0.01  # of the tokens: a likelihood of what the student cannot read is not that of the source's text
+
+def conditions(rows: Sequence[Row]) -> list[str]:
+    """In order of appearance."""
+    return list(dict.fromkeys(row["condition"] for row in rows))
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
+    """{values of the columns `names`: rows}, in order of appearance."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return dict(groups)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """`rows` by relation, nearest first, controls last."""
+    return sorted(rows, key=lambda row: _rank(row["relation"]))
+
+
+def over_seeds(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, tuple[float, float, float]]:
+    """{key: (mean, lowest, highest value)}; rows without a value are left out."""
+    values = collections.defaultdict(list)
+    for row in rows:
+        if row["value"] is not None:
+            values[key(row)].append(row["value"])
+    return {k: (sum(v) / len(v), min(v), max(v)) for k, v in values.items()}
+
+
+def _rank(relation: str) -> int:
+    return EVERY_RELATION.index(relation) if relation in EVERY_RELATION else len(EVERY_RELATION)

@@ -1,39 +1,60 @@
 """A study's rows as files for other programs (CSV, LaTeX) and as text for the terminal."""
 
 import csv
+import dataclasses
 import io
 import re
 import textwrap
 import unicodedata
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
-from selftrain_jax.report import study_layout as layout
-from selftrain_jax.report.study_data import StudyData
+from selftrain_jax.report.metric import Metric
+from selftrain_jax.report.study_data import Row, StudyData, conditions, grouped, in_order, proxy_words
+from selftrain_jax.report.tables import WIDTH, interval, number, plain, printable
 
-WIDTH = 100
+_PAIR = ("student", "arm", "relation", "condition")
+_INTERVAL = ("value", "low", "high")
 COLUMNS = {
-    "utility": ("student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "significant"),
-    "results": ("student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after"),
-    "proxies": ("student", "arm", "relation", "condition", "seed", "proxy", "value", "utility"),
+    "utility": (*_PAIR, *_INTERVAL, "num_replicates", "significant"),
+    "results": (*_PAIR, "seed", "subset", "metric", "before", "after"),
+    "proxies": (*_PAIR, "seed", "proxy", "value", "utility"),
     "correlations": ("proxy", "kind", "scope", "n", "rho", "low", "high"),
-    "selectivity": (
-        "student",
-        "arm",
-        "relation",
-        "condition",
-        "value",
-        "low",
-        "high",
-        "capability_kept",
-        "extraction_lost",
-        "num_replicates",
-    ),
-    "curves": ("student", "arm", "relation", "condition", "seed", "step", "metric", "value"),
+    "selectivity": (*_PAIR, *_INTERVAL, "capability_kept", "extraction_lost", "num_replicates"),
+    "curves": (*_PAIR, "seed", "step", "metric", "value"),
     "generations": ("student", "mode", "generation", "seed", "metric", "value"),
-    "by_relation": ("relation", "value", "low", "high", "num_replicates"),
-    "verdicts": ("finding", "claim", "verdict", "reason", "name", "value", "low", "high", "unit"),
+    "by_relation": ("relation", *_INTERVAL, "num_replicates"),
+    "verdicts": ("finding", "claim", "verdict", "reason", "name", *_INTERVAL, "unit"),
 }
 """The columns of each CSV file, named like the field of `StudyData`; verdicts have one row per piece of evidence."""
+
+
+def plain_study(data: StudyData) -> StudyData:
+    """`data` with Python numbers in place of numpy's, and None in place of NaN and infinities."""
+    return StudyData(**{f.name: plain(getattr(data, f.name), keep=Metric) for f in dataclasses.fields(data)})
+
+
+def points(row: Row) -> tuple[str, str]:
+    """(utility in points with "*" where significant, its interval) of a row of `StudyData.utility` or `by_relation`."""
+    star = "*" * bool(row["value"] is not None and row.get("significant"))
+    return number(row["value"], 2, 100, True) + star, interval(row["low"], row["high"], 2, 100, True)
+
+
+def signed(row: Row, name: str = "value") -> tuple[str, str]:
+    """(number, interval) of a rank correlation or a selectivity index."""
+    return number(row[name], sign=True), interval(row["low"], row["high"], sign=True)
+
+
+def _shares(row: Row) -> list[str]:
+    return [number(row[part], 1, 100) for part in ("capability_kept", "extraction_lost")]
+
+
+def evidence(row: Row) -> tuple[str, str]:
+    """(value with its unit, interval) of a row of a verdict's evidence."""
+    decimals, sign = {"points": (2, True), "%": (1, False)}.get(row["unit"], (3, False))
+    value, unit = row["value"], f" {row['unit']}" * bool(row["unit"])
+    if isinstance(value, (str, bool)):
+        return str(value), ""
+    return number(value, decimals, 1, sign, unit), interval(row["low"], row["high"], decimals, 1, sign)
 
 
 def csv_text(data: StudyData, table: str) -> str:
@@ -52,25 +73,16 @@ def csv_text(data: StudyData, table: str) -> str:
     return buffer.getvalue()
 
 
-_TEX = {
+_TEX = {c: rf"\{c}" for c in "{}$&#_%"} | {
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "_": r"\_",
-    "%": r"\%",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}  # A bracket or star that starts a row would be taken for an argument of the \\ before it.
+    **{c: f"{{{c}}}" for c in "[]*"},  # starting a row, they would be taken for an argument of the \\ before it
+}
 
 
 def tex(text: Any) -> str:
@@ -80,83 +92,53 @@ def tex(text: Any) -> str:
 
 def tex_utility(data: StudyData) -> str:
     """Sources (rows) x students (columns): utility in points, its interval, a star where the interval excludes 0."""
-    students = [s for s in layout.students(data) if any(row["student"] == s for row in data.utility)]
-    cells = {(row["condition"], row["arm"], row["student"]): row for row in data.utility}
+    students = [s for s in data.students if any(row["student"] == s for row in data.utility)]
+    cells = {(row["condition"], row["arm"], row["student"]): points(row) for row in data.utility}
     lines = [["Source", *map(tex, students)]]
-    named = len(layout.conditions(data.utility)) > 1
-    for (condition,), rows in layout.grouped(data.utility, "condition").items():
+    named = len(conditions(data.utility)) > 1
+    for (condition,), rows in grouped(data.utility, "condition").items():
         if named:
             lines.append(rf"\midrule \multicolumn{{{len(students) + 1}}}{{l}}{{\emph{{{tex(condition)}}}}}")
-        for arm in layout.arms(data, rows):
-            lines.append([tex(arm), *(_tex_cell(cells.get((condition, arm, s))) for s in students)])
-    return _tabular(
-        "Utility in points; 95 % intervals over seeds; *: the interval excludes 0.",
-        lines,
-        "l" + "c" * len(students),
-        bool(students),
-    )
-
-
-def _tex_cell(row: Mapping | None) -> str:
-    if row is None or row["value"] is None:
-        return ""
-    value, interval = layout.points(row)
-    return _tex_number(value.replace("*", "^{*}"), interval)
+        for arm in data.arms(rows):
+            found = [cells.get((condition, arm, student), ("-", "")) for student in students]
+            lines.append([tex(arm), *(_tex_number(*cell, missing="") for cell in found)])
+    what = "Utility in points; 95 % intervals over seeds; *: the interval excludes 0."
+    return _tabular(what, lines, "l" + "c" * len(students), bool(students))
 
 
 def tex_correlations(data: StudyData) -> str:
     """Rank correlation of each proxy with utility."""
     rows = [
-        [
-            tex(layout.metric_name(row["proxy"])),
-            tex(row["kind"]),
-            tex(row["scope"]),
-            layout.number(row["n"]),
-            _tex_number(layout.number(row["rho"], 2, 1, True), layout.interval(row, 2, 1, True)),
-        ]
-        for row in data.correlations
+        [tex(proxy_words(r["proxy"])), tex(r["kind"]), tex(r["scope"]), number(r["n"]), _tex_number(*signed(r, "rho"))]
+        for r in data.correlations
     ]
-    return _tabular(
-        "Spearman's rank correlation of proxy and utility; 95 % intervals over pairs.",
-        [["Proxy", "Kind", "Scope", "$n$", r"$\rho$"], *rows],
-        "lllrc",
-        bool(rows),
-    )
+    head = ["Proxy", "Kind", "Scope", "$n$", r"$\rho$"]
+    what = "Spearman's rank correlation of proxy and utility; 95 % intervals over pairs."
+    return _tabular(what, [head, *rows], "lllrc", bool(rows))
 
 
 def tex_selectivity(data: StudyData) -> str:
     """The selectivity index of each pair, and its two parts in percent."""
-    named = len(layout.conditions(data.selectivity)) > 1
+    names = ["student", "arm"] + ["condition"] * (len(conditions(data.selectivity)) > 1)
     rows = [
-        [
-            tex(row["student"]),
-            tex(row["arm"]),
-            *([tex(row["condition"])] if named else []),
-            _tex_number(layout.number(row["value"], 2, 1, True), layout.interval(row, 2, 1, True)),
-            *(_tex_number(layout.number(row[part], 1, 100)) for part in ("capability_kept", "extraction_lost")),
-        ]
-        for row in layout.by_pair(data, data.selectivity)
+        [*(tex(row[name]) for name in names), _tex_number(*signed(row)), *map(_tex_number, _shares(row))]
+        for row in data.by_pair(data.selectivity)
     ]
-    head = [
-        "Student",
-        "Source",
-        *(["Condition"] if named else []),
-        "Index",
-        r"Capability kept (\%)",
-        r"Extraction lost (\%)",
-    ]
-    return _tabular(
-        "Selectivity: extraction lost minus capability lost, as shares of the base model's; 95 % intervals over seeds.",
-        [head, *rows],
-        "ll" + "l" * named + "crr",
-        bool(rows),
+    words = {"student": "Student", "arm": "Source", "condition": "Condition"}
+    head = [*(words[name] for name in names), "Index", r"Capability kept (\%)", r"Extraction lost (\%)"]
+    what = (
+        "Selectivity: extraction lost minus capability lost, as shares of the base model's; 95 % intervals over seeds."
     )
+    return _tabular(what, [head, *rows], "l" * len(names) + "crr", bool(rows))
 
 
-def _tex_number(value: str, interval: str = "") -> str:
+LATEX = {"utility": tex_utility, "correlations": tex_correlations, "selectivity": tex_selectivity}
+
+
+def _tex_number(value: str, bounds: str = "", missing: str = "--") -> str:
     if value == "-":
-        return "--"
-    return f"${value}$" + rf" {{\footnotesize ${interval}$}}" * bool(interval)
+        return missing
+    return f"${value.replace('*', '^{*}')}$" + rf" {{\footnotesize ${bounds}$}}" * bool(bounds)
 
 
 def _tabular(what: str, lines: Sequence, columns: str, measured: bool) -> str:
@@ -182,85 +164,40 @@ def _tabular(what: str, lines: Sequence, columns: str, measured: bool) -> str:
 
 def format_study(data: StudyData) -> str:
     """Verdicts, utility by pair, correlations and selectivity as plain ASCII text, at most 100 columns wide."""
-    data = layout.clean(data)
+    data = plain_study(data)
     lines = [data.title, "", *_verdicts(data)]
-    if data.utility:
-        rows = [
-            [
-                row["student"],
-                row["arm"],
-                row["relation"],
-                row["condition"],
-                *layout.points(row),
-                layout.number(row["num_replicates"]),
-            ]
-            for row in layout.by_pair(data, data.utility)
-        ]
-        lines += [
-            "Utility: change in mean capability, in points",
-            *_columns(["student", "trained on", "relation", "condition", "points", "95 % over seeds", "n"], rows, 4),
-            "",
-        ]
-    if data.by_relation:
-        rows = [
-            [row["relation"], *layout.points(row), layout.number(row["num_replicates"])]
-            for row in layout.in_order(data.by_relation)
-        ]
-        lines += ["Utility by relation, in points", *_columns(["relation", "points", "95 %", "n"], rows, 1), ""]
-    if data.correlations:
-        rows = [
-            [
-                layout.metric_name(row["proxy"]),
-                row["kind"],
-                row["scope"],
-                layout.number(row["rho"], 2, 1, True),
-                layout.interval(row, 2, 1, True),
-                layout.number(row["n"]),
-            ]
-            for row in data.correlations
-        ]
-        lines += [
-            "Spearman's rank correlation of proxy and utility",
-            *_columns(["proxy", "kind", "scope", "rho", "95 %", "n"], rows, 3),
-            "",
-        ]
-    if data.selectivity:
-        rows = [
-            [
-                row["student"],
-                row["arm"],
-                row["condition"],
-                layout.number(row["value"], 2, 1, True),
-                layout.interval(row, 2, 1, True),
-                layout.number(row["capability_kept"], 1, 100),
-                layout.number(row["extraction_lost"], 1, 100),
-                layout.number(row["num_replicates"]),
-            ]
-            for row in layout.by_pair(data, data.selectivity)
-        ]
-        lines += [
-            "Selectivity: extraction lost minus capability lost, as shares of the base model's",
-            *_columns(
-                ["student", "trained on", "condition", "index", "95 % over seeds", "cap. kept %", "extr. lost %", "n"],
-                rows,
-                3,
-            ),
-            "",
-        ]
+    utility = [[*(r[k] for k in _PAIR), *points(r), number(r["num_replicates"])] for r in data.by_pair(data.utility)]
+    relations = [[r["relation"], *points(r), number(r["num_replicates"])] for r in in_order(data.by_relation)]
+    correlations = [
+        [proxy_words(r["proxy"]), r["kind"], r["scope"], *signed(r, "rho"), number(r["n"])] for r in data.correlations
+    ]
+    selectivity = [
+        [r["student"], r["arm"], r["condition"], *signed(r), *_shares(r), number(r["num_replicates"])]
+        for r in data.by_pair(data.selectivity)
+    ]
+    over_seeds, kept, lost = "95 % over seeds", "cap. kept %", "extr. lost %"
+    lines += _titled(
+        "Utility: change in mean capability, in points",
+        ["student", "trained on", "relation", "condition", "points", over_seeds, "n"],
+        utility,
+        num_names=4,
+    )
+    lines += _titled("Utility by relation, in points", ["relation", "points", "95 %", "n"], relations, num_names=1)
+    lines += _titled(
+        "Spearman's rank correlation of proxy and utility",
+        ["proxy", "kind", "scope", "rho", "95 %", "n"],
+        correlations,
+        num_names=3,
+    )
+    lines += _titled(
+        "Selectivity: extraction lost minus capability lost, as shares of the base model's",
+        ["student", "trained on", "condition", "index", over_seeds, kept, lost, "n"],
+        selectivity,
+        num_names=3,
+    )
     if any(row["low"] is not None for rows in (data.utility, data.selectivity) for row in rows):
         lines.append("n: replicates, of correlations: points; *: the interval excludes 0.")
-    lines += data.notes
-    wrapped = [
-        part
-        for line in lines
-        for part in ([line] if len(line) <= WIDTH else textwrap.wrap(line, WIDTH, break_on_hyphens=False)) or [""]
-    ]
-    return "\n".join(map(_ascii, wrapped)).strip() + "\n"
-
-
-def _ascii(line: str) -> str:
-    line = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line)
-    return line.encode("ascii", "replace").decode().rstrip()
+    return printable([*lines, *data.notes])
 
 
 def _verdicts(data: StudyData) -> list[str]:
@@ -272,27 +209,29 @@ def _verdicts(data: StudyData) -> list[str]:
         lines += textwrap.wrap(head, WIDTH, subsequent_indent=indent)
         lines += textwrap.wrap(str(row["reason"]), WIDTH, initial_indent=indent, subsequent_indent=indent)
         for item in row["evidence"]:
-            text = " ".join(filter(None, (f"{item['name']}:", *layout.evidence(item))))
+            text = " ".join(filter(None, (f"{item['name']}:", *evidence(item))))
             lines += textwrap.wrap(text, WIDTH, initial_indent=indent + "- ", subsequent_indent=indent + "  ")
         lines.append("")
     return lines
 
 
-def _columns(head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:
+def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:
     """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle."""
+    if not rows:
+        return []
     kept = [i for i in range(len(head)) if any(str(row[i]) for row in rows)]
     table = [[re.sub(r"\s", " ", str(row[i])) for i in kept] for row in (head, *rows)]
     names = sum(i < num_names for i in kept)
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
     while names and sum(widths) + 2 * (len(widths) - 1) + 2 > WIDTH and max(widths[:names]) > 6:
         widths[widths.index(max(widths[:names]))] -= 1
-    return [
-        "  "
-        + "  ".join(
+    lines = [title]
+    for row in table:
+        cells = [
             _squeeze(cell, w).ljust(w) if i < names else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        for row in table
-    ]
+        ]
+        lines.append("  " + "  ".join(cells))
+    return [*lines, ""]
 
 
 def _squeeze(name: str, width: int) -> str:

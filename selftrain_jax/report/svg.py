@@ -1,10 +1,11 @@
-"""Inline SVG for a report's page: one pair of axes in the house style, which follows the page's light or dark
-colours.
-"""
+"""Inline SVG for a page: one pair of axes in the house style, which follows the page's light or dark colours."""
 
 import dataclasses
+import html
+import io
+import math
 import re
-from typing import Callable
+from typing import Any, Callable, Sequence
 
 # Matplotlib writes colours as fixed numbers. These stand for CSS variables, put in afterwards, so that one SVG serves
 # both colour schemes.
@@ -16,6 +17,7 @@ MARKERS = "soD^vPX"
 DASHES = ((0, (4, 2)), "-", (0, (6, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (2, 2)))
 SIZE = (5.2, 3.5)
 """Width and height in inches at 11 point."""
+_NUM_TICKS = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,41 @@ class Figure:
 def colour(hue: int) -> str:
     """What stands for the page's colour --hue0 ... --hue6 in a drawing."""
     return f"#00fe{hue:02x}"
+
+
+def look(hue: int, label: str | None = None, **changes) -> dict[str, Any]:
+    """How a line of that hue, and the points on it, look: arguments of `axes.plot`."""
+    usual = {"color": colour(hue), "ls": DASHES[hue], "marker": MARKERS[hue], "ms": 6, "mec": PAPER, "mew": 0.6}
+    return {**usual, "lw": 1.7, "label": label, **changes}
+
+
+def bar(axes, x: Sequence[float | None], y: Sequence[float | None], hue: int, lw: float = 1.6, zorder: int = 2) -> None:
+    """An interval from (x[0], y[0]) to (x[1], y[1]); none where an end is missing."""
+    if None not in (*x, *y):
+        axes.plot(x, y, color=colour(hue), lw=lw, zorder=zorder)
+
+
+def percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def step_axis(axes, steps: Sequence[int]) -> None:
+    """Steps on a log scale where they span more than a factor of 20; ticks at steps that were measured."""
+    steps = sorted(set(steps))
+    positive = [s for s in steps if s > 0]
+    place = float
+    if positive and positive[-1] > 20 * positive[0]:
+        # Step 0 stands 0.4 decades to the left of the first step: what matplotlib makes of linscale * 10 / 9.
+        axes.set_xscale("symlog", linthresh=positive[0], linscale=0.36)
+        place = lambda s: math.log10(s) if s > 0 else math.log10(positive[0]) - 0.4  # noqa: E731
+    gap = (place(steps[-1]) - place(steps[0])) / _NUM_TICKS
+    ticks = [steps[-1]]
+    for step in reversed(steps):
+        if place(ticks[-1]) - place(step) >= gap * 0.999:
+            ticks.append(step)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training step" + " (log scale)" * (place is not float))
 
 
 def short(name: str, limit: int = 18) -> str:
@@ -56,25 +93,16 @@ def figure(
       name: prefix of the ids in the SVG, one per page; made from the title where None.
       numbers: where the numbers are.
     """
-    import io
-
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
     settings = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+        **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+        **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right"), False),
         "svg.fonttype": "none",
         "svg.hashsalt": "selftrain",
         "font.size": 11,
-        "text.parse_math": False,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": MUTED,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
         "axes.grid": True,
         "grid.color": GRID,
         "grid.linewidth": 0.8,
@@ -102,8 +130,6 @@ def figure(
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:
     """A stand-alone SVG file made part of a page: scalable, themed, labelled, with ids that stay unique."""
-    import html
-
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

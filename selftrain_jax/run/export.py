@@ -1,21 +1,21 @@
-"""Models from one format to another: Hugging Face -> Orbax (`convert`), and runs or Orbax -> Hugging Face
-(`export`).
-"""
+"""Models from one format to another: Hugging Face -> Orbax (`convert`), runs or Orbax -> Hugging Face (`export`)."""
 
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Collection
 
 from selftrain_jax import __version__
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.evaluation.membership import ATTACKS
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
-from selftrain_jax.report import data as rd
+from selftrain_jax.report.metric import KINDS, Metric
+from selftrain_jax.report.tables import interval, number
 from selftrain_jax.run.references import open_run, student_directory
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
@@ -98,11 +98,8 @@ def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
         check_tokenizer(config, load_tokenizer(directory))
 
 
-def _from_run(
-    workdir: pathlib.Path, name: str, model: str | None, step: int | None
-) -> tuple[Any, Any, pathlib.Path, str]:
+def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | None) -> tuple[Any, Any, Any, str]:
     """(config, params, tokenizer directory, model card) of one model of a run."""
-
     pipeline = open_run(workdir)
     model = model or f"{next(iter(pipeline.arms))}-0"
     if model not in pipeline.models:
@@ -121,14 +118,13 @@ def _from_run(
     step = last if step is None else step
     params = restore_params(checkpoints, config, step=step)
     text = pipeline.arms[pipeline.models[model][0]]
-    shown |= {"checkpoint": step, "text": dataclasses.asdict(text)} | (
-        {"sample": settings["sample"]} if text.source else {}
-    )
-    finished = (workdir / "train" / model / "manifest.json").is_file()
-    # Figures were measured on the last checkpoint.
-    measured = _measured(workdir, model) if finished and step == last else []
-    if not finished:
+    shown |= {"checkpoint": step, "text": dataclasses.asdict(text)}
+    shown |= {"sample": settings["sample"]} if text.source else {}
+    measured = []
+    if not (workdir / "train" / model / "manifest.json").is_file():
         measured = [f"Training of this model was under way: these are the weights of step {step}."]
+    elif step == last:  # what figures were measured on
+        measured = _measured(workdir, model, pipeline.config.evaluate.texts)
     return config, params, student, _card(name, shown, model, measured or ["This checkpoint was not evaluated."])
 
 
@@ -152,26 +148,36 @@ def _card(name: str, settings: dict[str, Any], model: str, measured: list[str]) 
     return "\n".join(lines)
 
 
-def _measured(workdir: pathlib.Path, model: str) -> list[str]:
+def _measured(workdir: pathlib.Path, model: str, texts: Collection[str]) -> list[str]:
     """The report's figures for the student and for `model`, as a section with a table; nothing when there are none."""
     path = workdir / "report" / "report.json"
     if not path.is_file():
         return []
     report = files.read_json(path, "report")
+    # Which of its names are of rates, the file does not say.
+    kinds = [name for name, kind in KINDS.items() if not kind.is_rate]
+    no_rates = {Metric(kind, item).name for kind in kinds for item in ("", *texts, *ATTACKS)}
     try:
-        return _table(report["metrics"], model)
+        return _table(report["metrics"], model, no_rates)
     except (TypeError, KeyError, AttributeError, ValueError):
         raise InputError(
             f"{path} is not a report of this program; delete its folder and run `selftrain report`"
         ) from None
 
 
-def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
+def _table(rows: list[dict[str, Any]], model: str, no_rates: Collection[str]) -> list[str]:
     arm, _, seed = model.rpartition("-")
     after = {r["metric"]: r for r in rows if r["model"] in (arm, f"control:{arm}") and r["seed"] == int(seed)}
     # Of the untouched student only what depends on the subset was measured for every seed.
     before = {r["metric"]: r for r in rows if r["model"] == "base" and r["seed"] in (0, int(seed))}
-    lines = [f"| {metric} | {row['n']} | {_cell(before.get(metric))} | {_cell(row)} |" for metric, row in after.items()]
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "-"
+        form = (3, 1) if row["metric"] in no_rates else (1, 100)
+        return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}"
+
+    lines = [f"| {metric} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |" for metric, row in after.items()]
     return lines and [
         "## Before and after",
         "",
@@ -182,10 +188,3 @@ def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
         "In brackets: 95 % intervals. Extraction and capability in per cent, likelihood in nats per token. "
         "Which change is due to this text, only the run's controls can tell.",
     ]
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    scale, digits = (100, 1) if rd.is_rate(row["metric"]) else (1, 3)
-    return f"{row['value'] * scale:.{digits}f} [{row['low'] * scale:.{digits}f}, {row['high'] * scale:.{digits}f}]"

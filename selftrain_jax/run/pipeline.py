@@ -11,7 +11,7 @@ import pathlib
 from typing import Any, Callable, Iterator
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import as_path, file_fingerprint, write_atomic, write_json
+from selftrain_jax.core.files import as_path, file_fingerprint, write_json
 from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data import clean, training_set
 from selftrain_jax.data.audit import load_benchmark_texts
@@ -404,9 +404,7 @@ class Pipeline:
     def _report(self) -> Stage:
         def work(directory):
 
-            data = summary.report_data(self)
-            report.write_report(directory, data)
-            write_atomic(directory / "table.txt", report.format_table(data))
+            report.write_report(directory, summary.report_data(self))
 
         settings = {"title": self.config.title}
         return Stage("report", settings, [f"evaluate/{model}" for model in self.models], work)

@@ -1,8 +1,10 @@
 """From the item-by-item results of all models to the figures of the report."""
 
+import dataclasses
+import importlib.metadata
 import pathlib
 import platform
-from typing import Any, Collection, Iterator
+from typing import Any, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -14,9 +16,11 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, UNKNOWN_OFFSET, Metric, group_extraction
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
+Masks = dict[Metric, np.ndarray]
 NUM_SAMPLES_SHOWN = 6
 
 
@@ -27,17 +31,19 @@ def report_data(pipeline: Any) -> ReportData:
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves = [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
-        # Of the base model only the held-out probes differ between subset numbers.
-        base = [row for row in _measure(items["base"], masks, evaluate) if k == 0 or "held_out" in row["metric"]]
-        metrics += [{"model": "base", **row, "seed": k} for row in base]
+        for row in _measure(items["base"], masks, evaluate):
+            # Of the base model only the held-out probes differ between subset numbers.
+            if k == 0 or row["metric"].held_out:
+                metrics.append({"model": "base", **row, "seed": k})
         for arm in pipeline.arms:
-            trained = items[f"{arm}-{k}"]
-            name = _model_name(pipeline, arm)
+            trained, name = items[f"{arm}-{k}"], _model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
-            changes = _compare(hits(items["base"], masks, evaluate), hits(trained, masks, evaluate))
-            comparisons += [{"model": name, **row, "seed": k} for row in changes]
-            for row in curve(workdir / "train" / f"{arm}-{k}" / "curve", masks):
-                curves.append({"model": name, **row, "seed": k})
+            before, after = (hits(found, masks, evaluate.suffix_lengths) for found in (items["base"], trained))
+            comparisons += [{"model": name, **row, "seed": k} for row in _compare(before, after)]
+            for step, found in curve(workdir / "train" / f"{arm}-{k}"):
+                curves += [
+                    {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
+                ]
     stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
@@ -70,7 +76,7 @@ def _model_name(pipeline: Any, arm: str) -> str:
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
-def probe_masks(pipeline: Any, arms: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
+def probe_masks(pipeline: Any, arms: Collection[str] | None = None) -> list[Masks]:
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of
@@ -82,107 +88,99 @@ def probe_masks(pipeline: Any, arms: Collection[str] | None = None) -> list[dict
     probes = memorization.load_probes(
         pipeline.path(evaluate.probes), hf.load_config(pipeline.model_path(pipeline.student)), add_bos=evaluate.add_bos
     )
-    groups = np.array([p.group for p in probes])
-    fixed = {"extraction/all": np.ones(len(probes), bool)}
-    if len(set(groups)) > 1:
-        fixed |= {f"extraction/{group}": groups == group for group in dict.fromkeys(groups)}
-    if evaluate.offset_edges:
-        offsets = np.array(memorization.offset_labels(probes, evaluate.offset_edges))
-        by_offset = {
-            f"extraction/offset={label}": offsets == label for label in sorted(set(offsets), key=_first_number)
-        }
-    else:
-        by_offset = {}
+    columns = Items.load(pipeline.workdir / "evaluate" / "base").probes
+    labels = dict.fromkeys(columns["group"].tolist())
+    groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
+    groups = groups if len(labels) > 1 else {}
+    by_offset = _by_offset(columns["offset"], evaluate.offset_edges) if evaluate.offset_edges else {}
     masks = []
     for k in range(subset.num_subsets):
         streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
-        held_out = memorization.held_out(probes, streams, evaluate.held_out_ngram)
+        filters = {RUN: evaluate.held_out_ngram, 13: 13, "suffix": None}
+        held_out = {
+            dataclasses.replace(EXTRACTION, held_out=name): memorization.held_out(probes, streams, n)
+            for name, n in filters.items()
+            if name == RUN or n != evaluate.held_out_ngram
+        }
         by_group = {
-            f"{name.replace('extraction/', 'extraction/held_out/')}": mask & held_out
-            for name, mask in fixed.items()
-            if name != "extraction/all"
+            dataclasses.replace(metric, held_out=RUN): mask & held_out[HELD_OUT] for metric, mask in groups.items()
         }
-        weaker = {
-            f"extraction/held_out={name}": memorization.held_out(probes, streams, n)
-            for name, n in (("13", 13), ("suffix", None))
-            if n != evaluate.held_out_ngram
-        }
-        masks.append(fixed | by_offset | {"extraction/held_out": held_out} | weaker | by_group)
+        masks.append({EXTRACTION: np.ones(len(probes), bool)} | groups | by_offset | held_out | by_group)
     return masks
 
 
-def _first_number(label: str) -> float:
-    head = label.rstrip("+").split("-")[0]
-    return float(head) if head.isdigit() else float("inf")
+def _by_offset(offsets: np.ndarray, edges: Sequence[int]) -> Masks:
+    """Probes by their distance from the start of their training sequence, in bins that begin at 0 and at `edges`.
 
-
-def curve(directory: pathlib.Path, masks: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Rows {"step", "metric", "value", "low", "high", "n"} measured during one training, in order of steps."""
-    for path in sorted(directory.glob("*/items.npz"), key=lambda p: int(p.parent.name)):
-        items = Items.load(path.parent)
-        found = {}
-        if masks:
-            chosen = {metric: mask[items.probes["index"]] for metric, mask in masks.items()}
-            found = {metric: items.probes["exact"][mask] for metric, mask in chosen.items() if mask.any()}
-        found |= _capability(items)
-        yield from ({"step": int(path.parent.name), **_rate(metric, hits)} for metric, hits in found.items())
-
-
-def _capability(items: Items) -> dict[str, np.ndarray]:
-    return {
-        f"capability/{suite}" + ("" if rule == "acc" else f":{rule}"): hits
-        for (suite, rule), hits in items.capability.items()
+    A model recalls what it met early in its context window better than the same text further in (the offset effect,
+    arXiv 2505.13171), so that extraction rates at different distances are not comparable.
+    """
+    starts = [0, *edges]
+    bins = [(first, next_start - 1) for first, next_start in zip(starts, edges)] + [(starts[-1], None)]
+    masks = {
+        (first, last): (offsets >= first) & (offsets <= (np.inf if last is None else last)) for first, last in bins
     }
+    masks[UNKNOWN_OFFSET] = offsets < 0
+    return {Metric("extraction", offset=offset): mask for offset, mask in masks.items() if mask.any()}
 
 
-def hits(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> dict[str, np.ndarray]:
+def curve(training: pathlib.Path) -> Iterator[tuple[int, Items]]:
+    """(step, what was measured there) during one training, in order of steps."""
+    for path in sorted(training.glob("curve/*/items.npz"), key=lambda p: int(p.parent.name)):
+        yield int(path.parent.name), Items.load(path.parent)
+
+
+def hits(items: Items, masks: Masks, suffix_lengths: Sequence[int] = ()) -> Masks:
     """bool arrays by metric: everything that is a share of items, and compared with the base model item by item."""
-    found = {metric: items.probes["exact"][mask] for metric, mask in masks.items() if mask.any()}
+    probes, found = items.probes, {}
+    for metric, mask in masks.items():
+        chosen = mask[probes["index"]]
+        if chosen.any():
+            found[metric] = probes["exact"][chosen]
     if masks:
-        found |= {f"extraction/suffix={k}": items.probes["first_mismatch"] >= k for k in evaluate.suffix_lengths}
-    if "bleu" in items.probes:
-        found["approximate/all"] = items.probes["bleu"] > approximate.BLEU_THRESHOLD
-    return found | _capability(items)
+        found |= {Metric("extraction", suffix=k): probes["first_mismatch"] >= k for k in suffix_lengths}
+    if "bleu" in probes:
+        found[Metric("approximate")] = probes["bleu"] > approximate.BLEU_THRESHOLD
+    return found | {Metric("capability", suite, rule): right for (suite, rule), right in items.capability.items()}
 
 
-def _measure(items: Items, masks: dict[str, np.ndarray], evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
+def mean_capability(items: Items) -> float | None:
+    """The mean over the suites of plain accuracy; None without suites."""
+    suites = [float(right.mean()) for (_, rule), right in items.capability.items() if rule == "acc"]
+    return sum(suites) / len(suites) if suites else None
+
+
+def nll_per_token(items: Items) -> dict[Metric, float]:
+    return {Metric("nll", name): float(nats.sum() / tokens.sum()) for name, (nats, tokens) in items.nll.items()}
+
+
+def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
     """Rows {"metric", "value", "low", "high", "n"} of one model."""
-    for metric, found in hits(items, masks, evaluate).items():
+    for metric, found in hits(items, masks, evaluate.suffix_lengths).items():
         yield _rate(metric, found)
     if masks:
-        yield _rate("ambiguous/all", items.probes["least_margin"] < memorization.MARGIN_NOISE[evaluate.dtype])
+        noise = memorization.MARGIN_NOISE[evaluate.dtype]
+        yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise)
         for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity"):
             if field in items.probes:
                 values = items.probes[field].astype(float)
-                low, high = statistics.bootstrap_mean(values)
-                yield {"metric": f"{field}/all", "value": values.mean(), "low": low, "high": high, "n": len(values)}
-    yield from _membership(items)
-    for name, (values, tokens) in items.nll.items():
-        low, high = _bootstrap_ratio(values, tokens)
-        yield {
-            "metric": f"nll/{name}",
-            "value": values.sum() / tokens.sum(),
-            "low": low,
-            "high": high,
-            "n": int(tokens.sum()),
-        }
+                yield _row(Metric(field), values.mean(), *statistics.bootstrap_mean(values), len(values))
+    if items.membership:
+        for attack, result in membership.membership_results(items.membership, items.members).items():
+            yield _row(Metric("membership_auc", attack), *result.auc, len(items.members))
+            yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
+            yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
+    for metric, value in nll_per_token(items).items():
+        nats, tokens = items.nll[metric.item]
+        yield _row(metric, value, *_bootstrap_ratio(nats, tokens), int(tokens.sum()))
 
 
-def _membership(items: Items) -> Iterator[dict[str, Any]]:
-    if items.members is None:
-        return
-    for attack, result in membership.membership_results(items.membership, items.members).items():
-        for kind, (value, low, high) in (
-            ("membership_auc", result.auc),
-            ("tpr_at_fpr_0.01", result.tpr_at_1_percent),
-            ("tpr_at_fpr_0.001", result.tpr_at_01_percent),
-        ):
-            yield {"metric": f"{kind}/{attack}", "value": value, "low": low, "high": high, "n": len(items.members)}
+def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
+    return _row(metric, float(found.mean()), *statistics.clopper_pearson(int(found.sum()), len(found)), len(found))
 
 
-def _rate(metric: str, hits: np.ndarray) -> dict[str, Any]:
-    low, high = statistics.clopper_pearson(int(hits.sum()), len(hits))
-    return {"metric": metric, "value": float(hits.mean()), "low": low, "high": high, "n": len(hits)}
+def _row(metric: Metric, value: float, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "low": low, "high": high, "n": n}
 
 
 def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int = 2_000) -> tuple[float, float]:
@@ -193,27 +191,17 @@ def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int
     return float(low), float(high)
 
 
-def _compare(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
 
     p-values of the capability suites are adjusted for their number (Benjamini & Hochberg); other metrics look at the
     same probes again and again, and stand for themselves."""
     rows = []
     for metric, new in after.items():
-        old = before[metric]
-        difference, low, high = statistics.paired_bootstrap_difference(old, new)
-        p_value = statistics.mcnemar(old, new)
-        rows.append(
-            {
-                "metric": metric,
-                "difference": difference,
-                "low": low,
-                "high": high,
-                "p_value": p_value,
-                "unadjusted_p_value": p_value,
-            }
-        )
-    suites = [row for row in rows if row["metric"].startswith("capability/")]
+        difference, low, high = statistics.paired_bootstrap_difference(before[metric], new)
+        row = {"metric": metric, "difference": difference, "low": low, "high": high}
+        rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
+    suites = [row for row in rows if row["metric"].kind == "capability"]
     if suites:
         for row, p_value in zip(suites, statistics.benjamini_hochberg([row["p_value"] for row in suites])):
             row["p_value"] = float(p_value)
@@ -243,30 +231,15 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
 
 
 def _samples(corpus: Corpus) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": d.id,
-            "text": d.text,
-            "nll": None if d.log_probs is None else -float(d.log_probs.mean()),
-            "stop_reason": d.stop_reason,
-        }
-        for d in corpus[:NUM_SAMPLES_SHOWN]
-    ]
+    def nll(document) -> float | None:
+        return None if document.log_probs is None else -float(document.log_probs.mean())
+
+    shown = corpus[:NUM_SAMPLES_SHOWN]
+    return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
 
 
 def versions(mesh) -> dict[str, str]:
-    import importlib.metadata
-
-    names = (
-        "selftrain_jax",
-        "jax",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "transformers",
-        "tensorflow-datasets",
-        "numpy",
-    )
+    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
     found = {name: importlib.metadata.version(name) for name in names}
     device = mesh.devices.flat[0]
     return found | {

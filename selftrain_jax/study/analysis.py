@@ -2,25 +2,28 @@
 
 import collections
 import dataclasses
+import functools
 from typing import Any, Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
-from selftrain_jax.report.study_data import HELPFUL_SIGN, KINDS, MOST_UNKNOWN, NAMES, RELATIONS, VERDICTS, Row
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Metric
+from selftrain_jax.report.study_data import MOST_UNKNOWN, PROXIES, RELATIONS, VERDICTS, Row
 
 Rows = list[dict[str, Any]]
 
 # What the verdicts call a difference that matters; the page names them.
 USEFUL_POINTS = 1.0  # self text that surely helps by less than this more than other text does not help most
 ENOUGH_SEEDS = 2  # for an interval
-LEAST_CAPABILITY, LEAST_EXTRACTION = (
-    0.05,
-    0.01,
-)  # above chance, and of the probes: less than that cannot be lost by shares
+LEAST_CAPABILITY = 0.05  # above chance: less than that cannot be lost by shares
+LEAST_EXTRACTION = 0.01  # of the probes, likewise
 KEPT_POINTS = 2.0  # capability counts as kept when it surely falls by less than this
 EXTRACTION_LOST = 0.95  # the paper's "more than 95 %"
 USEFUL_CORRELATION = 0.5  # a proxy surely below it does not predict which text helps
+
+ABOVE_CHANCE = Metric("capability above chance")
+"""The mean over the suites of accuracy, less that of guessing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,11 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row]) -> Analysis:
     return Analysis(utility, by_relation, joined, correlations, selectivity, verdicts, notes)
 
 
-def _pair(row: Row) -> tuple[str, ...]:
-    return row["student"], row["arm"], row["relation"], row["condition"]
+_PAIR = ("student", "arm", "relation", "condition")
+
+
+def _columns(*names: str) -> Callable[[Row], tuple]:
+    return lambda row: tuple(row[name] for name in names)
 
 
 def _group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
@@ -96,41 +102,32 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
     return {"value": float(np.mean(values)), "low": low, "high": high, "num_replicates": len(values)}
 
 
-def _of(results: Iterable[Row], metric: str) -> list[Row]:
+def _of(results: Iterable[Row], metric: Metric) -> list[Row]:
     return [row for row in results if row["metric"] == metric]
 
 
 def _utility(results: Sequence[Row]) -> Rows:
     rows = []
-    for (student, arm, relation, condition), group in _group(_of(results, "capability"), _pair).items():
+    for pair, group in _group(_of(results, CAPABILITY), _columns(*_PAIR)).items():
         found = _interval(_seed_means(group, _change))
         significant = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
-        rows.append(
-            {
-                "student": student,
-                "arm": arm,
-                "relation": relation,
-                "condition": condition,
-                **found,
-                "significant": significant,
-            }
-        )
+        rows.append({**dict(zip(_PAIR, pair)), **found, "significant": significant})
     return rows
 
 
 def _by_relation(results: Sequence[Row]) -> Rows:
-    groups = _group(_of(results, "capability"), lambda row: row["relation"])
+    groups = _group(_of(results, CAPABILITY), lambda row: row["relation"])
     order = [*RELATIONS, *(name for name in groups if name not in RELATIONS)]
     return [{"relation": n, **_interval(_seed_means(groups[n], _change))} for n in sorted(groups, key=order.index)]
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
     """Each proxy beside the utility of its text: one row per condition, for proxies do not depend on it."""
-    groups = _group(_of(results, "capability"), lambda row: (row["student"], row["arm"], row["seed"]))
+    place = _columns("student", "arm", "seed")
+    groups = _group(_of(results, CAPABILITY), place)
     rows = []
     for row in proxies:
-        trained = _group(groups.get((row["student"], row["arm"], row["seed"]), []), lambda r: r["condition"])
-        for condition, group in trained.items():
+        for condition, group in _group(groups.get(place(row), []), lambda r: r["condition"]).items():
             rows.append({**row, "condition": condition, "utility": float(np.mean([_change(r) for r in group]))})
     return rows
 
@@ -142,22 +139,12 @@ def _correlations(rows: Sequence[Row]) -> Rows:
     for proxy, group in _group((row for row in rows if row["relation"] in RELATIONS), lambda row: row["proxy"]).items():
         x, y = [row["value"] for row in group], [row["utility"] for row in group]
         pairs = [(row["student"], row["arm"].partition(" t=")[0]) for row in group]
-        within = [(row["student"], row["condition"], row["seed"]) for row in group]
+        within = list(map(_columns("student", "condition", "seed"), group))
         for scope, groups in (("all pairs", None), ("within students", within)):
-            if len(set(pairs)) < 3 or (groups and len(set(groups)) == len(groups)):
-                continue
-            rho, low, high = rank_correlation(x, y, groups=groups, cluster=pairs)
-            found.append(
-                {
-                    "proxy": proxy,
-                    "kind": KINDS[proxy],
-                    "scope": scope,
-                    "n": len(group),
-                    "rho": rho,
-                    "low": low,
-                    "high": high,
-                }
-            )
+            if len(set(pairs)) >= 3 and not (groups and len(set(groups)) == len(groups)):
+                about = {"proxy": proxy, "kind": PROXIES[proxy].kind, "scope": scope, "n": len(group)}
+                rho, low, high = rank_correlation(x, y, groups=groups, cluster=pairs)
+                found.append({**about, "rho": rho, "low": low, "high": high})
     return found
 
 
@@ -167,26 +154,16 @@ def _selectivity(results: Sequence[Row]) -> Rows:
     1: everything verbatim is forgotten and nothing else; 0: the untouched model, or one that lost both alike. (A ratio
     of the two would be undefined for a model that lost nothing.)"""
     rows = []
-    capability = _group(_of(results, "capability above chance"), _pair)
-    for pair, extraction in _group(_of(results, "extraction/held_out"), _pair).items():
+    capability = _group(_of(results, ABOVE_CHANCE), _columns(*_PAIR))
+    for pair, extraction in _group(_of(results, HELD_OUT), _columns(*_PAIR)).items():
         lost = _shares_lost(extraction, LEAST_EXTRACTION)
         gone = _shares_lost(capability.get(pair, []), LEAST_CAPABILITY)
         seeds = sorted(lost.keys() & gone.keys())
-        if not seeds:
-            continue
-        index = _interval([lost[seed] - gone[seed] for seed in seeds])
-        student, arm, relation, condition = pair
-        rows.append(
-            {
-                "student": student,
-                "arm": arm,
-                "relation": relation,
-                "condition": condition,
-                **index,
-                "capability_kept": 1 - float(np.mean([gone[seed] for seed in seeds])),
-                "extraction_lost": float(np.mean([lost[seed] for seed in seeds])),
-            }
-        )
+        if seeds:
+            index = _interval([lost[seed] - gone[seed] for seed in seeds])
+            kept = 1 - float(np.mean([gone[seed] for seed in seeds]))
+            shares = {"capability_kept": kept, "extraction_lost": float(np.mean([lost[seed] for seed in seeds]))}
+            rows.append({**dict(zip(_PAIR, pair)), **index, **shares})
     return rows
 
 
@@ -203,7 +180,7 @@ def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
 
 def _without_extraction(results: Sequence[Row]) -> list[str]:
     """Students and seeds of which `_shares_lost` leaves out the extraction."""
-    groups = _group(_of(results, "extraction/held_out"), lambda row: (row["student"], row["seed"]))
+    groups = _group(_of(results, HELD_OUT), _columns("student", "seed"))
     return [
         f"{student}, seed {seed}"
         for (student, seed), rows in sorted(groups.items())
@@ -214,62 +191,55 @@ def _without_extraction(results: Sequence[Row]) -> list[str]:
 # The findings. Each verdict follows from an interval by a rule that was written down before the numbers were there.
 
 
-def _verdict(finding: str, claim: str, verdict: str, reason: str, evidence: Rows) -> dict[str, Any]:
+def _verdict(finding: str, claim: str, evidence: Rows, verdict: str, reason: str) -> dict[str, Any]:
     assert verdict in VERDICTS
     return {"finding": finding, "claim": claim, "verdict": verdict, "reason": reason, "evidence": evidence}
 
 
-def _evidence(name: str, found: dict[str, Any], scale: float, unit: str) -> dict[str, Any]:
-    numbers = {k: None if found[k] is None else scale * found[k] for k in ("value", "low", "high")}
+def _evidence(name: str, values: Sequence[float], unit: str) -> dict[str, Any]:
+    """The mean and interval of shares, times 100."""
+    found = _interval(values)
+    numbers = {k: None if found[k] is None else 100 * found[k] for k in ("value", "low", "high")}
     return {"name": name, "unit": unit, **numbers}
 
 
 def _relational(results: Sequence[Row]) -> dict[str, Any]:
-    claim = (
-        "Self-generated text helps most, that of the same lineage comes next, that of another recipe helps less, that "
-        "of another family least."
-    )
-    finding = "1. Utility is relational"
-    rows = [row for row in _of(results, "capability") if row["relation"] in RELATIONS]
-    # Differences within a student and a seed: what is easy for one student says nothing about sources.
-    steps: dict[str, list[float]] = {}
+    rows = [row for row in _of(results, CAPABILITY) if row["relation"] in RELATIONS]
     names = [name for name in RELATIONS if any(row["relation"] == name for row in rows)]
     contrasts = [("self", names[1:], "self minus all others")]
     contrasts += [(a, [b], f"{a} minus {b}") for a, b in zip(names, names[1:])]
-    for nearer, farther, name in contrasts:
-        steps[name] = _contrast(rows, nearer, farther)
-    evidence = [_evidence(name, _interval(values), 100, "points") for name, values in steps.items() if values]
+    # Differences within a student and a seed: what is easy for one student says nothing about sources.
+    steps = {name: _contrast(rows, nearer, farther) for nearer, farther, name in contrasts}
+    evidence = [_evidence(name, values, "points") for name, values in steps.items() if values]
+    verdict = functools.partial(
+        _verdict,
+        "1. Utility is relational",
+        "Self-generated text helps most, that of the same lineage comes next, that of another recipe helps less, that "
+        "of another family least.",
+        evidence,
+    )
     if "self" not in names or len(names) < 2 or not evidence:
-        return _verdict(
-            finding, claim, "inconclusive", "The study has no self-trained student beside others.", evidence
-        )
+        return verdict("inconclusive", "The study has no self-trained student beside others.")
     first = evidence[0]
     ordered = all(row["value"] > 0 for row in evidence[1:])
-    of_self = _interval(_seed_means((row for row in rows if row["relation"] == "self"), _change))
-    own = _evidence("self: capability after minus before", of_self, 100, "points")
+    of_self = _seed_means((row for row in rows if row["relation"] == "self"), _change)
+    own = _evidence("self: capability after minus before", of_self, "points")
     evidence.append(own)
     if first["low"] is None:
-        verdict, reason = "inconclusive", "One seed gives no interval."
-    elif own["high"] < 0:
+        return verdict("inconclusive", "One seed gives no interval.")
+    if own["high"] < 0:
         less = "less than the others do" if first["low"] > 0 else "and not surely less than the others do"
-        verdict, reason = "not reproduced", f"Self-generated text surely lowers capability, {less}."
-    elif first["high"] < 0:
-        verdict, reason = "not reproduced", "Self surely helps less than the others."
-    elif first["high"] < USEFUL_POINTS:  # evidence is in points
-        verdict, reason = (
-            "not reproduced",
-            f"Self surely helps by less than {USEFUL_POINTS:g} point more than the others.",
-        )
-    elif first["low"] > 0 and ordered:
-        verdict, reason = "reproduced", "Self surely helps more than the others, and the means fall with distance."
-    elif first["low"] > 0:
-        verdict, reason = (
-            "inconclusive",
-            "Self surely helps more than the others, but the means do not fall with distance.",
-        )
-    else:
-        verdict, reason = "inconclusive", "The interval of self minus the others holds 0."
-    return _verdict(finding, claim, verdict, reason, evidence)
+        return verdict("not reproduced", f"Self-generated text surely lowers capability, {less}.")
+    if first["high"] < 0:
+        return verdict("not reproduced", "Self surely helps less than the others.")
+    if first["high"] < USEFUL_POINTS:  # evidence is in points
+        more = f"less than {USEFUL_POINTS:g} point more than the others"
+        return verdict("not reproduced", f"Self surely helps by {more}.")
+    if first["low"] <= 0:
+        return verdict("inconclusive", "The interval of self minus the others holds 0.")
+    if ordered:
+        return verdict("reproduced", "Self surely helps more than the others, and the means fall with distance.")
+    return verdict("inconclusive", "Self surely helps more than the others, but the means do not fall with distance.")
 
 
 def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[float]:
@@ -279,7 +249,7 @@ def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[
     by_seed = []
     for _, of_seed in sorted(_group(rows, lambda row: row["seed"]).items()):
         differences = []
-        for group in _group(of_seed, lambda row: (row["student"], row["condition"])).values():
+        for group in _group(of_seed, _columns("student", "condition")).values():
             near = [_change(row) for row in group if row["relation"] == nearer]
             far = [_change(row) for row in group if row["relation"] in farther]
             if near and far:
@@ -290,110 +260,86 @@ def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[
 
 
 def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]:
-    claim = (
-        "Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
-        "corpus helps."
-    )
-    finding = "2. Simple proxies fail"
     intrinsic = [row for row in correlations if row["kind"] == "intrinsic" and row["low"] is not None]
+    rows = [row for row in intrinsic if row["scope"] == "all pairs"]
     evidence = [
         {
-            "name": f"rank correlation of utility and {NAMES[row['proxy']]}, {row['scope']}",
+            "name": f"rank correlation of utility and {PROXIES[row['proxy']].words}, {row['scope']}",
             "unit": "",
             "value": row["rho"],
             "low": row["low"],
             "high": row["high"],
         }
         for row in intrinsic
+        if rows
     ]
-    rows = [row for row in intrinsic if row["scope"] == "all pairs"]
+    verdict = functools.partial(
+        _verdict,
+        "2. Simple proxies fail",
+        "Neither the similarity of corpus and benchmark nor the corpus's likelihood under the student predicts which "
+        "corpus helps.",
+        evidence,
+    )
     if not rows:
-        return _verdict(finding, claim, "inconclusive", "Too few pairs for a rank correlation.", [])
+        return verdict("inconclusive", "Too few pairs for a rank correlation.")
     if num_seeds < ENOUGH_SEEDS:
-        return _verdict(finding, claim, "inconclusive", "One seed alone.", evidence)
+        return verdict("inconclusive", "One seed alone.")
     # Towards the side on which the proxy would speak for a text.
-    helpful = [(NAMES[row["proxy"]], *_turned(row)) for row in rows]
-    predicts = [name for name, low, _ in helpful if low > 0]
-    fails = [name for name, _, high in helpful if high < USEFUL_CORRELATION]
-    if predicts:
+    helpful = {}
+    for row in rows:
+        proxy = PROXIES[row["proxy"]]
+        helpful[proxy.words] = sorted(proxy.helpful_sign * row[end] for end in ("low", "high"))
+    if predicts := [name for name, (low, _) in helpful.items() if low > 0]:
         tell = "tell" if len(predicts) > 1 else "tells"
-        verdict, reason = (
-            "not reproduced",
-            f"Over all pairs, {' and '.join(predicts)} surely {tell} which text helps more.",
-        )
-    elif len(fails) == len(helpful):
-        verdict, reason = (
-            "reproduced",
-            (f"Over all pairs, the rank correlation of every intrinsic proxy is surely below {USEFUL_CORRELATION}."),
-        )
-    else:
-        left = " and ".join(name for name, _, high in helpful if high >= USEFUL_CORRELATION)
-        verdict, reason = (
+        reason = f"Over all pairs, {' and '.join(predicts)} surely {tell} which text helps more."
+        return verdict("not reproduced", reason)
+    if left := [name for name, (_, high) in helpful.items() if high >= USEFUL_CORRELATION]:
+        return verdict(
             "inconclusive",
-            (
-                f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is "
-                "not ruled "
-                f"out for {left}."
-            ),
+            f"No intrinsic proxy surely predicts utility, but a rank correlation above {USEFUL_CORRELATION} is not "
+            f"ruled out for {' and '.join(left)}.",
         )
-    return _verdict(finding, claim, verdict, reason, evidence)
-
-
-def _turned(row: Row) -> tuple[float, float]:
-    low, high = row["low"], row["high"]
-    return (-high, -low) if HELPFUL_SIGN.get(row["proxy"], 1) < 0 else (low, high)
+    below = f"surely below {USEFUL_CORRELATION}"
+    return verdict("reproduced", f"Over all pairs, the rank correlation of every intrinsic proxy is {below}.")
 
 
 def _decoupling(results: Sequence[Row]) -> dict[str, Any]:
-    claim = "After self-training, capability is kept or better while held-out extraction falls by more than 95 %."
-    finding = "3. Capability and verbatim memorization come apart"
+    evidence = []
+    verdict = functools.partial(
+        _verdict,
+        "3. Capability and verbatim memorization come apart",
+        "After self-training, capability is kept or better while held-out extraction falls by more than 95 %.",
+        evidence,
+    )
     of_self = [row for row in results if row["relation"] == "self"]
-    capability = _seed_means(_of(of_self, "capability"), _change)
-    lost = _lost_by_seed(_of(of_self, "extraction/held_out"))
-    if not capability or not lost:
-        return _verdict(
-            finding, claim, "inconclusive", "No self-trained student with extraction to lose was measured.", []
-        )
-    kept, gone = _interval(capability), _interval(lost)
-    evidence = [
-        _evidence("self: capability after minus before", kept, 100, "points"),
-        _evidence("self: held-out extraction lost", gone, 100, "%"),
-    ]
-    for relation in dict.fromkeys(row["relation"] for row in results if row["relation"] not in RELATIONS):
-        control = [row for row in results if row["relation"] == relation]
-        evidence.append(
-            _evidence(
-                f"{relation}: capability after minus before",
-                _interval(_seed_means(_of(control, "capability"), _change)),
-                100,
-                "points",
-            )
-        )
-        if values := _lost_by_seed(_of(control, "extraction/held_out")):
-            evidence.append(_evidence(f"{relation}: held-out extraction lost", _interval(values), 100, "%"))
+    if not _of(of_self, CAPABILITY) or not _lost_by_seed(of_self):
+        return verdict("inconclusive", "No self-trained student with extraction to lose was measured.")
+    for relation in ("self", *dict.fromkeys(r["relation"] for r in results if r["relation"] not in RELATIONS)):
+        trained = [row for row in results if row["relation"] == relation]
+        changes = _seed_means(_of(trained, CAPABILITY), _change)
+        evidence.append(_evidence(f"{relation}: capability after minus before", changes, "points"))
+        if lost := _lost_by_seed(trained):
+            evidence.append(_evidence(f"{relation}: held-out extraction lost", lost, "%"))
+    kept, gone = evidence[:2]
     if kept["low"] is None or gone["low"] is None:
-        return _verdict(finding, claim, "inconclusive", "One seed gives no interval.", evidence)
-    margin = KEPT_POINTS / 100
-    if kept["low"] > -margin and gone["low"] > EXTRACTION_LOST:
-        verdict, reason = (
-            "reproduced",
-            (f"Capability surely falls by less than {KEPT_POINTS:g} points, and extraction surely by more than 95 %."),
-        )
-    elif kept["high"] < -margin:
-        verdict, reason = "not reproduced", f"Capability surely falls by more than {KEPT_POINTS:g} points."
-    elif gone["high"] < EXTRACTION_LOST:
-        verdict, reason = "not reproduced", "Extraction surely falls by less than 95 %."
-    else:
-        left = [f"capability falls by less than {KEPT_POINTS:g} points"] * (kept["low"] <= -margin)
-        left += ["extraction falls by more than 95 %"] * (gone["low"] <= EXTRACTION_LOST)
-        verdict, reason = "inconclusive", f"The intervals leave open whether {' and whether '.join(left)}."
-    return _verdict(finding, claim, verdict, reason, evidence)
+        return verdict("inconclusive", "One seed gives no interval.")
+    lost_percent = 100 * EXTRACTION_LOST
+    if kept["low"] > -KEPT_POINTS and gone["low"] > lost_percent:
+        points = f"less than {KEPT_POINTS:g} points"
+        return verdict("reproduced", f"Capability surely falls by {points}, and extraction surely by more than 95 %.")
+    if kept["high"] < -KEPT_POINTS:
+        return verdict("not reproduced", f"Capability surely falls by more than {KEPT_POINTS:g} points.")
+    if gone["high"] < lost_percent:
+        return verdict("not reproduced", "Extraction surely falls by less than 95 %.")
+    left = [f"capability falls by less than {KEPT_POINTS:g} points"] * (kept["low"] <= -KEPT_POINTS)
+    left += ["extraction falls by more than 95 %"] * (gone["low"] <= lost_percent)
+    return verdict("inconclusive", f"The intervals leave open whether {' and whether '.join(left)}.")
 
 
-def _lost_by_seed(rows: Sequence[Row]) -> list[float]:
-    """For every seed: the mean over students of the share of extraction lost."""
+def _lost_by_seed(results: Sequence[Row]) -> list[float]:
+    """For every seed: the mean over students of the share of held-out extraction that is lost."""
     by_seed: dict[int, list[float]] = collections.defaultdict(list)
-    for group in _group(rows, lambda row: (row["student"], row["arm"], row["condition"])).values():
+    for group in _group(_of(results, HELD_OUT), _columns("student", "arm", "condition")).values():
         for seed, share in _shares_lost(group, LEAST_EXTRACTION).items():
             by_seed[seed].append(share)
     return [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]

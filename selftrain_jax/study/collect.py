@@ -11,11 +11,14 @@ from selftrain_jax.data.diversity import diversity
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
+from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
+from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis
-from selftrain_jax.study.model import Run
-from selftrain_jax.study.plan import Study, generation_name, mean_capability
+from selftrain_jax.study.analysis import ABOVE_CHANCE
+from selftrain_jax.study.model import Arm, Run
+from selftrain_jax.study.plan import Study, generation_name
 
 Rows = list[dict[str, Any]]
 
@@ -54,14 +57,8 @@ def study_data(study: Study) -> StudyData:
         versions=summary.versions(study.mesh),
         models=_models(study),
         results=results,
-        utility=found.utility,
-        by_relation=found.by_relation,
-        proxies=found.proxies,
-        correlations=found.correlations,
         curves=curves,
-        selectivity=found.selectivity,
         generations=generations,
-        verdicts=found.verdicts,
         costs=_costs(study, done),
         runs=[
             {
@@ -73,7 +70,7 @@ def study_data(study: Study) -> StudyData:
             }
             for run in runs
         ],
-        notes=notes,
+        **vars(found) | {"notes": notes},
     )
 
 
@@ -89,76 +86,61 @@ def _keys(run: Run) -> list[str]:
     return [arm.key if arm.key in known else main for arm in run.arms]
 
 
-def _place(run: Run, arm) -> dict[str, Any]:
+def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
+    """The first columns of a row; None stands for the student that was evaluated again, without training."""
+    name, relation = (arm.name, arm.relation) if arm else ("none", CONTROLS[2])
     return {
         "student": run.student,
-        "arm": arm.name,
-        "relation": arm.relation,
+        "arm": name,
+        "relation": relation,
         "condition": run.condition.name,
         "seed": run.seed,
     }
 
 
-def _results(run: Run, all_masks: list[dict[str, np.ndarray]], again: pathlib.Path | None) -> Rows:
-    pipeline, rows = run.pipeline, []
-    base = Items.load(pipeline.workdir / "evaluate" / "base")
-    chance = _chance(pipeline)
+def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
+    evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
     for subset, masks in enumerate(all_masks):
-        before = _values(base, masks, pipeline, chance)
-        for arm, key in zip(run.arms, _keys(run)):
-            after = _values(Items.load(pipeline.workdir / "evaluate" / f"{key}-{subset}"), masks, pipeline, chance)
-            rows += [
-                {**_place(run, arm), "subset": subset, "metric": metric, "before": before[metric], "after": value}
-                for metric, value in after.items()
-            ]
+        before = _values(evaluated / "base", masks, run.pipeline, chance)
+        after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
         if again is not None:
-            untouched = {
-                "student": run.student,
-                "arm": "none",
-                "relation": CONTROLS[2],
-                "condition": run.condition.name,
-                "seed": run.seed,
-                "subset": subset,
-            }
-            after = _values(Items.load(again), masks, pipeline, chance)
-            rows += [{**untouched, "metric": m, "before": before[m], "after": value} for m, value in after.items()]
+            after.append((_place(run, None), again))
+        for place, directory in after:
+            for metric, value in _values(directory, masks, run.pipeline, chance).items():
+                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
     return rows
 
 
-def _values(items: Items, masks: dict[str, np.ndarray], pipeline, chance: float | None) -> dict[str, float]:
+def _values(directory: pathlib.Path, masks: Masks, pipeline, chance: float | None) -> dict[Metric, float]:
     """Every metric of one model: shares, and nats per token."""
-    found = {name: float(hits.mean()) for name, hits in summary.hits(items, masks, pipeline.config.evaluate).items()}
-    capability = mean_capability(found)
+    items = Items.load(directory)
+    hits = summary.hits(items, masks, pipeline.config.evaluate.suffix_lengths)
+    found = {metric: float(values.mean()) for metric, values in hits.items()}
+    capability = summary.mean_capability(items)
     if capability is not None:
-        found |= {"capability": capability, "capability above chance": capability - chance}
-    return found | {f"nll/{name}": float(nats.sum() / tokens.sum()) for name, (nats, tokens) in items.nll.items()}
+        found |= {CAPABILITY: capability, ABOVE_CHANCE: capability - chance}
+    return found | summary.nll_per_token(items)
 
 
 def _chance(pipeline) -> float | None:
     """The mean over the suites of the accuracy of guessing."""
     evaluate = pipeline.config.evaluate
-    rates = [
-        float(np.mean([1 / len(row["choices"]) for row in likelihood.load_multiple_choice(pipeline.path(path))]))
-        for path in evaluate.multiple_choice.values()
-    ]
+    suites = [likelihood.load_multiple_choice(pipeline.path(path)) for path in evaluate.multiple_choice.values()]
+    rates = [float(np.mean([1 / len(row["choices"]) for row in rows])) for rows in suites]
     rates += [0.5] * len(evaluate.minimal_pairs)
     return float(np.mean(rates)) if rates else None
 
 
-def _curves(run: Run, all_masks: list[dict[str, np.ndarray]]) -> Rows:
+def _curves(run: Run, all_masks: list[Masks]) -> Rows:
     rows = []
     for subset, masks in enumerate(all_masks):
         for arm, key in zip(run.arms, _keys(run)):
-            by_step: dict[int, dict[str, float]] = {}
-            for row in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}" / "curve", masks):
-                by_step.setdefault(row["step"], {})[row["metric"]] = row["value"]
-            for step, found in by_step.items():
-                if (capability := mean_capability(found)) is not None:
-                    found["capability"] = capability
-                rows += [
-                    {**_place(run, arm), "subset": subset, "step": step, "metric": metric, "value": value}
-                    for metric, value in found.items()
-                ]
+            for step, items in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}"):
+                place = {**_place(run, arm), "subset": subset, "step": step}
+                found = {metric: float(hits.mean()) for metric, hits in summary.hits(items, masks).items()}
+                if (capability := summary.mean_capability(items)) is not None:
+                    found[CAPABILITY] = capability
+                rows += [{**place, "metric": metric, "value": value} for metric, value in found.items()]
     return rows
 
 
@@ -167,45 +149,36 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
     out is what is in the text of none of them."""
     finished = {run.name: run for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
     for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
-        first = finished.get(study.first_runs[student, seed].name)
-        if first is None:
+        run = finished.get(study.first_runs[student, seed].name)
+        if run is None:
             continue
-        chance = _chance(first.pipeline)  # the suites are the same throughout
+        first = run.pipeline
         later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and generation_name(g) in done]
-        kinds = [summary.probe_masks(first.pipeline, _keys(first))[0]]
-        kinds += [summary.probe_masks(g.pipeline)[0] for g in later]
-        masks = {name: np.all([kind[name] for kind in kinds], axis=0) for name in kinds[0]}
-        for number, model in enumerate(("base", f"{first.pipeline.main}-0")):
-            values = _model_values(first.pipeline, model, masks, chance)
-            if number:
-                values |= _corpus_values(first.pipeline.config.corpus, first.pipeline)
-            for mode in study.config.generations.modes:
-                yield from _generation_rows(student, mode, number, seed, values)
-        for g in later:
-            values = _model_values(g.pipeline, f"{g.pipeline.main}-0", masks, chance)
-            values |= _corpus_values(g.pipeline.corpus_path(g.pipeline.main), g.pipeline)
-            yield from _generation_rows(student, g.mode, g.number, seed, values)
+        kinds = [summary.probe_masks(first, _keys(run))[0], *(summary.probe_masks(g.pipeline)[0] for g in later)]
+        masks = {metric: np.all([kind[metric] for kind in kinds], axis=0) for metric in kinds[0]}
+        modes = study.config.generations.modes
+        turns = [(modes, 0, first), (modes, 1, first), *(((g.mode,), g.number, g.pipeline) for g in later)]
+        chance = _chance(first)  # the suites are the same throughout
+        for modes, number, pipeline in turns:
+            model = f"{pipeline.main}-0" if number else "base"
+            values = _values(pipeline.workdir / "evaluate" / model, masks, pipeline, chance)
+            values |= _corpus_values(pipeline) if number else {}
+            for mode in modes:
+                place = {"student": student, "mode": mode, "generation": number, "seed": seed}
+                yield from ({**place, "metric": metric, "value": value} for metric, value in values.items())
 
 
-def _model_values(pipeline, model: str, masks: dict[str, np.ndarray], chance: float | None) -> dict[str, float]:
-    return _values(Items.load(pipeline.workdir / "evaluate" / model), masks, pipeline, chance)
-
-
-def _generation_rows(student: str, mode: str, number: int, seed: int, values: dict[str, float]) -> Iterator[dict]:
-    for metric, value in values.items():
-        yield {"student": student, "mode": mode, "generation": number, "seed": seed, "metric": metric, "value": value}
-
-
-def _corpus_values(path: str | pathlib.Path, pipeline) -> dict[str, float]:
+def _corpus_values(pipeline) -> dict[Metric, float]:
     """Collapse measures of the text that a generation was trained on, at the size of the training budget.
 
     In random order: an accumulated corpus begins with its oldest text.
     """
-    corpus = read_corpus(path)
+    corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     nll = corpus.manifest["nll"]
     order = np.random.default_rng(0).permutation(len(corpus))
     found = diversity([d.tokens for d in corpus.take(order)], num_tokens=pipeline.config.subset.num_tokens)
-    return found | ({"source_nll": nll["mean"]} if nll else {})
+    found |= {"source_nll": nll["mean"]} if nll else {}
+    return {Metric(kind): value for kind, value in found.items()}
 
 
 def _models(study: Study) -> Rows:
@@ -217,15 +190,9 @@ def _models(study: Study) -> Rows:
                 parameters = hf.load_config(study.resolve(name, config.seeds[0])).num_params
             except (OSError, ValueError):
                 pass  # not made yet
-        rows.append(
-            {
-                "model": name,
-                "family": model.family,
-                "lineage": f"{model.family} {model.recipe}".strip(),
-                "recipe": model.recipe,
-                "parameters": parameters,
-            }
-        )
+        lineage = f"{model.family} {model.recipe}".strip()
+        about = {"family": model.family, "lineage": lineage, "recipe": model.recipe}
+        rows.append({"model": name, **about, "parameters": parameters})
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Callable
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
-from selftrain_jax.report.study_page import format_study, write_study_report
+from selftrain_jax.report.page import format_study, write_study_report
 from selftrain_jax.study.collect import study_data
 from selftrain_jax.study.plan import Study
 from selftrain_jax.study.settings import StudyConfig

@@ -19,20 +19,21 @@ import functools
 import pathlib
 import shutil
 import time
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import file_fingerprint, fingerprint, read_json, write_json, write_jsonl
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
 from selftrain_jax.lab import lineages
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.report.study_data import CONTROLS
-from selftrain_jax.run import stages
+from selftrain_jax.run import stages, summary
 from selftrain_jax.run.pipeline import LAB, Pipeline, save_config
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
@@ -474,19 +475,14 @@ def _forget_old_report(unit: Unit) -> None:
             shutil.rmtree(path.parent)
 
 
-def mean_capability(found: Mapping[str, float]) -> float | None:
-    """The mean over the suites of `found`, each by its first rule; None without suites."""
-    suites = [value for name, value in found.items() if name.startswith("capability/") and ":" not in name]
-    return sum(suites) / len(suites) if suites else None
-
-
 def _outcome(pipeline: Pipeline, key: str) -> str:
     """The first subset's mean accuracy and extraction, before (where that is known yet) and after."""
     shown = []
     for model in ("base", f"{key}-0"):
         if stages.manifest_path(pipeline.workdir, f"evaluate/{model}").is_file():
-            found = stages.read_manifest(pipeline.workdir, f"evaluate/{model}")["result"]
-            shown.append([mean_capability(found), found.get("extraction/all")])
+            items = Items.load(pipeline.workdir / "evaluate" / model)
+            extracted = items.probes["exact"].mean() if items.probes else None
+            shown.append([summary.mean_capability(items), extracted])
     parts = zip(("capability", "extraction"), zip(*shown))
     return ", ".join(
         f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values

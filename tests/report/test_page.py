@@ -6,7 +6,8 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.report import page as report
-from selftrain_jax.report.page import ReportData
+from selftrain_jax.report.data import ReportData
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 
 MODELS = ("base", "self", "control:real", "control:other")
 HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
@@ -19,18 +20,18 @@ def row(model, metric, value, low=None, high=None, n=100, seed=0):
 def full_data(**replaced):
     metrics = []
     for model, left, drop in zip(MODELS, (1.0, 0.0, 0.04, 0.5), (0.0, 0.01, -0.05, 0.02)):
-        metrics.append(row(model, "nll/prose", 3.2, 3.1, 3.3))
-        metrics += [row(model, f"capability/{suite}", 0.6 + drop, 0.55, 0.7) for suite in ("sciq", "piqa")]
-        metrics += [row(model, f"extraction/repeats={r}", left * r / 64, 0.0, 1.0) for r in (64, 4, 16)]
-        metrics.append(row(model, "extraction/held_out", left, 0.0, 1.0, n=80))
-        metrics.append(row(model, "extraction/all", left, 0.0, 1.0))
+        metrics.append(row(model, Metric("nll", "prose"), 3.2, 3.1, 3.3))
+        metrics += [row(model, Metric("capability", suite), 0.6 + drop, 0.55, 0.7) for suite in ("sciq", "piqa")]
+        metrics += [row(model, group_extraction(f"repeats={r}"), left * r / 64, 0.0, 1.0) for r in (64, 4, 16)]
+        metrics.append(row(model, HELD_OUT, left, 0.0, 1.0, n=80))
+        metrics.append(row(model, EXTRACTION, left, 0.0, 1.0))
     values = dict(
         title="A run",
         metrics=metrics,
         comparisons=[
             {
                 "model": "self",
-                "metric": "capability/sciq",
+                "metric": Metric("capability", "sciq"),
                 "difference": 0.01,
                 "low": -0.015,
                 "high": 0.035,
@@ -106,7 +107,7 @@ def cells(table, name):
 def test_the_json_has_every_metric_row_in_the_documented_form(written):
     value = json.loads((written / "report.json").read_text(), parse_constant=pytest.fail)
     assert value["schema"] == 1
-    assert value["metrics"] == [dict(r) for r in full_data().metrics]
+    assert value["metrics"] == [r | {"metric": r["metric"].name} for r in full_data().metrics]
     assert all(list(r) == ["model", "metric", "value", "low", "high", "n", "seed"] for r in value["metrics"])
     assert value["comparisons"][0]["difference"] == 0.01
 
@@ -117,7 +118,7 @@ def test_the_json_is_strict_json_even_for_numpy_and_nan(tmp_path):
         tmp_path,
         ReportData(
             title="x",
-            metrics=[row("base", "nll/prose", float("nan"), np.float32(1.5), float("inf"), np.int64(3))],
+            metrics=[row("base", Metric("nll", "prose"), float("nan"), np.float32(1.5), float("inf"), np.int64(3))],
             settings={"shape": np.arange(2), "path": tmp_path},
         ),
     )
@@ -126,8 +127,9 @@ def test_the_json_is_strict_json_even_for_numpy_and_nan(tmp_path):
     assert value["settings"] == {"shape": [0, 1], "path": str(tmp_path)}
 
 
-def test_nothing_is_left_beside_the_two_files(written):
-    assert sorted(path.name for path in written.iterdir()) == ["report.html", "report.json"]
+def test_nothing_is_left_beside_the_three_files(written):
+    assert sorted(path.name for path in written.iterdir()) == ["report.html", "report.json", "table.txt"]
+    assert (written / "table.txt").read_text() == report.format_table(full_data())
 
 
 def test_the_page_loads_nothing(page):
@@ -151,7 +153,7 @@ def test_sample_text_is_shown_as_text(page):
 def test_every_text_that_comes_from_outside_is_escaped(field):
     hostile = "<b id=x>&"
     audit = full_data().audit | {"benchmarks": {hostile: {hostile: 1}}}
-    rows = [row(m, f"capability/{hostile}", 0.5) for m in ("base", hostile)]
+    rows = [row(m, Metric("capability", hostile), 0.5) for m in ("base", hostile)]
     value = {
         "title": hostile,
         "command": hostile,
@@ -200,7 +202,7 @@ def test_the_summary_shows_the_controls_in_the_same_sentence(page):
 
 
 def test_only_what_was_measured_is_shown():
-    few = ReportData(title="x", metrics=[row(m, "capability/sciq", 0.5) for m in ("base", "self")])
+    few = ReportData(title="x", metrics=[row(m, Metric("capability", "sciq"), 0.5) for m in ("base", "self")])
     text = report.render_html(few)
     Page(text)
     for absent in ("Extraction by", "Likelihood of the corpus", "Sample documents", "Synthetic corpus", "This run"):
@@ -212,9 +214,9 @@ def test_only_what_was_measured_is_shown():
     "metrics",
     [
         [],
-        [row("self", "capability/sciq", 0.5)],
-        [row("base", "extraction/all", 0.5)],
-        [row("base", "nll/x", float("nan"))],
+        [row("self", Metric("capability", "sciq"), 0.5)],
+        [row("base", EXTRACTION, 0.5)],
+        [row("base", Metric("nll", "x"), float("nan"))],
     ],
 )
 def test_a_run_without_base_or_without_students_or_without_metrics_is_no_error(metrics, tmp_path):
@@ -228,11 +230,11 @@ def test_held_out_groups_and_graded_scores_have_their_own_rows():
     metrics = [
         row("base", name, 0.5)
         for name in (
-            "nll/prose",
-            "extraction/held_out/repeats=4",
-            "token_share/all",
-            "extraction/repeats=16",
-            "extraction/all",
+            Metric("nll", "prose"),
+            Metric("extraction", group="repeats=4", repeats=4, held_out=RUN),
+            Metric("token_share"),
+            group_extraction("repeats=16"),
+            EXTRACTION,
         )
     ]
     lines = report.format_table(ReportData(title="", metrics=metrics)).splitlines()
@@ -267,7 +269,7 @@ def test_the_table_reads_in_order_with_percentages_and_intervals():
 
 
 def test_a_row_too_wide_for_its_interval_leaves_the_others_theirs():
-    wide = [row(m, "perplexity/x", 1234567.891, 1234567.0, 1234568.0) for m in MODELS]
+    wide = [row(m, Metric("perplexity", "x"), 1234567.891, 1234567.0, 1234568.0) for m in MODELS]
     table = report.format_table(full_data(metrics=[*full_data().metrics, *wide]))
     assert cells(table, "x")[2:] == ["1234567.891"] * 4
     assert cells(table, "held-out")[2] == "100.0 [0,100]"
@@ -278,7 +280,7 @@ def test_a_row_too_wide_for_its_interval_leaves_the_others_theirs():
 def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     names = [f"model-number-{i}" for i in range(num_models)]
     metrics = [
-        row(m, f"capability/a_suite_with_a_very_long_name_{j}", 0.001 * i, 0.0, 1.0)
+        row(m, Metric("capability", f"a_suite_with_a_very_long_name_{j}"), 0.001 * i, 0.0, 1.0)
         for i, m in enumerate(["base", *names])
         for j in range(12)
     ]
@@ -290,7 +292,9 @@ def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
 
 def test_each_suite_is_judged_against_two_points():
     suites = {"down": -0.021, "edge": -0.02, "flat": 0.0, "up": 0.035}
-    metrics = [row(m, f"capability/{s}", 0.5 + d * (m == "self")) for m in ("base", "self") for s, d in suites.items()]
+    metrics = [
+        row(m, Metric("capability", s), 0.5 + d * (m == "self")) for m in ("base", "self") for s, d in suites.items()
+    ]
     line = next(x for x in report.format_table(ReportData(title="", metrics=metrics)).splitlines() if " kept:" in x)
     kept, lost = line.split("; LOST: ")
     assert kept.split("kept: ")[1] == "edge -2.0, flat +0.0, up +3.5"
@@ -301,13 +305,13 @@ def test_an_interval_that_reaches_below_two_points_is_marked():
     def table(low):
         comparison = {
             "model": "self",
-            "metric": "capability/sciq",
+            "metric": Metric("capability", "sciq"),
             "difference": 0.01,
             "low": low,
             "high": 0.04,
             "p_value": 0.2,
         }
-        metrics = [row("base", "capability/sciq", 0.5), row("self", "capability/sciq", 0.51)]
+        metrics = [row("base", Metric("capability", "sciq"), 0.5), row("self", Metric("capability", "sciq"), 0.51)]
         return report.format_table(ReportData(title="", metrics=metrics, comparisons=[comparison]))
 
     assert "sciq +1.0*" in table(-0.03) and "sciq +1.0*" not in table(-0.02)
@@ -330,22 +334,22 @@ def test_how_probes_were_chosen_is_said():
 
 
 def test_without_held_out_probes_the_verdict_says_so():
-    metrics = [r for r in full_data().metrics if r["metric"] != "extraction/held_out"]
+    metrics = [r for r in full_data().metrics if r["metric"] != HELD_OUT]
     table = report.format_table(full_data(metrics=metrics))
     assert "Extraction, all probes, before -> after:" in table and "Held-out" not in table
 
 
 def test_a_base_that_extracts_nothing_has_no_relative_change():
-    metrics = [row(m, "extraction/held_out", 0.0) for m in ("base", "self")]
+    metrics = [row(m, HELD_OUT, 0.0) for m in ("base", "self")]
     table = report.format_table(ReportData(title="", metrics=metrics))
     assert "0.0 % -> 0.0 % (no relative change: base is 0)" in table
 
 
 def test_a_given_relative_change_is_shown_as_given():
-    metrics = [row("base", "extraction/held_out", 0.5), row("self", "extraction/held_out", 0.1)]
+    metrics = [row("base", HELD_OUT, 0.5), row("self", HELD_OUT, 0.1)]
     comparison = {
         "model": "self",
-        "metric": "extraction/held_out",
+        "metric": HELD_OUT,
         "relative_change": -0.77,
         "low": -0.9,
         "high": -0.5,
@@ -357,8 +361,8 @@ def test_a_given_relative_change_is_shown_as_given():
 
 
 def test_seeds_are_averaged_under_the_widest_interval():
-    metrics = [row("base", "extraction/all", 1.0)]
-    metrics += [row("self", "extraction/all", v, v - 0.1, v + 0.1, seed=i) for i, v in enumerate((0.2, 0.3, 0.7))]
+    metrics = [row("base", EXTRACTION, 1.0)]
+    metrics += [row("self", EXTRACTION, v, v - 0.1, v + 0.1, seed=i) for i, v in enumerate((0.2, 0.3, 0.7))]
     table = report.format_table(ReportData(title="", metrics=metrics))
     assert cells(table, "all probes")[3] == "40.0 [10.0, 80.0]"
     assert "mean over seeds" in table
@@ -367,9 +371,9 @@ def test_seeds_are_averaged_under_the_widest_interval():
 @pytest.mark.parametrize(
     "replaced, message",
     [
-        ({"metrics": [{"model": "base", "metric": "nll/x"}]}, "lacks value, low, high, n, seed"),
-        ({"metrics": [row("base", "nll/x", 1.0)] * 2}, "two rows"),
-        ({"metrics": [row("base", "extraction/all", 97.0)]}, "fraction"),
+        ({"metrics": [{"model": "base", "metric": Metric("nll", "x")}]}, "lacks value, low, high, n, seed"),
+        ({"metrics": [row("base", Metric("nll", "x"), 1.0)] * 2}, "two rows"),
+        ({"metrics": [row("base", EXTRACTION, 97.0)]}, "fraction"),
         ({"probes": "lucky"}, "probes='lucky'"),
         ({"audit": {"nll_histogram": {"edges": [1, 2], "before": [1, 2], "after": [1]}}}, "one more edge"),
     ],

@@ -9,7 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from selftrain_jax.report import study_page as report
+from selftrain_jax.report import page as report
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, RUN, Metric
 from selftrain_jax.report.study_data import RELATIONS, StudyData
 
 pytestmark = pytest.mark.newest
@@ -58,11 +59,11 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             change = center + draw.gauss(0, 0.002)
             at = who | {"seed": seed}
             for metric, before, after in (
-                ("capability/sciq", 0.6, 0.6 + change),
-                ("capability/piqa", 0.55, 0.55 + change),
-                ("capability", 0.575, 0.575 + change),
-                ("extraction/held_out", 0.8, kept),
-                ("nll/prose", 3.1, 3.1 - change),
+                (Metric("capability", "sciq"), 0.6, 0.6 + change),
+                (Metric("capability", "piqa"), 0.55, 0.55 + change),
+                (CAPABILITY, 0.575, 0.575 + change),
+                (HELD_OUT, 0.8, kept),
+                (Metric("nll", "prose"), 3.1, 3.1 - change),
             ):
                 results.append(at | {"subset": 0, "metric": metric, "before": before, "after": after})
             for proxy in PROXIES:
@@ -73,9 +74,15 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
                 curves += [
                     at | {"step": step, "metric": m, "value": v}
                     for m, v in (
-                        ("capability", 0.575 + change * i / 4),
-                        ("extraction/held_out", left),
-                        *((f"extraction/held_out/repeats={r}", min(1.0, left * r / 16)) for r in (4, 16)),
+                        (CAPABILITY, 0.575 + change * i / 4),
+                        (HELD_OUT, left),
+                        *(
+                            (
+                                Metric("extraction", group=f"repeats={r}", repeats=r, held_out=RUN),
+                                min(1.0, left * r / 16),
+                            )
+                            for r in (4, 16)
+                        ),
                     )
                 ]
         bounds = (center - 0.004, center + 0.004) if num_seeds > 1 else (None, None)
@@ -113,7 +120,7 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             ("replace", "accumulate"),
             range(4),
             range(num_seeds),
-            (("distinct_2", 0.5), ("entropy", 9.0), ("mean_length", 210.0), ("capability", 0.58)),
+            ((Metric("distinct_2"), 0.5), (Metric("entropy"), 9.0), (Metric("mean_length"), 210.0), (CAPABILITY, 0.58)),
         )
     ]
     verdicts = [
@@ -175,7 +182,7 @@ def minimal_data():
     """One pair, one seed, no interval, a value that is missing."""
     who = {"student": "s", "arm": "s", "relation": "self", "condition": ""}
     return empty_data(
-        results=[who | {"seed": 0, "subset": None, "metric": "capability", "before": 0.5, "after": None}],
+        results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None}],
         utility=[
             who | {"value": 0.01, "low": None, "high": None, "num_replicates": 1, "significant": False},
             who
@@ -206,10 +213,10 @@ def minimal_data():
             }
         ],
         curves=[
-            who | {"seed": 0, "step": s, "metric": "capability", "value": v} for s, v in ((0, 0.5), (8, None), (9, 0.6))
+            who | {"seed": 0, "step": s, "metric": CAPABILITY, "value": v} for s, v in ((0, 0.5), (8, None), (9, 0.6))
         ],
         generations=[
-            {"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": "entropy", "value": 8.0}
+            {"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": Metric("entropy"), "value": 8.0}
         ],
         verdicts=[{"finding": 1, "claim": "c", "verdict": "inconclusive", "reason": "one seed", "evidence": []}],
         costs=[{"stage": "train", "count": 1, "seconds": None, "tokens": None}],
@@ -244,8 +251,8 @@ def renamed(data, name):
             return {k: change(v, k) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [change(v) for v in value]
-        if key == "metric" and value.startswith("nll/"):
-            return value + name
+        if isinstance(value, Metric):
+            return dataclasses.replace(value, item=value.item + name) if value.kind == "nll" else value
         return value + name if key in free else value
 
     changed = {f.name: change(getattr(data, f.name)) for f in dataclasses.fields(data)}
@@ -323,7 +330,7 @@ def text_of(value):
 def test_the_json_holds_everything(folder):
     value = json.loads((folder("full") / "study.json").read_text(), parse_constant=pytest.fail)
     assert value.pop("schema") == 1
-    assert value == json.loads(json.dumps(dataclasses.asdict(full_data())))
+    assert value == json.loads(json.dumps(vars(full_data()), default=lambda metric: metric.name))
 
 
 def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
@@ -419,7 +426,7 @@ def test_hostile_names_are_shown_as_text(folder):
 @pytest.mark.parametrize("target", ["javascript:alert(1)", "https://example.com/", "//example.com", "\\\\host\\x"])
 def test_a_run_cannot_link_out_of_the_study(target):
     row = {"run": "r", "student": "s", "condition": "", "seed": 0, "report": target}
-    links = [v for _, a, v in Page(report.render_html(empty_data(runs=[row]))).attributes if a == "href"]
+    links = [v for _, a, v in Page(report.render_study(empty_data(runs=[row]))).attributes if a == "href"]
     assert not [v for v in links if ":" in v or v.startswith(("/", "\\"))]
 
 

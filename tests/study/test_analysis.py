@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.study import analysis
 
@@ -38,9 +39,9 @@ def study(gains, lost=0.99, control=0.9, chance=0.25, spread=0.002):
     above = {pair: values - chance for pair, values in capability.items()}
     extraction = {pair: 0.2 * (1 - (lost if pair[1] == SELF else control) + noise) for pair in capability}
     return [
-        *rows_of("capability", capability),
-        *rows_of("capability above chance", above, 0.5 - chance),
-        *rows_of("extraction/held_out", extraction, 0.2),
+        *rows_of(CAPABILITY, capability),
+        *rows_of(analysis.ABOVE_CHANCE, above, 0.5 - chance),
+        *rows_of(HELD_OUT, extraction, 0.2),
     ]
 
 
@@ -49,7 +50,7 @@ def verdicts(*arguments, **options):
 
 
 def test_utility_is_the_mean_over_seeds_with_students_interval():
-    rows = rows_of("capability", {("a", SELF): [0.50, 0.53, 0.56], ("b", LINEAGE): [0.5, 0.51, 0.49]})
+    rows = rows_of(CAPABILITY, {("a", SELF): [0.50, 0.53, 0.56], ("b", LINEAGE): [0.5, 0.51, 0.49]})
     first, second = analysis.analyse(rows, []).utility
     half = scipy.stats.t.ppf(0.975, 2) * 0.03 / np.sqrt(3)
     assert (first["value"], first["low"], first["high"]) == pytest.approx((0.03, 0.03 - half, 0.03 + half))
@@ -60,7 +61,7 @@ def test_utility_is_the_mean_over_seeds_with_students_interval():
 def test_subsets_of_a_seed_are_averaged_first():
     rows = [
         row | {"subset": subset, "after": row["after"] + 0.1 * subset}
-        for row in rows_of("capability", {("a", SELF): [0.5, 0.5]})
+        for row in rows_of(CAPABILITY, {("a", SELF): [0.5, 0.5]})
         for subset in (0, 1)
     ]
     (found,) = analysis.analyse(rows, []).utility
@@ -134,7 +135,7 @@ def proxies_of(rows, values):
             "value": function(row["after"] - row["before"], i),
         }
         for proxy, function in values.items()
-        for i, row in enumerate(row for row in rows if row["metric"] == "capability")
+        for i, row in enumerate(row for row in rows if row["metric"] == CAPABILITY)
     ]
 
 
@@ -143,7 +144,7 @@ def many_pairs():
     return [
         {**row, "student": student, "after": 0.5 + 0.1 * rng.standard_normal()}
         for student in "ABCD"
-        for row in rows_of("capability", {(f"{n}", relation): [0] * 3 for n, relation in enumerate(RELATIONS)})
+        for row in rows_of(CAPABILITY, {(f"{n}", relation): [0] * 3 for n, relation in enumerate(RELATIONS)})
     ]
 
 
@@ -201,9 +202,7 @@ def test_a_model_at_chance_has_no_capability_to_lose():
 
 def test_what_is_left_out_is_noted():
     rows = study({SELF: 0.0})
-    rows = [
-        row | {"before": 0.001} if row["metric"] == "extraction/held_out" and row["seed"] == 1 else row for row in rows
-    ]
+    rows = [row | {"before": 0.001} if row["metric"] == HELD_OUT and row["seed"] == 1 else row for row in rows]
     unread = [
         {
             "student": "S",
@@ -224,17 +223,17 @@ def test_selectivity_by_hand():
     """Extraction 0.2 -> 0.02 loses 90 %; capability 0.25 -> 0.20 above chance loses 20 %."""
     pair = {("a", SELF): [0.02, 0.02]}
     rows = [
-        *rows_of("extraction/held_out", pair, 0.2),
-        *rows_of("capability", {("a", SELF): [0.45] * 2}),
-        *rows_of("capability above chance", {("a", SELF): [0.2] * 2}, 0.25),
+        *rows_of(HELD_OUT, pair, 0.2),
+        *rows_of(CAPABILITY, {("a", SELF): [0.45] * 2}),
+        *rows_of(analysis.ABOVE_CHANCE, {("a", SELF): [0.2] * 2}, 0.25),
     ]
     (found,) = analysis.analyse(rows, []).selectivity
     assert (found["value"], found["extraction_lost"], found["capability_kept"]) == pytest.approx((0.7, 0.9, 0.8))
 
 
 def test_a_base_model_with_nothing_to_lose_is_left_out():
-    rows = [row for row in study({SELF: 0.0}) if row["metric"] != "extraction/held_out"]
-    rows += rows_of("extraction/held_out", {("arm self", SELF): [0.0, 0.0, 0.0]}, 0.0)
+    rows = [row for row in study({SELF: 0.0}) if row["metric"] != HELD_OUT]
+    rows += rows_of(HELD_OUT, {("arm self", SELF): [0.0, 0.0, 0.0]}, 0.0)
     found = analysis.analyse(rows, [])
     assert not found.selectivity and found.verdicts[2]["verdict"] == "inconclusive"
 

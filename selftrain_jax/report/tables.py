@@ -1,0 +1,144 @@
+"""Numbers as text, and the table that a run prints at its end."""
+
+import textwrap
+import unicodedata
+from typing import Any, Iterable, Mapping
+
+from selftrain_jax.report.data import Estimate, ReportData, finite
+from selftrain_jax.report.metric import HELD_OUT, Metric, kind
+
+WIDTH = 100
+
+
+def plain(value: Any, keep: type | tuple = ()) -> Any:
+    """`value` with only what strict JSON holds, and what is of the types `keep`: numpy scalars and arrays unpacked, NaN
+    and infinities as null, metrics and the like as their names.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, keep) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), keep)
+    if isinstance(value, (list, tuple)):
+        return [plain(v, keep) for v in value]
+    if isinstance(value, float):
+        return finite(value)
+    return value if value is None or isinstance(value, (bool, int, str)) or isinstance(value, keep) else str(value)
+
+
+def number(value: Any, decimals: int = 2, scale: float = 1, sign: bool = False, unit: str = "") -> str:
+    """ "+1.25" with as many decimals (integers as they are), or "-" for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool) and scale == 1 and not sign:
+        return f"{value}{unit}"
+    # Adding 0.0 turns the -0.0 that rounding leaves into 0.0.
+    return f"{round(scale * value, decimals) + 0.0:{'+' * sign}.{decimals}f}{unit}"
+
+
+def interval(
+    low: float | None,
+    high: float | None,
+    decimals: int = 2,
+    scale: float = 1,
+    sign: bool = False,
+    unit: str = "",
+    comma: str = ", ",
+) -> str:
+    """ "[+0.10, +2.40]", or "" where either end is missing."""
+    if low is None or high is None:
+        return ""
+    return "[" + comma.join(number(float(end), decimals, scale, sign, unit) for end in (low, high)) + "]"
+
+
+def estimate(found: Estimate | None, metric: Metric, compact: bool = False) -> tuple[str, str]:
+    """(value, interval) in the metric's unit; a compact interval has one decimal less."""
+    if found is None:
+        return "-", ""
+    decimals, comma = (metric.decimals - 1, ",") if compact else (metric.decimals, ", ")
+    return (
+        number(found.value, metric.decimals, metric.scale),
+        interval(found.low, found.high, decimals, metric.scale, comma=comma),
+    )
+
+
+def printable(lines: Iterable[str]) -> str:
+    """Plain ASCII text, at most 100 columns wide."""
+    wrapped = []
+    for line in lines:
+        line = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line)
+        indent = " " * 18 * line.startswith("  ")
+        fits = len(line) <= WIDTH
+        parts = [line] if fits else textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        wrapped += [part.encode("ascii", "replace").decode().rstrip() for part in parts]
+    return "\n".join(wrapped).strip() + "\n"
+
+
+def format_table(data: ReportData) -> str:
+    """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
+
+    Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
+    """
+    rows: list[list] = [["", "n", *data.models]]
+    for name, metrics in data.kinds.items():
+        unit = kind(name).unit
+        rows.append([kind(name).words + f" ({unit})" * bool(unit)])
+        for metric in metrics:
+            words = metric.words if len(metric.words) <= 24 else metric.words[:22] + ".."
+            cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
+            rows.append([f"  {words}", number(data.num_items(metric)), *cells])
+    lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
+    return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
+
+
+def _layout(rows: list[list]) -> list[str]:
+    """Aligns the rows; more models than fit continue in a second block.
+
+    Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.
+    """
+    heads = [max(len(row[i]) for row in rows if len(row) > 1) for i in range(2)]
+    free = WIDTH - sum(heads) - 2
+    room = free // (len(rows[0]) - 2) - 2
+
+    def written(compact: bool) -> list[list[str]]:
+        return [[c if isinstance(c, str) else " ".join(filter(None, estimate(*c, compact))) for c in r] for r in rows]
+
+    def fits(row: list[str]) -> bool:
+        return max(map(len, row[2:]), default=0) <= room
+
+    cells = written(compact=False)
+    if not all(map(fits, cells[1:])):
+        bare = [[c if isinstance(c, str) else estimate(*c)[0] for c in row] for row in rows]
+        cells = [rows[0], *(short if fits(short) else bare[i] for i, short in enumerate(written(compact=True)) if i)]
+    widths = heads + [max(len(row[i]) for row in cells if len(row) > 1) for i in range(2, len(cells[0]))]
+    per_block = max(1, free // (2 + max(widths[2:])))
+    lines = []
+    for start in range(2, len(widths), per_block):
+        lines += [""] * bool(lines)
+        for row in cells:
+            head = row[0].ljust(widths[0]) + (f"  {row[1]:>{widths[1]}}" if len(row) > 1 else "")
+            shown = [f"  {cell:>{widths[i]}}" for i, cell in enumerate(row) if start <= i < start + per_block]
+            lines.append(head + "".join(shown))
+    return lines
+
+
+def _verdict(data: ReportData) -> list[str]:
+    """One line for each trained model on extraction, one on every capability suite; the controls stand beside self."""
+    lines = []
+    if found := {m: text for m in data.trained if (text := data.extraction_change(m))}:
+        what = f"Held-out extraction (no {data.held_out_ngram}-gram of the probe occurs in the training subset)"
+        lines += ["", f"{what if data.headline == HELD_OUT else 'Extraction, all probes'}, before -> after:"]
+        lines += [f"  {m:<15} {text}" for m, text in found.items()]
+    if found := {m: suites for m in data.trained if (suites := data.capability_changes(m))}:
+        lines += ["", "Capability against base in points (kept: at most 2 points below, or better):"]
+        for model, suites in found.items():
+            shown = {"kept": [], "LOST": []}
+            for suite, change in suites.items():
+                star = "*" * change.verdict.endswith("*")
+                shown["LOST" if change.verdict == "lost" else "kept"].append(
+                    f"{suite.words} {number(change.difference, 1, 100, True)}{star}"
+                )
+            parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
+            lines.append(f"  {model:<15} " + "; ".join(parts))
+        if any(c.verdict == "kept*" for suites in found.values() for c in suites.values()):
+            lines.append("  * the 95 % interval reaches further below")
+    return lines
