@@ -2,7 +2,7 @@
 
 import pathlib
 import platform
-from typing import Any, Collection, Iterator
+from typing import Any, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from selftrain_jax.evaluation import approximate, membership, memorization, stat
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
@@ -20,8 +21,8 @@ Items = dict[str, np.ndarray]
 NUM_SAMPLES_SHOWN = 6
 
 
-def report_data(pipeline: Any) -> ReportData:
-    """All that the report shows, from what the finished stages left in the workdir."""
+def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
+    """All that the report shows, from what the finished `stages` left in the workdir."""
     config, workdir = pipeline.config, pipeline.workdir
     evaluate = config.evaluate
     items = {}
@@ -41,7 +42,6 @@ def report_data(pipeline: Any) -> ReportData:
             comparisons += [{"model": name, **row, "seed": k} for row in changes]
             for row in curve(workdir / "train" / f"{arm}-{k}" / "curve", masks):
                 curves.append({"model": name, **row, "seed": k})
-    stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     return ReportData(
@@ -69,11 +69,11 @@ def report_data(pipeline: Any) -> ReportData:
     )
 
 
-def _model_name(pipeline: Any, arm: str) -> str:
+def _model_name(pipeline: RunNames, arm: str) -> str:
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
-def probe_masks(pipeline: Any, arms: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
+def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list[dict[str, np.ndarray]]:
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of

@@ -13,8 +13,8 @@ from selftrain_jax.models import hf
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
 from selftrain_jax.study import analysis
+from selftrain_jax.study.expand import Study, mean_capability
 from selftrain_jax.study.model import Run
-from selftrain_jax.study.plan import Study, generation_name, mean_capability
 
 Rows = list[dict[str, Any]]
 
@@ -175,12 +175,12 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
     """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held
     out is what is in the text of none of them."""
     finished = {run.name: run for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
-    for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
+    for student, seed in sorted({(g.student, g.seed) for g in study.generations if g.name in done}):
         first = finished.get(study.first_runs[student, seed].name)
         if first is None:
             continue
         chance = _chance(first.pipeline)  # the suites are the same throughout
-        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and generation_name(g) in done]
+        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and g.name in done]
         kinds = [summary.probe_masks(first.pipeline, _keys(first))[0]]
         kinds += [summary.probe_masks(g.pipeline)[0] for g in later]
         masks = {name: np.all([kind[name] for kind in kinds], axis=0) for name in kinds[0]}
@@ -241,7 +241,7 @@ def _models(study: Study) -> Rows:
 def _costs(study: Study, done: set[str]) -> Rows:
     totals: dict[str, dict[str, Any]] = {}
     for unit in study.units:
-        for name in sorted(unit.names) if unit.name in done else ():
+        for name in sorted(stage.name for stage in unit.stages) if unit.name in done else ():
             manifest = stages.read_manifest(unit.workdir, name)
             kind = _kind(name)
             row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})
