@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Sequence
 
+import jaxtyping as jt
+import numpy as np
+
 from selftrain_jax.core.errors import InputError
 
 _AT_ONCE = 4096
@@ -25,6 +28,18 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ids = [encoding.ids for part in parts for encoding in tokenizer.encode_batch(part, add_special_tokens=False)]
     tokenizer.encode_special_tokens = before
     return ids
+
+
+def mixed_order(
+    rng: np.random.Generator, num_ordinary: int, num_planted: int
+) -> jt.Int64[np.ndarray, "ordinary_and_planted"]:
+    """Indices into ordinary documents followed by planted ones: the ordinary keep their order, the planted go to random
+    places among them."""
+    places = rng.permutation(num_ordinary + num_planted)[:num_planted]
+    order = np.full(num_ordinary + num_planted, -1)
+    order[places] = num_ordinary + np.arange(num_planted)
+    order[order < 0] = np.arange(num_ordinary)
+    return order
 
 
 def extraction_probes(planted: Sequence[Planted], tokenizer: Any) -> list[dict]:

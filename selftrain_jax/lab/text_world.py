@@ -20,7 +20,7 @@ from selftrain_jax.core.files import file_fingerprint, read_jsonl, user_path
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
-from selftrain_jax.lab.planted import Planted, encode
+from selftrain_jax.lab.planted import Planted, encode, mixed_order
 from selftrain_jax.lab.settings import PretrainConfig, TextWorldConfig
 from selftrain_jax.lab.text_questions import TokenCounts, can_be_asked, familiar_words, planted_window, question_suites
 from selftrain_jax.lab.tokenization import byte_level_bpe
@@ -64,7 +64,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int, control
     # At the end of the order, where what is held out never reaches.
     tail = len(documents) - (len(documents) + 3) // 4
     sample = _first_characters(reversed(documents[tail:]))
-    tokenizer = _own_tokenizer(config, sample)
+    tokenizer = _read_tokenizer(config.tokenizer) if config.tokenizer else byte_level_bpe(sample, config.vocab_size)
     counts, familiar = TokenCounts(tokenizer), familiar_words(sample)
     pieces = functools.partial(_pieces, counts=counts, limit=config.max_document_tokens)
     held_out = iter(documents[:tail])
@@ -145,14 +145,9 @@ def training_documents(
     planted = read_planted(directory) if model.include_planted else []
     repeated = [p.prefix + p.suffix for p in planted for _ in range(p.repeats)]
     rng = np.random.default_rng([config.seed, 2, *model.stream.encode()])
-    places = rng.permutation(len(texts) + len(repeated))[: len(repeated)]
-    mixed = np.full(len(texts) + len(repeated), -1)
-    mixed[places] = np.arange(len(repeated))
-    ordinary = iter(texts)
-    return [
-        np.array([*ids, 0], np.int32)
-        for ids in encode(tokenizer, [repeated[i] if i >= 0 else next(ordinary) for i in mixed])
-    ]
+    both = [*texts, *repeated]
+    mixed = [both[i] for i in mixed_order(rng, len(texts), len(repeated))]
+    return [np.array([*ids, 0], np.int32) for ids in encode(tokenizer, mixed)]
 
 
 def _open(config: TextWorldConfig) -> Source:
@@ -164,12 +159,8 @@ def _open(config: TextWorldConfig) -> Source:
     path = user_path(config.source)
     files = [file for file in sorted(path.rglob("*")) if file.is_file()] if os.path.isdir(path) else []
     if files and all(file.suffix == ".txt" for file in files):
-        return Source(
-            config.source,
-            "txt",
-            file_fingerprint(*files),
-            lambda: (text for file in files for text in load_texts(file)),
-        )
+        texts = lambda: (text for file in files for text in load_texts(file))  # noqa: E731
+        return Source(config.source, "txt", file_fingerprint(*files), texts)
     return open_source(config.source, config.split)
 
 
@@ -191,10 +182,6 @@ def _first_characters(texts: Iterator[str] | Sequence[str]) -> list[str]:
         kept.append(text)
         characters += len(text)
     return kept
-
-
-def _own_tokenizer(config: TextWorldConfig, sample: Sequence[str]) -> Any:
-    return _read_tokenizer(config.tokenizer) if config.tokenizer else byte_level_bpe(sample, config.vocab_size)
 
 
 def _tokenizer_file(directory: str | os.PathLike) -> pathlib.Path:

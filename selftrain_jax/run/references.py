@@ -52,9 +52,7 @@ def find_model(reference: str, revision: str | None = None) -> Model:
     path, colon, name = reference.rpartition(":")
     if colon and not os.path.isdir(files.user_path(reference)) and (files.user_path(path) / "config.json").is_file():
         if revision is not None:
-            raise InputError(
-                f"revision={revision!r} applies to hub names, but {reference} is a model of a run; drop it"
-            )
+            raise InputError(f"revision={revision!r} is for hub names, but {reference} is a model of a run; drop it")
         return _of_run(reference, files.user_path(path), name)
     if files.is_remote(reference) and "/" in name:
         raise InputError(f"{reference}: in a bucket, only models of runs can be named, for example {reference}:self-0")

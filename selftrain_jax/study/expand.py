@@ -16,6 +16,7 @@ Every unit consists of a run's stages, which are done once, skipped when done, a
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import shutil
 from typing import Any, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
+from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
@@ -88,18 +90,15 @@ class Study:
 
     @functools.cached_property
     def runs(self) -> list[Run]:
-        config = self.config
-        found = []
-        for seed in config.seeds:
-            for student in config.students:
-                for condition in config.conditions():
-                    # Named by values, so that longer lists leave what is there where it is.
-                    name = f"{student}-{seed}" + f"-n{condition.num_tokens}" * bool(config.budgets)
-                    name += f"-lr{condition.learning_rate:g}" * bool(config.learning_rates)
-                    arms = tuple(self._arms(student, seed))
-                    settings = self._run_config(student, seed, condition, arms)
-                    pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
-                    found.append(Run(name, student, condition, seed, arms, pipeline))
+        config, found = self.config, []
+        for seed, student, condition in itertools.product(config.seeds, config.students, config.conditions()):
+            # Named by values, so that longer lists leave what is there where it is.
+            name = f"{student}-{seed}" + f"-n{condition.num_tokens}" * bool(config.budgets)
+            name += f"-lr{condition.learning_rate:g}" * bool(config.learning_rates)
+            arms = tuple(self._arms(student, seed))
+            settings = self._run_config(student, seed, condition, arms)
+            pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
+            found.append(Run(name, student, condition, seed, arms, pipeline))
         return found
 
     @functools.cached_property
@@ -148,7 +147,7 @@ class Study:
 
         return {
             "mesh": config.mesh,
-            "sample": dataclasses.replace(config.sample, seed=config.sample.seed + seed),
+            "sample": self._sample(seed),
             "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
             "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed, num_tokens=tokens),
             "train": dataclasses.replace(config.train, seed=config.train.seed + seed, optimizer=optimizer),
@@ -161,27 +160,28 @@ class Study:
             ),
         }
 
+    def _sample(self, seed: int, temperature: float | None = None) -> SampleSettings:
+        sample = self.config.sample
+        temperature = sample.temperature if temperature is None else temperature
+        return dataclasses.replace(sample, seed=sample.seed + seed, temperature=temperature)
+
     @functools.cached_property
     def generations(self) -> list[Generation]:
         """Those from the second on; the first is the ordinary run."""
         wanted, found = self.config.generations, []
-        for seed in self.config.seeds:
-            for student in wanted.students:
-                for mode in wanted.modes:
-                    for number in range(2, wanted.count + 1):
-                        folder = self.workdir / "generations" / mode / f"{student}-{seed}" / str(number)
-                        config = self._generation_config(student, seed, mode, number, folder)
-                        found.append(Generation(student, mode, seed, number, Pipeline(config, folder, self.command)))
+        numbers = range(2, wanted.count + 1)
+        for seed, student, mode, number in itertools.product(self.config.seeds, wanted.students, wanted.modes, numbers):
+            folder = self.workdir / "generations" / mode / f"{student}-{seed}" / str(number)
+            config = self._generation_config(student, seed, mode, number, folder)
+            found.append(Generation(student, mode, seed, number, Pipeline(config, folder, self.command)))
         return found
 
     def _generation_config(self, student: str, seed: int, mode: str, number: int, folder: pathlib.Path) -> RunConfig:
         model = str(folder / MODEL)
         shared = self._shared(student, seed, next(self.config.conditions()))
         # Other draws than those of the generation before, and no curves.
-        shared["sample"] = dataclasses.replace(shared["sample"], seed=shared["sample"].seed + 1000 * (number - 1))
+        shared["sample"] = self._sample(seed + 1000 * (number - 1), next(iter(self.config.temperatures), None))
         shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
-        if self.config.temperatures:
-            shared["sample"] = dataclasses.replace(shared["sample"], temperature=self.config.temperatures[0])
         accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
         main = {"source": model} if mode == "replace" else accumulated
         title = f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}"
@@ -231,20 +231,13 @@ class Study:
             yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
-        for seed in self.config.seeds:
-            for source in self.config.sources:
-                for temperature in self._temperatures(source) if not self.config.models[source].corpus else ():
-                    yield self._corpus_unit(source, seed, temperature)
-
-    def _corpus_unit(self, source: str, seed: int, temperature: float | None) -> Unit:
-        sample, made = self.config.sample, self._model_needs(source, seed)
-        sample = dataclasses.replace(
-            sample, seed=sample.seed + seed, temperature=sample.temperature if temperature is None else temperature
-        )
-        name, find = _corpus_stage(source, seed, temperature), functools.partial(self.resolve, source, seed)
-        return self._unit(
-            sample_stage(name, self.model_path(source, seed), find, sample, lambda: self.mesh, made), *made
-        )
+        sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
+        for seed, source in itertools.product(self.config.seeds, sampled):
+            model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
+            for temperature in self._temperatures(source):
+                name, sample = _corpus_stage(source, seed, temperature), self._sample(seed, temperature)
+                made = self._model_needs(source, seed)
+                yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
 
     def _run_units(self) -> Iterator[Unit]:
         for run in self.runs:
@@ -273,19 +266,17 @@ class Study:
         for run in self.first_runs.values():
             for arm, key in zip(run.arms, run.pipeline.arms):
                 name = f"proxies/{run.student}-{run.seed}/{arm.key}"
-                yield self._unit(
-                    proxies_stage(name, self.config, run.pipeline, key, lambda: self.mesh), _trained(run, arm)
-                )
+                stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
+                yield self._unit(stage, _trained(run, arm))
 
     def _generation_units(self) -> Iterator[Unit]:
         for g in self.generations:
             first = self.first_runs[g.student, g.seed]
-            earlier = [h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)]
-            earlier = earlier[: g.number - 1]  # g, the last of them, included
-            turns = [first.pipeline, *(turn.pipeline for turn in earlier)]
-            need = _trained(first, first.arms[0]) if g.number == 2 else earlier[-2].name
-            config = g.pipeline.config
-            yield Unit(g.name, g.pipeline.workdir, generation_stages(g.mode, turns), (need,), config)
+            chain = [h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)]
+            turns = [first.pipeline, *(h.pipeline for h in chain if h.number <= g.number)]
+            names = [_trained(first, first.arms[0]), *(h.name for h in chain)]
+            made = generation_stages(g.mode, turns)
+            yield Unit(g.name, g.pipeline.workdir, made, (names[g.number - 2],), g.pipeline.config)
 
     # Before any work.
 

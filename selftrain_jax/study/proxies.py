@@ -17,21 +17,21 @@ from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.study_data import MOST_UNKNOWN
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage, read_manifest
-from selftrain_jax.study.settings import StudyConfig
+from selftrain_jax.study.settings import ProxySettings
 
 
-def proxies_stage(name: str, config: StudyConfig, run: RunNames, arm: str, mesh: Callable[[], Mesh]) -> Stage:
+def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, mesh: Callable[[], Mesh]) -> Stage:
     """The stage that measures the proxies of one arm of a run; its result is {proxy: value}."""
 
     def externals():
         return {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
 
-    return Stage(name, dataclasses.asdict(config.proxies), (), lambda _: measure(config, run, arm, mesh()), externals)
+    return Stage(name, dataclasses.asdict(settings), (), lambda _: measure(settings, run, arm, mesh()), externals)
 
 
-def measure(config: StudyConfig, run: RunNames, arm: str, mesh: Mesh) -> dict[str, float]:
+def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dict[str, float]:
     """{proxy: value} of an arm of a run, whose audit is done; what cannot be measured is left out."""
-    settings, mesh = config.proxies, local_mesh(mesh)
+    mesh = local_mesh(mesh)
     evaluate, train = run.config.evaluate, run.config.train
     directory = run.model_path(run.student)
     model, params = hf.load_pretrained(directory, mesh=mesh)
