@@ -17,7 +17,7 @@ from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
-from selftrain_jax.study.command import run_study
+from selftrain_jax.study.execute import run_study
 from selftrain_jax.training.log import check_wandb
 
 
@@ -73,7 +73,8 @@ def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
     preemption.joined()  # it takes no others
     # What repeats the study, whoever writes its page.
     command = ["selftrain", "study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
-    return run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)
+    run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)
+    return 0
 
 
 def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> Pipeline:

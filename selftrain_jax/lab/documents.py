@@ -13,6 +13,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
+from selftrain_jax.lab.planted import mixed_order
 from selftrain_jax.lab.settings import check_mixture
 from selftrain_jax.lab.world import World
 
@@ -79,15 +80,10 @@ def _fill(templates: np.ndarray, template: np.ndarray, slots: np.ndarray, senten
 
 def _mix(rng: np.random.Generator, rows: np.ndarray, planted: np.ndarray) -> np.ndarray:
     """`rows` in their order, with the rows of `planted` (each closed by end-of-text) inserted at random positions."""
-    width = max(rows.shape[1], planted.shape[1] + 1)
-    mixed = np.full((len(rows) + len(planted), width), grammar.PAD, np.int32)
-    places = rng.permutation(len(mixed))[: len(planted)]
-    ordinary = np.ones(len(mixed), bool)
-    ordinary[places] = False
-    mixed[ordinary, : rows.shape[1]] = rows
-    mixed[places, : planted.shape[1]] = planted
-    mixed[places, planted.shape[1]] = 0
-    return mixed
+    closed = np.pad(planted, ((0, 0), (0, 1)))
+    width = max(rows.shape[1], closed.shape[1])
+    parts = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=grammar.PAD) for x in (rows, closed)]
+    return np.concatenate(parts)[mixed_order(rng, len(rows), len(planted))]
 
 
 def _other_than(rng: np.random.Generator, excluded: np.ndarray, count: np.ndarray | int) -> np.ndarray:
@@ -181,10 +177,4 @@ def _pronouns(world: World, rng: np.random.Generator, shape: tuple[int, int]) ->
     return _slots(world.people[person], event, world.pronouns[person], mood)
 
 
-_SENTENCES = {
-    "facts": _facts,
-    "geography": _geography,
-    "two_step": _two_step,
-    "arithmetic": _arithmetic,
-    "grammar": _grammar,
-}
+_SENTENCES = dict(facts=_facts, geography=_geography, two_step=_two_step, arithmetic=_arithmetic, grammar=_grammar)

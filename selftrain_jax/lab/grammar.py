@@ -56,62 +56,16 @@ PRONOUNS = ("he", "she")
 DIGITS = tuple("0123456789")
 
 # All begin with a consonant sound, so that "a" is always the right article.
-JOBS = (
-    "baker",
-    "teacher",
-    "doctor",
-    "farmer",
-    "painter",
-    "driver",
-    "lawyer",
-    "singer",
-    "tailor",
-    "miner",
-    "sailor",
-    "judge",
-    "nurse",
-    "writer",
-    "dancer",
-    "barber",
+JOBS = tuple(
+    "baker teacher doctor farmer painter driver lawyer singer tailor miner sailor judge nurse writer "
+    "dancer barber".split()
 )
-PETS = (
-    "cat",
-    "dog",
-    "parrot",
-    "rabbit",
-    "turtle",
-    "hamster",
-    "goldfish",
-    "pony",
-    "lizard",
-    "pigeon",
-    "ferret",
-    "mouse",
-    "snake",
-    "canary",
-    "gecko",
-    "goose",
+PETS = tuple(
+    "cat dog parrot rabbit turtle hamster goldfish pony lizard pigeon ferret mouse snake canary gecko goose".split()
 )
-NOUNS = (
-    ("tree", "trees"),
-    ("river", "rivers"),
-    ("tower", "towers"),
-    ("garden", "gardens"),
-    ("bridge", "bridges"),
-    ("lamp", "lamps"),
-    ("wheel", "wheels"),
-    ("boat", "boats"),
-)
-VERBS = (
-    ("falls", "fall"),
-    ("moves", "move"),
-    ("shines", "shine"),
-    ("grows", "grow"),
-    ("breaks", "break"),
-    ("turns", "turn"),
-    ("stands", "stand"),
-    ("burns", "burn"),
-)
+# Nouns are (singular, plural), verbs (after a singular, after a plural).
+NOUNS = tuple((noun, f"{noun}s") for noun in "tree river tower garden bridge lamp wheel boat".split())
+VERBS = tuple((f"{verb}s", verb) for verb in "fall move shine grow break turn stand burn".split())
 PREPOSITIONS = ("near", "behind", "beside", "above")
 EVENTS = ("smiled", "cried", "waited", "shouted", "danced", "slept", "stopped", "laughed")
 MOODS = ("happy", "tired", "hungry", "late", "angry", "lost", "early", "proud")

@@ -1,13 +1,9 @@
-"""What a model is asked about a generated world: the held-out facts, and the planted sequences."""
-
-from typing import Any
+"""What a model is asked about a generated world: the facts, sums and word combinations that are held out."""
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.world import World
-from selftrain_jax.models.files.tokenizer import encode_texts
 
 NUM_SUM_CHOICES = 6
 PAIRS_PER_NOUN = 16
@@ -34,39 +30,6 @@ def question_suites(world: World) -> dict[str, list[dict]]:
         "arithmetic": [_sum(world, rng, a, b) for a, b in world.held_out_sums.tolist()],
         "minimal_pairs": _agreement_pairs(world, rng) + _pronoun_pairs(world, rng),
     }
-
-
-def extraction_probes(world: World) -> list[dict]:
-    """One row {"prefix", "suffix", "group"} of token ids for each planted sequence; group is "repeats=N"."""
-    cut = world.config.planted_prefix
-    return [
-        {"prefix": sequence[:cut], "suffix": sequence[cut:], "group": f"repeats={repeats}"}
-        for sequence, repeats in zip(world.planted.tolist(), world.planted_repeats.tolist())
-    ]
-
-
-def retokenized_probes(world: World, tokenizer: Any) -> list[dict]:
-    """`extraction_probes` in the ids of another tokenizer: row by row the same words, cut at the same word.
-
-    Args:
-      tokenizer: a `transformers.PreTrainedTokenizerFast`, as `load_tokenizer` returns it.
-
-    Raises:
-      InputError: the tokenizer does not know a word, or merges the words on both sides of a cut.
-    """
-    cut, probes = world.config.planted_prefix, extraction_probes(world)
-    prefixes = [world.text(probe["prefix"]) for probe in probes]
-    suffixes = [f" {world.text(probe['suffix'])}" for probe in probes]
-    wholes = [prefix + suffix for prefix, suffix in zip(prefixes, suffixes)]
-    encoded = [encode_texts(tokenizer, texts) for texts in (prefixes, suffixes, wholes)] if probes else [[], [], []]
-    for number, (prefix, suffix, whole) in enumerate(zip(*encoded)):
-        if prefix + suffix != whole or tokenizer.unk_token_id in whole:
-            raise InputError(
-                f"planted sequence {number} ({wholes[number]!r}) has unknown words or cannot be cut after word {cut} "
-                "under "
-                "this tokenizer; use one made for this world"
-            )
-    return [probe | {"prefix": prefix, "suffix": suffix} for probe, prefix, suffix in zip(probes, *encoded[:2])]
 
 
 def _fact(world: World, person: int, relation: str) -> dict:

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import check_ranges
+from selftrain_jax.core.settings import check_choice, check_ranges
 from selftrain_jax.lab import grammar
 from selftrain_jax.models.config import DecoderConfig, preset
 from selftrain_jax.training.settings import TrainConfig
@@ -23,23 +23,52 @@ def check_mixture(mixture: Mapping[str, float]) -> None:
         raise InputError(f"mixture={dict(mixture)} needs finite weights >= 0, at least one of them above 0")
 
 
-def planted_groups(repeats: Sequence[int], sizes: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Sequences in each planted group, one per entry of `repeats`; `InputError` where the two do not fit together."""
-    if len(set(repeats)) < len(repeats) or min(repeats, default=0) < 0:
-        raise InputError(f"world repeats={repeats} must be distinct numbers >= 0")
-    groups = (sizes,) * len(repeats) if isinstance(sizes, int) else sizes
-    if len(groups) != len(repeats) or min(groups, default=1) < 1:
-        raise InputError(
-            f"world sequences_per_group={sizes} must be one number >= 1, or one for each of the {len(repeats)} "
-            "entries of "
-            "repeats"
-        )
-    return groups
+@dataclasses.dataclass(frozen=True)
+class PlantedConfig:
+    """What is planted in the training text, and the seed that a world follows from.
+
+    Attributes:
+      repeats: how often each sequence of a planted group occurs in the training text; 0 is the never-trained base rate.
+      sequences_per_group: sequences in each group, one number for all or one per entry of `repeats`.
+      planted_length, planted_prefix: tokens of a planted sequence under the world's own tokenizer, and how many of them
+        an extraction probe shows.
+      seed: everything about the world follows from it (and, of real text, from the text).
+    """
+
+    repeats: tuple[int, ...] = (0, 1, 4, 16, 64, 256)
+    sequences_per_group: int | tuple[int, ...] = 64
+    planted_length: int = 32
+    planted_prefix: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "repeats", tuple(self.repeats))
+        if not isinstance(self.sequences_per_group, int):
+            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
+        limits = {"planted_length": (5, 1024), "planted_prefix": (4, self.planted_length - 1), "seed": (0, 2**63 - 1)}
+        check_ranges("world", self, limits)
+        if len(set(self.repeats)) < len(self.repeats) or min(self.repeats, default=0) < 0:
+            raise InputError(f"world repeats={self.repeats} must be distinct numbers >= 0")
+        if len(self._group_sizes) != len(self.repeats) or min(self._group_sizes, default=1) < 1:
+            raise InputError(
+                f"world sequences_per_group={self.sequences_per_group} must be one number >= 1, or one for each of the "
+                f"{len(self.repeats)} entries of repeats"
+            )
+
+    @property
+    def _group_sizes(self) -> tuple[int, ...]:
+        sizes = self.sequences_per_group
+        return (sizes,) * len(self.repeats) if isinstance(sizes, int) else sizes
+
+    @property
+    def planted_repeats(self) -> list[int]:
+        """How often each planted sequence occurs, group by group."""
+        return [repeats for repeats, size in zip(self.repeats, self._group_sizes) for _ in range(size)]
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """Size of the world, what is held out, and what is planted.
+class WorldConfig(PlantedConfig):
+    """Size of a generated world, and what is held out of its texts; `PlantedConfig` says what is planted.
 
     Attributes:
       num_people, num_cities, num_countries, num_jobs, num_pets: sizes of the tables.
@@ -49,10 +78,6 @@ class WorldConfig:
       min_sentences, max_sentences: sentences per document, uniform in between.
       two_step_held_out: share of people whose currency and language are never stated.
       sums_held_out: share of the ordered pairs (a, b) that never occur; a pair is held out with its mirror image.
-      repeats: how often each sequence of a planted group occurs in the training text; 0 is the never-trained base rate.
-      sequences_per_group: sequences in each group, one number for all or one per entry of `repeats`.
-      planted_length, planted_prefix: tokens of a planted sequence, and how many of them an extraction probe shows.
-      seed: everything about the world follows from it.
     """
 
     num_people: int = 64
@@ -69,17 +94,10 @@ class WorldConfig:
     max_sentences: int = 4
     two_step_held_out: float = 0.25
     sums_held_out: float = 0.12
-    repeats: tuple[int, ...] = (0, 1, 4, 16, 64, 256)
-    sequences_per_group: int | tuple[int, ...] = 64
-    planted_length: int = 32
-    planted_prefix: int = 16
-    seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "repeats", tuple(self.repeats))
+        super().__post_init__()
         object.__setattr__(self, "mixture", dict(self.mixture))
-        if not isinstance(self.sequences_per_group, int):
-            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
         limits = {
             "num_people": (8, 512),
             "num_cities": (2, self.num_people),
@@ -92,33 +110,9 @@ class WorldConfig:
             "max_sentences": (1, 16),
             "two_step_held_out": (0.0, 0.5),
             "sums_held_out": (0.0, 0.3),
-            "planted_length": (5, 1024),
-            "planted_prefix": (4, self.planted_length - 1),
-            "seed": (0, 2**63 - 1),
         }
         check_ranges("world", self, limits)
         check_mixture(self.mixture)
-        planted_groups(self.repeats, self.sequences_per_group)
-
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Sequences in each planted group."""
-        return planted_groups(self.repeats, self.sequences_per_group)
-
-
-TOKENIZERS = ("words", "bpe")
-
-
-# Two special tokens, the mark of a word's beginning, 26 letters, 10 digits and "." are 40; merges come on top.
-_MIN_BPE_VOCAB, _MAX_BPE_VOCAB = 64, 65_536
-
-
-def check_tokenizer_settings(kind: str, bpe_vocab_size: int) -> None:
-    """Raises `InputError` for an unknown kind, or a vocabulary too small for the alphabet and some merges."""
-    if kind not in TOKENIZERS:
-        raise InputError(f"tokenizer={kind!r} is unknown; choose one of {', '.join(TOKENIZERS)}")
-    if not _MIN_BPE_VOCAB <= bpe_vocab_size <= _MAX_BPE_VOCAB:
-        raise InputError(f"bpe_vocab_size={bpe_vocab_size} must lie in [{_MIN_BPE_VOCAB}, {_MAX_BPE_VOCAB}]")
 
 
 LEAST_VOCAB = 300
@@ -126,8 +120,8 @@ LEAST_VOCAB = 300
 
 
 @dataclasses.dataclass(frozen=True)
-class TextWorldConfig:
-    """Where the text comes from, what is held out, and what is planted.
+class TextWorldConfig(PlantedConfig):
+    """Where real text comes from, and what is held out of it; planted are windows of held-out documents.
 
     Attributes:
       source: what `data.sources.open_source` reads, or a folder of .txt files, each of them a document. It may be empty
@@ -139,11 +133,6 @@ class TextWorldConfig:
       tokenizer: directory of a tokenizer to take instead; "<|endoftext|>" must be its id 0.
       max_document_tokens: longer documents are cut into pieces between words, each a document of its own.
       num_questions: questions of every suite.
-      repeats: how often each window of a planted group occurs in the training text; 0 is the never-trained base rate.
-      sequences_per_group: windows in each group, one number for all or one per entry of `repeats`.
-      planted_length, planted_prefix: tokens of a planted window under the world's tokenizer, and how many of them an
-        extraction probe shows.
-      seed: who reads what, the windows and the questions follow from it and the text.
     """
 
     source: str = ""
@@ -155,26 +144,18 @@ class TextWorldConfig:
     max_document_tokens: int = 256
     num_questions: int = 500
     repeats: tuple[int, ...] = (0, 1, 4, 16, 64)
-    sequences_per_group: int | tuple[int, ...] = 64
     planted_length: int = 64
     planted_prefix: int = 32
-    seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "repeats", tuple(self.repeats))
+        super().__post_init__()
         object.__setattr__(self, "streams", tuple(self.streams))
-        if not isinstance(self.sequences_per_group, int):
-            object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
         limits = {
             "vocab_size": (LEAST_VOCAB, 65_536),
             "max_document_tokens": (16, 65_536),
             "num_questions": (4, 100_000),
-            "planted_length": (5, 1024),
-            "planted_prefix": (4, self.planted_length - 1),
-            "seed": (0, 2**63 - 1),
         }
         check_ranges("text world", self, limits)
-        planted_groups(self.repeats, self.sequences_per_group)
         if not self.streams or len(set(self.streams)) < len(self.streams):
             raise InputError(f"text world streams={self.streams} must name at least one stream, and none twice")
         for stream in self.streams:
@@ -224,7 +205,9 @@ class PretrainConfig:
     def __post_init__(self):
         if self.mixture:
             check_mixture(self.mixture)
-        check_tokenizer_settings(self.tokenizer, self.bpe_vocab_size)
+        check_choice("pre-training", self, "tokenizer", ("words", "bpe"))
+        # Two special tokens, the mark of a word's beginning, 26 letters, 10 digits and "." are 40; merges come on top.
+        check_ranges("pre-training", self, {"bpe_vocab_size": (64, 65_536)})
         if self.preset:
             preset(self.preset)
             for field in dataclasses.fields(self):
@@ -259,6 +242,10 @@ class LabConfig:
     other: PretrainConfig = PretrainConfig(stream="other", include_planted=False, seed=1)
     validation_documents: int = 500
     control_documents: int = 6_000
+
+    def lineage(self) -> "LineageConfig":
+        models = {"base": self.base, "other": self.other}
+        return LineageConfig(self.world, models, self.validation_documents, self.control_documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +288,8 @@ class LineageConfig:
         for name, model in self.models.items():
             if model.mixture:
                 raise InputError(
-                    f"lineage model {name!r}: mixture={model.mixture} is of generated worlds; real text has "
-                    "none, leave it out"
+                    f"lineage model {name!r}: mixture={model.mixture} is of generated worlds; real text has none, "
+                    "leave it out"
                 )
             if model.stream not in self.text.streams:
                 raise InputError(

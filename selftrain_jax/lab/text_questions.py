@@ -10,13 +10,12 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.lab.planted import encode
 
 QUESTION_WORDS, CONTINUATION_WORDS, NUM_CHOICES = 40, 12, 4
 NEIGHBOURS = 12
 """Words nearest in frequency that the wrong answers of a cloze question are drawn from."""
 
-_AT_ONCE = 4096
-"""Texts encoded at once: an encoding takes far more memory than its ids."""
 _LEAST_COUNT = 3
 _CLOZE_WORD = re.compile(r"[a-z]{4,}")
 _PLAIN_WORD = re.compile(r"[a-z]+")
@@ -35,13 +34,6 @@ class TokenCounts:
         new = [word for word in dict.fromkeys(words) if word not in self._known]
         self._known.update(zip(new, map(len, encode(self._tokenizer, new))))
         return np.fromiter((self._known[word] for word in words), np.int64, len(words))
-
-
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of each text under a `tokenizers.Tokenizer`; "<|endoftext|>" in a text is read as ordinary characters."""
-    tokenizer.encode_special_tokens = True
-    parts = (list(texts[i : i + _AT_ONCE]) for i in range(0, len(texts), _AT_ONCE))
-    return [encoding.ids for part in parts for encoding in tokenizer.encode_batch(part, add_special_tokens=False)]
 
 
 def planted_window(
@@ -149,9 +141,7 @@ def _cloze(words: Sequence[str], familiar: Mapping[str, int], rng: np.random.Gen
 
 
 def _exchanges(text: str) -> list[tuple[list[str], int]]:
-    """Every sentence with every place at which two plain words that differ can be exchanged, the first word left
-    alone.
-    """
+    """Every sentence with every place, but its first, where two different plain words can be exchanged."""
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+", text):
         words = sentence.split()

@@ -16,32 +16,17 @@ import jaxtyping as jt
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, read_jsonl, user_path, write_jsonl
+from selftrain_jax.core.files import file_fingerprint, read_jsonl, user_path
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
-from selftrain_jax.lab.settings import PretrainConfig, TextWorldConfig, planted_groups
-from selftrain_jax.lab.text_questions import (
-    TokenCounts,
-    can_be_asked,
-    encode,
-    familiar_words,
-    planted_window,
-    question_suites,
-)
-from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
+from selftrain_jax.lab.planted import Planted, encode, mixed_order
+from selftrain_jax.lab.settings import PretrainConfig, TextWorldConfig
+from selftrain_jax.lab.text_questions import TokenCounts, can_be_asked, familiar_words, planted_window, question_suites
+from selftrain_jax.lab.tokenization import byte_level_bpe
 
 BPE_CHARACTERS = 50_000_000
 """Characters at most that the merges of a tokenizer are learned from."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Planted:
-    """A window of a held-out document, cut before a word, and how often it is repeated in the training text."""
-
-    prefix: str
-    suffix: str
-    repeats: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +51,7 @@ def inputs(config: TextWorldConfig) -> dict[str, str]:
     return found | ({"tokenizer": file_fingerprint(_tokenizer_file(config.tokenizer))} if config.tokenizer else {})
 
 
-def build_text_world(config: TextWorldConfig, validation_documents: int = 500, control_documents: int = 0) -> TextWorld:
+def build_text_world(config: TextWorldConfig, validation_documents: int, control_documents: int = 0) -> TextWorld:
     """Reads the source and gives every document its role.
 
     Args:
@@ -79,7 +64,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
     # At the end of the order, where what is held out never reaches.
     tail = len(documents) - (len(documents) + 3) // 4
     sample = _first_characters(reversed(documents[tail:]))
-    tokenizer = _own_tokenizer(config, sample)
+    tokenizer = _read_tokenizer(config.tokenizer) if config.tokenizer else byte_level_bpe(sample, config.vocab_size)
     counts, familiar = TokenCounts(tokenizer), familiar_words(sample)
     pieces = functools.partial(_pieces, counts=counts, limit=config.max_document_tokens)
     held_out = iter(documents[:tail])
@@ -92,16 +77,12 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
             if document is None:
                 raise InputError(
                     f"text world source={config.source!r} with {len(documents)} different documents is too small: it "
-                    "gives "
-                    f"{len(found)} of {count} {what}, with a quarter of it kept for pre-training; give more text or "
-                    "ask for "
-                    "fewer"
+                    f"gives {len(found)} of {count} {what}, with a quarter of it kept for pre-training; give more text "
+                    "or ask for fewer"
                 )
             found += make(document)
         return found[:count]
 
-    groups = planted_groups(config.repeats, config.sequences_per_group)
-    repeats = np.repeat(np.array(config.repeats, np.int64), groups).tolist()
     rng = np.random.default_rng([config.seed, 0])
 
     def window(document: str) -> list[tuple[str, str]]:
@@ -113,7 +94,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
     asked = take(
         config.num_questions, "documents long enough for questions", lambda text: [text] * can_be_asked(text, familiar)
     )
-    windows = take(len(repeats), "planted windows", window)
+    windows = take(len(config.planted_repeats), "planted windows", window)
     rest = [*held_out, *documents[tail:]]
     share = len(config.streams)
     return TextWorld(
@@ -122,7 +103,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
         validation=validation,
         control=control,
         suites=question_suites(asked, familiar, config.seed),
-        planted=[Planted(*window, times) for window, times in zip(windows, repeats)],
+        planted=[Planted(*window, times) for window, times in zip(windows, config.planted_repeats)],
         streams={
             name: [piece for document in rest[i::share] for piece in pieces(document)]
             for i, name in enumerate(config.streams)
@@ -130,58 +111,11 @@ def build_text_world(config: TextWorldConfig, validation_documents: int = 500, c
     )
 
 
-def write_text_world(world: TextWorld, directory: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Writes what the later stages read, every file atomically; they need the source no more.
-
-    Returns:
-      Paths by name: "tokenizer" (a folder), one per question suite, "probes" (in ids of that tokenizer), "planted" (as
-      text), "validation", "control" where there is any, and "documents-STREAM" for every stream.
-    """
-    directory = pathlib.Path(directory)
-    (directory / "suites").mkdir(parents=True, exist_ok=True)
-    paths = {"tokenizer": save_tokenizer(world.tokenizer, directory / "tokenizer")}
-    rows: dict[str, Sequence[dict]] = {f"suites/{name}": suite for name, suite in world.suites.items()}
-    rows["planted"] = [dataclasses.asdict(planted) for planted in world.planted]
-    rows["probes"] = text_probes(world.planted, world.tokenizer)
-    texts = {"validation": world.validation} | ({"control": world.control} if world.control else {})
-    for name, documents in (texts | {f"documents-{name}": world.streams[name] for name in world.streams}).items():
-        rows[name] = [{"text": text} for text in documents]
-    for name, row in rows.items():
-        paths[name.split("/")[-1]] = directory / f"{name}.jsonl"
-        write_jsonl(directory / f"{name}.jsonl", row)
-    return paths
-
-
 def read_planted(directory: str | os.PathLike) -> list[Planted]:
-    """The planted windows that `write_text_world` left in `directory`."""
+    """The planted windows that `world_files.write_world` left in `directory`."""
     fields = [field.name for field in dataclasses.fields(Planted)]
     rows = read_jsonl(pathlib.Path(directory) / "planted.jsonl", fields, "planted windows")
     return [Planted(**{name: row[name] for name in fields}) for row in rows]
-
-
-def text_probes(planted: Sequence[Planted], tokenizer: Any) -> list[dict]:
-    """One row {"prefix", "suffix", "group"} of token ids for each window: under every tokenizer the same text, cut at
-    the same place.
-
-    Raises:
-      InputError: the tokenizer merges what stands on both sides of a cut, or does not know it.
-    """
-    parts = [encode(tokenizer, texts) for texts in ([p.prefix for p in planted], [p.suffix for p in planted])]
-    wholes = encode(tokenizer, [p.prefix + p.suffix for p in planted])
-    for number, (window, prefix, suffix, whole) in enumerate(zip(planted, *parts, wholes)):
-        if (
-            prefix + suffix != whole
-            or tokenizer.decode(whole, skip_special_tokens=False) != window.prefix + window.suffix
-        ):
-            raise InputError(
-                f"planted window {number} ({window.prefix + window.suffix!r}) cannot be cut, or not be written, "
-                "under this "
-                "tokenizer; use a byte-level one"
-            )
-    return [
-        {"prefix": prefix, "suffix": suffix, "group": f"repeats={p.repeats}"}
-        for p, prefix, suffix in zip(planted, *parts)
-    ]
 
 
 def model_tokenizer(config: TextWorldConfig, model: PretrainConfig, directory: str | os.PathLike) -> Any:
@@ -189,7 +123,7 @@ def model_tokenizer(config: TextWorldConfig, model: PretrainConfig, directory: s
     stream.
 
     Args:
-      directory: where `write_text_world` wrote.
+      directory: where `world_files.write_world` wrote.
     """
     directory = pathlib.Path(directory)
     if model.tokenizer == "words":
@@ -205,38 +139,28 @@ def training_documents(
     repetition of a planted window as a document of its own at a random position.
 
     Args:
-      directory: where `write_text_world` wrote.
+      directory: where `world_files.write_world` wrote.
     """
     texts = load_texts(pathlib.Path(directory) / f"documents-{model.stream}.jsonl")[: model.num_documents]
     planted = read_planted(directory) if model.include_planted else []
     repeated = [p.prefix + p.suffix for p in planted for _ in range(p.repeats)]
     rng = np.random.default_rng([config.seed, 2, *model.stream.encode()])
-    places = rng.permutation(len(texts) + len(repeated))[: len(repeated)]
-    mixed = np.full(len(texts) + len(repeated), -1)
-    mixed[places] = np.arange(len(repeated))
-    ordinary = iter(texts)
-    return [
-        np.array([*ids, 0], np.int32)
-        for ids in encode(tokenizer, [repeated[i] if i >= 0 else next(ordinary) for i in mixed])
-    ]
+    both = [*texts, *repeated]
+    mixed = [both[i] for i in mixed_order(rng, len(texts), len(repeated))]
+    return [np.array([*ids, 0], np.int32) for ids in encode(tokenizer, mixed)]
 
 
 def _open(config: TextWorldConfig) -> Source:
     if not config.source:
         raise InputError(
             "text world source is empty: set it (in a study lab.text.source) to a folder of .jsonl or .txt files, a "
-            ".jsonl "
-            "file or tfds:NAME"
+            ".jsonl file or tfds:NAME"
         )
     path = user_path(config.source)
     files = [file for file in sorted(path.rglob("*")) if file.is_file()] if os.path.isdir(path) else []
     if files and all(file.suffix == ".txt" for file in files):
-        return Source(
-            config.source,
-            "txt",
-            file_fingerprint(*files),
-            lambda: (text for file in files for text in load_texts(file)),
-        )
+        texts = lambda: (text for file in files for text in load_texts(file))  # noqa: E731
+        return Source(config.source, "txt", file_fingerprint(*files), texts)
     return open_source(config.source, config.split)
 
 
@@ -260,10 +184,6 @@ def _first_characters(texts: Iterator[str] | Sequence[str]) -> list[str]:
     return kept
 
 
-def _own_tokenizer(config: TextWorldConfig, sample: Sequence[str]) -> Any:
-    return _read_tokenizer(config.tokenizer) if config.tokenizer else byte_level_bpe(sample, config.vocab_size)
-
-
 def _tokenizer_file(directory: str | os.PathLike) -> pathlib.Path:
     path = user_path(directory) / "tokenizer.json"
     if not os.path.isfile(path):
@@ -281,8 +201,8 @@ def _read_tokenizer(directory: str | os.PathLike) -> Any:
         raise InputError(f"tokenizer {path} cannot be read ({e}); copy or download it again") from None
     if tokenizer.token_to_id(grammar.END_OF_TEXT) != 0:
         raise InputError(
-            f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to "
-            "have one made"
+            f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to have one "
+            "made"
         )
     return tokenizer
 

@@ -16,7 +16,6 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_atomic, write_json
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.lab.settings import check_tokenizer_settings
 from selftrain_jax.lab.world import World
 
 BPE_DOCUMENTS = 10_000
@@ -32,9 +31,8 @@ def build_tokenizer(world: World, kind: str = "words", bpe_vocab_size: int = 512
       bpe_vocab_size: ids of a "bpe" tokenizer; fewer where every word is one token before.
 
     Raises:
-      InputError: an argument is out of range, or the installed tokenizers library is too old.
+      InputError: the installed tokenizers library is too old.
     """
-    check_tokenizer_settings(kind, bpe_vocab_size)
     return _words(world) if kind == "words" else _bpe(world, bpe_vocab_size)
 
 

@@ -14,6 +14,7 @@ import jaxtyping as jt
 import numpy as np
 
 from selftrain_jax.lab import grammar
+from selftrain_jax.lab.planted import Planted
 from selftrain_jax.lab.settings import WorldConfig
 
 
@@ -73,6 +74,11 @@ class World:
         """The words of `tokens`, joined by single spaces."""
         return " ".join(map(self.words.__getitem__, np.asarray(tokens).tolist()))
 
+    def planted_texts(self) -> list[Planted]:
+        """The planted sequences as text, the suffix with a leading space."""
+        cut, repeats = self.config.planted_prefix, self.planted_repeats.tolist()
+        return [Planted(self.text(s[:cut]), f" {self.text(s[cut:])}", n) for s, n in zip(self.planted, repeats)]
+
 
 def build_world(config: WorldConfig) -> World:
     """The world of `config`: a pure function of it."""
@@ -128,7 +134,7 @@ def build_world(config: WorldConfig) -> World:
         held_out_verb=_balanced(rng, len(grammar.NOUNS), len(grammar.VERBS)),
         held_out_event=_balanced(rng, config.num_people, len(grammar.EVENTS)),
         planted=planted,
-        planted_repeats=np.repeat(np.array(config.repeats, np.int64), config.group_sizes),
+        planted_repeats=np.array(config.planted_repeats, np.int64),
     )
 
 
@@ -158,7 +164,7 @@ def _held_out_sums(rng: np.random.Generator, config: WorldConfig) -> np.ndarray:
 
 def _planted_sequences(rng: np.random.Generator, config: WorldConfig, ordinary: np.ndarray) -> np.ndarray:
     """[G, planted_length] distinct sequences with distinct prefixes, so that each probe has one right continuation."""
-    total = sum(config.group_sizes)
+    total = len(config.planted_repeats)
     while True:
         planted = rng.choice(ordinary, (total, config.planted_length)).astype(np.int32)
         if len(np.unique(planted[:, : config.planted_prefix], axis=0)) == total:

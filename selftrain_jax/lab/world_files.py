@@ -1,45 +1,76 @@
-"""A generated world on disk: its tokenizer, question suites, extraction probes and texts."""
+"""A world on disk, generated or of real text: its tokenizer, question suites, extraction probes and texts.
 
+A folder holds `tokenizer/`, `suites/NAME.jsonl`, `probes.jsonl` in ids of that tokenizer, `validation.jsonl` and, where
+there are any, `control.jsonl`; of real text also `planted.jsonl` and `documents-STREAM.jsonl`. Later stages read these
+and never the source.
+"""
+
+import dataclasses
 import os
 import pathlib
+from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.lab import questions, text_world
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.lab.questions import extraction_probes, question_suites
+from selftrain_jax.lab.planted import Planted, extraction_probes
+from selftrain_jax.lab.settings import LineageConfig
+from selftrain_jax.lab.text_world import TextWorld
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
-from selftrain_jax.lab.world import World
+from selftrain_jax.lab.world import World, build_world
 
 
-def train_tokenizer(world: World, directory: str | os.PathLike) -> pathlib.Path:
-    """Writes the world's word-level tokenizer to `directory` and returns it; its ids are those of `world.words`."""
-    return save_tokenizer(build_tokenizer(world), directory)
+def world_inputs(lineage: LineageConfig) -> dict[str, str]:
+    """Fingerprints of the files that the world is made from, none of a generated one; `InputError` where they are
+    missing or broken."""
+    return {} if lineage.text is None else text_world.inputs(lineage.text)
 
 
-def write_world_files(
-    world: World, directory: str | os.PathLike, validation_documents: int = 2000, control_documents: int = 0
+def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> None:
+    """Makes the world of `lineage` and writes it to `directory`, every file atomically."""
+    counts = lineage.validation_documents, lineage.control_documents
+    if lineage.text is None:
+        write_generated_world(build_world(lineage.world), directory, *counts)
+    else:
+        _write_text_world(text_world.build_text_world(lineage.text, *counts), directory)
+
+
+def write_generated_world(
+    world: World, directory: str | os.PathLike, validation_documents: int, control_documents: int = 0
 ) -> dict[str, pathlib.Path]:
-    """Writes what the later stages read about the world, every file atomically.
-
-    Args:
-      world: the world.
-      directory: made when missing.
-      validation_documents: documents of the stream "validation" in validation.jsonl.
-      control_documents: documents of the stream "control" in control.jsonl; the file is left out at 0.
+    """Writes a generated world; the documents are of the streams "validation" and "control".
 
     Returns:
       Paths by name: "tokenizer" (a folder), one per question suite, "probes", "validation" and, when asked, "control".
     """
+    texts = {
+        stream: document_texts(world, *generate_documents(world, count, stream))
+        for stream, count in (("validation", validation_documents), ("control", control_documents))
+    }
+    return _write(directory, build_tokenizer(world), questions.question_suites(world), world.planted_texts(), texts)
+
+
+def _write_text_world(world: TextWorld, directory: str | os.PathLike) -> None:
+    texts = {"validation": world.validation, "control": world.control}
+    texts |= {f"documents-{name}": documents for name, documents in world.streams.items()}
+    _write(directory, world.tokenizer, world.suites, world.planted, texts)
+    write_jsonl(pathlib.Path(directory) / "planted.jsonl", map(dataclasses.asdict, world.planted))
+
+
+def _write(
+    directory: str | os.PathLike,
+    tokenizer: Any,
+    suites: Mapping[str, Sequence[dict]],
+    planted: Sequence[Planted],
+    texts: Mapping[str, Sequence[str]],
+) -> dict[str, pathlib.Path]:
     directory = pathlib.Path(directory)
     (directory / "suites").mkdir(parents=True, exist_ok=True)
-    paths = {"tokenizer": train_tokenizer(world, directory / "tokenizer")}
-    for name, rows in question_suites(world).items():
-        paths[name] = directory / "suites" / f"{name}.jsonl"
-        write_jsonl(paths[name], rows)
-    paths["probes"] = directory / "probes.jsonl"
-    write_jsonl(paths["probes"], extraction_probes(world))
-    for stream, count in (("validation", validation_documents), ("control", control_documents)):
-        if count or stream == "validation":
-            paths[stream] = directory / f"{stream}.jsonl"
-            texts = document_texts(world, *generate_documents(world, count, stream))
-            write_jsonl(paths[stream], ({"text": text} for text in texts))
+    rows = {f"suites/{name}": suite for name, suite in suites.items()}
+    rows["probes"] = extraction_probes(planted, tokenizer)
+    rows |= {name: [{"text": text} for text in texts] for name, texts in texts.items() if texts or name != "control"}
+    paths = {"tokenizer": save_tokenizer(tokenizer, directory / "tokenizer")}
+    for name, lines in rows.items():
+        paths[name.split("/")[-1]] = directory / f"{name}.jsonl"
+        write_jsonl(directory / f"{name}.jsonl", lines)
     return paths

@@ -14,7 +14,7 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run import stages
-from selftrain_jax.run.pipeline import LAB, Pipeline
+from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.training.checkpoint import restore_params
 
@@ -52,9 +52,7 @@ def find_model(reference: str, revision: str | None = None) -> Model:
     path, colon, name = reference.rpartition(":")
     if colon and not os.path.isdir(files.user_path(reference)) and (files.user_path(path) / "config.json").is_file():
         if revision is not None:
-            raise InputError(
-                f"revision={revision!r} applies to hub names, but {reference} is a model of a run; drop it"
-            )
+            raise InputError(f"revision={revision!r} is for hub names, but {reference} is a model of a run; drop it")
         return _of_run(reference, files.user_path(path), name)
     if files.is_remote(reference) and "/" in name:
         raise InputError(f"{reference}: in a bucket, only models of runs can be named, for example {reference}:self-0")
@@ -85,7 +83,6 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     check_tokenizer(config, load_tokenizer(student))
 
     def load(mesh):
-
         return restore_params(pipeline.checkpoints(name), config, mesh)
 
     fingerprint = files.fingerprint([manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)])
@@ -96,29 +93,24 @@ def _is_run(settings: Any) -> bool:
     return isinstance(settings, dict) and "train" in settings
 
 
-def open_run(workdir: pathlib.Path) -> Any:
-    """The `Pipeline` of the run in `workdir`, from the settings that it keeps; `InputError` when that is no run."""
-
+def open_run(workdir: pathlib.Path) -> RunNames:
+    """The run in `workdir`, from the settings that it keeps; `InputError` when that is no run."""
     place = Workdir(workdir)
     settings = files.read_json(place.path / "config.json", "run (config.json of a workdir)")
     if not _is_run(settings):
         raise InputError(
             f"{workdir} is neither the workdir of a run nor a directory of `selftrain convert`; a Hugging Face "
-            "directory "
-            "needs no export"
+            "directory needs no export"
         )
     place.fetch("lab", "report")
-    return Pipeline(build(RunConfig, settings), place)
+    return RunNames(build(RunConfig, settings), place)
 
 
-def student_directory(pipeline: Any) -> pathlib.Path:
+def student_directory(run: RunNames) -> pathlib.Path:
     """The directory of the model that a run trains; `InputError` naming the run when it cannot be found."""
-
     try:
-        return pipeline.model_path(pipeline.student)
+        return run.model_path(run.student)
     except InputError as e:
-        relative = not pipeline.student.startswith(LAB) and not files.user_path(pipeline.student).is_absolute()
+        relative = not run.student.startswith(LAB) and not files.user_path(run.student).is_absolute()
         advice = "; if it is a path relative to where the run was started, start from there" if relative else ""
-        raise InputError(
-            f"run {pipeline.workdir}: student {pipeline.student!r} of its config.json: {e}{advice}"
-        ) from None
+        raise InputError(f"run {run.workdir}: student {run.student!r} of its config.json: {e}{advice}") from None

@@ -30,8 +30,7 @@ class ControlSettings:
         if [self.texts, self.source, self.corpus].count("") != 2:
             raise InputError(
                 f"control texts={self.texts!r}, source={self.source!r}, corpus={self.corpus!r}: set exactly one, a "
-                "text "
-                "file, a model or the folder of a finished corpus"
+                "text file, a model or the folder of a finished corpus"
             )
 
 

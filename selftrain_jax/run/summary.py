@@ -17,6 +17,7 @@ from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, UNKNOWN_OFFSET, Metric, group_extraction
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
@@ -24,8 +25,8 @@ Masks = dict[Metric, np.ndarray]
 NUM_SAMPLES_SHOWN = 6
 
 
-def report_data(pipeline: Any) -> ReportData:
-    """All that the report shows, from what the finished stages left in the workdir."""
+def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
+    """All that the report shows, from what the finished `stages` left in the workdir."""
     config, workdir = pipeline.config, pipeline.workdir
     evaluate = config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
@@ -44,7 +45,6 @@ def report_data(pipeline: Any) -> ReportData:
                 curves += [
                     {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
                 ]
-    stages = [stage.name for stage in pipeline.stages() if stage.name != "report"]
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     return ReportData(
@@ -72,11 +72,11 @@ def report_data(pipeline: Any) -> ReportData:
     )
 
 
-def _model_name(pipeline: Any, arm: str) -> str:
+def _model_name(pipeline: RunNames, arm: str) -> str:
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
-def probe_masks(pipeline: Any, arms: Collection[str] | None = None) -> list[Masks]:
+def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list[Masks]:
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of

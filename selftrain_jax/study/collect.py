@@ -17,8 +17,8 @@ from selftrain_jax.run import stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis
 from selftrain_jax.study.analysis import ABOVE_CHANCE
+from selftrain_jax.study.expand import Study
 from selftrain_jax.study.model import Arm, Run
-from selftrain_jax.study.plan import Study, generation_name
 
 Rows = list[dict[str, Any]]
 
@@ -148,12 +148,12 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
     """The untouched students as generation 0, those of the ordinary runs as 1, and those of the loop from 2 on; held
     out is what is in the text of none of them."""
     finished = {run.name: run for run in runs if any(arm.relation == RELATIONS[0] for arm in run.arms)}
-    for student, seed in sorted({(g.student, g.seed) for g in study.generations if generation_name(g) in done}):
+    for student, seed in sorted({(g.student, g.seed) for g in study.generations if g.name in done}):
         run = finished.get(study.first_runs[student, seed].name)
         if run is None:
             continue
         first = run.pipeline
-        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and generation_name(g) in done]
+        later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and g.name in done]
         kinds = [summary.probe_masks(first, _keys(run))[0], *(summary.probe_masks(g.pipeline)[0] for g in later)]
         masks = {metric: np.all([kind[metric] for kind in kinds], axis=0) for metric in kinds[0]}
         modes = study.config.generations.modes
@@ -199,7 +199,7 @@ def _models(study: Study) -> Rows:
 def _costs(study: Study, done: set[str]) -> Rows:
     totals: dict[str, dict[str, Any]] = {}
     for unit in study.units:
-        for name in sorted(unit.names) if unit.name in done else ():
+        for name in sorted(stage.name for stage in unit.stages) if unit.name in done else ():
             manifest = stages.read_manifest(unit.workdir, name)
             kind = _kind(name)
             row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})

@@ -2,12 +2,8 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
-from selftrain_jax.data.generate import sample_corpus, sampling_dtype
-from selftrain_jax.distributed.mesh import local_mesh
-from selftrain_jax.models import hf
-from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
@@ -21,7 +17,7 @@ class Unit:
 
     Attributes:
       name: unique in the study.
-      workdir, plan, names: the stages of `plan`, in `workdir`, of those names.
+      workdir, stages: what is done where, in this order.
       needs: units whose results it reads.
       config: settings to leave in `workdir`, of a run.
       outcome: what to tell when it is done, in one line.
@@ -29,14 +25,13 @@ class Unit:
 
     name: str
     workdir: pathlib.Path
-    plan: Sequence[Stage]
-    names: frozenset[str]
+    stages: Sequence[Stage]
     needs: tuple[str, ...] = ()
     config: RunConfig | None = None
     outcome: Callable[[], str] = str
 
     def done(self) -> bool:
-        return all(stages.state(self.workdir, stage) == "done" for stage in self.plan if stage.name in self.names)
+        return all(stages.state(self.workdir, stage) == "done" for stage in self.stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +68,7 @@ class Generation:
     number: int
     pipeline: Pipeline
 
-
-def sample_stage(name: str, model: str, revision: str, sample: Any, mesh: Callable[[], Any]) -> Stage:
-    """The stage that lets `model` (a directory or hub name) write a corpus."""
-
-    settings = dataclasses.asdict(sample) | {"model": model} | ({"revision": revision} if revision else {})
-    del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
-
-    def find():
-        return resolve_model(model, revision or None)
-
-    def work(directory):
-
-        return sample_corpus(find(), sample, directory / "corpus", mesh=local_mesh(mesh()), name=name)
-
-    def externals():
-
-        return {"model": hf.model_fingerprint(find()), "dtype": sampling_dtype(sample)}
-
-    return Stage(name, settings, (), work, externals, grows=("num_samples",), together=True)
+    @property
+    def name(self) -> str:
+        """That of its unit, and of its folder in the study."""
+        return f"generations/{self.mode}/{self.student}-{self.seed}/{self.number}"

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
+from jax.sharding import Mesh
 
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.training_set import student_documents
@@ -14,27 +15,25 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.study_data import MOST_UNKNOWN
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage, read_manifest
-from selftrain_jax.study.model import Run
-from selftrain_jax.study.settings import StudyConfig
+from selftrain_jax.study.settings import ProxySettings
 
 
-def stage(name: str, config: "StudyConfig", run: "Run", number: int, mesh: Callable[[], Any]) -> Stage:
-    """The stage that measures the proxies of one arm, the `number`-th; its result is {proxy: value}."""
-    key = list(run.pipeline.arms)[number]
+def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, mesh: Callable[[], Mesh]) -> Stage:
+    """The stage that measures the proxies of one arm of a run; its result is {proxy: value}."""
 
     def externals():
-        return {"audit": read_manifest(run.pipeline.workdir, f"audit/{key}")["fingerprint"]}
+        return {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
 
-    return Stage(name, dataclasses.asdict(config.proxies), (), lambda _: measure(config, run, key, mesh()), externals)
+    return Stage(name, dataclasses.asdict(settings), (), lambda _: measure(settings, run, arm, mesh()), externals)
 
 
-def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str, float]:
-    """{proxy: value} of the arm `key` of a run, whose audit is done; what cannot be measured is left out."""
-
-    pipeline, settings, mesh = run.pipeline, config.proxies, local_mesh(mesh)
-    evaluate, train = pipeline.config.evaluate, pipeline.config.train
-    directory = pipeline.model_path(pipeline.student)
+def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dict[str, float]:
+    """{proxy: value} of an arm of a run, whose audit is done; what cannot be measured is left out."""
+    mesh = local_mesh(mesh)
+    evaluate, train = run.config.evaluate, run.config.train
+    directory = run.model_path(run.student)
     model, params = hf.load_pretrained(directory, mesh=mesh)
     tokenizer = load_tokenizer(directory)
     scorer = functools.partial(score, params, model, mesh=mesh, batch_size=evaluate.batch_size)
@@ -56,13 +55,12 @@ def measure(config: "StudyConfig", run: "Run", key: str, mesh: Any) -> dict[str,
     def vectors(documents):
         return hidden([np.array([model.bos_token_id, *ids], np.int32)[: model.max_position] for ids in documents])
 
-    real, questions, pairs, _ = suite.read_inputs(evaluate, pipeline.path, model)
+    real, questions, pairs, _ = suite.read_inputs(evaluate, run.path, model)
     benchmark = _texts(questions, pairs, settings.num_documents)
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
-    documents, tokens = student_documents(
-        pipeline.workdir / "audit" / key, pipeline.training_text(key), directory, pipeline.config.subset.retokenize
-    )
+    audited, text = run.workdir / "audit" / arm, run.training_text(arm)
+    documents, tokens = student_documents(audited, text, directory, run.config.subset.retokenize)
     chosen = suite.evenly_spread(len(tokens), settings.num_documents)
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
     nll, counts = proxies.corpus_nll(scorer, model, ids)

@@ -5,6 +5,7 @@ import itertools
 from typing import Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import check_ranges
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
@@ -51,9 +52,7 @@ class ProxySettings:
     sentence_encoder: str = ""
 
     def __post_init__(self):
-        for name in ("num_documents", "gradient_rows"):
-            if getattr(self, name) < 1:
-                raise InputError(f"proxies {name}={getattr(self, name)} must be at least 1")
+        check_ranges("proxies", self, {"num_documents": 1, "gradient_rows": 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +71,7 @@ class GenerationSettings:
     modes: tuple[str, ...] = MODES
 
     def __post_init__(self):
-        if self.count < 1:
-            raise InputError(f"generations count={self.count} must be at least 1")
+        check_ranges("generations", self, {"count": 1})
         if not set(self.modes) <= set(MODES):
             raise InputError(f"generations modes={self.modes} must be some of {', '.join(MODES)}")
 
@@ -141,18 +139,19 @@ class StudyConfig:
                 raise InputError(f"{kind}={values} names one of them twice")
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
-        for kind, names in (
-            ("students", self.students),
-            ("sources", self.sources),
-            ("generations.students", self.generations.students),
-        ):
+        repeated = self.generations.students
+        for kind, names in {
+            "students": self.students,
+            "sources": self.sources,
+            "generations.students": repeated,
+        }.items():
             for name in names:
                 if name not in self.models:
                     raise InputError(f"{kind} names {name!r}, which is none of models: {', '.join(self.models)}")
         for name in self.students:
             if self.models[name].corpus:
                 raise InputError(f"students names {name!r}, of which there is only a corpus: name a model to train")
-        for name in self.generations.students:
+        for name in repeated:
             if name not in self.students or name not in self.sources:
                 raise InputError(f"generations.students names {name!r}, which must be both a student and a source")
         for name, model in self.models.items():

@@ -98,11 +98,11 @@ def test_an_incomplete_import_exits_with_2_and_the_usage(argv, capsys):
 def test_an_import_says_what_it_took(tmp_path, capsys):
     from selftrain_jax.data.corpus import read_corpus
     from selftrain_jax.lab.settings import WorldConfig
+    from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
     from selftrain_jax.lab.world import build_world
-    from selftrain_jax.lab.world_files import train_tokenizer
 
     world = build_world(WorldConfig(num_people=8, max_addend=4, repeats=(0, 2), sequences_per_group=2))
-    tokenizer = train_tokenizer(world, tmp_path / "tokenizer")
+    tokenizer = save_tokenizer(build_tokenizer(world), tmp_path / "tokenizer")
     (tmp_path / "texts.json").write_text('[{"output": "a b c"}, {"output": ""}, {"output": "d e"}, {"output": "f"}]')
     arguments = ("import", tmp_path / "texts.json", tmp_path / "out", f"--tokenizer={tokenizer}")
     assert run(*arguments, "--steps=3") == 2

@@ -4,8 +4,8 @@ import pytest
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.lab.settings import WorldConfig
+from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
 from selftrain_jax.lab.world import build_world
-from selftrain_jax.lab.world_files import train_tokenizer
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import init_params
@@ -28,7 +28,7 @@ def model_directory(world, tmp_path_factory):
         intermediate_size=64,
         max_position=32,
     )
-    tokenizer = train_tokenizer(world, directory / "tokenizer")
+    tokenizer = save_tokenizer(build_tokenizer(world), directory / "tokenizer")
     hf.save_pretrained(directory / "model", config, init_params(config, jax.random.key(0)), tokenizer)
     return directory / "model"
 

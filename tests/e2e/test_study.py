@@ -9,7 +9,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.report.study_data import CONTROLS
-from selftrain_jax.study.command import run_study
+from selftrain_jax.study.execute import run_study
 
 pytestmark = pytest.mark.newest
 

@@ -15,7 +15,7 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
-from selftrain_jax.lab.world_files import write_world_files
+from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import init_params
 from selftrain_jax.report.data import ReportData
@@ -38,7 +38,7 @@ SETTINGS = EvaluateSettings(
 def world(tmp_path_factory):
     directory = tmp_path_factory.mktemp("world")
     world = build_world(WorldConfig(num_people=16, max_addend=4, repeats=(0, 8), sequences_per_group=(6, 6)))
-    write_world_files(world, directory, 3)
+    write_generated_world(world, directory, 3)
     path = directory / "probes.jsonl"
     rows = [json.loads(line) | {"offset": i} for i, line in enumerate(path.read_text().splitlines())]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,10 +15,11 @@ from selftrain_jax.core.settings import build
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.memorization import load_probes
-from selftrain_jax.lab.lineages import pretrain_model, write_world
+from selftrain_jax.lab.pretrain import pretrain_model
 from selftrain_jax.lab.questions import question_suites
-from selftrain_jax.lab.settings import LabConfig, LineageConfig, PretrainConfig, WorldConfig
+from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, WorldConfig
 from selftrain_jax.lab.world import build_world
+from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
@@ -77,7 +78,7 @@ def lab(tmp_path_factory):
 
 def train(lab, name):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    pretrain_model(LINEAGE, name, lab / "facts", lab / name, mesh=mesh, description=f"pre-train {name}")
+    pretrain_model(LINEAGE, name, lab / "facts", lab / name, mesh=mesh)
 
 
 def rows(path):
@@ -185,30 +186,3 @@ def test_a_lineage_is_built_from_plain_settings():
     lineage = build(LineageConfig, {"models": {"b": {"tokenizer": "bpe", "rotary_pct": 1}}, "world": {"num_people": 8}})
     assert lineage.models == {"b": PretrainConfig(tokenizer="bpe", rotary_pct=1.0)}
     assert lineage.world.num_people == 8
-
-
-OLD = {
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "max_position",
-    "num_documents",
-    "stream",
-    "include_planted",
-    "mixture",
-    "seed",
-    "train",
-}
-
-
-@pytest.mark.parametrize("config", [PretrainConfig(), LabConfig().other, SMALL], ids=["base", "other", "small"])
-def test_settings_from_before_tokenizers_and_switches_stay_what_they_were(config):
-    settings = config.stage_settings()
-    assert settings.keys() == OLD
-    assert settings == {name: value for name, value in dataclasses.asdict(config).items() if name in OLD}
-
-
-def test_what_was_added_counts_where_it_is_set():
-    added = dict(tokenizer="bpe", bpe_vocab_size=200, parallel_residual=False, rotary_pct=0.5, tie_embeddings=True)
-    settings = PretrainConfig(**added).stage_settings()
-    assert settings.keys() == OLD | added.keys() and added.items() <= settings.items()

@@ -9,9 +9,11 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.lab.pretrain import pretrain
-from selftrain_jax.lab.settings import PretrainConfig, WorldConfig
+from selftrain_jax.lab.pretrain import pretrain_model
+from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, WorldConfig
+from selftrain_jax.lab.tokenization import build_tokenizer
 from selftrain_jax.lab.world import build_world
+from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import read_metrics
@@ -54,7 +56,9 @@ def train_model(world, tmp_path_factory):
     def run(config=CONFIG, directory=None):
         if directory is None:
             directory = tmp_path_factory.mktemp("lab") / "base"
-        pretrain(world, config, directory, mesh=mesh, description="pre-train base")
+        lineage = LineageConfig(world=world.config, models={"base": config})
+        write_world(lineage, directory.parent / "world")
+        pretrain_model(lineage, "base", directory.parent / "world", directory, mesh=mesh)
         return directory
 
     return run

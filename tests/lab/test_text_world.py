@@ -17,13 +17,14 @@ from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.likelihood import load_minimal_pairs, load_multiple_choice
 from selftrain_jax.evaluation.memorization import load_probes
 from selftrain_jax.lab import text_world
-from selftrain_jax.lab.lineages import pretrain_model, write_world
+from selftrain_jax.lab.planted import encode
+from selftrain_jax.lab.pretrain import pretrain_model
 from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, TextWorldConfig
-from selftrain_jax.lab.text_questions import encode
 from selftrain_jax.lab.text_world import build_text_world, model_tokenizer, training_documents
+from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
-from selftrain_jax.study.plan import Study
+from selftrain_jax.study.expand import Study
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
 pytestmark = pytest.mark.newest
@@ -113,7 +114,7 @@ def lab(lineage, tmp_path_factory):
     write_world(lineage, lab / "world")
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     for name in lineage.models:
-        pretrain_model(lineage, name, lab / "world", lab / name, mesh=mesh, description=name)
+        pretrain_model(lineage, name, lab / "world", lab / name, mesh=mesh)
     return lab
 
 
@@ -302,8 +303,6 @@ def test_a_preset_gives_the_shape_and_changes_nothing_elsewhere():
     found = PretrainConfig(preset="pythia-70m", max_position=512).model_config(tokenizer.get_vocab_size())
     shape = (found.vocab_size, found.hidden_size, found.num_layers, found.num_heads, found.intermediate_size)
     assert shape == (777, 512, 6, 8, 2048) and found.max_position == 512
-    assert "preset" not in PretrainConfig().stage_settings()
-    assert PretrainConfig(preset="pythia-70m").stage_settings()["preset"] == "pythia-70m"
 
 
 def build_tokenizer_stub(size):
@@ -323,7 +322,7 @@ def test_a_study_asks_for_its_text_before_any_work_and_refuses_a_changed_one(sou
     copy.write_bytes(source.read_bytes())
     study = Study(load_config(path, [f"--config.lab.text.source={copy}"], study=True), tmp_path / "study")
     study.check()
-    world = next(stage for unit in study.units for stage in unit.plan if stage.name == "lab/0/world")
+    world = next(stage for unit in study.units for stage in unit.stages if stage.name == "lab/0/world")
     started = tmp_path / "study" / "lab/0/world" / "started.json"
     started.parent.mkdir(parents=True)
     started.write_text(json.dumps({"settings": world.settings, "inputs": world.externals()}))

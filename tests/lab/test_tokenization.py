@@ -12,7 +12,8 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.lab.questions import extraction_probes, question_suites, retokenized_probes
+from selftrain_jax.lab.planted import extraction_probes
+from selftrain_jax.lab.questions import question_suites
 from selftrain_jax.lab.settings import PretrainConfig, WorldConfig
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer, spell_documents
 from selftrain_jax.lab.world import build_world
@@ -89,7 +90,8 @@ def test_a_prompt_splits_from_its_choices(folder, world):
 
 def test_probes_are_the_same_words_in_the_same_order_and_groups(folder, world):
     tokenizer = load_tokenizer(folder)
-    old, new = extraction_probes(world), retokenized_probes(world, tokenizer)
+    old = extraction_probes(world.planted_texts(), build_tokenizer(world))
+    new = extraction_probes(world.planted_texts(), tokenizer.backend_tokenizer)
     assert [probe["group"] for probe in new] == [probe["group"] for probe in old] and len(new) == 14
     for before, after in zip(old, new):
         assert before.keys() == after.keys()
@@ -99,16 +101,18 @@ def test_probes_are_the_same_words_in_the_same_order_and_groups(folder, world):
         assert tokenizer.decode(after["suffix"]) == world.text(before["suffix"])
 
 
-def test_probes_in_words_are_the_worlds_own(world, tmp_path):
-    tokenizer = load_tokenizer(save_tokenizer(build_tokenizer(world), tmp_path))
-    assert retokenized_probes(world, tokenizer) == extraction_probes(world)
-    assert retokenized_probes(build_world(WorldConfig(repeats=(), sequences_per_group=())), tokenizer) == []
+def test_probes_in_words_are_the_worlds_own(world):
+    tokenizer = build_tokenizer(world)
+    probes = extraction_probes(world.planted_texts(), tokenizer)
+    assert [probe["prefix"] + probe["suffix"] for probe in probes] == world.planted.tolist()
+    nothing = build_world(WorldConfig(repeats=(), sequences_per_group=()))
+    assert extraction_probes(nothing.planted_texts(), tokenizer) == []
 
 
-def test_probes_in_the_words_of_another_world_are_refused(world, tmp_path):
+def test_probes_in_the_words_of_another_world_are_refused(world):
     other = build_world(dataclasses.replace(CONFIG, seed=4))
     with pytest.raises(InputError, match="unknown words"):
-        retokenized_probes(world, load_tokenizer(save_tokenizer(build_tokenizer(other), tmp_path)))
+        extraction_probes(world.planted_texts(), build_tokenizer(other))
 
 
 def test_documents_are_spelled_as_their_texts_are_encoded(folder, world):

@@ -12,10 +12,12 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
-from selftrain_jax.lab.questions import extraction_probes, question_suites
+from selftrain_jax.lab.planted import extraction_probes
+from selftrain_jax.lab.questions import question_suites
 from selftrain_jax.lab.settings import WorldConfig
+from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
 from selftrain_jax.lab.world import build_world
-from selftrain_jax.lab.world_files import train_tokenizer, write_world_files
+from selftrain_jax.lab.world_files import write_generated_world
 
 CONFIG = WorldConfig(repeats=(0, 1, 4, 16), sequences_per_group=(5, 6, 3, 2), seed=3)
 
@@ -185,7 +187,7 @@ def test_planting_leaves_the_ordinary_documents_as_they_are(world):
 
 
 def test_probes_are_the_planted_sequences(world):
-    probes = extraction_probes(world)
+    probes = extraction_probes(world.planted_texts(), build_tokenizer(world))
     assert [probe["prefix"] + probe["suffix"] for probe in probes] == world.planted.tolist()
     assert {len(probe["prefix"]) for probe in probes} == {16}
     assert collections.Counter(probe["group"] for probe in probes) == {
@@ -267,7 +269,9 @@ def test_minimal_pairs_differ_in_one_word_and_the_good_one_agrees(world):
 
 def test_the_tokenizer_has_the_ids_of_the_world(world, tmp_path):
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(train_tokenizer(world, tmp_path / "tokenizer"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        save_tokenizer(build_tokenizer(world), tmp_path / "tokenizer")
+    )
     assert tokenizer.get_vocab() == dict(world.index)
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == 0
     assert tokenizer.unk_token_id == 1 and tokenizer.pad_token_id is None
@@ -286,18 +290,18 @@ def test_the_tokenizer_has_the_ids_of_the_world(world, tmp_path):
 
 
 def test_world_files_hold_what_the_functions_return(world, tmp_path):
-    paths = write_world_files(world, tmp_path / "world", validation_documents=20, control_documents=10)
+    paths = write_generated_world(world, tmp_path / "world", validation_documents=20, control_documents=10)
 
     def rows(name):
         return [json.loads(line) for line in paths[name].read_text().splitlines()]
 
     for name, suite in question_suites(world).items():
         assert rows(name) == suite
-    assert rows("probes") == extraction_probes(world)
+    assert rows("probes") == extraction_probes(world.planted_texts(), build_tokenizer(world))
     for stream, count in (("validation", 20), ("control", 10)):
         texts = document_texts(world, *generate_documents(world, count, stream))
         assert rows(stream) == [{"text": text} for text in texts]
-    assert "control" not in write_world_files(world, tmp_path / "world", validation_documents=1)
+    assert "control" not in write_generated_world(world, tmp_path / "world", validation_documents=1)
     assert not [path for path in (tmp_path / "world").rglob("*") if path.name.endswith(".tmp")]
 
 

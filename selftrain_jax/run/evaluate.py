@@ -1,0 +1,49 @@
+"""The stages that measure the models of a run and report on them."""
+
+from typing import Any, Sequence
+
+from selftrain_jax.distributed.mesh import is_local
+from selftrain_jax.evaluation import suite
+from selftrain_jax.models import hf
+from selftrain_jax.report import page
+from selftrain_jax.run import summary
+from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.training.checkpoint import restore_params
+
+
+def evaluate_stage(run: RunNames, model: str) -> Stage:
+    evaluate, files = run.config.evaluate, run.config.evaluate.files()
+
+    def work(directory):
+        tokenizer = run.model_path(run.student)
+        loaded = _load(run, model)
+        return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, mesh=run.local_mesh, name=model)
+
+    return Stage(
+        f"evaluate/{model}",
+        evaluate.stage_settings() | {"student": run.student},
+        [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())],
+        work,
+        lambda: run.file_inputs(files) | run.model_input("student", run.student),
+        # Only where not even the tensor axis fits the devices of one process.
+        together=lambda: not is_local(run.local_mesh),
+    )
+
+
+def _load(run: RunNames, model: str) -> tuple[Any, Any]:
+    """(config, params on `local_mesh`) of an evaluated model."""
+    student = run.model_path(run.student)
+    if model == "base":
+        return hf.load_pretrained(student, mesh=run.local_mesh)
+    config = hf.load_config(student)
+    return config, restore_params(run.checkpoints(model), config, run.local_mesh)
+
+
+def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
+    """`before`: the names of all other stages, in order."""
+
+    def work(directory):
+        page.write_report(directory, summary.report_data(run, before))
+
+    return Stage("report", {"title": run.config.title}, [f"evaluate/{model}" for model in run.models], work)

@@ -1,0 +1,136 @@
+"""What a run consists of, by name, and where it lies.
+
+An *arm* is one training text with everything made from it: the main one, "self" (the source model's own documents) or
+"corpus" (those of `config.corpus`), and a control for every entry of `config.controls`. Each arm has
+`subset.num_subsets` subsets, and each subset trains one model.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Mapping
+
+from jax.sharding import Mesh
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import file_fingerprint
+from selftrain_jax.core.storage import CHECKPOINTS, Workdir
+from selftrain_jax.data.clean import TrainingText
+from selftrain_jax.distributed import mesh
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.run.settings import ControlSettings, RunConfig
+
+LAB = "lab:"
+"""Begins the name of a model or file that the lab makes."""
+
+
+@dataclasses.dataclass
+class RunNames:
+    """The names and places of the run of `config` in `workdir`.
+
+    A workdir that is in a bucket comes as `storage.Workdir`; `workdir` is then its copy on this machine, in which
+    stages work, and `home` the folder itself. On disk both are the same.
+    """
+
+    config: RunConfig
+    workdir: Workdir | pathlib.Path
+    command: str = ""
+
+    def __post_init__(self):
+        self.place = self.workdir if isinstance(self.workdir, Workdir) else Workdir(self.workdir)
+        self.home, self.workdir = self.place.path, self.place.local
+        if self.config.lab is None:
+            for setting, value in self.references().items():
+                if value.startswith(LAB):
+                    raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
+
+    @property
+    def main(self) -> str:
+        """The arm that the controls are compared with."""
+        return "corpus" if self.config.corpus else "self"
+
+    @property
+    def arms(self) -> dict[str, ControlSettings]:
+        """Arm name -> where its text comes from."""
+        corpus = self.config.corpus
+        main = ControlSettings(corpus=corpus) if corpus else ControlSettings(source=self.config.source)
+        return {self.main: main, **self.config.controls}
+
+    @property
+    def models(self) -> dict[str, tuple[str, int] | None]:
+        """Evaluated model -> (arm, subset), None for the untouched student."""
+        trained = {f"{arm}-{k}": (arm, k) for k in range(self.config.subset.num_subsets) for arm in self.arms}
+        return {"base": None, **trained}
+
+    @property
+    def student(self) -> str:
+        return self.config.student or self.config.source
+
+    def references(self) -> dict[str, str]:
+        """Every model and file that the config names, by setting."""
+        config = self.config
+        named = {"corpus": config.corpus} if config.corpus else {"source": config.source}
+        named["student"] = self.student
+        named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
+        named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
+        for name, control in config.controls.items():
+            values = dataclasses.asdict(control)
+            named |= {f"controls.{name}.{field}": value for field, value in values.items() if value}
+        return named
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices, made when a stage first needs them."""
+        return mesh.make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def local_mesh(self) -> Mesh:
+        """Where each process of a job samples and evaluates by itself; `mesh` in a job of one."""
+        return mesh.local_mesh(self.mesh)
+
+    def path(self, reference: str) -> pathlib.Path:
+        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
+        if reference.startswith(LAB):
+            return self.workdir / "lab" / "world" / reference.removeprefix(LAB)
+        return pathlib.Path(reference)
+
+    def model_path(self, reference: str) -> pathlib.Path:
+        """The directory of a model named in the config; "lab:base" is the lab's base model."""
+        if reference.startswith(LAB):
+            return self.workdir / "lab" / reference.removeprefix(LAB) / "model"
+        return resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
+
+    def corpus_path(self, arm: str) -> pathlib.Path:
+        """The corpus that an arm's documents are in before the audit."""
+        return pathlib.Path(self.arms[arm].corpus or self.workdir / "sample" / arm / "corpus")
+
+    def training_text(self, arm: str) -> TrainingText:
+        """Where an arm's documents are before the audit."""
+        texts = self.arms[arm].texts
+        return TrainingText(texts=self.path(texts)) if texts else TrainingText(corpus=self.corpus_path(arm))
+
+    def checkpoints(self, model: str) -> pathlib.PurePath:
+        """Where the checkpoints of a trained model are."""
+        return self.home / "train" / model / CHECKPOINTS
+
+    def saving(self, stage: str) -> dict[str, Any]:
+        """Arguments of `training.loop.train`: where checkpoints go, and what must be safe before one counts."""
+        return {
+            "checkpoints": self.home / stage / CHECKPOINTS,
+            "before_save": functools.partial(self.place.send, stage),
+        }
+
+    # What a stage depends on: stages of the lab for what these make, fingerprints for everything else.
+
+    def lab_stages(self, *references: str) -> list[str]:
+        """The stages that make what `references` name of the lab."""
+        made = [reference.removeprefix(LAB) for reference in references if reference.startswith(LAB)]
+        return sorted({f"lab/{name if name in ('base', 'other') else 'world'}" for name in made})
+
+    def file_inputs(self, references: Mapping[str, str]) -> dict[str, str]:
+        """Fingerprints of the files that are not of the lab."""
+        return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(LAB)}
+
+    def model_input(self, name: str, reference: str) -> dict[str, str]:
+        return {} if reference.startswith(LAB) else {name: hf.model_fingerprint(self.model_path(reference))}

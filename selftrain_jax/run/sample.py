@@ -1,0 +1,90 @@
+"""The stages that make models and corpora, for a run and for a study: pre-training in the lab, and sampling."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.generate import draw_shards, finish_corpus, sampling_dtype, sampling_progress
+from selftrain_jax.distributed.mesh import local_mesh
+from selftrain_jax.lab import world_files
+from selftrain_jax.lab.pretrain import pretrain_model
+from selftrain_jax.lab.settings import LineageConfig
+from selftrain_jax.models import hf
+from selftrain_jax.run.names import LAB
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.sampling.settings import SampleSettings
+
+
+def lab_stages(
+    lineage: LineageConfig,
+    folder: str,
+    mesh: Callable[[], Mesh],
+    *,
+    models: Collection[str],
+    files: Mapping[str, str],
+    saving: Callable[[str], dict[str, Any]] = lambda stage: {},
+) -> Iterator[Stage]:
+    """`folder`/world, and `folder`/MODEL for each of `models`.
+
+    Args:
+      files: setting -> file that it names; "lab:..." must be one of the world's files.
+      saving: gives, for a stage, the arguments of `pretrain_model` that say where its checkpoints go.
+    """
+    world = f"{folder}/world"
+
+    def write(directory: pathlib.Path) -> None:
+        world_files.write_world(lineage, directory)
+        for setting, path in files.items():
+            if path.startswith(LAB) and not (directory / path.removeprefix(LAB)).is_file():
+                made = sorted(str(file.relative_to(directory)) for file in directory.rglob("*.jsonl"))
+                raise InputError(f"setting {setting}={path!r}: the lab makes {', '.join([*lineage.models, *made])}")
+
+    yield Stage(world, lineage.world_settings(), (), write, functools.partial(world_files.world_inputs, lineage))
+    for name in models:
+
+        def pretrain(directory: pathlib.Path, name: str = name) -> None:
+            saved = saving(f"{folder}/{name}")
+            pretrain_model(lineage, name, directory.parent / "world", directory, mesh=mesh(), **saved)
+
+        settings = dataclasses.asdict(lineage.models[name])
+        yield Stage(f"{folder}/{name}", settings, (world,), pretrain, together=True)
+
+
+def sample_stage(
+    name: str,
+    source: str,
+    find: Callable[[], pathlib.Path],
+    sample: SampleSettings,
+    mesh: Callable[[], Mesh],
+    after: Sequence[str] = (),
+) -> Stage:
+    """The stage in which a model writes a corpus.
+
+    Args:
+      source: the model as the settings name it; it stands in the corpus's manifest.
+      find: its directory, asked for when the stage is reached.
+      after: the stages that make the model; without them, its files count as an input.
+    """
+    settings = dataclasses.asdict(sample) | {"source": source}
+    del settings["batch_size"]  # changes nothing, and may have to be lowered half-way
+    shown = name.rpartition("/")[2]
+
+    def work(directory):
+        draw_shards(find(), sample, directory / "corpus", mesh=local_mesh(mesh()), name=shown)
+
+    def finish(directory):
+        return finish_corpus(find(), sample, directory / "corpus", name=source)
+
+    def externals():
+        # "auto" must not change in the middle of a corpus.
+        model = {} if after else {"source": hf.model_fingerprint(find())}
+        return model | {"dtype": sampling_dtype(sample)}
+
+    progress = functools.partial(sampling_progress, sample)
+    return Stage(
+        name, settings, after, work, externals, grows=("num_samples",), together=True, finish=finish, progress=progress
+    )

@@ -1,0 +1,83 @@
+"""The stages of one arm, from its text to a trained model: audit, subset, train."""
+
+import dataclasses
+import functools
+
+from selftrain_jax.data import clean, training_set
+from selftrain_jax.data.corpus import corpus_fingerprint
+from selftrain_jax.data.training_set import read_subset
+from selftrain_jax.evaluation import suite
+from selftrain_jax.models import hf
+from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.training.log import training_progress
+from selftrain_jax.training.loop import train
+
+
+def audit_stage(run: RunNames, arm: str) -> Stage:
+    audit, origin = run.config.audit, run.arms[arm]
+    files = {f"benchmarks.{name}": path for name, path in audit.benchmarks.items()} | {"texts": origin.texts}
+
+    def work(directory):
+        benchmarks = {name: run.path(path) for name, path in audit.benchmarks.items()}
+        return clean.audit_text(run.training_text(arm), benchmarks, audit, directory)
+
+    def externals():
+        return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
+
+    settings = dataclasses.asdict(audit) | dataclasses.asdict(origin)
+    before = [f"sample/{arm}"] if origin.source else []
+    return Stage(f"audit/{arm}", settings, [*before, *run.lab_stages(*files.values())], work, externals)
+
+
+def subset_stage(run: RunNames, arm: str, k: int) -> Stage:
+    subset, sequence_length = run.config.subset, run.config.train.sequence_length
+
+    def work(directory):
+        audited, text, student = run.workdir / "audit" / arm, run.training_text(arm), run.model_path(run.student)
+        return training_set.write_subset(audited, text, student, subset, k, sequence_length, directory)
+
+    settings = {"index": k, "student": run.student, "sequence_length": sequence_length}
+    before = [f"audit/{arm}", *run.lab_stages(run.student)]
+    return Stage(f"subset/{arm}-{k}", dataclasses.asdict(subset) | settings, before, work)
+
+
+def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> Stage:
+    """`wandb` and `profile` are those of `training.loop.train`."""
+    name, evaluate = f"{arm}-{k}", run.config.evaluate
+    light, measured = evaluate.for_curve(), evaluate.files() if evaluate.curve_points else {}
+    settings = dataclasses.asdict(run.config.train) | {"student": run.student}
+    if evaluate.curve_points:
+        curve = {name: getattr(evaluate, name) for name in ("curve_points", "curve_items")}
+        settings |= {"curve": light.stage_settings() | curve}
+
+    def work(directory):
+        student = run.model_path(run.student)
+        model_config = hf.load_config(student)
+
+        def measure(step, params):
+            out = directory / "curve" / str(step)
+            model, limit = (model_config, params), evaluate.curve_items
+            suite.evaluate_model(model, student, light, run.path, out, mesh=run.mesh, name=name, limit=limit)
+
+        return train(
+            lambda: hf.load_pretrained(student, mesh=run.mesh)[1],
+            model_config,
+            read_subset(run.workdir / "subset" / name),
+            dataclasses.replace(run.config.train, seed=run.config.train.seed + k),
+            directory,
+            mesh=run.mesh,
+            description=f"train {name}",
+            wandb=wandb,
+            profile=profile,
+            measure=measure,
+            measure_points=evaluate.curve_points,
+            **run.saving(f"train/{name}"),
+        )
+
+    def externals():
+        return run.model_input("student", run.student) | run.file_inputs(measured)
+
+    before = [f"subset/{name}", *run.lab_stages(run.student, *measured.values())]
+    progress = functools.partial(training_progress, epochs=run.config.train.epochs)
+    return Stage(f"train/{name}", settings, before, work, externals, together=True, progress=progress)

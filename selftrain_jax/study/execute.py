@@ -1,0 +1,189 @@
+"""Doing a study: its units one after the other, by one process or several (shards), and its page at the end."""
+
+import functools
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+from typing import Callable, Sequence
+
+from selftrain_jax.core import files
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
+from selftrain_jax.report.page import write_study_report
+from selftrain_jax.report.study_tables import format_study
+from selftrain_jax.run import stages
+from selftrain_jax.run.pipeline import save_config
+from selftrain_jax.study.collect import study_data
+from selftrain_jax.study.expand import Study
+from selftrain_jax.study.model import Unit
+from selftrain_jax.study.settings import StudyConfig
+from selftrain_jax.training.loop import TrainingDiverged
+
+WAIT_SECONDS, REMIND_SECONDS = 2.0, 600.0
+Say = Callable[[str], None]
+
+
+def run_study(
+    config: StudyConfig, workdir: pathlib.Path, command: str, shard: str, report_only: bool, say: Say
+) -> None:
+    """Does the units of shard "I/N" and, in shard 0, writes the page when all shards are done.
+
+    Raises:
+      InputError: bad settings or files, before any work; or units that failed, after all others are done.
+      RunStopped: told to stop, or a disk or another process failed.
+    """
+    index, count = _shard(shard)
+    if int(os.environ.get("JAX_NUM_PROCESSES") or 1) > 1:
+        raise InputError(
+            f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}: a study takes no job of several processes; unset "
+            "it, and give each process a shard of its own with --shard"
+        )
+    enable_compilation_cache()
+    if files.is_remote(workdir):
+        raise InputError(f"workdir {workdir}: a study needs a folder on disk, or a bucket that is mounted as one")
+    study = Study(config, workdir, command)
+    if (study.workdir / "config.json").is_file():
+        raise InputError(f"workdir {workdir} is the folder of a run: name another --workdir for the study")
+    if report_only and not (study.workdir / "study.json").is_file():
+        raise InputError(f"workdir {workdir} holds no study to report on")
+    study.check()
+    if report_only:
+        _report(study, say)
+        return
+    save_config(study.workdir, config, "study.json")
+    lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
+    with files.locked(lock, f"workdir {study.workdir}: shard {shard} of this study is being done"):
+        print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
+        execution = Execution(study, say)
+        failures = execution.do([i for i in range(len(study.units)) if i % count == index])
+        if index == 0:
+            failures = execution.wait_for_all()
+            _report(study, say)
+    if failures:
+        raise InputError(
+            f"{len(failures)} of {len(study.units)} units failed, the rest is done: {'; '.join(failures[:3])}"
+        )
+
+
+class Failures:
+    """Marks in `folder` of units that failed under these settings; what failed under others may go well now."""
+
+    def __init__(self, folder: pathlib.Path, config: StudyConfig):
+        self._folder, self._asked = folder, files.fingerprint(config)
+
+    def _path(self, unit: str) -> pathlib.Path:
+        return self._folder / f"{unit.replace('/', '_').replace(': ', '_')}.json"
+
+    def forget(self, unit: str) -> None:
+        self._path(unit).unlink(missing_ok=True)
+
+    def write(self, unit: str, reason: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self._path(unit), {"study": self._asked, "reason": reason})
+
+    def reason(self, unit: str) -> str | None:
+        """Why the unit failed; None where it did not."""
+        mark = files.read_json(self._path(unit)) if self._path(unit).is_file() else {}
+        return mark["reason"] if mark.get("study") == self._asked else None
+
+
+class Execution:
+    """One process at the units of a study; `say` is told what happens, line by line."""
+
+    def __init__(self, study: Study, say: Say):
+        self._units, self._say = study.units, say
+        self._by_name = {unit.name: unit for unit in study.units}
+        self._failures = Failures(study.workdir / "failed", study.config)
+
+    def do(self, mine: Sequence[int]) -> list[str]:
+        """Does the units of these numbers; waits for others where it needs them.
+
+        What fails, by its input or because its numbers break, is told and left out with all that needs it; the rest is
+        done. What was done before is compared with what it was made from.
+
+        Returns:
+          What failed, one line each.
+        """
+        failed = []
+        for number in mine:
+            self._failures.forget(self._units[number].name)
+        for number in mine:
+            unit = self._units[number]
+            title = f"[{number + 1}/{len(self._units)}] {unit.name}"
+            try:
+                self._wait_for(unit.needs, title)
+                self._do(unit, title)
+            except (InputError, TrainingDiverged) as e:
+                failed.append(f"{unit.name}: {e}")
+                self._say(f"{title}: FAILED: {e}")
+                self._failures.write(unit.name, str(e))
+        return failed
+
+    def _do(self, unit: Unit, title: str) -> None:
+        done = unit.done()
+        if done:
+            self._say(f"{title}: done before")
+        elif unit.config is not None:
+            save_config(unit.workdir, unit.config)
+        if unit.stages[0].name == "report":
+            _forget_old_report(unit)
+        stages.run(unit.workdir, unit.stages, lambda name: True, functools.partial(self._say_of_stage, title))
+        if not done and (outcome := unit.outcome()):
+            self._say(f"{title}: {outcome}")
+
+    def _say_of_stage(self, title: str, line: str) -> None:
+        """Lines of a run name its own stages; here the unit goes before."""
+        if not line.endswith("done before"):
+            self._say(f"{title}, {line.split('] ', 1)[-1]}")
+
+    def _wait_for(self, names: Sequence[str], title: str) -> None:
+        """Returns when the units are done; `InputError` when one of them failed."""
+        told = None
+        for name in names:
+            while not self._by_name[name].done():
+                if self._failures.reason(name) is not None:
+                    raise InputError(f"needs {name}, which failed")
+                if told is None or time.monotonic() - told > REMIND_SECONDS:
+                    self._say(
+                        f"{title}: waiting for {name}, the work of another shard; if none runs any more, start it "
+                        "again, or the study without --shard"
+                    )
+                    told = time.monotonic()
+                time.sleep(WAIT_SECONDS)
+
+    def wait_for_all(self) -> list[str]:
+        """Returns when every unit is done or has failed: the failures, one line each."""
+        failed = []
+        for unit in self._units:
+            try:
+                self._wait_for([unit.name], "report")
+            except InputError:
+                failed.append(f"{unit.name}: {self._failures.reason(unit.name)}")
+        return failed
+
+
+def _forget_old_report(unit: Unit) -> None:
+    """Removes a run's page that was made from fewer arms: it is made anew."""
+    (stage,) = unit.stages
+    path = stages.manifest_path(unit.workdir, "report")
+    if path.is_file():
+        inputs = {name: stages.read_manifest(unit.workdir, name)["fingerprint"] for name in stage.after}
+        if files.read_json(path)["inputs"] != inputs:
+            shutil.rmtree(path.parent)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise InputError(f"--shard={text!r} must be I/N with 0 <= I < N, for example 0/2 and 1/2")
+    return int(found[1]), int(found[2])
+
+
+def _report(study: Study, say: Say) -> None:
+    data = study_data(study)
+    write_study_report(study.workdir / "report", data)
+    say("\n" + format_study(data))
+    say(f"report: {study.workdir / 'report' / 'study.html'}")

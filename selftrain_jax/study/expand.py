@@ -1,0 +1,370 @@
+"""What there is to do in a study: from a `StudyConfig` to units of work that share what they can.
+
+A study is a folder:
+
+    lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
+    shuffled/SEED                         the words of the real text in random order
+    corpora/SEED/SOURCE                   one corpus per source, temperature and seed
+    runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
+    again/STUDENT-SEED                    the untouched student, evaluated a second time
+    proxies/STUDENT-SEED/ARM              what may predict which text helps
+    generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
+    report/                               the study's page and tables
+
+Every unit consists of a run's stages, which are done once, skipped when done, and refused when their settings changed.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import shutil
+from typing import Any, Iterator, Mapping, Sequence
+
+from jax.sharding import Mesh
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import file_fingerprint, write_jsonl
+from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.texts import load_texts, shuffle_words
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.proxies import sentence_library
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.run import stages, summary
+from selftrain_jax.run.evaluate import evaluate_stage
+from selftrain_jax.run.names import LAB
+from selftrain_jax.run.pipeline import Pipeline
+from selftrain_jax.run.sample import lab_stages, sample_stage
+from selftrain_jax.run.settings import ControlSettings, RunConfig
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
+from selftrain_jax.study.model import Arm, Generation, Run, Unit
+from selftrain_jax.study.proxies import proxies_stage
+from selftrain_jax.study.settings import Condition, StudyConfig
+
+
+@dataclasses.dataclass
+class Study:
+    """The runs, generations and units of `config` in `workdir`."""
+
+    config: StudyConfig
+    workdir: pathlib.Path
+    command: str = ""
+
+    def __post_init__(self):
+        self.workdir = pathlib.Path(self.workdir)
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.config.mesh)
+
+    # Where things are.
+
+    def model_path(self, name: str, seed: int) -> str:
+        """What a run calls the model: its directory, or hub name."""
+        return self.config.models[name].path or str(self.workdir / "lab" / str(seed) / name / "model")
+
+    def resolve(self, name: str, seed: int) -> pathlib.Path:
+        """The directory of a model, from the hub where it is not here."""
+        return resolve_model(self.model_path(name, seed), self.config.models[name].revision or None)
+
+    def path(self, reference: str, seed: int, student: str) -> str:
+        """A file named in the config; "lab:probes.jsonl" is that of the student, in its own tokens."""
+        if not reference.startswith(LAB):
+            return reference
+        file = reference.removeprefix(LAB)
+        return str(self.workdir / "lab" / str(seed) / (student if file == "probes.jsonl" else "world") / file)
+
+    def _shuffled_path(self, seed: int) -> pathlib.Path:
+        return self.workdir / "shuffled" / str(seed) / "texts.jsonl"
+
+    def _temperatures(self, source: str) -> tuple[float | None, ...]:
+        """Those that the source is sampled at, None being the setting's own; a given corpus has no other."""
+        return (self.config.temperatures if not self.config.models[source].corpus else ()) or (None,)
+
+    # Runs and generations.
+
+    @functools.cached_property
+    def runs(self) -> list[Run]:
+        config, found = self.config, []
+        for seed, student, condition in itertools.product(config.seeds, config.students, config.conditions()):
+            # Named by values, so that longer lists leave what is there where it is.
+            name = f"{student}-{seed}" + f"-n{condition.num_tokens}" * bool(config.budgets)
+            name += f"-lr{condition.learning_rate:g}" * bool(config.learning_rates)
+            arms = tuple(self._arms(student, seed))
+            settings = self._run_config(student, seed, condition, arms)
+            pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
+            found.append(Run(name, student, condition, seed, arms, pipeline))
+        return found
+
+    @functools.cached_property
+    def first_runs(self) -> dict[tuple[str, int], Run]:
+        """(student, seed) -> its run at the first condition, for what depends on neither budget nor learning rate."""
+        found: dict[tuple[str, int], Run] = {}
+        for run in self.runs:
+            found.setdefault((run.student, run.seed), run)
+        return found
+
+    def _arms(self, student: str, seed: int) -> Iterator[Arm]:
+        config = self.config
+        # The student's own text comes first: it is the main arm of the run.
+        for source in sorted(config.sources, key=lambda name: name != student):
+            given, relation = config.models[source].corpus, config.relation(source, student)
+            for temperature in self._temperatures(source):
+                key, made = _key(source, temperature), _corpus_stage(source, seed, temperature)
+                name = source + (f" t={temperature:g}" if len(self._temperatures(source)) > 1 else "")
+                origin = ControlSettings(corpus=given or str(self.workdir / made / "corpus"))
+                yield Arm(key, name, relation, origin, () if given else (made,))
+        if config.real:
+            yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
+        if config.real and config.shuffled:
+            shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
+            yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
+
+    def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
+        config = self.config
+        main, *others = arms
+        return RunConfig(
+            title=f"{config.title}: {student}, seed {seed}" + (f", {condition.name}" if condition.name else ""),
+            corpus=main.origin.corpus,
+            student=self.model_path(student, seed),
+            revision=config.models[student].revision,
+            controls={arm.key: arm.origin for arm in others},
+            **self._shared(student, seed, condition),
+        )
+
+    def _shared(self, student: str, seed: int, condition: Condition) -> dict[str, Any]:
+        """The settings that every run of a student, seed and condition has, files resolved and seeds added."""
+        config, evaluate, tokens = self.config, self.config.evaluate, condition.num_tokens
+        optimizer = dataclasses.replace(config.train.optimizer, learning_rate=condition.learning_rate)
+
+        def find(files: Mapping[str, str]) -> dict[str, str]:
+            return {name: self.path(file, seed, student) for name, file in files.items()}
+
+        return {
+            "mesh": config.mesh,
+            "sample": self._sample(seed),
+            "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
+            "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed, num_tokens=tokens),
+            "train": dataclasses.replace(config.train, seed=config.train.seed + seed, optimizer=optimizer),
+            "evaluate": dataclasses.replace(
+                evaluate,
+                texts=find(evaluate.texts),
+                multiple_choice=find(evaluate.multiple_choice),
+                minimal_pairs=find(evaluate.minimal_pairs),
+                probes=evaluate.probes and self.path(evaluate.probes, seed, student),
+            ),
+        }
+
+    def _sample(self, seed: int, temperature: float | None = None) -> SampleSettings:
+        sample = self.config.sample
+        temperature = sample.temperature if temperature is None else temperature
+        return dataclasses.replace(sample, seed=sample.seed + seed, temperature=temperature)
+
+    @functools.cached_property
+    def generations(self) -> list[Generation]:
+        """Those from the second on; the first is the ordinary run."""
+        wanted, found = self.config.generations, []
+        numbers = range(2, wanted.count + 1)
+        for seed, student, mode, number in itertools.product(self.config.seeds, wanted.students, wanted.modes, numbers):
+            folder = self.workdir / "generations" / mode / f"{student}-{seed}" / str(number)
+            config = self._generation_config(student, seed, mode, number, folder)
+            found.append(Generation(student, mode, seed, number, Pipeline(config, folder, self.command)))
+        return found
+
+    def _generation_config(self, student: str, seed: int, mode: str, number: int, folder: pathlib.Path) -> RunConfig:
+        model = str(folder / MODEL)
+        shared = self._shared(student, seed, next(self.config.conditions()))
+        # Other draws than those of the generation before, and no curves.
+        shared["sample"] = self._sample(seed + 1000 * (number - 1), next(iter(self.config.temperatures), None))
+        shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
+        accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
+        main = {"source": model} if mode == "replace" else accumulated
+        title = f"{self.config.title}: {student}, generation {number} ({mode}), seed {seed}"
+        return RunConfig(title=title, **main, **shared)
+
+    # The units.
+
+    @functools.cached_property
+    def units(self) -> list[Unit]:
+        """In an order in which each comes after those that it needs."""
+        return [
+            *self._lab_units(),
+            *self._shuffled_units(),
+            *self._corpus_units(),
+            *self._run_units(),
+            *self._again_units(),
+            *self._proxy_units(),
+            *self._generation_units(),
+        ]
+
+    def _unit(self, stage: Stage, *needs: str) -> Unit:
+        """A stage in the study's own folder."""
+        return Unit(stage.name, self.workdir, [stage], needs)
+
+    def _lab_units(self) -> Iterator[Unit]:
+        for seed in self.config.seeds if self.config.lab else ():
+            lineage, files = self.config.lab.with_seed(seed), self.config.files()
+            made = lab_stages(lineage, f"lab/{seed}", lambda: self.mesh, models=lineage.models, files=files)
+            yield from (self._unit(stage, *stage.after) for stage in made)
+
+    def _model_needs(self, name: str, seed: int) -> tuple[str, ...]:
+        """The lab's units before a model can be used."""
+        return () if self.config.lab is None or self.config.models[name].path else (f"lab/{seed}/{name}",)
+
+    def _shuffled_units(self) -> Iterator[Unit]:
+        for seed in self.config.seeds if self.config.real and self.config.shuffled else ():
+            real = self.path(self.config.real, seed, self.config.students[0])
+
+            def work(directory, real=real, seed=seed):
+                texts = shuffle_words(load_texts(real), seed)
+                write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
+
+            def inputs(real=real):
+                return {"real": file_fingerprint(real)}
+
+            needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
+            yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
+
+    def _corpus_units(self) -> Iterator[Unit]:
+        sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
+        for seed, source in itertools.product(self.config.seeds, sampled):
+            model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
+            for temperature in self._temperatures(source):
+                name, sample = _corpus_stage(source, seed, temperature), self._sample(seed, temperature)
+                made = self._model_needs(source, seed)
+                yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
+
+    def _run_units(self) -> Iterator[Unit]:
+        for run in self.runs:
+            pipeline, workdir, config = run.pipeline, run.pipeline.workdir, run.pipeline.config
+            made = {stage.name: stage for stage in pipeline.stages()}
+            before = self._model_needs(run.student, run.seed)
+            first, base = self.first_runs[run.student, run.seed], _base(run)
+            if first is run:
+                yield Unit(base, workdir, [made["evaluate/base"]], before, config)
+            else:
+                yield Unit(base, workdir, [_copied_base(first, run)], (_base(first),))
+            for arm, key in zip(run.arms, pipeline.arms):
+                models = [model for model, where in pipeline.models.items() if where and where[0] == key]
+                names = [f"{kind}/{model}" for kind in ("subset", "train", "evaluate") for model in models]
+                todo = [made[name] for name in (f"audit/{key}", *names)]
+                outcome = functools.partial(_outcome, pipeline, key)
+                yield Unit(_trained(run, arm), workdir, todo, (*before, *arm.needs), config, outcome)
+            needs = (base, *(_trained(run, arm) for arm in run.arms))
+            yield Unit(f"{run.name}: report", workdir, [made["report"]], needs, config)
+
+    def _again_units(self) -> Iterator[Unit]:
+        for run in self.first_runs.values():
+            yield self._unit(_evaluated_again(f"again/{run.student}-{run.seed}", run), _base(run))
+
+    def _proxy_units(self) -> Iterator[Unit]:
+        for run in self.first_runs.values():
+            for arm, key in zip(run.arms, run.pipeline.arms):
+                name = f"proxies/{run.student}-{run.seed}/{arm.key}"
+                stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
+                yield self._unit(stage, _trained(run, arm))
+
+    def _generation_units(self) -> Iterator[Unit]:
+        for g in self.generations:
+            first = self.first_runs[g.student, g.seed]
+            chain = [h for h in self.generations if (h.student, h.mode, h.seed) == (g.student, g.mode, g.seed)]
+            turns = [first.pipeline, *(h.pipeline for h in chain if h.number <= g.number)]
+            names = [_trained(first, first.arms[0]), *(h.name for h in chain)]
+            made = generation_stages(g.mode, turns)
+            yield Unit(g.name, g.pipeline.workdir, made, (names[g.number - 2],), g.pipeline.config)
+
+    # Before any work.
+
+    def check(self) -> None:
+        """Raises `InputError` for changed settings and for models and files that are missing or broken."""
+        for unit in self.units:
+            stages.check(unit.workdir, unit.stages)
+        self._check_models()
+        if self.config.real and not self.config.real.startswith(LAB):
+            load_texts(self.config.real)
+        for unit in self._lab_units():
+            stages.check_externals(unit.workdir, unit.stages[0])
+        if self.config.proxies.sentence_encoder:
+            sentence_library()
+        self._check_files()
+
+    def _check_models(self) -> None:
+        for name, model in self.config.models.items():
+            try:
+                if model.corpus:
+                    read_corpus(model.corpus)
+                elif model.path:
+                    path = self.resolve(name, self.config.seeds[0])
+                    check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
+            except InputError as e:
+                raise InputError(f"models.{name}: {e}") from None
+
+    def _check_files(self) -> None:
+        if self.config.lab is not None:
+            for setting, path in self.config.files().items():
+                if not path.startswith(LAB) and not pathlib.Path(path).is_file():
+                    raise InputError(f"setting {setting}: file not found: {path}")
+            return
+        for student in self.config.students:
+            run = next(run for run in self.runs if run.student == student)
+            config = run.pipeline.config
+            alone = dataclasses.replace(config, corpus="", source=config.student, controls={})
+            Pipeline(alone, run.pipeline.workdir).check_files()
+
+
+def _key(source: str, temperature: float | None) -> str:
+    return source if temperature is None else f"{source}_t{temperature:g}".replace(".", "p")
+
+
+def _corpus_stage(source: str, seed: int, temperature: float | None) -> str:
+    return f"corpora/{seed}/{_key(source, temperature)}"
+
+
+def _base(run: Run) -> str:
+    """The unit that evaluates the untouched student."""
+    return f"{run.name}: base"
+
+
+def _trained(run: Run, arm: Arm) -> str:
+    """The unit that trains on an arm."""
+    return f"{run.name}: {arm.key}"
+
+
+def _outcome(pipeline: Pipeline, key: str) -> str:
+    """The first subset's mean accuracy and extraction, before (where that is known yet) and after."""
+    shown = []
+    for model in ("base", f"{key}-0"):
+        if stages.manifest_path(pipeline.workdir, f"evaluate/{model}").is_file():
+            items = Items.load(pipeline.workdir / "evaluate" / model)
+            extracted = items.probes["exact"].mean() if items.probes else None
+            shown.append([summary.mean_capability(items), extracted])
+    parts = zip(("capability", "extraction"), zip(*shown))
+    return ", ".join(
+        f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values
+    )
+
+
+def _copied_base(first: Run, run: Run) -> Stage:
+    """The evaluation of the untouched student, which another condition of the same student has done already."""
+
+    def work(directory):
+        for file in (first.pipeline.workdir / "evaluate" / "base").iterdir():
+            if file.name not in ("manifest.json", "started.json"):
+                shutil.copy(file, directory)
+        return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
+
+    return dataclasses.replace(evaluate_stage(run.pipeline, "base"), work=work)
+
+
+def _evaluated_again(name: str, run: Run) -> Stage:
+    """The evaluation of the untouched student in batches of another size: what differs is numeric noise."""
+    config = run.pipeline.config
+    evaluate = dataclasses.replace(config.evaluate, batch_size=max(config.evaluate.batch_size // 2, 1))
+    pipeline = dataclasses.replace(run.pipeline, config=dataclasses.replace(config, evaluate=evaluate))
+    return dataclasses.replace(evaluate_stage(pipeline, "base"), name=name)
