@@ -17,8 +17,6 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.newest
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["gpu.sh", "slurm.sbatch", "tpu_pod.sh", "gke/submit.sh"]

@@ -14,8 +14,6 @@ from selftrain_jax.sampling.warp import SamplingConfig
 from selftrain_jax.training.log import peak_flops
 from selftrain_jax.training.loop import TrainConfig
 
-pytestmark = pytest.mark.newest
-
 TINY = pathlib.Path(__file__).parent / "e2e" / "tiny.py"
 SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
 

@@ -183,7 +183,6 @@ def test_a_study_in_a_bucket_is_refused(capsys):
     assert "a study needs a folder on disk" in capsys.readouterr().err
 
 
-@pytest.mark.newest
 def test_a_training_goes_on_from_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch):
     """On another machine, which has nothing else; then without the newest of them, which is damaged."""
     mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])

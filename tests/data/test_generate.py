@@ -20,8 +20,6 @@ from selftrain_jax.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 from selftrain_jax.settings import SampleSettings
 
-pytestmark = pytest.mark.once
-
 SETTINGS = SampleSettings(
     num_samples=20, seed=3, batch_size=8, shard_size=6, dtype="float32", min_new_tokens=2, max_new_tokens=24
 )

@@ -1,7 +1,12 @@
-"""Runs of the command line as a user starts them: `python -m selftrain_jax`, one process each, on one device."""
+"""Runs of the command line: `main` of the command in this process where only its outcome counts, and
+`python -m selftrain_jax`, as a user starts it, where signals, several processes or the end of the process are looked at.
+Each on one device.
+"""
 
 import concurrent.futures
+import contextlib
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -9,9 +14,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import traceback
+import unittest.mock
 
+import jax
 import numpy as np
 import pytest
+
+from selftrain_jax import cli
+from selftrain_jax.models import hf
+from selftrain_jax.training.checkpoint import restore_params
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "e2e" / "tiny.py"
@@ -23,9 +35,9 @@ class Selftrain:
     def start(self, name, workdir, *settings, config=CONFIG, devices=1, **environment) -> subprocess.Popen:
         return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices, **environment)
 
-    def __call__(self, *arguments, **options) -> subprocess.CompletedProcess:
-        """Waits for the end, whatever it is."""
-        return self._finish(self.start(*arguments, **options))
+    def __call__(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.CompletedProcess:
+        """The same in this process: its exit code and what it printed, whatever that is."""
+        return self.command(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices)
 
     def start_job(self, count, name, workdir, *settings, last=(), **environment) -> list[subprocess.Popen]:
         """The same command as `count` processes of one job; the last of them with settings of its own, too."""
@@ -53,9 +65,25 @@ class Selftrain:
         """What the command prints after the stages, without the report's path."""
         return out.split("\n\n", 1)[1].splitlines()[:-1]
 
-    def command(self, *arguments) -> subprocess.CompletedProcess:
-        """A sub-command that takes no config."""
-        return self._finish(self._open(*arguments))
+    @staticmethod
+    def command(*arguments, devices=1) -> subprocess.CompletedProcess:
+        """Any sub-command, in this process, which has more devices."""
+        found = jax.devices()[:devices]
+        seen = {"devices": lambda *_: found, "local_devices": lambda *_: found, "device_count": lambda *_: len(found)}
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            unittest.mock.patch.multiple(jax, **seen),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                code = cli.main([str(argument) for argument in arguments])
+            except SystemExit as e:  # of argparse
+                code = e.code
+            except Exception:
+                traceback.print_exc()
+                code = 1
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     @staticmethod
     def _open(*arguments, devices=1, launcher=(), **environment) -> subprocess.Popen:
@@ -66,11 +94,6 @@ class Selftrain:
             [*launcher, sys.executable, "-m", "selftrain_jax", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-
-    @staticmethod
-    def _finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=900)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def succeeds(self, *arguments, **options) -> str:
         """Its standard output."""
@@ -92,11 +115,6 @@ class Selftrain:
     @staticmethod
     def params(workdir: pathlib.Path, model: str) -> dict[str, np.ndarray]:
         """The last checkpoint of a trained model, leaf by leaf."""
-        import jax
-
-        from selftrain_jax.models import hf
-        from selftrain_jax.training.checkpoint import restore_params
-
         config = hf.load_config(workdir / "lab" / "base" / "model")
         leaves = jax.tree.leaves_with_path(restore_params(workdir / "train" / model / "checkpoints", config))
         return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -12,8 +12,6 @@ import pytest
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.files import read_jsonl
 
-pytestmark = pytest.mark.once
-
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 ROOT = CONFIG.parents[2]
 
@@ -74,7 +72,6 @@ def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, im
     assert ": done before" in selftrain.succeeds("run", workdir, config=given)
 
 
-@pytest.mark.once
 def test_an_imported_corpus_alone_has_a_report_without_likelihood(selftrain, given, imported, copy_of):
     workdir = copy_of("lab")
     settings = (f"--config.corpus={imported}", "--config.source=", "--config.student=lab:base", "--config.controls={}")

@@ -15,8 +15,6 @@ from selftrain_jax.sampling import decode
 from selftrain_jax.training.checkpoint import restore_params
 from tests.models.checkpoints import assert_same_bits, refuses
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture(scope="module")
 def exported(selftrain, finished, tmp_path_factory):

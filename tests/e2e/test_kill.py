@@ -3,10 +3,8 @@ import signal
 import time
 
 import numpy as np
-import pytest
 
 
-@pytest.mark.once
 def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftrain, tmp_path):
     """`kill -9` inside pre-training, sampling, training and evaluation, Ctrl-C once, SIGTERM once; always one command."""
 

@@ -5,8 +5,6 @@ import pytest
 
 from selftrain_jax.data.corpus import read_corpus
 
-pytestmark = pytest.mark.once
-
 STAGES = ("lab", "sample", "audit", "subset", "train", "evaluate", "report")
 MODELS = ("base", "self", "control:real", "control:other")
 

@@ -11,9 +11,6 @@ from selftrain_jax.errors import InputError
 from selftrain_jax.study.command import run_study
 from selftrain_jax.study.data import CONTROLS
 
-pytestmark = pytest.mark.newest
-
-
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
 NO_LOOP = "--config.generations.count=1"
 

@@ -16,8 +16,6 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 from selftrain_jax.sampling import warp
 from selftrain_jax.sampling.warp import SamplingConfig
 
-pytestmark = pytest.mark.once
-
 CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
 MODEL = GPTNeoX(CONFIG)
 DRAWS = 20_000

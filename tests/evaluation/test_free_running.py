@@ -13,8 +13,6 @@ from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX
 from tests.evaluation.overfitted import overfitted
 
-pytestmark = pytest.mark.once
-
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=23, rotary_pct=0.5
 )

@@ -18,9 +18,6 @@ from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import init_params, param_axes
 from selftrain_jax.sampling.warp import SamplingConfig
 
-pytestmark = pytest.mark.once
-
-
 CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
 SAMPLING = SamplingConfig(temperature=0.9, top_k=20, min_new_tokens=0)
 

@@ -17,8 +17,6 @@ from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
 
-pytestmark = pytest.mark.newest
-
 CONFIG = ModelConfig(
     vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=29, rotary_pct=0.5
 )

@@ -21,9 +21,6 @@ from selftrain_jax.settings import build
 from selftrain_jax.training.loop import TrainConfig
 from selftrain_jax.training.optimizer import OptimizerConfig
 
-pytestmark = pytest.mark.newest
-
-
 SMALL = PretrainConfig(
     hidden_size=32,
     num_layers=1,

@@ -15,8 +15,6 @@ from selftrain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import TrainConfig, read_metrics
 from selftrain_jax.training.optimizer import OptimizerConfig
 
-pytestmark = pytest.mark.once
-
 CONFIG = PretrainConfig(
     hidden_size=32,
     num_layers=2,
@@ -120,7 +118,6 @@ CHANGES = [
 ]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_part_of_the_recipe_counts(base, train_model, change):
     assert weights(train_model(dataclasses.replace(CONFIG, **change))) != weights(base)

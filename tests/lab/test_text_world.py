@@ -24,9 +24,6 @@ from selftrain_jax.study.plan import Study
 from selftrain_jax.training.loop import TrainConfig
 from selftrain_jax.training.optimizer import OptimizerConfig
 
-pytestmark = pytest.mark.newest
-
-
 TRAIN = TrainConfig(
     batch_size=4, sequence_length=64, epochs=1, dtype="float32", remat=False, log_every=1,
     optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),

@@ -29,8 +29,6 @@ from tests.models.checkpoints import (
     write_tokenizer,
 )
 
-pytestmark = pytest.mark.once
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MESHES = [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 

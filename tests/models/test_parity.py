@@ -125,7 +125,6 @@ def assert_parity(torch, config, scratch, tokens):
     np.testing.assert_array_equal(reference_logits(torch, exported.eval(), tokens), expected)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "name",
     [name if name in ("pythia-14m", "pythia-1b", "pythia-12b") else pytest.param(name, marks=pytest.mark.large)

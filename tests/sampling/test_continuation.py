@@ -10,8 +10,6 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 from selftrain_jax.sampling.continuation import continue_prompts
 from selftrain_jax.sampling.warp import SamplingConfig
 
-pytestmark = pytest.mark.once
-
 CONFIG = ModelConfig(
     vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=320, rotary_pct=0.5
 )

@@ -11,8 +11,6 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 from selftrain_jax.sampling import memory, sampler
 from selftrain_jax.sampling.warp import SamplingConfig
 
-pytestmark = pytest.mark.newest
-
 CONFIG = ModelConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256)
 MODEL = GPTNeoX(CONFIG)
 SETTINGS = SamplingConfig(min_new_tokens=200, max_new_tokens=200)

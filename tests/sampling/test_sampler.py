@@ -175,7 +175,6 @@ def next_logits(config, params, tokens):
     return model.apply({"params": params}, model.apply({"params": params}, tokens)[:, -1], method="logits")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "settings",
     [

@@ -12,8 +12,6 @@ import pytest
 from selftrain_jax.study import report
 from selftrain_jax.study.data import RELATIONS, StudyData
 
-pytestmark = pytest.mark.newest
-
 STUDENTS = ("A_small", "A_large", "B")
 SOURCES = ("A_small", "A_large", "A_other", "B")
 CONTROLS = {"real": "real text", "shuffled": "shuffled real text"}

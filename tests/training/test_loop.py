@@ -31,8 +31,6 @@ from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params
 from selftrain_jax.training.optimizer import OptimizerConfig, make_schedule
 from selftrain_jax.training.step import next_token_loss
 
-pytestmark = pytest.mark.once
-
 MODEL = ModelConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
 )

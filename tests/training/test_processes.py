@@ -18,8 +18,6 @@ from selftrain_jax.training.checkpoint import restore_params
 from tests.training import test_loop
 from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
 
-pytestmark = pytest.mark.once
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
 import os, sys, time
