@@ -3,27 +3,25 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
+from selftrain_jax import cli
 from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.errors import InputError
 from selftrain_jax.files import read_jsonl
+from selftrain_jax.pipeline import Pipeline
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
-ROOT = CONFIG.parents[2]
 
 
 @pytest.fixture(scope="module")
-def imported(finished, tmp_path_factory):
+def imported(finished, selftrain, tmp_path_factory):
     """The lab's real control text, through the command line, as a corpus in the student's tokens."""
     lab, path = finished[0] / "lab", tmp_path_factory.mktemp("imported") / "corpus"
-    command = [sys.executable, "-m", "selftrain_jax", "import", str(lab / "world" / "control.jsonl"), str(path)]
-    done = subprocess.run(
-        [*command, f"--tokenizer={lab / 'base' / 'model'}"], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    text, tokenizer = lab / "world" / "control.jsonl", lab / "base" / "model"
+    done = selftrain.command("import", text, path, f"--tokenizer={tokenizer}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("100 documents, ")
     return path
@@ -107,10 +105,6 @@ BAD = [
 @pytest.mark.parametrize("setting", ["corpus", "controls.imported.corpus"])
 def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_path, fault, message, setting):
     """In this process: what is looked at is `check_files`, which every command calls before its first stage."""
-    from selftrain_jax import cli
-    from selftrain_jax.errors import InputError
-    from selftrain_jax.pipeline import Pipeline
-
     model = shutil.copytree(finished[0] / "lab" / "base" / "model", tmp_path / "model")
     broken = tmp_path / "broken"
     if fault != "missing":

@@ -68,7 +68,9 @@ def test_top_1_is_greedy_extraction(params):
     probes = [Probe(p, s) for p, s in zip(rng.integers(0, 64, (300, 3)), rng.integers(0, 64, (300, 1)))]
     scorer = functools.partial(score, params, CONFIG, batch_size=64)
     log_probs = sampled_suffix_log_probs(scorer, probes, SamplingConfig(temperature=0.5, top_k=1, min_new_tokens=0))
-    exact = extract(scorer, probes).exact
+    found = extract(scorer, probes)
+    exact = found.exact
+    assert not found.ambiguous().any()  # two passes
     assert exact.any() and np.array_equal(log_probs == 0, exact) and np.array_equal(log_probs == -np.inf, ~exact)
 
 

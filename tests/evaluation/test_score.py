@@ -71,7 +71,8 @@ def test_scores_are_those_of_the_full_logits(params, sequences, starts, scores):
             # The logits are fp32 and come from passes of different shapes: a few units of 1e-6 each.
             assert found.log_probs[i] == pytest.approx(given[token] - np.logaddexp.reduce(given), abs=2e-5)
             assert found.margins[i] == pytest.approx(given[ranked[0]] - given[ranked[1]], abs=2e-5)
-            assert found.hits[i] == (token == given.argmax())
+            if token not in ranked[:2] or given[ranked[0]] - given[ranked[1]] > 4e-5:
+                assert found.hits[i] == (token == ranked[0])
 
 
 @pytest.mark.parametrize("tile", [1, 2, 4, 512])

@@ -8,6 +8,7 @@ from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue, resize
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.ties import assert_greedy
 
 CONFIG = ModelConfig(
     vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
@@ -58,8 +59,7 @@ def test_greedy_continuation_is_the_argmax_step_by_step(params, num_tokens, voca
     assert found.shape == (6, num_tokens)
     whole = np.concatenate([prompts, found], axis=1)
     # A causal model: position t of one pass over everything sees what step t saw.
-    predicted = np.asarray(full_logits(params, whole))[:, 8:-1, :vocab_limit].argmax(axis=-1)
-    np.testing.assert_array_equal(found, predicted)
+    assert_greedy(found, np.asarray(full_logits(params, whole))[:, 8:-1, :vocab_limit], 1e-4)
     if num_tokens > 1:
         assert len(np.unique(found)) > 10  # agreement on a constant would prove little
 
