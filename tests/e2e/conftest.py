@@ -5,6 +5,7 @@ Each on one device.
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import io
 import json
@@ -14,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import unittest.mock
 
@@ -27,34 +29,67 @@ from selftrain_jax.training.checkpoint import restore_params
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "e2e" / "tiny.py"
+HANGS = 600
+"""Seconds after which a process that should end is taken to hang; far more than any machine needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hold:
+    """A moment at which a process waits, for a signal, say: before the `count`-th file or folder whose path matches
+    `pattern` gets its final name. See held.py.
+    """
+
+    mark: pathlib.Path
+    pattern: str
+    count: int = 1
+
+    def environment(self) -> dict[str, str]:
+        return {"SELFTRAIN_HELD": json.dumps([self.pattern, self.count, str(self.mark)])}
+
+    def reached(self, process: subprocess.Popen) -> None:
+        """Returns when the process waits."""
+        until = time.monotonic() + HANGS
+        while not self.mark.exists():
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                raise AssertionError(f"never came to {self.pattern}: {process.communicate()[1][-3000:]}")
+            time.sleep(0.01)
+
+    def release(self) -> None:
+        self.mark.unlink()
 
 
 class Selftrain:
     """`selftrain` on the tiny config, and what it leaves in a workdir."""
 
-    def start(self, name, workdir, *settings, config=CONFIG, devices=1, **environment) -> subprocess.Popen:
-        return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices, **environment)
+    def start(self, name, workdir, *settings, config=CONFIG, hold=None, **environment) -> subprocess.Popen:
+        """The command on a config, as a process of its own; one that waits at `hold`."""
+        return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, hold=hold, **environment)
 
     def __call__(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.CompletedProcess:
         """The same in this process: its exit code and what it printed, whatever that is."""
         return self.command(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices)
 
-    def start_job(self, count, name, workdir, *settings, last=(), **environment) -> list[subprocess.Popen]:
-        """The same command as `count` processes of one job; the last of them with settings of its own, too."""
+    def start_job(self, count, name, workdir, *settings, last=(), holds=None, **environment) -> list[subprocess.Popen]:
+        """The same command as `count` processes of one job; the last of them with settings of its own, too; some of them
+        (number -> `Hold`) wait somewhere.
+        """
         with socket.socket() as s:
             s.bind(("localhost", 0))
             address = f"localhost:{s.getsockname()[1]}"
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
-        own = [()] * (count - 1) + [last]
-        return [self._open(*arguments, *own[i], JAX_PROCESS_ID=str(i), **job) for i in range(count)]
+        own, holds = [()] * (count - 1) + [last], holds or {}
+        return [
+            self._open(*arguments, *own[i], JAX_PROCESS_ID=str(i), hold=holds.get(i), **job) for i in range(count)
+        ]
 
     def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
         """The same command as the processes that `launcher`, a command line, makes of it."""
         return self._open(name, f"--config={CONFIG}", f"--workdir={workdir}", *settings, launcher=launcher)
 
     @staticmethod
-    def ends(processes, seconds=60) -> list[tuple[int, str, str]]:
+    def ends(processes, seconds=HANGS) -> list[tuple[int, str, str]]:
         """(exit code, stdout, stderr) of every process; all are read at once, since they wait for each other."""
         with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
             found = list(pool.map(lambda process: process.communicate(timeout=seconds), processes))
@@ -86,14 +121,14 @@ class Selftrain:
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     @staticmethod
-    def _open(*arguments, devices=1, launcher=(), **environment) -> subprocess.Popen:
+    def _open(*arguments, launcher=(), hold=None, **environment) -> subprocess.Popen:
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
-        if devices > 1:
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        return subprocess.Popen(
-            [*launcher, sys.executable, "-m", "selftrain_jax", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+        program = ["-m", "selftrain_jax"]
+        if hold:
+            environment |= hold.environment()
+            program = [pathlib.Path(__file__).with_name("held.py")]
+        command = [*launcher, sys.executable, *program, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def succeeds(self, *arguments, **options) -> str:
         """Its standard output."""
@@ -123,6 +158,13 @@ class Selftrain:
 @pytest.fixture(scope="session")
 def selftrain():
     return Selftrain()
+
+
+@pytest.fixture
+def hold(tmp_path_factory):
+    """`hold(pattern, count=1)`: a `Hold`, for one process."""
+    folder = tmp_path_factory.mktemp("held")
+    return lambda pattern, count=1: Hold(folder / str(time.monotonic_ns()), pattern, count)
 
 
 @pytest.fixture(scope="session")
