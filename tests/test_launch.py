@@ -65,7 +65,7 @@ def cluster(tmp_path):
 
     def call(*arguments, **options):
         process = start(*arguments, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err, calls()
 
     call.start, call.calls = start, calls
@@ -148,7 +148,7 @@ def test_a_slurm_job_saves_and_goes_on_when_the_time_limit_comes_near(cluster, c
     while not cluster.calls() and job.poll() is None:
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=600)
     assert job.returncode == code and "the time limit comes near" in out
     assert cluster.calls()[1:] == [["scancel", "--signal=TERM", "77"], *([["scontrol", "requeue", "77"]] if again else [])]
 

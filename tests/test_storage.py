@@ -123,7 +123,7 @@ def test_work_is_sent_while_it_goes_on_and_when_it_fails(bucket, monkeypatch):
     place = Workdir(bucket)
     with pytest.raises(ValueError, match="broken"), place.sending("sample/self"):
         write(place, first="1")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not (place.path / "sample/self/first").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

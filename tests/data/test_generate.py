@@ -221,6 +221,6 @@ def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     for worker in workers:
-        out, err = worker.communicate(timeout=300)
+        out, err = worker.communicate(timeout=600)
         assert worker.returncode == 0 and out.strip().endswith("20"), err[-3000:]
     assert_same_tokens(read_corpus(tmp_path / "c"), corpus)

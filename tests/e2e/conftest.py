@@ -1,6 +1,5 @@
-"""Runs of the command line: `main` of the command in this process where only its outcome counts, and
-`python -m selftrain_jax`, as a user starts it, where signals, several processes or the end of the process are looked at.
-Each on one device.
+"""Runs of the command line: `main` of the command in this process where only its outcome counts, and processes where
+signals, jobs or the end of the process are looked at. Each on one device.
 """
 
 import concurrent.futures
@@ -63,7 +62,7 @@ class Selftrain:
     """`selftrain` on the tiny config, and what it leaves in a workdir."""
 
     def start(self, name, workdir, *settings, config=CONFIG, hold=None, **environment) -> subprocess.Popen:
-        """The command on a config, as a process of its own; one that waits at `hold`."""
+        """The command on a config as a process of its own, which computes the same bits as this one; it waits at `hold`."""
         return self._open(name, f"--config={config}", f"--workdir={workdir}", *settings, hold=hold, **environment)
 
     def __call__(self, name, workdir, *settings, config=CONFIG, devices=1) -> subprocess.CompletedProcess:
@@ -122,11 +121,10 @@ class Selftrain:
 
     @staticmethod
     def _open(*arguments, launcher=(), hold=None, **environment) -> subprocess.Popen:
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)} | environment
-        program = ["-m", "selftrain_jax"]
-        if hold:
-            environment |= hold.environment()
-            program = [pathlib.Path(__file__).with_name("held.py")]
+        job = launcher or "JAX_NUM_PROCESSES" in environment
+        known = {name: value for name, value in os.environ.items() if not (job and name == "XLA_FLAGS")}
+        environment = known | {"PYTHONPATH": str(ROOT)} | (hold.environment() if hold else {}) | environment
+        program = ["-m", "selftrain_jax"] if job and not hold else [ROOT / "tests" / "e2e" / "held.py"]
         command = [*launcher, sys.executable, *program, *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

@@ -105,7 +105,7 @@ def test_each_process_reads_its_own_part():
         pytest.skip("counts bytes as Linux does")
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "loading.py", "--preset=pythia-31m", "--layers=2", "--processes=2"],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0.4 < json.loads(done.stdout.splitlines()[-1])["read_share"] < 0.6

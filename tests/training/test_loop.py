@@ -155,7 +155,7 @@ def test_a_finished_run_is_left_alone(whole, params, rows, mesh, monkeypatch):
 
 
 SCRIPT = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 import jax
 import test_loop
 from selftrain_jax import parallel
@@ -169,12 +169,13 @@ loop.batch_indices = slow
 params = test_loop.make_params()
 mesh = parallel.make_mesh(parallel.MeshConfig(1, 1, 1), jax.devices()[:1])
 loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pathlib.Path(sys.argv[1]), mesh=mesh)
+signal.pause()
 """
 
 
 @pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.large) for i in range(1, 10))])
 def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path, trial):
-    """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, or between."""
+    """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, between, or after the last."""
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
     wait = random.uniform(0, 1.5)
     with open(tmp_path / "output", "w+") as output:
@@ -182,7 +183,7 @@ def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tm
             [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], env=environment, stdout=output, stderr=output
         )
         try:
-            metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+            metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 600
             while not loop.read_metrics(metrics):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
                 time.sleep(0.02)
@@ -386,13 +387,12 @@ def test_checkpoints_removed_under_a_run_cost_nothing_more(whole, params, rows, 
 def test_a_folder_that_is_gone_ends_the_run_in_one_line(params, rows, mesh, tmp_path, monkeypatch):
     def wrapper(call, train_step, state, batch):
         if call == 5:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "run/checkpoints/4").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(1)  # nothing is written there any more
+            checkpoints[0].wait()  # nothing is written there any more
             shutil.rmtree(tmp_path / "run")
         return train_step(state, batch)
 
+    checkpoints, save = [], loop.Checkpoints.save
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: (checkpoints.append(args[0]), save(*args)))
     wrap_step(monkeypatch, wrapper)
     with pytest.raises(CheckpointNotSaved, match="can no longer be saved: .*run is gone"):
         loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)

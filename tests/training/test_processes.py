@@ -19,8 +19,9 @@ from tests.training import test_loop
 from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+HANGS = 600  # seconds; far more than any machine needs
 PROCESS = """
-import os, sys, time
+import os, signal, sys
 from selftrain_jax import parallel
 from selftrain_jax.errors import PeerLost
 parallel.initialize(sys.argv[1], 2, int(sys.argv[2]))
@@ -29,11 +30,12 @@ import numpy as np
 from selftrain_jax.models.gpt_neox import param_shardings
 from selftrain_jax.training import loop
 from tests.training import test_loop
-original = loop.batch_indices
-def slow(*args, **settings):
-    time.sleep(float(sys.argv[4]))
+original, calls = loop.batch_indices, iter(range(1, 1000))
+def held(*args, **settings):
+    if next(calls) == int(sys.argv[4]):
+        signal.pause()
     return original(*args, **settings)
-loop.batch_indices = slow
+loop.batch_indices = held
 params = jax.tree.map(np.asarray, test_loop.make_params())
 mesh = parallel.make_mesh(parallel.MeshConfig(2, 2, 2))
 params = parallel.to_global(mesh, params, param_shardings(test_loop.MODEL, mesh))  # as loaded weights come
@@ -47,8 +49,8 @@ print("finished step", last["step"])
 """
 
 
-def start(directory, pause=0.0):
-    """Two workers, each a process, with their output."""
+def start(directory, held_at=0):
+    """Two workers, each a process, with their output; the second one waits before this batch for a signal."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
@@ -58,7 +60,7 @@ def start(directory, pause=0.0):
     workers = []
     for i in range(2):
         log = open(directory.with_name(f"worker{i}.log"), "w+")
-        command = [sys.executable, "-c", PROCESS, address, str(i), str(directory), str(pause)]
+        command = [sys.executable, "-c", PROCESS, address, str(i), str(directory), str(i * held_at)]
         workers.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), pathlib.Path(log.name)))
         log.close()
     return workers
@@ -92,7 +94,7 @@ def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeyp
         with pytest.raises(Killed):
             loop.train(make_params(), MODEL, make_rows(), CONFIG, run, mesh=mesh)
     for process, log in start(run):
-        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=HANGS) == 0, log.read_text()[-3000:]
         assert f"finished step {STEPS}" in log.read_text()
     assert_same_run(run, whole, mesh)
 
@@ -100,14 +102,14 @@ def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeyp
 @pytest.mark.large
 def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mesh, tmp_path):
     run = tmp_path / "run"
-    (survivor, log), (victim, _) = workers = start(run, pause=0.4)
+    (survivor, log), (victim, _) = workers = start(run, held_at=9)
     try:
-        deadline = time.monotonic() + 120
-        while not any(line["step"] >= 6 for line in loop.read_metrics(run / "metrics.jsonl")):
+        deadline = time.monotonic() + HANGS
+        while not any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")):
             assert time.monotonic() < deadline and survivor.poll() is None, log.read_text()[-3000:]
             time.sleep(0.05)
         victim.send_signal(signal.SIGKILL)
-        assert survivor.wait(timeout=60) == 1
+        assert survivor.wait(timeout=HANGS) == 1
         message = f"train stopped: process 1 on {socket.gethostname()} is gone"
         assert message in log.read_text(), log.read_text()[-3000:]
     finally:
