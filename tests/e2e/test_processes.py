@@ -60,8 +60,8 @@ def test_two_processes_make_the_same_model(finished, selftrain, copy_of):
     for (model, metric), row in rows[0].items():
         if "held_out" not in metric:  # which depends on the text of the controls
             expected = rows[1][model, metric]
-            likelihood = metric.startswith("nll")
-            assert row["value"] == pytest.approx(expected["value"], **({"rel": 1e-6} if likelihood else {"abs": 1.01 / row["n"]}))
+            allowed = {"rel": 1e-6} if metric.startswith("nll") else {"abs": 1.01 / row["n"]}
+            assert row["value"] == pytest.approx(expected["value"], **allowed), metric
 
 
 @pytest.mark.large

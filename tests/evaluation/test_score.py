@@ -58,6 +58,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(a.margins, b.margins, atol=2e-5)
 
 
+@pytest.mark.everywhere
 def test_scores_are_those_of_the_full_logits(params, sequences, starts, scores):
     padded = np.zeros((len(sequences), 90), np.int32)
     for row, sequence in enumerate(sequences):
@@ -75,6 +76,7 @@ def test_scores_are_those_of_the_full_logits(params, sequences, starts, scores):
                 assert found.hits[i] == (token == ranked[0])
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("tile", [1, 2, 4, 512])
 def test_ties_go_to_the_lowest_id(monkeypatch, tile):
     """A model whose logits are the same few numbers at every position; ties within and across the tiles of a CPU."""
@@ -198,6 +200,7 @@ def full_scores(params, sequences, starts):
     return score(params, CONFIG, sequences, starts, batch_size=64, moments=True, sampling=SAMPLING)
 
 
+@pytest.mark.everywhere
 def test_moments_and_sampled_log_probs_are_those_of_the_full_logits(params, sequences, starts, scores, full_scores):
     padded = np.zeros((len(sequences), 90), np.int32)
     for row, sequence in enumerate(sequences):

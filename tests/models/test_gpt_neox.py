@@ -15,6 +15,8 @@ from selftrain_jax.models import gpt_neox, ops
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.training.step import next_token_loss, positions_in_segment
 
+pytestmark = pytest.mark.everywhere
+
 CONFIG = ModelConfig(
     vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
 )

@@ -51,6 +51,7 @@ def sampling(**settings):
     return SamplingConfig(**{"temperature": 1.0, "min_new_tokens": 0, "max_new_tokens": 64} | settings)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("vocab_limit", [None, 60])
 @pytest.mark.parametrize("num_tokens", [1, 30])
 def test_greedy_continuation_is_the_argmax_step_by_step(params, num_tokens, vocab_limit):

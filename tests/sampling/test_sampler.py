@@ -65,6 +65,7 @@ def document(samples, row):
     return samples.tokens[row, : samples.lengths[row]]
 
 
+@pytest.mark.everywhere
 def test_documents_end_at_eos_or_at_the_limit(corpus):
     assert corpus.tokens.shape == corpus.log_probs.shape == (len(IDS), WHOLE.max_new_tokens)
     assert corpus.ids.tolist() == IDS
@@ -78,12 +79,14 @@ def test_documents_end_at_eos_or_at_the_limit(corpus):
     assert all(np.histogram(corpus.lengths[corpus.stopped], [0, 33, 65, 81])[0]) and 3 < (~corpus.stopped).sum() < 60
 
 
+@pytest.mark.everywhere
 def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
     assert corpus.tokens.max() < VOCAB_LIMIT
     free = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64)
     assert (free.tokens >= VOCAB_LIMIT).sum() > 0.3 * free.lengths.sum()
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     "mesh_sizes, batch_size",
     [
@@ -154,6 +157,7 @@ def rescore(params, samples):
     return score(params, CONFIG, documents, batch_size=70)
 
 
+@pytest.mark.everywhere
 def test_stored_log_probs_are_those_of_rescoring(params, corpus):
     """The untempered model over its whole vocabulary, although draws were tempered and filtered."""
     filtered = dataclasses.replace(WHOLE, temperature=0.7, top_k=20, top_p=0.95, max_new_tokens=20)

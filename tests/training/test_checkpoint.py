@@ -66,6 +66,7 @@ def assert_same_bits(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("written, read", [(ONE, ONE), (ONE, EIGHT), (EIGHT, ONE), (EIGHT, FSDP)])
 def test_states_move_between_meshes(tmp_path, written, read):
     """Parameters, both moments and all counters come back, and lie where the reader wants them."""
@@ -79,6 +80,7 @@ def test_states_move_between_meshes(tmp_path, written, read):
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, like.params)
 
 
+@pytest.mark.everywhere
 def test_the_newest_checkpoints_are_kept(tmp_path):
     """Steps are numbers: 10 is newer than 9."""
     states = {step: state_at(step) for step in (8, 9, 10)}
@@ -94,6 +96,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
         restore_params(tmp_path, CONFIG, mesh, step=8)
 
 
+@pytest.mark.everywhere
 def test_all_checkpoints_can_be_kept(tmp_path):
     save(tmp_path, *(state_at(step) for step in (1, 2, 3)), keep=None)
     checkpoints = Checkpoints(tmp_path, None)
@@ -101,6 +104,7 @@ def test_all_checkpoints_can_be_kept(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.everywhere
 def test_a_half_written_checkpoint_is_not_there(tmp_path):
     """Orbax writes under another name and renames at the end; what a kill leaves behind is passed over."""
     saved = state_at(3)
@@ -112,6 +116,7 @@ def test_a_half_written_checkpoint_is_not_there(tmp_path):
     assert_same_bits(restore_params(tmp_path, CONFIG, make_mesh(ONE)), saved.params)
 
 
+@pytest.mark.everywhere
 def test_saving_copies_the_state(tmp_path):
     """The train step donates what was handed to `save`, while the save goes on in the background."""
     saved = state_at(1)
@@ -132,6 +137,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
     saved = state_at(3)
@@ -143,6 +149,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
         assert "\n" not in str(e.value)
 
 
+@pytest.mark.everywhere
 def test_missing_checkpoints_are_refused_with_the_way_out(tmp_path):
     mesh = make_mesh(ONE)
     with pytest.raises(InputError, match="not found: .*nowhere; train first"):

@@ -120,6 +120,7 @@ def kill_at(monkeypatch, number):
 
 
 # Before the first checkpoint, right after one, between two (with a line of metrics to forget), at the last step.
+@pytest.mark.everywhere
 @pytest.mark.parametrize("killed_at", [4, 5, 15, *(pytest.param(n, marks=pytest.mark.large) for n in (1, 8))])
 def test_a_killed_run_ends_like_one_that_was_not(whole, params, rows, mesh, tmp_path, monkeypatch, killed_at):
     with monkeypatch.context() as patch:
@@ -213,6 +214,7 @@ def test_a_run_goes_on_with_another_mesh(whole, params, rows, mesh, tmp_path, mo
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.everywhere
 def test_metrics_have_every_field(whole):
     lines = loop.read_metrics(whole / "metrics.jsonl")
     schedule = make_schedule(CONFIG.optimizer, STEPS)

@@ -98,6 +98,7 @@ def moved_leaves(state, expected):
     ]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("grad_accum", [4, pytest.param(8, marks=pytest.mark.large)])
 def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
     assert_same_training(run(params, batches, sgd(), grad_accum=grad_accum), plain)
@@ -138,6 +139,7 @@ def test_moments_lie_where_their_parameters_lie(optimizer):
     assert moments >= len(shapes) - 1  # the embedding may be frozen
 
 
+@pytest.mark.everywhere
 def test_metrics_are_what_they_say(params, batches, plain):
     """Against one step by hand, from logits in one piece."""
 
@@ -168,6 +170,7 @@ def test_metrics_are_what_they_say(params, batches, plain):
     assert plain[0].step == STEPS and plain[1][0]["targets"] < 8 * 16
 
 
+@pytest.mark.everywhere
 def test_the_state_is_donated(params, batches):
     state = TrainState.create(jax.tree.map(jnp.copy, params), sgd())
     make_train_step(next_token_loss(MODEL, chunk=5), sgd())(state, batches[0])
@@ -187,6 +190,7 @@ def test_positions_restart_with_every_document(segments, expected):
     np.testing.assert_array_equal(positions_in_segment(jnp.array([segments, segments])), [expected, expected])
 
 
+@pytest.mark.everywhere
 def test_packed_documents_have_the_loss_of_separate_ones(params):
     """The sum over documents trained on alone; the target across the boundary is nobody's."""
     tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 17), dtype=np.int32)
