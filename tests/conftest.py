@@ -15,7 +15,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LONG = ("e2e/test_study.py", "e2e/test_kill.py", "training/test_loop.py", "lab/test_lineages.py")
+LONG = ["e2e/test_study.py", "e2e/test_kill.py", "training/test_loop.py", "training/test_step.py", "lab/test_lineages.py"]
 """Files that take longest. Whole files are handed out (`--dist loadfile`): a long one at the end leaves a core idle."""
 UNUSED = 14 * 86_400
 """Seconds after which a compiled program that no test asked for is removed."""
@@ -67,7 +67,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+    long = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: long.get(item.path, len(long)))
 
 
 @pytest.fixture(scope="session")

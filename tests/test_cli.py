@@ -1,4 +1,5 @@
 import pathlib
+import subprocess
 import sys
 import textwrap
 
@@ -7,6 +8,7 @@ import pytest
 from selftrain_jax import __version__, cli, stages
 from selftrain_jax.errors import InputError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(pathlib.Path(__file__).resolve().parent / "e2e" / "tiny.py")
 COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
 
@@ -62,6 +64,12 @@ def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
     ):
         assert run("evaluate", *arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_command_as_users_start_it_ends_with_its_exit_code(tmp_path):
+    arguments = ["status", f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-m", "selftrain_jax", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr == f"selftrain: error: config file not found: {tmp_path / 'none.py'}\n"
 
 
 def test_help_of_probes_is_complete(capsys):

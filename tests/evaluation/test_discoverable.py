@@ -11,12 +11,12 @@ from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation.discoverable import discoverable, queries_needed, sampled_suffix_log_probs, success_probability
 from selftrain_jax.evaluation.memorization import Probe, extract
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.gpt_neox import GPTNeoX
 from selftrain_jax.sampling import warp
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.shapes import ONE_LAYER, initial
 
-CONFIG = ModelConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = ONE_LAYER
 MODEL = GPTNeoX(CONFIG)
 DRAWS = 20_000
 TOP_K = SamplingConfig(temperature=0.8, top_k=6, min_new_tokens=0)
@@ -24,7 +24,7 @@ TOP_K = SamplingConfig(temperature=0.8, top_k=6, min_new_tokens=0)
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(CONFIG, jax.random.key(0))
+    params = initial(CONFIG)
     params["head"]["kernel"] *= 6  # spread logits: some suffixes are likely, some are not
     return params
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,18 +13,14 @@ from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.shapes import SMALL, wandering
 
-CONFIG = ModelConfig(  # the context is no multiple of the chunks and roundings of the scorer
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=89, rotary_pct=0.5
-)
+CONFIG = dataclasses.replace(SMALL, max_position=89)  # no multiple of the chunks and roundings of the scorer
 
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(CONFIG, jax.random.key(0))
-    )
+    return wandering(CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 
 from selftrain_jax.models import gpt_neox, ops
-from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.training.step import next_token_loss, positions_in_segment
+from tests.shapes import SMALL
 
 pytestmark = pytest.mark.everywhere
 
-CONFIG = ModelConfig(
-    vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
-)
+CONFIG = SMALL
 TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
-D, V, L, N, H, F = 32, 100, 2, 4, 8, 64
+D, V, L, N, H, F = 32, 96, 2, 4, 8, 64
 DOCUMENTED = {
     "embed": {"embedding": (V, D)},
     "layers": {

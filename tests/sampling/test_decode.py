@@ -3,16 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.gpt_neox import GPTNeoX
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue, resize
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.shapes import SMALL, wandering
 from tests.ties import assert_greedy
 
-CONFIG = ModelConfig(
-    vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
-)
+CONFIG = SMALL
 MODEL = GPTNeoX(CONFIG)
 ALLOWED = jnp.ones(CONFIG.vocab_size, bool)
 EOS = CONFIG.eos_token_id
@@ -20,11 +18,7 @@ EOS = CONFIG.eos_token_id
 
 def make_params(shifts=None):
     """A model far from its initialization, so that it wanders; `shifts` [V] are added to its logits."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(CONFIG, jax.random.key(0))
-    )
-    params["embed"]["embedding"] *= 16  # else what attention adds drowns the last token
+    params = wandering(CONFIG, embedding=16)
     if shifts is not None:  # the first feature of the final norm becomes the constant 1
         norm, kernel = params["final_norm"], params["head"]["kernel"]
         params["final_norm"] = {"scale": norm["scale"].at[0].set(0), "bias": norm["bias"].at[0].set(1)}

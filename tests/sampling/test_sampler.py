@@ -13,10 +13,11 @@ from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params, param_axes
+from selftrain_jax.models.gpt_neox import GPTNeoX, param_axes
 from selftrain_jax.sampling import sampler, warp
 from selftrain_jax.sampling.sampler import sample, sample_waves
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.shapes import wandering
 
 VOCAB_LIMIT = 150
 CONFIG = ModelConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
@@ -30,12 +31,9 @@ IDS = [*range(68), 2**31 + 5, 2**32 - 1]
 
 def make_params(config=CONFIG, eos=0.0, padded=0.0):
     """A model far from its initialization; `eos` and `padded` are added to the logits of EOS and of the padded rows."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(config, jax.random.key(0))
-    )
-    params["embed"]["embedding"] *= 4  # else what attention adds drowns the last token
-    shifts = jnp.zeros(config.vocab_size).at[VOCAB_LIMIT:].set(padded).at[EOS].set(eos)
+    params = wandering(config, embedding=4)
+    shifts = np.zeros(config.vocab_size, np.float32)
+    shifts[VOCAB_LIMIT:], shifts[EOS] = padded, eos
     norm, kernel = params["final_norm"], params["head"]["kernel"]  # the norm's first feature becomes the constant 1
     params["final_norm"] = {"scale": norm["scale"].at[0].set(0), "bias": norm["bias"].at[0].set(1)}
     params["head"] = {"kernel": kernel.at[0].set(shifts)}

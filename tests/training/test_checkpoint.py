@@ -15,16 +15,14 @@ import pytest
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError, InputWarning
 from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import ModelConfig
 from selftrain_jax.parallel import MeshConfig
 from selftrain_jax.training import checkpoint
 from selftrain_jax.training.checkpoint import Checkpoints, restore_params
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer
 from selftrain_jax.training.step import TrainState, state_shardings
+from tests.shapes import NARROW
 
-CONFIG = ModelConfig(
-    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
-)
+CONFIG = NARROW
 OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
 ONE, EIGHT, FSDP = (1, 1, 1), (2, 2, 2), (1, 8, 1)
 

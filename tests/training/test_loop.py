@@ -24,16 +24,15 @@ from selftrain_jax import parallel
 from selftrain_jax.data.packing import PackedRows, batch_indices, pack
 from selftrain_jax.errors import InputError, InputWarning, RunStopped
 from selftrain_jax.models import gpt_neox
-from selftrain_jax.models.config import PRESETS, ModelConfig
+from selftrain_jax.models.config import PRESETS
 from selftrain_jax.parallel import MeshConfig
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
 from selftrain_jax.training.optimizer import OptimizerConfig, make_schedule
 from selftrain_jax.training.step import next_token_loss
+from tests.shapes import NARROW
 
-MODEL = ModelConfig(
-    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
-)
+MODEL = NARROW
 # 5 batches an epoch, 15 steps; the last checkpoint falls on none of the regular ones.
 CONFIG = loop.TrainConfig(
     batch_size=4,
@@ -177,8 +176,12 @@ signal.pause()
 @pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.large) for i in range(1, 10))])
 def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path, trial):
     """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, between, or after the last."""
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
-    wait = random.uniform(0, 1.5)
+    folder = pathlib.Path(__file__).resolve().parent
+    environment = os.environ | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{folder.parents[1]}",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",  # a kill must not leave half a compiled program to others
+    }
+    wait = random.Random(trial).uniform(0, 1.5)
     with open(tmp_path / "output", "w+") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], env=environment, stdout=output, stderr=output

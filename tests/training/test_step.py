@@ -13,7 +13,7 @@ import pytest
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models import gpt_neox, hf
-from selftrain_jax.models.config import PRESETS, ModelConfig
+from selftrain_jax.models.config import PRESETS
 from selftrain_jax.parallel import MeshConfig
 from selftrain_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from selftrain_jax.training.step import (
@@ -23,10 +23,9 @@ from selftrain_jax.training.step import (
     positions_in_segment,
     state_shardings,
 )
+from tests.shapes import SMALL, initial
 
-CONFIG = ModelConfig(
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
-)
+CONFIG = SMALL
 MODEL = gpt_neox.GPTNeoX(CONFIG)
 STEPS = 2
 # Sums of gradients in another order: some ten roundings of fp32 (2^-23 each) per entry of order 1 and step. The
@@ -47,7 +46,7 @@ def frozen_embedding():
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(np.asarray, gpt_neox.init_params(CONFIG, jax.random.key(0)))
+    return initial(CONFIG)
 
 
 @pytest.fixture(scope="module")
