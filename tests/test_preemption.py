@@ -17,9 +17,9 @@ import time
 import pytest
 
 from selftrain_jax import preemption
+from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-HANGS = 600  # seconds; far more than any machine needs
 SCRIPT = """
 import sys, time
 from selftrain_jax import preemption
@@ -103,10 +103,8 @@ def test_nobody_needs_to_read_the_line():
     """Neither stdout nor stderr; a pipe holds 64 KiB."""
     fills = "import os, threading; threading.Thread(target=fill, daemon=True).start(); work()"
     with command(f"fill = lambda: [os.write(2, b'x' * 4096) for _ in iter(int, 1)]; {fills}") as process:
-        held, until = array.array("i", [0]), time.monotonic() + HANGS
-        while held[0] < 60_000:
-            assert time.monotonic() < until
-            fcntl.ioctl(process.stderr, termios.FIONREAD, held)
+        in_pipe = array.array("i", [0])
+        wait_until(lambda: fcntl.ioctl(process.stderr, termios.FIONREAD, in_pipe) == 0 and in_pipe[0] > 60_000)
         process.terminate()
         assert process.wait(timeout=HANGS) == 143
 
@@ -165,10 +163,7 @@ def metadata():
 
 def wait_for_answers(asked, answer, count):
     """Returns when the server has given `answer`, a name and its value, `count` times."""
-    until = time.monotonic() + HANGS
-    while asked.count(answer) < count:
-        assert time.monotonic() < until, asked[-5:]
-        time.sleep(0.02)
+    wait_until(lambda: asked.count(answer) >= count)
 
 
 @pytest.mark.parametrize("name, notice", [("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), ("preempted", "TRUE")])

@@ -3,7 +3,6 @@
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from selftrain_jax.storage import Workdir
 from selftrain_jax.training import loop
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 from tests.training.test_loop import CONFIG, MODEL, SAVED, Killed, kill_at, make_params, make_rows
+from tests.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -123,10 +123,7 @@ def test_work_is_sent_while_it_goes_on_and_when_it_fails(bucket, monkeypatch):
     place = Workdir(bucket)
     with pytest.raises(ValueError, match="broken"), place.sending("sample/self"):
         write(place, first="1")
-        deadline = time.monotonic() + 600
-        while not (place.path / "sample/self/first").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((place.path / "sample/self/first").exists)
         monkeypatch.setattr(storage, "SEND_EVERY", 1000)
         write(place, last="2")
         raise ValueError("broken")

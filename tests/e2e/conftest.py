@@ -25,11 +25,10 @@ import pytest
 from selftrain_jax import cli
 from selftrain_jax.models import hf
 from selftrain_jax.training.checkpoint import restore_params
+from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "tests" / "e2e" / "tiny.py"
-HANGS = 600
-"""Seconds after which a process that should end is taken to hang; far more than any machine needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +46,7 @@ class Hold:
 
     def reached(self, process: subprocess.Popen) -> None:
         """Returns when the process waits."""
-        until = time.monotonic() + HANGS
-        while not self.mark.exists():
-            if process.poll() is not None or time.monotonic() > until:
-                process.kill()
-                raise AssertionError(f"never came to {self.pattern}: {process.communicate()[1][-3000:]}")
-            time.sleep(0.01)
+        wait_until(self.mark.exists, process)
 
     def release(self) -> None:
         self.mark.unlink()

@@ -1,21 +1,16 @@
 """A run in a bucket is the same run as on disk, killed or not, and a laptop can look at it."""
 
 import signal
-import time
 
 import pytest
 
 from selftrain_jax.storage import Workdir
-
-HANGS = 600  # seconds; far more than any machine needs
+from tests.waiting import wait_until
 
 
 def killed_once(selftrain, processes, victim, there):
     """Kills `victim` when `there`, and waits for the others."""
-    deadline = time.monotonic() + HANGS
-    while not there():
-        assert time.monotonic() < deadline and victim.poll() is None, victim.communicate()[1][-3000:]
-        time.sleep(0.1)
+    wait_until(there, victim)
     victim.send_signal(signal.SIGKILL)
     return selftrain.ends(processes)
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -17,9 +16,9 @@ from selftrain_jax.training import loop
 from selftrain_jax.training.checkpoint import restore_params
 from tests.training import test_loop
 from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
+from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-HANGS = 600  # seconds; far more than any machine needs
 PROCESS = """
 import os, signal, sys
 from selftrain_jax import parallel
@@ -104,10 +103,7 @@ def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mes
     run = tmp_path / "run"
     (survivor, log), (victim, _) = workers = start(run, held_at=9)
     try:
-        deadline = time.monotonic() + HANGS
-        while not any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")):
-            assert time.monotonic() < deadline and survivor.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.05)
+        wait_until(lambda: any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")), survivor)
         victim.send_signal(signal.SIGKILL)
         assert survivor.wait(timeout=HANGS) == 1
         message = f"train stopped: process 1 on {socket.gethostname()} is gone"
