@@ -1,32 +1,82 @@
 """Set before jax is imported anywhere: eight virtual CPU devices for mesh tests, and one compilation cache for all."""
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import pathlib
+import platform
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LONG = [
+    "e2e/test_study.py",
+    "e2e/test_kill.py",
+    "training/test_loop.py",
+    "training/test_step.py",
+    "lab/test_lineages.py",
+]
+"""Files that take longest. Whole files are handed out (`--dist loadfile`): a long one at the end leaves a core idle."""
+UNUSED = 14 * 86_400
+"""Seconds after which a compiled program that no test asked for is removed."""
+
+
+def cache_key() -> str:
+    """What a compiled program depends on beside itself: the versions of all libraries, the processor, and Python."""
+    known = [(ROOT / "constraints.txt").read_text(), platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        known += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()
+    return f"{sys.version_info.major}.{sys.version_info.minor}-{digest[:16]}"
+
+
+def compilation_cache() -> str:
+    """The folder of compiled programs, the same one in every run on this machine; a new one where none can be
+    written.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for root in (pathlib.Path(home), pathlib.Path(tempfile.gettempdir())):
+        folder = root / "selftrain_jax" / "ci-xla" / cache_key()
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            remove_unused(folder.parent)
+            return str(folder)
+    return tempfile.mkdtemp(prefix="selftrain_jax_xla_")
+
+
+def remove_unused(folder: pathlib.Path) -> None:
+    """Removes what nobody read for long, of this key and of others, so that the folder does not grow for ever."""
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(OSError):  # another run may have been first
+            found = path.stat()
+            if max(found.st_atime, found.st_mtime) < time.time() - UNUSED:
+                path.unlink()
+    for key in folder.iterdir():
+        with contextlib.suppress(OSError):  # it is not empty
+            if key.name != cache_key():
+                key.rmdir()
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "selftrain_jax_tests_xla"))
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compilation_cache()  # the processes of pytest-xdist inherit it
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):
-    _slow_files_first(items)
-    if os.environ.get("SELFTRAIN_TEST_ALL"):
-        return
-    elsewhere, where = ("once", "Python 3.11") if sys.version_info >= (3, 12) else ("newest", "Python 3.12 and later")
-    skip = pytest.mark.skip(reason=f"slow: runs on {where}, elsewhere with SELFTRAIN_TEST_ALL=1")
-    for item in items:
-        if item.get_closest_marker(elsewhere):
-            item.add_marker(skip)
+    long = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: long.get(item.path, len(long)))
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +102,3 @@ def bucket_server():
 def bucket(bucket_server, tmp_path):
     """A folder of its own in a bucket, which does not exist yet."""
     return f"gs://runs/{tmp_path.parent.name}/{tmp_path.name}"
-
-
-def _slow_files_first(items):
-    """Files are handed out whole and in this order (`--dist loadfile`): one long file at the end would leave a core
-    idle.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("once") or item.get_closest_marker("newest")}
-    items.sort(key=lambda item: item.path not in slow)

@@ -6,9 +6,6 @@ import runpy
 import subprocess
 
 import numpy as np
-import pytest
-
-pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -12,11 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-pytestmark = pytest.mark.newest
+from tests.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -69,7 +68,7 @@ def cluster(tmp_path):
 
     def call(*arguments, **options):
         process = start(*arguments, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err, calls()
 
     call.start, call.calls = start, calls
@@ -153,10 +152,9 @@ def test_a_slurm_job_saves_and_goes_on_when_the_time_limit_comes_near(cluster, c
     assert "#SBATCH --signal=B:USR1@120" in (LAUNCH / "slurm.sbatch").read_text().splitlines()
     answers = [answer("selftrain_jax", codes=[code], until="scancel")]
     job = cluster.start("slurm.sbatch", *RUN, answers=answers, SLURM_JOB_ID="77")
-    while not cluster.calls() and job.poll() is None:
-        time.sleep(0.02)
+    wait_until(cluster.calls, job)
     job.send_signal(signal.SIGUSR1)
-    out, _ = job.communicate(timeout=60)
+    out, _ = job.communicate(timeout=600)
     assert job.returncode == code and "the time limit comes near" in out
     assert cluster.calls()[1:] == [
         ["scancel", "--signal=TERM", "77"],

@@ -1,4 +1,5 @@
 import pathlib
+import subprocess
 import sys
 import textwrap
 
@@ -11,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
 from selftrain_jax.run import stages
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
 
@@ -35,6 +37,7 @@ def run(*argv):
         return e.code
 
 
+@pytest.mark.everywhere
 def test_help_names_every_command(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
@@ -65,6 +68,12 @@ def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
     ):
         assert run("evaluate", *arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_command_as_users_start_it_ends_with_its_exit_code(tmp_path):
+    arguments = ["status", f"--config={tmp_path / 'none.py'}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-m", "selftrain_jax", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr == f"selftrain: error: config file not found: {tmp_path / 'none.py'}\n"
 
 
 def test_help_of_probes_is_complete(capsys):

@@ -18,8 +18,6 @@ from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.log import peak_flops
 from selftrain_jax.training.settings import TrainConfig
 
-pytestmark = pytest.mark.newest
-
 TINY = pathlib.Path(__file__).parents[1] / "e2e" / "tiny.py"
 SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
 

@@ -188,7 +188,7 @@ from selftrain_jax.core import files
 with files.new_directory(sys.argv[1], "out") as directory:
     (directory / "half").touch()
     print("writing", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

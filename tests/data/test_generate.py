@@ -21,8 +21,6 @@ from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_finge
 from selftrain_jax.sampling import sampler
 from selftrain_jax.sampling.settings import SampleSettings
 
-pytestmark = pytest.mark.once
-
 SETTINGS = SampleSettings(
     num_samples=20, seed=3, batch_size=8, shard_size=6, dtype="float32", min_new_tokens=2, max_new_tokens=24
 )
@@ -197,9 +195,10 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from selftrain_jax import parallel
 from selftrain_jax.data.generate import sample_corpus
-from selftrain_jax.settings import SampleSettings
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.sampling.settings import SampleSettings
 settings = SampleSettings(**eval(sys.argv[5]))
 devices = jax.devices() if sys.argv[6] == "all" else jax.local_devices()
 sizes = (1, 1, len(devices)) if sys.argv[6] == "all" else (len(devices), 1, 1)
@@ -229,6 +228,6 @@ def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     for worker in workers:
-        out, err = worker.communicate(timeout=300)
+        out, err = worker.communicate(timeout=600)
         assert worker.returncode == 0 and out.strip().endswith("20"), err[-3000:]
     assert_same_tokens(read_corpus(tmp_path / "c"), corpus)

@@ -1,19 +1,23 @@
 """SIGTERM, and the notice of a cloud, end a command with one line and exit code 143; a training saves first."""
 
+import array
 import concurrent.futures
 import contextlib
+import fcntl
 import http.server
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 
 import pytest
 
 from selftrain_jax.distributed import preemption
+from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -22,9 +26,9 @@ from selftrain_jax.distributed import preemption
 preemption.PATIENCE, preemption.POLL = 1, 0.05
 print("left in the buffer", end="")
 
-def work(seconds, end=""):
+def work(end=""):
     print("ready", file=sys.stderr, flush=True)
-    time.sleep(seconds)
+    sys.stdin.readline()
     print(end, end="")
 
 with preemption.watching():
@@ -35,11 +39,12 @@ with preemption.watching():
 
 
 @contextlib.contextmanager
-def command(body="work(60)", start="preemption.joined()", **environment):
-    """A process in the middle of `body`."""
+def command(body="work()", start="preemption.joined()", **environment):
+    """A process in the middle of `body`; its work goes on until it is told a line."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     script = [sys.executable, "-c", SCRIPT.format(body=body, start=start)]
-    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(script, text=True, env=environment, **pipes)
     try:
         assert process.stderr.readline() == "ready\n"
         yield process
@@ -50,7 +55,10 @@ def command(body="work(60)", start="preemption.joined()", **environment):
 
 def ends(process):
     """(exit code, standard output, lines of standard error)."""
-    out, err = process.communicate(timeout=60)
+    process.stdin.flush()
+    stdin, process.stdin = process.stdin, None  # `communicate` would close it, which tells a line, too
+    out, err = process.communicate(timeout=HANGS)
+    stdin.close()
     return process.returncode, out, [line for line in err.splitlines() if line]
 
 
@@ -64,40 +72,50 @@ def test_sigterm_ends_a_command_with_one_line_and_loses_no_output():
 
 
 def test_a_training_that_comes_to_no_end_of_a_step_is_not_waited_for():
-    with command("with preemption.during('training'): work(60)") as process:
+    with command("with preemption.during('training'): work()") as process:
         process.terminate()
         code, _, (line,) = ends(process)
     assert code == 143 and "during the test, which came to no end of a step within 1 s; the same command" in line
 
 
-def test_before_the_others_can_be_told_and_while_a_checkpoint_is_written_it_waits():
-    saving = "with preemption.during('training'), preemption.during('saving'): work(3, ' and after')"
-    joining = "work(3, ' and after'); preemption.joined(); time.sleep(60)"
-    waits = "selftrain: SIGTERM came; waiting for the checkpoint that is being written"
-    for body, start, lines in (
-        (saving, "preemption.joined()", [waits, STOPPED]),
-        (joining, "preemption.PATIENCE = 60", [STOPPED]),
-    ):
-        with command(body, start) as process:
-            process.terminate()
-            assert ends(process) == (143, "left in the buffer and after", lines)
+def goes_on(process):
+    process.stdin.write("\n")
+
+
+def test_while_a_checkpoint_is_written_it_waits():
+    with command("with preemption.during('training'), preemption.during('saving'): work(' and after')") as process:
+        process.terminate()
+        waits = "selftrain: SIGTERM came; waiting for the checkpoint that is being written"
+        assert [process.stderr.readline() for _ in range(2)] == ["\n", f"{waits}\n"]  # after its patience
+        goes_on(process)
+        assert ends(process) == (143, "left in the buffer and after", [STOPPED])
+
+
+def test_before_the_others_can_be_told_it_waits():
+    joining = "work(' and after'); preemption.joined(); sys.stdin.readline()"
+    with command(joining, "preemption.PATIENCE = 600") as process:
+        process.terminate()
+        goes_on(process)
+        assert ends(process) == (143, "left in the buffer and after", [STOPPED])
 
 
 def test_nobody_needs_to_read_the_line():
     """Neither stdout nor stderr; a pipe holds 64 KiB."""
-    fills = "import os, threading; threading.Timer(1, os.write, (2, b'x' * 65_530)).start(); work(60)"
-    with command(fills) as process:
-        time.sleep(2)
+    fills = "import os, threading; threading.Thread(target=fill, daemon=True).start(); work()"
+    with command(f"fill = lambda: [os.write(2, b'x' * 4096) for _ in iter(int, 1)]; {fills}") as process:
+        in_pipe = array.array("i", [0])
+        wait_until(lambda: fcntl.ioctl(process.stderr, termios.FIONREAD, in_pipe) == 0 and in_pipe[0] > 60_000)
         process.terminate()
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=HANGS) == 143
 
 
 def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():
-    body = "with preemption.during('training'): preemption.stop_by_itself(); work(3); sys.exit(7)"
+    body = "with preemption.during('training'): preemption.stop_by_itself(); work(); sys.exit(7)"
     with command(body) as process:
         process.terminate()
-        time.sleep(0.2)
+        time.sleep(0.2)  # else the two may come as one
         process.terminate()
+        goes_on(process)
         assert ends(process) == (7, "left in the buffer", [])
 
 
@@ -119,7 +137,7 @@ def test_outside_a_command_signals_are_as_they_were():
 
 @pytest.fixture
 def metadata():
-    """(address, values) of a server as Google's clouds have it; a value that is missing is "not found"."""
+    """(address, values, answers) of a server as Google's clouds have it; a value that is missing is "not found"."""
     values = {"maintenance-event": "NONE", "preempted": "FALSE"}
     asked = []
 
@@ -127,10 +145,11 @@ def metadata():
         def do_GET(self):
             name = self.path.removeprefix("/computeMetadata/v1/instance/")
             known = self.headers["Metadata-Flavor"] == "Google" and name in values
-            asked.append(name)
+            value = values.get(name, "")
             self.send_response(200 if known else 404)
             self.end_headers()
-            self.wfile.write(values.get(name, "").encode())
+            self.wfile.write(value.encode())
+            asked.append((name, value))
 
         def log_message(self, *_):
             pass
@@ -142,10 +161,9 @@ def metadata():
     server.server_close()
 
 
-def wait_for_questions(asked, count=6):
-    begin = len(asked)
-    while len(asked) < begin + count:
-        time.sleep(0.05)
+def wait_for_answers(asked, answer, count):
+    """Returns when the server has given `answer`, a name and its value, `count` times."""
+    wait_until(lambda: asked.count(answer) >= count)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +173,9 @@ def test_a_notice_of_the_cloud_is_as_good_as_sigterm(metadata, name, notice):
     address, values, asked = metadata
     values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"  # stops nothing
     with command(GCE_METADATA_HOST=address) as process:
-        wait_for_questions(asked)
+        for value in ("MIGRATE_ON_HOST_MAINTENANCE", "NONE"):
+            values["maintenance-event"] = value
+            wait_for_answers(asked, ("maintenance-event", value), 3)
         assert process.poll() is None
         values[name] = notice
         told = f"selftrain: the metadata server says {name}: {notice}"
@@ -167,7 +187,7 @@ def test_a_notice_that_was_there_before_stops_nothing(metadata):
     del values["preempted"]
     values["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
     with command(GCE_METADATA_HOST=address) as process:
-        wait_for_questions(asked)
+        wait_for_answers(asked, ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), 3)
         assert process.poll() is None
 
 

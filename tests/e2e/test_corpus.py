@@ -3,29 +3,24 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.clean import TrainingText, kept_documents
-
-pytestmark = pytest.mark.once
+from selftrain_jax.run.pipeline import Pipeline
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
-ROOT = CONFIG.parents[2]
 
 
 @pytest.fixture(scope="module")
-def imported(finished, tmp_path_factory):
+def imported(finished, selftrain, tmp_path_factory):
     """The lab's real control text, through the command line, as a corpus in the student's tokens."""
     lab, path = finished[0] / "lab", tmp_path_factory.mktemp("imported") / "corpus"
-    command = [sys.executable, "-m", "selftrain_jax", "import", str(lab / "world" / "control.jsonl"), str(path)]
-    done = subprocess.run(
-        [*command, f"--tokenizer={lab / 'base' / 'model'}"], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    text, tokenizer = lab / "world" / "control.jsonl", lab / "base" / "model"
+    done = selftrain.command("import", text, path, f"--tokenizer={tokenizer}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("100 documents, ")
     return path
@@ -77,7 +72,6 @@ def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, im
     assert ": done before" in selftrain.succeeds("run", workdir, config=given)
 
 
-@pytest.mark.once
 def test_an_imported_corpus_alone_has_a_report_without_likelihood(selftrain, given, imported, copy_of):
     workdir = copy_of("lab")
     settings = (f"--config.corpus={imported}", "--config.source=", "--config.student=lab:base", "--config.controls={}")
@@ -113,10 +107,6 @@ BAD = [
 @pytest.mark.parametrize("setting", ["corpus", "controls.imported.corpus"])
 def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_path, fault, message, setting):
     """In this process: what is looked at is `check_files`, which every command calls before its first stage."""
-    from selftrain_jax.cli.config import load_config
-    from selftrain_jax.core.errors import InputError
-    from selftrain_jax.run.pipeline import Pipeline
-
     model = shutil.copytree(finished[0] / "lab" / "base" / "model", tmp_path / "model")
     broken = tmp_path / "broken"
     if fault != "missing":

@@ -7,8 +7,6 @@ import pytest
 
 from selftrain_jax.data.corpus import read_corpus
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def refused(selftrain):
@@ -133,7 +131,6 @@ def test_an_audit_that_leaves_nothing_can_be_mended_in_place(refused, selftrain,
     selftrain.succeeds("audit", workdir, benchmark, "--config.audit.ngram=1", "--config.audit.threshold=1000")
 
 
-@pytest.mark.once
 def test_a_student_with_another_tokenizer_trains_on_the_text(refused, selftrain, copy_of, base_model):
     tokenizer = json.loads((base_model / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from selftrain_jax.training.checkpoint import saved_steps
-from tests.distributed.test_preemption import metadata  # noqa: F401
+from tests.distributed.test_preemption import metadata, wait_for_answers  # noqa: F401
 
 STAGES = {
     "lab/world": 0.1,
@@ -39,26 +39,30 @@ def stopped(err):
 
 @pytest.mark.large
 @pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, tmp_path, count):
+def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, hold, tmp_path, count):
     """It goes to the first process, to the last, or to all."""
     chance = random.Random(count)
     workdir = tmp_path / "run"
 
-    def begun(stage, since):
-        """Whether the job that was started at `since` works, and the stage has begun, now or before."""
-        config = workdir / "config.json"
-        return config.exists() and config.stat().st_mtime > since and (workdir / stage / "started.json").exists()
+    def start(held=None):
+        if count == 1:
+            return [selftrain.start("run", workdir, hold=held)]
+        return selftrain.start_job(count, "run", workdir, holds={0: held})
 
     def stop(stage, told, delay):
-        since = time.time()
-        job = selftrain.start_job(count, "run", workdir) if count > 1 else [selftrain.start("run", workdir)]
-        while not begun(stage, since) and all(process.poll() is None for process in job):
-            time.sleep(0.01)
-        time.sleep(delay)
+        """Stops the job `delay` seconds after the stage is about to begin; right then, when `delay` is tiny."""
+        shutil.rmtree(workdir / stage, ignore_errors=True)  # an earlier trial may have come so far
+        held = hold(f"{stage}/started.json$")
+        job = start(held)
+        held.reached(job[0])
+        if delay > 0.01:
+            held.release()
+            time.sleep(delay)
         for number in told:
             job[number].terminate()
         sent = time.monotonic()
-        ended = selftrain.ends(job, seconds=30)
+        held.mark.unlink(missing_ok=True)
+        ended = selftrain.ends(job)
         print(
             f"{count}: {stage} + {delay:.2f} s, to {[*told]}: {time.monotonic() - sent:.1f} s, "
             f"{[(code, err.splitlines()[-1:]) for code, _, err in ended]}"
@@ -75,11 +79,7 @@ def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, tmp_path,
         for code, _, err in ended:
             assert code == 143, err[-3000:]
             assert re.fullmatch(f"{SAVED}|{LEFT}", stopped(err))
-    if count > 1:
-        job = selftrain.start_job(count, "run", workdir)
-    else:
-        job = [selftrain.start("run", workdir)]
-    ended = selftrain.ends(job, seconds=600)
+    ended = selftrain.ends(start())
     assert [code for code, *_ in ended] == [0] * count, ended[0][2][-3000:]
     assert selftrain.table(ended[0][1]) == selftrain.table(finished[1])
     if count == 1:
@@ -87,20 +87,22 @@ def test_sigterm_at_random_moments_of_every_stage(finished, selftrain, tmp_path,
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.large)])
-def test_a_notice_of_the_cloud_saves_the_step(selftrain, copy_of, metadata, count):  # noqa: F811
+def test_a_notice_of_the_cloud_saves_the_step(selftrain, hold, copy_of, metadata, count):  # noqa: F811
     """It comes to the machine of the last process."""
-    address, values, _ = metadata
+    address, values, asked = metadata
     workdir = copy_of("lab", "sample", "audit", "subset")
     folder = workdir / "train" / "self-0" / "checkpoints"
-    told = {"GCE_METADATA_HOST": address}
+    told, held = {"GCE_METADATA_HOST": address}, hold("train/self-0/checkpoints/4$")
     if count > 1:
-        job = selftrain.start_job(count, "train", workdir, "--config.train.epochs=400", **told)
+        job = selftrain.start_job(count, "train", workdir, "--config.train.epochs=400", holds={0: held}, **told)
     else:
-        job = [selftrain.start("train", workdir, "--config.train.epochs=400", **told)]
-    while not any(path.name.isdigit() for path in folder.glob("*")) and job[0].poll() is None:
-        time.sleep(0.01)
-    values["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
-    for code, _, err in selftrain.ends(job, seconds=60):
+        job = [selftrain.start("train", workdir, "--config.train.epochs=400", hold=held, **told)]
+    held.reached(job[0])
+    for answer in ("NONE", "TERMINATE_ON_HOST_MAINTENANCE"):  # what is there from the start is no news
+        values["maintenance-event"] = answer
+        wait_for_answers(asked, ("maintenance-event", answer), count)
+    held.release()
+    for code, _, err in selftrain.ends(job):
         assert code == 143, err[-3000:]
         assert "selftrain: the metadata server says maintenance-event: TERMINATE_ON_HOST_MAINTENANCE" in err
         assert saved_steps(folder)[-1] == int(re.fullmatch(SAVED, stopped(err))[1])

@@ -2,13 +2,10 @@
 
 import jax
 import numpy as np
-import pytest
 
 from selftrain_jax.models import hf
 from selftrain_jax.run.references import find_model
 from tests.models.checkpoints import refuses
-
-pytestmark = pytest.mark.once
 
 
 def test_models_of_a_run_are_found_by_name(finished, selftrain):

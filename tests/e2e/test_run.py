@@ -5,7 +5,7 @@ import pytest
 
 from selftrain_jax.data.corpus import read_corpus
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.everywhere
 
 STAGES = ("lab", "sample", "audit", "subset", "train", "evaluate", "report")
 MODELS = ("base", "self", "control:real", "control:other")

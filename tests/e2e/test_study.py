@@ -11,9 +11,6 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study.execute import run_study
 
-pytestmark = pytest.mark.newest
-
-
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
 NO_LOOP = "--config.generations.count=1"
 

@@ -6,6 +6,7 @@ import numpy as np
 from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
+from tests.shapes import initial
 
 CONFIG = DecoderConfig(
     vocab_size=304, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=48, rotary_pct=0.5
@@ -31,7 +32,7 @@ def tokenizer():
 def write_model(directory, seed=0):
     """A Hugging Face directory of random weights, far enough from zero that answers differ."""
     rng = np.random.default_rng(seed)
-    params = gpt_neox.init_params(CONFIG, jax.random.key(seed))
+    params = initial(CONFIG, seed)
     params = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), params)
     params["head"]["kernel"] = params["head"]["kernel"] * 4
     source = directory.with_name(directory.name + "-tokenizer")

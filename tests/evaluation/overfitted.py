@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selftrain_jax.models.decoder import Decoder, init_params
+from selftrain_jax.models.decoder import Decoder
+from tests.shapes import initial
 
 
 def overfitted(config, sequences, steps):
@@ -25,4 +26,4 @@ def overfitted(config, sequences, steps):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0]
 
-    return train(init_params(config, jax.random.key(0)))
+    return train(initial(config))

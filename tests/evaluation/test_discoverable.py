@@ -16,14 +16,12 @@ from selftrain_jax.evaluation.discoverable import (
 )
 from selftrain_jax.evaluation.memorization import Probe, extract
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, init_params
+from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.sampling import warp
 from selftrain_jax.sampling.settings import SamplingConfig
+from tests.shapes import ONE_LAYER, initial
 
-pytestmark = pytest.mark.once
-
-CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = ONE_LAYER
 MODEL = Decoder(CONFIG)
 DRAWS = 20_000
 TOP_K = SamplingConfig(temperature=0.8, top_k=6, min_new_tokens=0)
@@ -31,7 +29,7 @@ TOP_K = SamplingConfig(temperature=0.8, top_k=6, min_new_tokens=0)
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(CONFIG, jax.random.key(0))
+    params = initial(CONFIG)
     params["head"]["kernel"] *= 6  # spread logits: some suffixes are likely, some are not
     return params
 
@@ -81,7 +79,9 @@ def test_top_1_is_greedy_extraction(params):
     probes = [Probe(p, s) for p, s in zip(rng.integers(0, 64, (300, 3)), rng.integers(0, 64, (300, 1)))]
     scorer = functools.partial(score, params, CONFIG, batch_size=64)
     log_probs = sampled_suffix_log_probs(scorer, probes, SamplingConfig(temperature=0.5, top_k=1, min_new_tokens=0))
-    exact = extract(scorer, probes).exact
+    found = extract(scorer, probes)
+    exact = found.exact
+    assert not found.ambiguous().any()  # two passes
     assert exact.any() and np.array_equal(log_probs == 0, exact) and np.array_equal(log_probs == -np.inf, ~exact)
 
 

@@ -13,8 +13,6 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder
 from tests.evaluation.overfitted import overfitted
 
-pytestmark = pytest.mark.once
-
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=23, rotary_pct=0.5
 )

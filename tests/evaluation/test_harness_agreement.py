@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch, which the harness's hf model runs on, is not installed")
+torch = pytest.importorskip("torch", reason="PyTorch, which the harness's hf model runs on, is not installed")
 huggingface = pytest.importorskip(
     "lm_eval.models.huggingface",
     reason="lm-evaluation-harness with its hf extra is not installed",
@@ -85,8 +85,20 @@ def test_rolling_log_likelihoods_agree(models):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def best_two(model, ids):
+    """How far apart the two largest logits of the harness's model are, after these tokens."""
+    first, second = model._model_call(torch.tensor([ids]))[0, -1].float().topk(2).values.tolist()
+    return first - second
+
+
 def test_greedy_text_agrees(models):
+    """Up to the first near tie, where either token may be written: logits of order 5 differ by some 1e-5."""
     settings = {"until": ["Question:", "\n\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.0}
     contexts = [f"Question: {row['question']}\nAnswer:" for row in rows("gsm8k_test.jsonl", 4)]
     found, expected = ask(models, "generate_until", [(context, settings) for context in contexts])
-    assert found == expected and len(set(found)) > 1
+    assert len(set(found)) > 1
+    for context, one, other in zip(contexts, found, expected):
+        if one != other:
+            ids = [models[1].tok_encode(context + text) for text in (one, other)]
+            same = next((i for i, (a, b) in enumerate(zip(*ids)) if a != b), min(map(len, ids)))
+            assert best_two(models[1], ids[0][:same]) < 1e-4, (one, other)

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,14 +14,11 @@ from selftrain_jax.evaluation.likelihood import text_likelihood
 from selftrain_jax.evaluation.membership import membership_scores
 from selftrain_jax.evaluation.memorization import Probe, extract, extraction_strength
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import init_params, param_axes
+from selftrain_jax.models.decoder import param_axes
 from selftrain_jax.sampling.settings import SamplingConfig
+from tests.shapes import ONE_LAYER, initial
 
-pytestmark = pytest.mark.once
-
-
-CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = ONE_LAYER
 SAMPLING = SamplingConfig(temperature=0.9, top_k=20, min_new_tokens=0)
 
 
@@ -32,7 +28,7 @@ def tokenize(texts, **_):
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(CONFIG, jax.random.key(0))
+    params = initial(CONFIG)
     params["head"]["kernel"] *= 8
     return params
 

@@ -59,8 +59,10 @@ def test_extraction_equals_free_running_greedy_decoding(params, probes, bos):
     generated = np.asarray(greedy_continue(Decoder(CONFIG), params, prompts, LENGTH - PREFIX))
     agrees = generated == [p.suffix for p in probes]
     first_mismatch = np.where(agrees.all(axis=1), LENGTH - PREFIX, np.argmin(agrees, axis=1))
-    np.testing.assert_array_equal(found.exact, agrees.all(axis=1))
-    np.testing.assert_array_equal(found.first_mismatch, first_mismatch)
+    clear = ~found.ambiguous()  # of a trained model: where a near tie is, the passes may write either token
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(found.exact[clear], agrees.all(axis=1)[clear])
+    np.testing.assert_array_equal(found.first_mismatch[clear], first_mismatch[clear])
     if bos is None:  # a mixture on which a wrong rule would show: all right, right in part, wrong at once
         assert 2 <= found.exact.sum() <= 14 and not found.exact[16:].any()
         assert ((first_mismatch > 0) & ~found.exact).sum() > 8 and (first_mismatch == 0).sum() > 8
@@ -121,13 +123,16 @@ def test_every_shorter_suffix_is_free(params, probes):
 @pytest.mark.parametrize("bos", [None, CONFIG.bos_token_id])
 def test_extraction_strength_is_the_shortest_prefix_that_greedy_decoding_completes(params, sequences, bos):
     chosen = sequences[:20, :16]
-    found = extraction_strength(functools.partial(score, params, CONFIG, batch_size=64), chosen, bos_token_id=bos)
+    scorer = functools.partial(score, params, CONFIG, batch_size=64)
+    found = extraction_strength(scorer, chosen, bos_token_id=bos)
     cuts = range(0 if bos is not None else 1, 16)
     probes = [Probe(text[:k], text[k:]) for text in chosen for k in cuts]
     written = free_running.continue_greedily(params, CONFIG, probes, bos_token_id=bos, batch_size=512)
     completed = np.array([np.array_equal(p.suffix, w) for p, w in zip(probes, written)]).reshape(20, -1)
     shortest = np.where(completed.any(axis=1), cuts[0] + completed.argmax(axis=1), 16)
-    np.testing.assert_allclose(found, 1 - shortest / 16)
+    clear = ~extract(scorer, probes, bos_token_id=bos).ambiguous().reshape(20, -1).any(axis=1)
+    assert clear.mean() > 0.7
+    np.testing.assert_allclose(found[clear], (1 - shortest / 16)[clear])
     assert len(set(found.tolist())) > 4
 
 

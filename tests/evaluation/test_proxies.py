@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 import sys
@@ -15,22 +16,15 @@ from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import proxies
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, init_params, param_axes
+from selftrain_jax.models.decoder import Decoder, param_axes
+from tests.shapes import SMALL, wandering
 
-pytestmark = pytest.mark.newest
-
-CONFIG = DecoderConfig(
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=29, rotary_pct=0.5
-)
+CONFIG = dataclasses.replace(SMALL, max_position=29)  # no multiple of the scorer's chunks
 
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(CONFIG, jax.random.key(0))
-    )
+    return wandering(CONFIG)
 
 
 def on_mesh(sizes, params):

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -13,18 +14,14 @@ from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, init_params, param_axes
 from selftrain_jax.sampling.settings import SamplingConfig
+from tests.shapes import SMALL, wandering
 
-CONFIG = DecoderConfig(  # the context is no multiple of the chunks and roundings of the scorer
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=89, rotary_pct=0.5
-)
+CONFIG = dataclasses.replace(SMALL, max_position=89)  # no multiple of the chunks and roundings of the scorer
 
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(CONFIG, jax.random.key(0))
-    )
+    return wandering(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +56,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(a.margins, b.margins, atol=2e-5)
 
 
+@pytest.mark.everywhere
 def test_scores_are_those_of_the_full_logits(params, sequences, starts, scores):
     padded = np.zeros((len(sequences), 90), np.int32)
     for row, sequence in enumerate(sequences):
@@ -72,9 +70,11 @@ def test_scores_are_those_of_the_full_logits(params, sequences, starts, scores):
             # The logits are fp32 and come from passes of different shapes: a few units of 1e-6 each.
             assert found.log_probs[i] == pytest.approx(given[token] - np.logaddexp.reduce(given), abs=2e-5)
             assert found.margins[i] == pytest.approx(given[ranked[0]] - given[ranked[1]], abs=2e-5)
-            assert found.hits[i] == (token == given.argmax())
+            if token not in ranked[:2] or given[ranked[0]] - given[ranked[1]] > 4e-5:
+                assert found.hits[i] == (token == ranked[0])
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("tile", [1, 2, 4, 512])
 def test_ties_go_to_the_lowest_id(monkeypatch, tile):
     """A model whose logits are the same few numbers at every position; ties within and across the tiles of a CPU."""
@@ -203,6 +203,7 @@ def full_scores(params, sequences, starts):
     return score(params, CONFIG, sequences, starts, batch_size=64, moments=True, sampling=SAMPLING)
 
 
+@pytest.mark.everywhere
 def test_moments_and_sampled_log_probs_are_those_of_the_full_logits(params, sequences, starts, scores, full_scores):
     padded = np.zeros((len(sequences), 90), np.int32)
     for row, sequence in enumerate(sequences):

@@ -24,9 +24,6 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
-pytestmark = pytest.mark.newest
-
-
 SMALL = PretrainConfig(
     hidden_size=32,
     num_layers=1,

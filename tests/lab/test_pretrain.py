@@ -19,8 +19,6 @@ from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import read_metrics
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
-pytestmark = pytest.mark.once
-
 CONFIG = PretrainConfig(
     hidden_size=32,
     num_layers=2,
@@ -129,7 +127,6 @@ def test_an_interrupted_model_ends_the_same(base, train_model, tmp_path, lost):
 CHANGES = [dict(seed=1), dict(stream="other"), dict(include_planted=False), dict(mixture={"arithmetic": 1.0})]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_part_of_the_recipe_counts(base, train_model, change):
     assert weights(train_model(dataclasses.replace(CONFIG, **change))) != weights(base)

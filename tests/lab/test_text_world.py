@@ -27,9 +27,6 @@ from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, 
 from selftrain_jax.study.expand import Study
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
-pytestmark = pytest.mark.newest
-
-
 TRAIN = TrainConfig(
     batch_size=4,
     sequence_length=64,

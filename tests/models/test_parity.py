@@ -18,6 +18,7 @@ from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS, DecoderConfig
 from selftrain_jax.sampling import decode
+from tests.ties import assert_greedy
 
 TOLERANCE = 1e-4
 SMALL = DecoderConfig(vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512)
@@ -126,7 +127,6 @@ def assert_parity(torch, config, scratch, tokens):
     np.testing.assert_array_equal(reference_logits(torch, exported.eval(), tokens), expected)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "name",
     [
@@ -179,22 +179,14 @@ def test_transformers_loads_and_runs_exports_silently(torch, scratch, caplog, re
 
 @pytest.mark.parametrize("config", [VARIANTS[0], VARIANTS[-2]], ids=describe)
 def test_greedy_decoding_matches_transformers(torch, scratch, config):
-    """The same 64 tokens after each of 20 prompts."""
+    """64 tokens after each of 20 prompts, each of them the best one of transformers' model after those before it."""
     reference = reference_model(torch, config)
     reference.save_pretrained(scratch / "reference")
     _, params = hf.load_pretrained(scratch / "reference")
     prompts = random_tokens(config, 20, 12)
-    # Ours runs on past EOS, so the reference must not stop there either.
-    reference.generation_config.eos_token_id = None
-    expected = reference.generate(
-        torch.from_numpy(prompts).long(),
-        attention_mask=torch.ones(prompts.shape, dtype=torch.long),
-        max_new_tokens=64,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    found = decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 64)
-    np.testing.assert_array_equal(found, expected[:, 12:].numpy())
+    found = np.asarray(decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 64))
+    logits = reference_logits(torch, reference, np.concatenate([prompts, found], axis=1))
+    assert_greedy(found, logits[:, 11:-1], 2 * TOLERANCE)
     assert len(np.unique(found)) > 64  # the model wanders; agreement on a constant would prove little
 
 
@@ -222,7 +214,14 @@ def advance(config, params, tokens, cache, position):
     return gpt_neox.continue_cached(gpt_neox.Decoder(config), params, tokens, cache, position)
 
 
-@pytest.mark.parametrize("config, prefill", [(SMALL, 1), *((config, 7) for config in VARIANTS)])
+# Four of the eight variants hold every pair of switches; what attention writes depends on two of the three.
+PAIRS = [VARIANTS[i] for i in (0, 3, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    "config, prefill",
+    [(SMALL, 1), *((c, 7) if c in PAIRS else pytest.param(c, 7, marks=pytest.mark.large) for c in VARIANTS)],
+)
 def test_cached_decoding_equals_the_full_forward(config, prefill):
     """Token by token after a prefill of any length, across a cache that grows on the way."""
     params, tokens = random_params(config), random_tokens(config, 3, 24)

@@ -20,8 +20,6 @@ from selftrain_jax.evaluation import published
 from selftrain_jax.models import hf, verify
 from selftrain_jax.models.config import PRESETS, DecoderConfig
 
-pytestmark = pytest.mark.once
-
 CONFIG = DecoderConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
 ARC_EASY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "benchmarks" / "arc_easy_test.jsonl"
 

@@ -13,8 +13,6 @@ from selftrain_jax.report import page as report
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, RUN, Metric
 from selftrain_jax.report.study_data import RELATIONS, StudyData
 
-pytestmark = pytest.mark.newest
-
 STUDENTS = ("A_small", "A_large", "B")
 SOURCES = ("A_small", "A_large", "A_other", "B")
 CONTROLS = {"real": "real text", "shuffled": "shuffled real text"}

@@ -32,6 +32,7 @@ class Outer:
     flag: bool = False
 
 
+@pytest.mark.everywhere
 def test_every_kind_of_setting_is_built():
     built = build(
         Outer,
@@ -83,6 +84,7 @@ def test_a_bad_setting_is_named_by_its_full_path_in_one_line(values, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.everywhere
 def test_a_run_is_built_to_the_bottom():
     config = build(
         RunConfig,
@@ -146,6 +148,7 @@ def test_a_value_out_of_range_is_refused_and_named(values, message):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.everywhere
 def test_the_decode_loop_is_compiled_for_sampling_settings_only():
     """Two corpora that differ in size and portions alone share one compiled loop."""
     small, large = SampleSettings(num_samples=5, top_k=3), SampleSettings(num_samples=9, batch_size=1, top_k=3)
@@ -153,6 +156,7 @@ def test_the_decode_loop_is_compiled_for_sampling_settings_only():
     assert hash(small.sampling()) == hash(large.sampling())
 
 
+@pytest.mark.everywhere
 def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():
     settings = EvaluateSettings(
         texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"a": "4"}, probes="5"

@@ -12,8 +12,6 @@ from selftrain_jax.models.decoder import Decoder, init_params
 from selftrain_jax.sampling import memory, placement
 from selftrain_jax.sampling.settings import SamplingConfig
 
-pytestmark = pytest.mark.newest
-
 CONFIG = DecoderConfig(
     vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256
 )

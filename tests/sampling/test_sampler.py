@@ -14,10 +14,11 @@ from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, init_params, param_axes
+from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling import placement, sampler, warp
 from selftrain_jax.sampling.sampler import sample, sample_waves
 from selftrain_jax.sampling.settings import SamplingConfig
+from tests.shapes import wandering
 
 VOCAB_LIMIT = 150
 CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
@@ -31,12 +32,9 @@ IDS = [*range(68), 2**31 + 5, 2**32 - 1]
 
 def make_params(config=CONFIG, eos=0.0, padded=0.0):
     """A model far from its initialization; `eos` and `padded` are added to the logits of EOS and of the padded rows."""
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), init_params(config, jax.random.key(0))
-    )
-    params["embed"]["embedding"] *= 4  # else what attention adds drowns the last token
-    shifts = jnp.zeros(config.vocab_size).at[VOCAB_LIMIT:].set(padded).at[EOS].set(eos)
+    params = wandering(config, embedding=4)
+    shifts = np.zeros(config.vocab_size, np.float32)
+    shifts[VOCAB_LIMIT:], shifts[EOS] = padded, eos
     norm, kernel = params["final_norm"], params["head"]["kernel"]  # the norm's first feature becomes the constant 1
     params["final_norm"] = {"scale": norm["scale"].at[0].set(0), "bias": norm["bias"].at[0].set(1)}
     params["head"] = {"kernel": kernel.at[0].set(shifts)}
@@ -66,6 +64,7 @@ def document(samples, row):
     return samples.tokens[row, : samples.lengths[row]]
 
 
+@pytest.mark.everywhere
 def test_documents_end_at_eos_or_at_the_limit(corpus):
     assert corpus.tokens.shape == corpus.log_probs.shape == (len(IDS), WHOLE.max_new_tokens)
     assert corpus.ids.tolist() == IDS
@@ -79,12 +78,14 @@ def test_documents_end_at_eos_or_at_the_limit(corpus):
     assert all(np.histogram(corpus.lengths[corpus.stopped], [0, 33, 65, 81])[0]) and 3 < (~corpus.stopped).sum() < 60
 
 
+@pytest.mark.everywhere
 def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
     assert corpus.tokens.max() < VOCAB_LIMIT
     free = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64)
     assert (free.tokens >= VOCAB_LIMIT).sum() > 0.3 * free.lengths.sum()
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     "mesh_sizes, batch_size",
     [
@@ -157,6 +158,7 @@ def rescore(params, samples):
     return score(params, CONFIG, documents, batch_size=70)
 
 
+@pytest.mark.everywhere
 def test_stored_log_probs_are_those_of_rescoring(params, corpus):
     """The untempered model over its whole vocabulary, although draws were tempered and filtered."""
     filtered = dataclasses.replace(WHOLE, temperature=0.7, top_k=20, top_p=0.95, max_new_tokens=20)
@@ -178,7 +180,6 @@ def next_logits(config, params, tokens):
     return model.apply({"params": params}, model.apply({"params": params}, tokens)[:, -1], method="logits")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "settings",
     [

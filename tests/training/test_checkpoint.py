@@ -16,16 +16,14 @@ from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.training import checkpoint
 from selftrain_jax.training.checkpoint import Checkpoints, restore_params
 from selftrain_jax.training.optimizer import make_optimizer
 from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import TrainState, state_shardings
+from tests.shapes import NARROW
 
-CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
-)
+CONFIG = NARROW
 OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
 ONE, EIGHT, FSDP = (1, 1, 1), (2, 2, 2), (1, 8, 1)
 
@@ -67,6 +65,7 @@ def assert_same_bits(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("written, read", [(ONE, ONE), (ONE, EIGHT), (EIGHT, ONE), (EIGHT, FSDP)])
 def test_states_move_between_meshes(tmp_path, written, read):
     """Parameters, both moments and all counters come back, and lie where the reader wants them."""
@@ -80,6 +79,7 @@ def test_states_move_between_meshes(tmp_path, written, read):
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, like.params)
 
 
+@pytest.mark.everywhere
 def test_the_newest_checkpoints_are_kept(tmp_path):
     """Steps are numbers: 10 is newer than 9."""
     states = {step: state_at(step) for step in (8, 9, 10)}
@@ -95,6 +95,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
         restore_params(tmp_path, CONFIG, mesh, step=8)
 
 
+@pytest.mark.everywhere
 def test_all_checkpoints_can_be_kept(tmp_path):
     save(tmp_path, *(state_at(step) for step in (1, 2, 3)), keep=None)
     checkpoints = Checkpoints(tmp_path, None)
@@ -102,6 +103,7 @@ def test_all_checkpoints_can_be_kept(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.everywhere
 def test_a_half_written_checkpoint_is_not_there(tmp_path):
     """Orbax writes under another name and renames at the end; what a kill leaves behind is passed over."""
     saved = state_at(3)
@@ -113,6 +115,7 @@ def test_a_half_written_checkpoint_is_not_there(tmp_path):
     assert_same_bits(restore_params(tmp_path, CONFIG, mesh_of(ONE)), saved.params)
 
 
+@pytest.mark.everywhere
 def test_saving_copies_the_state(tmp_path):
     """The train step donates what was handed to `save`, while the save goes on in the background."""
     saved = state_at(1)
@@ -133,6 +136,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
     saved = state_at(3)
@@ -144,6 +148,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, damage):
         assert "\n" not in str(e.value)
 
 
+@pytest.mark.everywhere
 def test_missing_checkpoints_are_refused_with_the_way_out(tmp_path):
     mesh = mesh_of(ONE)
     with pytest.raises(InputError, match="not found: .*nowhere; train first"):

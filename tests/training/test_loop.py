@@ -25,18 +25,15 @@ from selftrain_jax.data.packing import PackedRows, batch_indices, pack
 from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import PRESETS
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
 from selftrain_jax.training.optimizer import make_schedule
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 from selftrain_jax.training.step import next_token_loss
+from tests.shapes import NARROW
 
-pytestmark = pytest.mark.once
-
-MODEL = DecoderConfig(
-    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
-)
+MODEL = NARROW
 # 5 batches an epoch, 15 steps; the last checkpoint falls on none of the regular ones.
 CONFIG = TrainConfig(
     batch_size=4,
@@ -123,6 +120,7 @@ def kill_at(monkeypatch, number):
 
 
 # Before the first checkpoint, right after one, between two (with a line of metrics to forget), at the last step.
+@pytest.mark.everywhere
 @pytest.mark.parametrize("killed_at", [4, 5, 15, *(pytest.param(n, marks=pytest.mark.large) for n in (1, 8))])
 def test_a_killed_run_ends_like_one_that_was_not(whole, params, rows, mesh, tmp_path, monkeypatch, killed_at):
     with monkeypatch.context() as patch:
@@ -159,7 +157,7 @@ def test_a_finished_run_is_left_alone(whole, params, rows, mesh, monkeypatch):
 
 FOLDERS = (pathlib.Path(__file__).parent, pathlib.Path(__file__).parents[2])
 SCRIPT = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 import jax
 import test_loop
 from selftrain_jax.distributed.mesh import make_mesh
@@ -174,20 +172,24 @@ loop.batch_indices = slow
 params = test_loop.make_params()
 mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 loop.train(params, test_loop.MODEL, test_loop.make_rows(), test_loop.CONFIG, pathlib.Path(sys.argv[1]), mesh=mesh)
+signal.pause()
 """
 
 
 @pytest.mark.parametrize("trial", [0, *(pytest.param(i, marks=pytest.mark.large) for i in range(1, 10))])
 def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tmp_path, trial):
-    """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, or between."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, FOLDERS))}
-    wait = random.uniform(0, 1.5)
+    """SIGKILL up to 1.5 s after the first line of metrics: during a step, during a save, between, or after the last."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, FOLDERS)),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",  # a kill must not leave half a compiled program to others
+    }
+    wait = random.Random(trial).uniform(0, 1.5)
     with open(tmp_path / "output", "w+") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], env=environment, stdout=output, stderr=output
         )
         try:
-            metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+            metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 600
             while not loop.read_metrics(metrics):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
                 time.sleep(0.02)
@@ -217,6 +219,7 @@ def test_a_run_goes_on_with_another_mesh(whole, params, rows, mesh, tmp_path, mo
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.everywhere
 def test_metrics_have_every_field(whole):
     lines = loop.read_metrics(whole / "metrics.jsonl")
     schedule = make_schedule(CONFIG.optimizer, STEPS)
@@ -391,13 +394,12 @@ def test_checkpoints_removed_under_a_run_cost_nothing_more(whole, params, rows, 
 def test_a_folder_that_is_gone_ends_the_run_in_one_line(params, rows, mesh, tmp_path, monkeypatch):
     def wrapper(call, train_step, state, batch):
         if call == 5:
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "run/checkpoints/4").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(1)  # nothing is written there any more
+            checkpoints[0].wait()  # nothing is written there any more
             shutil.rmtree(tmp_path / "run")
         return train_step(state, batch)
 
+    checkpoints, save = [], loop.Checkpoints.save
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: (checkpoints.append(args[0]), save(*args)))
     wrap_step(monkeypatch, wrapper)
     with pytest.raises(CheckpointNotSaved, match="can no longer be saved: .*run is gone"):
         loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)

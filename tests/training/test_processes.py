@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -18,12 +17,11 @@ from selftrain_jax.training import loop
 from selftrain_jax.training.checkpoint import restore_params
 from tests.training import test_loop
 from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
-
-pytestmark = pytest.mark.once
+from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
-import os, sys, time
+import os, signal, sys
 from selftrain_jax.core.errors import PeerLost
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import make_mesh, to_global
@@ -34,11 +32,12 @@ import numpy as np
 from selftrain_jax.models.decoder import param_shardings
 from selftrain_jax.training import loop
 from tests.training import test_loop
-original = loop.batch_indices
-def slow(*args, **settings):
-    time.sleep(float(sys.argv[4]))
+original, calls = loop.batch_indices, iter(range(1, 1000))
+def held(*args, **settings):
+    if next(calls) == int(sys.argv[4]):
+        signal.pause()
     return original(*args, **settings)
-loop.batch_indices = slow
+loop.batch_indices = held
 params = jax.tree.map(np.asarray, test_loop.make_params())
 mesh = make_mesh(MeshConfig(2, 2, 2))
 params = to_global(mesh, params, param_shardings(test_loop.MODEL, mesh))  # as loaded weights come
@@ -52,8 +51,8 @@ print("finished step", last["step"])
 """
 
 
-def start(directory, pause=0.0):
-    """Two workers, each a process, with their output."""
+def start(directory, held_at=0):
+    """Two workers, each a process, with their output; the second one waits before this batch for a signal."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
@@ -65,7 +64,7 @@ def start(directory, pause=0.0):
     workers = []
     for i in range(2):
         log = open(directory.with_name(f"worker{i}.log"), "w+")
-        command = [sys.executable, "-c", PROCESS, address, str(i), str(directory), str(pause)]
+        command = [sys.executable, "-c", PROCESS, address, str(i), str(directory), str(i * held_at)]
         workers.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), pathlib.Path(log.name)))
         log.close()
     return workers
@@ -99,7 +98,7 @@ def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeyp
         with pytest.raises(Killed):
             loop.train(make_params(), MODEL, make_rows(), CONFIG, run, mesh=mesh)
     for process, log in start(run):
-        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=HANGS) == 0, log.read_text()[-3000:]
         assert f"finished step {STEPS}" in log.read_text()
     assert_same_run(run, whole, mesh)
 
@@ -107,14 +106,11 @@ def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeyp
 @pytest.mark.large
 def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mesh, tmp_path):
     run = tmp_path / "run"
-    (survivor, log), (victim, _) = workers = start(run, pause=0.4)
+    (survivor, log), (victim, _) = workers = start(run, held_at=9)
     try:
-        deadline = time.monotonic() + 120
-        while not any(line["step"] >= 6 for line in loop.read_metrics(run / "metrics.jsonl")):
-            assert time.monotonic() < deadline and survivor.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.05)
+        wait_until(lambda: any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")), survivor)
         victim.send_signal(signal.SIGKILL)
-        assert survivor.wait(timeout=60) == 1
+        assert survivor.wait(timeout=HANGS) == 1
         message = f"train stopped: process 1 on {socket.gethostname()} is gone"
         assert message in log.read_text(), log.read_text()[-3000:]
     finally:

@@ -15,7 +15,7 @@ from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import PRESETS
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import (
@@ -25,10 +25,9 @@ from selftrain_jax.training.step import (
     positions_in_segment,
     state_shardings,
 )
+from tests.shapes import SMALL, initial
 
-CONFIG = DecoderConfig(
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
-)
+CONFIG = SMALL
 MODEL = gpt_neox.Decoder(CONFIG)
 STEPS = 2
 # Sums of gradients in another order: some ten roundings of fp32 (2^-23 each) per entry of order 1 and step. The
@@ -51,7 +50,7 @@ def frozen_embedding():
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(np.asarray, gpt_neox.init_params(CONFIG, jax.random.key(0)))
+    return initial(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +101,7 @@ def moved_leaves(state, expected):
     ]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("grad_accum", [4, pytest.param(8, marks=pytest.mark.large)])
 def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
     assert_same_training(run(params, batches, sgd(), grad_accum=grad_accum), plain)
@@ -143,6 +143,7 @@ def test_moments_lie_where_their_parameters_lie(optimizer):
     assert moments >= len(shapes) - 1  # the embedding may be frozen
 
 
+@pytest.mark.everywhere
 def test_metrics_are_what_they_say(params, batches, plain):
     """Against one step by hand, from logits in one piece."""
 
@@ -173,6 +174,7 @@ def test_metrics_are_what_they_say(params, batches, plain):
     assert plain[0].step == STEPS and plain[1][0]["targets"] < 8 * 16
 
 
+@pytest.mark.everywhere
 def test_the_state_is_donated(params, batches):
     state = TrainState.create(jax.tree.map(jnp.copy, params), sgd())
     make_train_step(next_token_loss(MODEL, chunk=5), sgd())(state, batches[0])
@@ -192,6 +194,7 @@ def test_positions_restart_with_every_document(segments, expected):
     np.testing.assert_array_equal(positions_in_segment(jnp.array([segments, segments])), [expected, expected])
 
 
+@pytest.mark.everywhere
 def test_packed_documents_have_the_loss_of_separate_ones(params):
     """The sum over documents trained on alone; the target across the boundary is nobody's."""
     tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 17), dtype=np.int32)

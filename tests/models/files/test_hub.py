@@ -146,7 +146,7 @@ def resolve(server, tmp_path):
             env=kept | settings | {"HF_HUB_DISABLE_XET": "1"} | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         first, torch_imported = done.stdout.splitlines() if done.returncode == 0 else (done.stderr, "")
         assert torch_imported == "no torch", done.stderr
