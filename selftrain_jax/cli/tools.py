@@ -19,13 +19,10 @@ from selftrain_jax.run.references import find_model
 
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """`selftrain evaluate MODEL --tasks ... --out DIR`."""
-
     if arguments.tasks is None or arguments.out is None:
         raise InputError("evaluate MODEL needs --tasks NAME,... and --out DIR; see selftrain evaluate --help")
-    names = {"limit": "limit", "dtype": "dtype", "bootstrap_iters": "bootstrap_iters"}
-    given = {
-        name: getattr(arguments, option) for name, option in names.items() if getattr(arguments, option) is not None
-    }
+    names = ("limit", "dtype", "bootstrap_iters")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings = harness_tasks.Settings(**given, confirm_run_unsafe_code=arguments.confirm_run_unsafe_code)
     batch_size = 64 if arguments.batch_size is None else arguments.batch_size
     check_batch_size(batch_size)
@@ -35,7 +32,6 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     book = harness_tasks.TaskBook([request.name for request in requests], arguments.include_path)
 
     def make_model():
-
         enable_compilation_cache()
         mesh = make_mesh()
         return HarnessModel(
@@ -51,7 +47,6 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
 
 
 def make_probes(arguments: argparse.Namespace) -> int:
-
     a = arguments
     arrays = a.prefixes or a.suffixes or a.source
     if sum(map(bool, (a.text, a.dataset, arrays))) != 1:
@@ -71,7 +66,6 @@ def make_probes(arguments: argparse.Namespace) -> int:
 
 
 def import_texts(arguments: argparse.Namespace) -> int:
-
     manifest = import_corpus(
         arguments.source,
         arguments.out,
@@ -83,28 +77,24 @@ def import_texts(arguments: argparse.Namespace) -> int:
     counts = manifest["provenance"]
     print(
         f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {counts['num_empty']:,} empty "
-        "texts "
-        f"dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
+        f"texts dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
     )
     return 0
 
 
 def convert_model(arguments: argparse.Namespace) -> int:
-
     convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
     print(f"Orbax arrays: {arguments.out}")
     return 0
 
 
 def export_model(arguments: argparse.Namespace) -> int:
-
     export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
     print(f"Hugging Face model: {arguments.out}")
     return 0
 
 
 def verify_model(arguments: argparse.Namespace) -> int:
-
     model, revision, item = arguments.model, arguments.revision, None
     if arguments.arc_easy is not None:
         item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
