@@ -136,7 +136,6 @@ def model_config(config: RunConfig) -> DecoderConfig:
         return model.model_config(tokenizer.get_vocab_size())
     if name in PRESETS and not pathlib.Path(reference).is_dir():
         return PRESETS[name]
-
     return hf.load_config(reference)
 
 

@@ -14,7 +14,6 @@ from selftrain_jax.run.export import convert, export
 
 
 def make_probes(arguments: argparse.Namespace) -> int:
-
     a = arguments
     arrays = a.prefixes or a.suffixes or a.source
     if sum(map(bool, (a.text, a.dataset, arrays))) != 1:
@@ -34,7 +33,6 @@ def make_probes(arguments: argparse.Namespace) -> int:
 
 
 def import_texts(arguments: argparse.Namespace) -> int:
-
     manifest = import_corpus(
         arguments.source,
         arguments.out,
@@ -46,28 +44,24 @@ def import_texts(arguments: argparse.Namespace) -> int:
     counts = manifest["provenance"]
     print(
         f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {counts['num_empty']:,} empty "
-        "texts "
-        f"dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
+        f"texts dropped, {counts['num_with_special_tokens']:,} with special tokens read as text: {arguments.out}"
     )
     return 0
 
 
 def convert_model(arguments: argparse.Namespace) -> int:
-
     convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
     print(f"Orbax arrays: {arguments.out}")
     return 0
 
 
 def export_model(arguments: argparse.Namespace) -> int:
-
     export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
     print(f"Hugging Face model: {arguments.out}")
     return 0
 
 
 def verify_model(arguments: argparse.Namespace) -> int:
-
     model, revision, item = arguments.model, arguments.revision, None
     if arguments.arc_easy is not None:
         item = published.first_arc_easy_item(arguments.arc_easy, model, revision)

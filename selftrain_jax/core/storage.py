@@ -99,9 +99,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def sending(self, name: str) -> Iterator[None]:
-        """Sends what the body writes below `name` every `SEND_EVERY` seconds, and the rest at its end, however it
-        ends.
-        """
+        """Sends what the body writes below `name` every `SEND_EVERY` seconds, and the rest however it ends."""
         if not self._remote:
             yield
             return

@@ -47,9 +47,8 @@ class Alone:
         """Tells process 0 that this one is about to end; unless `in_order`, the others will miss it."""
 
     def wait_for_others_to_leave(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
-        """In process 0, returns when all others have left or are lost, after `seconds`, or when `unless()`; in the
-        others, at once. JAX aborts those that outlive process 0.
-        """
+        """In process 0, returns when all others have left or are lost, after `seconds`, or when `unless()`; elsewhere,
+        at once. JAX aborts those that outlive process 0."""
 
 
 class _Process:
@@ -113,6 +112,7 @@ class _Process:
 
     def _stop(self) -> None:
         until = time.monotonic() + PATIENCE + 5
+        self.sigterm = True  # in a job, even of one process, JAX's handler has taken the place of ours
         if self.others.in_job:
             time.sleep(1)  # all hear of it, and those in training agree on a step, before the first one leaves
         self._wait_while(lambda: self.training and not self.stopping_by_itself)

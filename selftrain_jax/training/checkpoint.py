@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, PeerLost, RunStopped, one_line
 from selftrain_jax.core.files import absolute, is_remote
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
@@ -23,6 +23,7 @@ from selftrain_jax.models.files.converted import quiet_storage, restore_target, 
 from selftrain_jax.training.step import TrainState
 
 _ITEMS = ("params", "training", "checksums")
+_GO_BACK = "delete that folder to go back to the checkpoint before it, or train again"
 
 
 class CheckpointNotSaved(RunStopped):
@@ -151,6 +152,13 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        if not (kind and issubclass(kind, PeerLost)):  # closing would wait for the one that is gone
+            self.close()
+
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         try:
@@ -209,9 +217,7 @@ def saved_steps(directory: str | os.PathLike, mesh: Mesh | None = None) -> list[
 
 
 def _reader(path: pathlib.PurePath, mesh: Mesh | None):
-    """A checkpoint manager of this process alone, if the mesh lies in it; else one of all, which wait for each
-    other.
-    """
+    """A checkpoint manager of this process alone, if the mesh lies in it; else of all, which wait for each other."""
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(create=False)
@@ -253,10 +259,7 @@ def _compare(tree: Any, expected: Any, path: pathlib.PurePath, what: str) -> Non
     wrong = np.flatnonzero(found != np.asarray(expected))
     if wrong.size:
         name = jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[wrong[0]][0])
-        raise InputError(
-            f"checkpoint {path} is damaged: {what}{name} is not what was saved; delete that folder to go back to the "
-            "checkpoint before it, or train again"
-        )
+        raise InputError(f"checkpoint {path} is damaged: {what}{name} is not what was saved; {_GO_BACK}")
 
 
 @contextlib.contextmanager
@@ -266,7 +269,5 @@ def _readable(path: pathlib.PurePath, step: int) -> Iterator[None]:
             yield
     except Exception as e:  # Orbax and its storage layer raise many kinds
         raise InputError(
-            f"checkpoint {path / str(step)} cannot be read ({one_line(e)[:200]}); if its files are damaged, delete "
-            "that "
-            "folder to go back to the checkpoint before it, or train again"
+            f"checkpoint {path / str(step)} cannot be read ({one_line(e)[:200]}); if its files are damaged, {_GO_BACK}"
         ) from e

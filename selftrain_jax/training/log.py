@@ -116,8 +116,7 @@ class TrainingLog:
             except OSError as e:
                 raise RunStopped(
                     f"the metrics of step {step} could not be written to {self.path.parent} ({e.strerror}). Make "
-                    "room, then "
-                    "the same command goes on from the last checkpoint"
+                    "room, then the same command goes on from the last checkpoint"
                 ) from e
             if self._wandb:
                 self._wandb.log(line, step=step)

@@ -4,6 +4,7 @@ The only data state is the step number, since the batch of a step is a pure func
 goes on from its last checkpoint and ends with the parameters that it would have had.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax.core.errors import InputError, PeerLost, RunStopped
+from selftrain_jax.core.errors import InputError, RunStopped
 from selftrain_jax.core.files import as_path, fingerprint
 from selftrain_jax.core.records import read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import CHECKPOINTS
@@ -106,8 +107,7 @@ def train(
     if per_slice % ways:
         raise InputError(
             f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {ways} data-parallel devices: "
-            "make it "
-            "a multiple, or use fewer devices on the data and fsdp axes"
+            "make it a multiple, or use fewer devices on the data and fsdp axes"
         )
     per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
     num_steps = per_epoch * config.epochs
@@ -149,57 +149,44 @@ def train(
         settings=settings,
     )
     measured = measure_steps(num_steps, measure_points)
-    tracing = _Trace(directory / "profile", first) if profile else None
-    try:
-        with job.training(description) as told_to_stop:
-            if measure and measured and first == 0:
-                measure(0, state.params)
-            for step in range(first, num_steps):
-                if tracing:
-                    tracing.before(step, state)
-                state, metrics = train_step(state, batch_at(step))
-                done = step + 1
-                stops = told_to_stop()
-                saves = done % every == 0 or done == num_steps or stops
-                if saves or done % config.log_every == 0:
-                    more = {"epoch": done / per_epoch, "learning_rate": float(schedule(step))}
-                    values = log.write(done, metrics, more)
-                    # A finite loss with a broken gradient would still leave broken parameters to be saved.
-                    if not np.isfinite([values["loss"], values["param_norm"]]).all():
-                        kept = checkpoints.steps()
-                        raise TrainingDiverged(
-                            f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
-                            f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or "
-                            "clip_norm"
-                        )
-                if measure and done in measured:
-                    measure(done, state.params)
-                if stops:
-                    preemption.stop_by_itself()
-                if saves:
-                    with preemption.during("saving"):
-                        if before_save:
-                            before_save()
-                        checkpoints.save(state)
-                if stops:
-                    break
-            with preemption.during("saving"):
-                checkpoints.wait()
-            # It may also have come while the last checkpoint was written.
-            if first < num_steps and (stops or told_to_stop()):
+    trace = _Trace(directory / "profile" if profile else None, first)
+    with contextlib.closing(log), contextlib.closing(trace), checkpoints, job.training(description) as told_to_stop:
+        if measure and measured and first == 0:
+            measure(0, state.params)
+        for step in range(first, num_steps):
+            trace.before(step, state)
+            state, metrics = train_step(state, batch_at(step))
+            done = step + 1
+            stops = told_to_stop()
+            saves = done % every == 0 or done == num_steps or stops
+            if saves or done % config.log_every == 0:
+                more = {"epoch": done / per_epoch, "learning_rate": float(schedule(step))}
+                values = log.write(done, metrics, more)
+                # A finite loss with a broken gradient would still leave broken parameters to be saved.
+                if not np.isfinite([values["loss"], values["param_norm"]]).all():
+                    kept = checkpoints.steps()
+                    raise TrainingDiverged(
+                        f"loss or parameters are not finite at step {done} of {description}; last good checkpoint: "
+                        f"{f'step {kept[-1]} in {directory}' if kept else 'none'}. Lower the learning rate or "
+                        "clip_norm"
+                    )
+            if measure and done in measured:
+                measure(done, state.params)
+            if stops:
                 preemption.stop_by_itself()
-                raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
-    except PeerLost:
-        raise  # closing the checkpoints would wait for the one that is gone
-    except BaseException:
-        checkpoints.close()
-        raise
-    else:
-        checkpoints.close()
-    finally:
-        if tracing:
-            tracing.stop()
-        log.close()
+            if saves:
+                with preemption.during("saving"):
+                    if before_save:
+                        before_save()
+                    checkpoints.save(state)
+            if stops:
+                break
+        with preemption.during("saving"):
+            checkpoints.wait()
+        # It may also have come while the last checkpoint was written.
+        if first < num_steps and (stops or told_to_stop()):
+            preemption.stop_by_itself()
+            raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     return values if first < num_steps else (read_metrics(log.path) or [{"step": first}])[-1]
 
 
@@ -238,30 +225,30 @@ def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int
 
 
 def measure_steps(num_steps: int, points: int) -> list[int]:
-    """0, and up to `points` steps from the first to the last, ever further apart: most of a curve's change comes
-    early.
-    """
+    """0, and up to `points` steps from first to last, ever further apart: most of a curve's change comes early."""
     return sorted({0, *(int(step) for step in np.round(np.geomspace(1, num_steps, points)))}) if points else []
 
 
 class _Trace:
-    """A JAX trace of a few steps, from the third one on: the first compiles, the second still warms up."""
+    """A JAX trace of a few steps, from the third one on: the first compiles, the second still warms up. None without a
+    directory."""
 
-    def __init__(self, directory: pathlib.Path, first: int):
+    def __init__(self, directory: pathlib.Path | None, first: int):
         self._directory, self._begin, self._running = directory, first + 2, False
 
     def before(self, step: int, state: TrainState) -> None:
-        if step in (self._begin, self._begin + PROFILED_STEPS):
-            jax.block_until_ready(state.step)
+        if self._directory is None or step not in (self._begin, self._begin + PROFILED_STEPS):
+            return
+        jax.block_until_ready(state.step)
         if step == self._begin:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # what Python does while devices work fills gigabytes
             jax.profiler.start_trace(self._directory, profiler_options=options)
             self._running = True
-        elif step == self._begin + PROFILED_STEPS:
-            self.stop()
+        else:
+            self.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -119,6 +119,25 @@ def test_a_training_that_stops_by_itself_is_left_alone_by_a_second_signal():
         assert ends(process) == (7, "left in the buffer", [])
 
 
+def test_a_training_hears_of_the_signal_though_only_the_job_noticed_it():
+    """In a job, even of one process, the signal goes to JAX's handler, not to Python's."""
+    body = """
+    class Told(preemption.Alone):
+        in_job = True
+        def told_to_stop(self):
+            return True
+    print("ready", file=sys.stderr, flush=True)
+    with preemption.during('training'), preemption.noticing_sigterm() as came:
+        preemption.joined(Told())
+        while not came():
+            time.sleep(0.05)
+        preemption.stop_by_itself()
+    sys.exit(7)
+"""
+    with command(body) as process:
+        assert ends(process) == (7, "left in the buffer", [])
+
+
 def test_outside_a_command_signals_are_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
     with preemption.watching():
