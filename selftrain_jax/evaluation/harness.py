@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.generation import Generation, read_generation
+from selftrain_jax.evaluation.likelihood import rolling_windows
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
@@ -24,7 +25,6 @@ from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
 
 try:
-    from lm_eval import utils
     from lm_eval.api.model import LM
 except ImportError as e:
     raise InputError(
@@ -153,9 +153,9 @@ class HarnessModel(LM):
         texts = [request.args[0] for request in requests]
         windows, owners = [], []
         for i, ids in enumerate(self.encode(texts)):
-            cut = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
-            windows += [utils.make_disjoint_window(window) for window in cut]
-            owners += [i] * (len(windows) - len(owners))
+            for window, start in rolling_windows(ids, self.prefix_token_id, self.max_length):
+                windows.append((window[:start].tolist(), window[start:].tolist()))
+                owners.append(i)
         totals = [0.0] * len(texts)
         for i, (value, _) in zip(owners, self._log_likelihoods(windows)):
             totals[i] += value

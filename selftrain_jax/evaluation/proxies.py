@@ -20,7 +20,7 @@ from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
 from selftrain_jax.distributed.mesh import padded_rows, to_host
-from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
@@ -127,11 +127,7 @@ def mean_hidden(
         return _mean_hidden(model, params, *padded_batch(mesh, rows, width, *given))
 
     def finish(i, mean):
-        if not np.isfinite(mean).all():
-            raise InputError(
-                f"the model's hidden states of sequence {i} are not finite: its weights are damaged, diverged, or "
-                "overflow in this dtype; take another checkpoint, or dtype float32"
-            )
+        check_finite(f"hidden states of sequence {i}", mean)
         return mean
 
     found = in_batches(compute, lengths, rows, dtype=dtype, finish=finish)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import padded_rows
-from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
 from selftrain_jax.sampling.settings import SamplingConfig
@@ -217,11 +217,7 @@ def score(
 
     def finish(i, scores):
         scores = jax.tree.map(lambda x: x[: len(sequences[i]) - starts[i]], scores)
-        if not np.isfinite(scores.log_probs).all():
-            raise InputError(
-                f"the model's log-probabilities of sequence {i} are not finite: its weights are damaged, diverged, or "
-                "overflow in this dtype; take another checkpoint, or dtype float32"
-            )
+        check_finite(f"log-probabilities of sequence {i}", scores.log_probs)
         return scores
 
     # Neighbours share their number of scored tokens first: long contexts of a few scored tokens are the common case.
