@@ -153,21 +153,25 @@ def _strength(hits: np.ndarray) -> float:
     return 1.0 - (int(misses[-1]) + 1) / len(hits) if misses.size else 1.0
 
 
-def offset_labels(probes: Sequence[Probe], edges: Sequence[int]) -> list[str]:
-    """The bin of every probe's distance from the start of its training sequence: "0-63", "64-511", "512+", "unknown".
+def offset_bins(offsets: np.ndarray, edges: Sequence[int]) -> dict[tuple[int, int | None], np.ndarray]:
+    """(first, last) -> bool `[n]`: the probes so many tokens from the start of their training sequence.
 
     A model recalls what it met early in its context window better than the same text further in (the offset effect,
-    arXiv 2505.13171), so that extraction rates at different distances are not comparable. `edges` are rising token
-    counts at which a new bin begins, for example (64, 512); 0 begins one anyway.
+    arXiv 2505.13171), so that extraction rates at different distances are not comparable. The last bin has no last
+    (None); an offset below 0 (unknown) is in no bin.
+
+    Args:
+      offsets: int `[n]`.
+      edges: rising token counts at which a new bin begins, for example (64, 512); 0 begins one anyway.
+
+    Raises:
+      InputError: edges that do not rise.
     """
     starts = [0, *edges]
     if any(b <= a for a, b in zip(starts, starts[1:])):
         raise InputError(f"offset edges {tuple(edges)} must rise, and start above 0")
-    names = [f"{a}-{b - 1}" for a, b in zip(starts, starts[1:])] + [f"{starts[-1]}+"]
-    return [
-        "unknown" if p.offset is None else names[int(np.searchsorted(starts, p.offset, side="right")) - 1]
-        for p in probes
-    ]
+    bins = {(a, b - 1): (offsets >= a) & (offsets < b) for a, b in zip(starts, edges)}
+    return bins | {(starts[-1], None): offsets >= starts[-1]}
 
 
 def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int | None = 8) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, grouped
 
 MARGIN = 0.02
 """A capability score counts as kept when it is at most this far (2 points) below the base model's."""
@@ -142,7 +142,8 @@ class ReportData:
     def estimates(self) -> dict[tuple[str, Metric], Estimate]:
         """{(model, metric): Estimate}; rows whose value is missing or not finite are left out."""
         result = {}
-        for key, group in _by_model_and_metric(r for r in self.metrics if finite(r["value"]) is not None).items():
+        known = (row for row in self.metrics if finite(row["value"]) is not None)
+        for key, group in grouped(known, "model", "metric").items():
             values = tuple(float(row["value"]) for row in group)
             counts = [row["n"] for row in group if row["n"] is not None]
             result[key] = Estimate(sum(values) / len(values), *_envelope(group), max(counts, default=None), values)
@@ -155,7 +156,7 @@ class ReportData:
         Several comparisons of one model (seeds) are averaged; the interval spans all of theirs, the p-value is the
         largest.
         """
-        rows, result = _by_model_and_metric(self.comparisons), {}
+        rows, result = grouped(self.comparisons, "model", "metric"), {}
         for model, metric in dict.fromkeys((*self.estimates, *rows)):
             if model == "base":
                 continue
@@ -216,13 +217,6 @@ def label(model: str) -> str:
 def finite(value: Any) -> float | None:
     """`value` as a float; None for None, NaN and infinities."""
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _by_model_and_metric(rows) -> dict[tuple[str, Metric], list[Mapping]]:
-    groups: dict[tuple[str, Metric], list[Mapping]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["metric"]), []).append(row)
-    return groups
 
 
 def _mean(rows: Sequence[Mapping], name: str) -> float | None:

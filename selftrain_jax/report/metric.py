@@ -1,9 +1,13 @@
 """A metric as a typed key: its name in files, its words for people, its unit and its place in a table."""
 
+import collections
 import dataclasses
 import re
+from typing import Any, Iterable, Mapping
 
 RUN = "run"
+Row = Mapping[str, Any]
+"""A row of a table: column -> value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,3 +189,11 @@ def group_extraction(label: str) -> Metric:
     """
     repeats = re.fullmatch(r"repeats=(\d+)", label)
     return Metric("extraction", group=label, repeats=int(repeats[1]) if repeats else None)
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
+    """{values of the columns `names`: rows}, in order of appearance."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names)].append(row)
+    return dict(groups)

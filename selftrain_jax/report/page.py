@@ -13,8 +13,8 @@ import jinja2
 from selftrain_jax.core import files
 from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, label
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, Metric, kind
-from selftrain_jax.report.study_data import StudyData, grouped
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
+from selftrain_jax.report.study_data import StudyData
 from selftrain_jax.report.study_tables import format_study, plain_study
 from selftrain_jax.report.svg import NUM_HUES
 from selftrain_jax.report.tables import format_table, interval, number, plain

@@ -5,7 +5,9 @@ measuring, analysing and showing it.
 import collections
 import dataclasses
 import functools
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
+
+from selftrain_jax.report.metric import Row
 
 RELATIONS = ("self", "same lineage", "same family, different recipe", "other family")
 """How the source of a corpus stands to the student that is trained on it, nearest first."""
@@ -15,8 +17,6 @@ CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again")
 evaluation alone adds."""
 
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
-
-Row = Mapping[str, Any]
 
 
 class Proxy(NamedTuple):
@@ -148,14 +148,6 @@ def proxy_words(proxy: str) -> str:
 def conditions(rows: Sequence[Row]) -> list[str]:
     """In order of appearance."""
     return list(dict.fromkeys(row["condition"] for row in rows))
-
-
-def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:
-    """{values of the columns `names`: rows}, in order of appearance."""
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return dict(groups)
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -5,14 +5,12 @@ import textwrap
 from typing import Mapping, Sequence
 
 from selftrain_jax.report import svg
-from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric
+from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric, Row, grouped
 from selftrain_jax.report.study_data import (
     CONTROLS,
     RELATIONS,
-    Row,
     StudyData,
     conditions,
-    grouped,
     hue,
     in_order,
     over_seeds,
@@ -168,25 +166,11 @@ def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str
 
 def _steps(rows, metric: Metric, looks: Mapping[str, dict], where: str, name: str) -> svg.Figure | None:
     lines = _lines((r for r in rows if r["metric"] == metric), lambda r: (r["arm"], r["step"]), looks)
-    if not lines:
-        return None
-
-    def draw(axes):
-        for arm, line in lines.items():
-            _ranged(axes, line, looks[arm], 100)
-        svg.step_axis(axes, [step for line in lines.values() for step, *_ in line])
-        if metric == CAPABILITY:
-            axes.set_ylabel("capability (% of items)")
-        else:
-            axes.set(ylabel=f"extraction, {metric.words} (%)", ylim=(min(0, axes.get_ylim()[0]), None))
-
-    return _curve(
-        f"{where}: {metric.title} over training",
-        _mean(rows) + " Step 0 is the model before training." * any(row["step"] == 0 for row in rows),
-        draw,
-        _height(lines),
-        name=name,
-    )
+    title = f"{where}: {metric.title} over training"
+    caption = _mean(rows) + " Step 0 is the model before training." * any(row["step"] == 0 for row in rows)
+    if metric == CAPABILITY:
+        return _over_steps(title, caption, lines, looks, "capability (% of items)", name)
+    return _over_steps(title, caption, lines, looks, f"extraction, {metric.words} (%)", name, from_zero=True)
 
 
 def _groups(rows, where: str, name: str) -> svg.Figure | None:
@@ -196,22 +180,28 @@ def _groups(rows, where: str, name: str) -> svg.Figure | None:
     own = [row for row in own if row["arm"] == arm]
     metrics = sorted({row["metric"] for row in own}, key=lambda m: (m.repeats or 0, m.group))
     lines = _lines(own, lambda r: (r["metric"], r["step"]), metrics)
+    looks = {metric: svg.look(_HUES[i % len(_HUES)], metric.group_words) for i, metric in enumerate(lines)}
+    title = f"{where}: held-out extraction by repetition"
+    caption = f"Trained on {arm} (self); by how often a sequence occurs in the pre-training text. {_mean(own)}"
+    return _over_steps(title, caption, lines, looks, "extraction, held-out (%)", name)
+
+
+def _over_steps(
+    title: str, caption: str, lines: Mapping, looks: Mapping, ylabel: str, name: str, from_zero: bool = False
+) -> svg.Figure | None:
+    """Shares over the steps of training."""
     if not lines:
         return None
 
     def draw(axes):
-        for i, (metric, line) in enumerate(lines.items()):
-            _ranged(axes, line, svg.look(_HUES[i % len(_HUES)], metric.group_words), 100)
+        for key, line in lines.items():
+            _ranged(axes, line, looks[key], 100)
         svg.step_axis(axes, [step for line in lines.values() for step, *_ in line])
-        axes.set_ylabel("extraction, held-out (%)")
+        axes.set_ylabel(ylabel)
+        if from_zero:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
-    return _curve(
-        f"{where}: held-out extraction by repetition",
-        f"Trained on {arm} (self); by how often a sequence occurs in the pre-training text. {_mean(own)}",
-        draw,
-        _height(lines),
-        name=name,
-    )
+    return _curve(title, caption, draw, _height(lines), name=name)
 
 
 def generations(data: StudyData) -> list[svg.Figure]:
@@ -236,17 +226,8 @@ def generations(data: StudyData) -> list[svg.Figure]:
             axes.set(xlabel="generation", ylabel=metric.of.unit or metric.title)
             axes.margins(0.07)
 
-        made.append(
-            svg.figure(
-                metric.title,
-                _mean(rows),
-                draw,
-                _height(lines, 3.0),
-                width=4.0,
-                name=f"generation-{i}",
-                numbers="tables/generations.csv",
-            )
-        )
+        place = {"width": 4.0, "name": f"generation-{i}", "numbers": "tables/generations.csv"}
+        made.append(svg.figure(metric.title, _mean(rows), draw, _height(lines, 3.0), **place))
     return made
 
 

@@ -8,8 +8,8 @@ import textwrap
 import unicodedata
 from typing import Any, Sequence
 
-from selftrain_jax.report.metric import Metric
-from selftrain_jax.report.study_data import Row, StudyData, conditions, grouped, in_order, proxy_words
+from selftrain_jax.report.metric import Metric, Row, grouped
+from selftrain_jax.report.study_data import StudyData, conditions, in_order, proxy_words
 from selftrain_jax.report.tables import WIDTH, interval, number, plain, printable
 
 _PAIR = ("student", "arm", "relation", "condition")

@@ -175,7 +175,7 @@ def _table(rows: list[dict[str, Any]], model: str, no_rates: Collection[str]) ->
         if row is None:
             return "-"
         form = (3, 1) if row["metric"] in no_rates else (1, 100)
-        return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}"
+        return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}".rstrip()
 
     lines = [f"| {metric} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |" for metric, row in after.items()]
     return lines and [

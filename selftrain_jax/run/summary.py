@@ -45,6 +45,11 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                 curves += [
                     {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
                 ]
+    learning_curves = {}
+    for model, where in pipeline.models.items():
+        if where:
+            name = model if config.subset.num_subsets > 1 else _model_name(pipeline, where[0])
+            learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     return ReportData(
@@ -55,13 +60,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
         samples=_samples(corpus),
-        learning_curves={
-            model if config.subset.num_subsets > 1 else _model_name(pipeline, where[0]): read_metrics(
-                workdir / "train" / model / "metrics.jsonl"
-            )
-            for model, where in pipeline.models.items()
-            if where
-        },
+        learning_curves=learning_curves,
         settings=read_json(workdir / "config.json"),
         versions=versions(pipeline.mesh),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
@@ -92,7 +91,11 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
     labels = dict.fromkeys(columns["group"].tolist())
     groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
     groups = groups if len(labels) > 1 else {}
-    by_offset = _by_offset(columns["offset"], evaluate.offset_edges) if evaluate.offset_edges else {}
+    by_offset = {}
+    if evaluate.offset_edges:
+        offsets = columns["offset"]
+        bins = memorization.offset_bins(offsets, evaluate.offset_edges) | {UNKNOWN_OFFSET: offsets < 0}
+        by_offset = {Metric("extraction", offset=offset): mask for offset, mask in bins.items() if mask.any()}
     masks = []
     for k in range(subset.num_subsets):
         streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
@@ -107,21 +110,6 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
         }
         masks.append({EXTRACTION: np.ones(len(probes), bool)} | groups | by_offset | held_out | by_group)
     return masks
-
-
-def _by_offset(offsets: np.ndarray, edges: Sequence[int]) -> Masks:
-    """Probes by their distance from the start of their training sequence, in bins that begin at 0 and at `edges`.
-
-    A model recalls what it met early in its context window better than the same text further in (the offset effect,
-    arXiv 2505.13171), so that extraction rates at different distances are not comparable.
-    """
-    starts = [0, *edges]
-    bins = [(first, next_start - 1) for first, next_start in zip(starts, edges)] + [(starts[-1], None)]
-    masks = {
-        (first, last): (offsets >= first) & (offsets <= (np.inf if last is None else last)) for first, last in bins
-    }
-    masks[UNKNOWN_OFFSET] = offsets < 0
-    return {Metric("extraction", offset=offset): mask for offset, mask in masks.items() if mask.any()}
 
 
 def curve(training: pathlib.Path) -> Iterator[tuple[int, Items]]:

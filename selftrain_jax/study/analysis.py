@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import functools
-from typing import Any, Callable, Hashable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
-from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Metric
-from selftrain_jax.report.study_data import MOST_UNKNOWN, PROXIES, RELATIONS, VERDICTS, Row
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Metric, Row, grouped
+from selftrain_jax.report.study_data import MOST_UNKNOWN, PROXIES, RELATIONS, VERDICTS, in_order
 
 Rows = list[dict[str, Any]]
 
@@ -75,22 +75,9 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row]) -> Analysis:
 _PAIR = ("student", "arm", "relation", "condition")
 
 
-def _columns(*names: str) -> Callable[[Row], tuple]:
-    return lambda row: tuple(row[name] for name in names)
-
-
-def _group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = collections.defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return groups
-
-
 def _seed_means(rows: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
     """The mean of each seed, in order of seeds: one replicate each."""
-    return [
-        float(np.mean([value(row) for row in group])) for _, group in sorted(_group(rows, lambda r: r["seed"]).items())
-    ]
+    return [float(np.mean([value(row) for row in group])) for _, group in sorted(grouped(rows, "seed").items())]
 
 
 def _change(row: Row) -> float:
@@ -108,7 +95,7 @@ def _of(results: Iterable[Row], metric: Metric) -> list[Row]:
 
 def _utility(results: Sequence[Row]) -> Rows:
     rows = []
-    for pair, group in _group(_of(results, CAPABILITY), _columns(*_PAIR)).items():
+    for pair, group in grouped(_of(results, CAPABILITY), *_PAIR).items():
         found = _interval(_seed_means(group, _change))
         significant = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
         rows.append({**dict(zip(_PAIR, pair)), **found, "significant": significant})
@@ -116,18 +103,17 @@ def _utility(results: Sequence[Row]) -> Rows:
 
 
 def _by_relation(results: Sequence[Row]) -> Rows:
-    groups = _group(_of(results, CAPABILITY), lambda row: row["relation"])
-    order = [*RELATIONS, *(name for name in groups if name not in RELATIONS)]
-    return [{"relation": n, **_interval(_seed_means(groups[n], _change))} for n in sorted(groups, key=order.index)]
+    groups = {name: rows for (name,), rows in grouped(in_order(_of(results, CAPABILITY)), "relation").items()}
+    return [{"relation": name, **_interval(_seed_means(rows, _change))} for name, rows in groups.items()]
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
     """Each proxy beside the utility of its text: one row per condition, for proxies do not depend on it."""
-    place = _columns("student", "arm", "seed")
-    groups = _group(_of(results, CAPABILITY), place)
+    groups = grouped(_of(results, CAPABILITY), "student", "arm", "seed")
     rows = []
     for row in proxies:
-        for condition, group in _group(groups.get(place(row), []), lambda r: r["condition"]).items():
+        trained = groups.get((row["student"], row["arm"], row["seed"]), [])
+        for (condition,), group in grouped(trained, "condition").items():
             rows.append({**row, "condition": condition, "utility": float(np.mean([_change(r) for r in group]))})
     return rows
 
@@ -136,10 +122,10 @@ def _correlations(rows: Sequence[Row]) -> Rows:
     """Over the texts that models wrote; resampled are pairs of source and student, with all their seeds, conditions and
     temperatures."""
     found = []
-    for proxy, group in _group((row for row in rows if row["relation"] in RELATIONS), lambda row: row["proxy"]).items():
+    for (proxy,), group in grouped((row for row in rows if row["relation"] in RELATIONS), "proxy").items():
         x, y = [row["value"] for row in group], [row["utility"] for row in group]
         pairs = [(row["student"], row["arm"].partition(" t=")[0]) for row in group]
-        within = list(map(_columns("student", "condition", "seed"), group))
+        within = [(row["student"], row["condition"], row["seed"]) for row in group]
         for scope, groups in (("all pairs", None), ("within students", within)):
             if len(set(pairs)) >= 3 and not (groups and len(set(groups)) == len(groups)):
                 about = {"proxy": proxy, "kind": PROXIES[proxy].kind, "scope": scope, "n": len(group)}
@@ -154,8 +140,8 @@ def _selectivity(results: Sequence[Row]) -> Rows:
     1: everything verbatim is forgotten and nothing else; 0: the untouched model, or one that lost both alike. (A ratio
     of the two would be undefined for a model that lost nothing.)"""
     rows = []
-    capability = _group(_of(results, ABOVE_CHANCE), _columns(*_PAIR))
-    for pair, extraction in _group(_of(results, HELD_OUT), _columns(*_PAIR)).items():
+    capability = grouped(_of(results, ABOVE_CHANCE), *_PAIR)
+    for pair, extraction in grouped(_of(results, HELD_OUT), *_PAIR).items():
         lost = _shares_lost(extraction, LEAST_EXTRACTION)
         gone = _shares_lost(capability.get(pair, []), LEAST_CAPABILITY)
         seeds = sorted(lost.keys() & gone.keys())
@@ -171,7 +157,7 @@ def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
     """Seed -> the share of the base model's value that is gone; seeds where the base model has less than `least` to
     lose are left out."""
     shares = {}
-    for seed, group in _group(rows, lambda row: row["seed"]).items():
+    for (seed,), group in grouped(rows, "seed").items():
         before, after = (float(np.mean([row[name] for row in group])) for name in ("before", "after"))
         if before >= least:
             shares[seed] = 1 - after / before
@@ -180,7 +166,7 @@ def _shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
 
 def _without_extraction(results: Sequence[Row]) -> list[str]:
     """Students and seeds of which `_shares_lost` leaves out the extraction."""
-    groups = _group(_of(results, HELD_OUT), _columns("student", "seed"))
+    groups = grouped(_of(results, HELD_OUT), "student", "seed")
     return [
         f"{student}, seed {seed}"
         for (student, seed), rows in sorted(groups.items())
@@ -247,9 +233,9 @@ def _contrast(rows: Sequence[Row], nearer: str, farther: Sequence[str]) -> list[
     others.
     """
     by_seed = []
-    for _, of_seed in sorted(_group(rows, lambda row: row["seed"]).items()):
+    for _, of_seed in sorted(grouped(rows, "seed").items()):
         differences = []
-        for group in _group(of_seed, _columns("student", "condition")).values():
+        for group in grouped(of_seed, "student", "condition").values():
             near = [_change(row) for row in group if row["relation"] == nearer]
             far = [_change(row) for row in group if row["relation"] in farther]
             if near and far:
@@ -263,13 +249,8 @@ def _proxies_fail(correlations: Sequence[Row], num_seeds: int) -> dict[str, Any]
     intrinsic = [row for row in correlations if row["kind"] == "intrinsic" and row["low"] is not None]
     rows = [row for row in intrinsic if row["scope"] == "all pairs"]
     evidence = [
-        {
-            "name": f"rank correlation of utility and {PROXIES[row['proxy']].words}, {row['scope']}",
-            "unit": "",
-            "value": row["rho"],
-            "low": row["low"],
-            "high": row["high"],
-        }
+        {"name": f"rank correlation of utility and {PROXIES[row['proxy']].words}, {row['scope']}", "unit": ""}
+        | {"value": row["rho"], "low": row["low"], "high": row["high"]}
         for row in intrinsic
         if rows
     ]
@@ -339,7 +320,7 @@ def _decoupling(results: Sequence[Row]) -> dict[str, Any]:
 def _lost_by_seed(results: Sequence[Row]) -> list[float]:
     """For every seed: the mean over students of the share of held-out extraction that is lost."""
     by_seed: dict[int, list[float]] = collections.defaultdict(list)
-    for group in _group(_of(results, HELD_OUT), _columns("student", "arm", "condition")).values():
+    for group in grouped(_of(results, HELD_OUT), "student", "arm", "condition").values():
         for seed, share in _shares_lost(group, LEAST_EXTRACTION).items():
             by_seed[seed].append(share)
     return [float(np.mean(by_seed[seed])) for seed in sorted(by_seed)]

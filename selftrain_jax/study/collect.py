@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -61,13 +61,8 @@ def study_data(study: Study) -> StudyData:
         generations=generations,
         costs=_costs(study, done),
         runs=[
-            {
-                "run": run.name,
-                "student": run.student,
-                "condition": run.condition.name,
-                "seed": run.seed,
-                "report": f"../runs/{run.name}/report/report.html",
-            }
+            {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}
+            | {"report": f"../runs/{run.name}/report/report.html"}
             for run in runs
         ],
         **vars(found) | {"notes": notes},
@@ -89,36 +84,31 @@ def _keys(run: Run) -> list[str]:
 def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
     """The first columns of a row; None stands for the student that was evaluated again, without training."""
     name, relation = (arm.name, arm.relation) if arm else ("none", CONTROLS[2])
-    return {
-        "student": run.student,
-        "arm": name,
-        "relation": relation,
-        "condition": run.condition.name,
-        "seed": run.seed,
-    }
+    who = {"student": run.student, "arm": name, "relation": relation}
+    return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
 def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
     evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
+    suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     for subset, masks in enumerate(all_masks):
-        before = _values(evaluated / "base", masks, run.pipeline, chance)
+        before = _values(Items.load(evaluated / "base"), masks, suffix_lengths, chance)
         after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
         if again is not None:
             after.append((_place(run, None), again))
         for place, directory in after:
-            for metric, value in _values(directory, masks, run.pipeline, chance).items():
+            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
                 rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
     return rows
 
 
-def _values(directory: pathlib.Path, masks: Masks, pipeline, chance: float | None) -> dict[Metric, float]:
+def _values(
+    items: Items, masks: Masks, suffix_lengths: Sequence[int] = (), chance: float | None = None
+) -> dict[Metric, float]:
     """Every metric of one model: shares, and nats per token."""
-    items = Items.load(directory)
-    hits = summary.hits(items, masks, pipeline.config.evaluate.suffix_lengths)
-    found = {metric: float(values.mean()) for metric, values in hits.items()}
-    capability = summary.mean_capability(items)
-    if capability is not None:
-        found |= {CAPABILITY: capability, ABOVE_CHANCE: capability - chance}
+    found = {metric: float(hits.mean()) for metric, hits in summary.hits(items, masks, suffix_lengths).items()}
+    if (capability := summary.mean_capability(items)) is not None:
+        found |= {CAPABILITY: capability} | ({} if chance is None else {ABOVE_CHANCE: capability - chance})
     return found | summary.nll_per_token(items)
 
 
@@ -137,10 +127,7 @@ def _curves(run: Run, all_masks: list[Masks]) -> Rows:
         for arm, key in zip(run.arms, _keys(run)):
             for step, items in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}"):
                 place = {**_place(run, arm), "subset": subset, "step": step}
-                found = {metric: float(hits.mean()) for metric, hits in summary.hits(items, masks).items()}
-                if (capability := summary.mean_capability(items)) is not None:
-                    found[CAPABILITY] = capability
-                rows += [{**place, "metric": metric, "value": value} for metric, value in found.items()]
+                rows += [{**place, "metric": metric, "value": v} for metric, v in _values(items, masks).items()]
     return rows
 
 
@@ -161,7 +148,8 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
         chance = _chance(first)  # the suites are the same throughout
         for modes, number, pipeline in turns:
             model = f"{pipeline.main}-0" if number else "base"
-            values = _values(pipeline.workdir / "evaluate" / model, masks, pipeline, chance)
+            items = Items.load(pipeline.workdir / "evaluate" / model)
+            values = _values(items, masks, pipeline.config.evaluate.suffix_lengths, chance)
             values |= _corpus_values(pipeline) if number else {}
             for mode in modes:
                 place = {"student": student, "mode": mode, "generation": number, "seed": seed}

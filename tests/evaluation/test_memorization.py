@@ -13,7 +13,7 @@ from selftrain_jax.evaluation.memorization import (
     extraction_strength,
     held_out,
     load_probes,
-    offset_labels,
+    offset_bins,
 )
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
@@ -137,10 +137,11 @@ def test_extraction_strength_is_the_shortest_prefix_that_greedy_decoding_complet
 
 
 def test_probes_are_binned_by_their_distance_from_the_start():
-    probes = [Probe(np.array([1]), np.array([2]), offset=offset) for offset in (0, 63, 64, 511, 512, 9999, None)]
-    assert offset_labels(probes, (64, 512)) == ["0-63", "0-63", "64-511", "64-511", "512+", "512+", "unknown"]
+    bins = offset_bins(np.array([0, 63, 64, 511, 512, 9999, -1]), (64, 512))
+    found = {offsets: np.flatnonzero(inside).tolist() for offsets, inside in bins.items()}
+    assert found == {(0, 63): [0, 1], (64, 511): [2, 3], (512, None): [4, 5]}
     with pytest.raises(InputError, match="offset edges"):
-        offset_labels(probes, (64, 64))
+        offset_bins(np.array([0]), (64, 64))
 
 
 def test_without_bos_the_prefix_comes_first():
