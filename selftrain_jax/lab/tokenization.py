@@ -7,12 +7,11 @@ is added when encoding."""
 import json
 import os
 import pathlib
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
 import jaxtyping as jt
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_atomic, write_json
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.documents import document_texts, generate_documents
@@ -29,9 +28,6 @@ def build_tokenizer(world: World, kind: str = "words", bpe_vocab_size: int = 512
       kind: "words": the ids are those of `world.words`. "bpe": pieces of words, merged as in Sennrich et al. 2016
         (section 3.2) on fresh text of the world.
       bpe_vocab_size: ids of a "bpe" tokenizer; fewer where every word is one token before.
-
-    Raises:
-      InputError: the installed tokenizers library is too old.
     """
     return _words(world) if kind == "words" else _bpe(world, bpe_vocab_size)
 
@@ -76,14 +72,7 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Any:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[grammar.END_OF_TEXT],
-        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return _merged(tokenizer, texts, vocab_size, [grammar.END_OF_TEXT], tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 def spell_documents(
@@ -110,16 +99,9 @@ def spell_documents(
 def _words(world: World) -> Any:
     import tokenizers
 
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token=grammar.UNKNOWN))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(world.index), unk_token=grammar.UNKNOWN))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    trainer = tokenizers.trainers.WordLevelTrainer(
-        vocab_size=len(world.words), special_tokens=[grammar.END_OF_TEXT, grammar.UNKNOWN], show_progress=False
-    )
-    ordinary = world.words[2:]
-    # The trainer hands out ids by falling frequency: leading parts of the word list give the first word the highest.
-    tokenizer.train_from_iterator((" ".join(ordinary[:n]) for n in range(1, len(ordinary) + 1)), trainer)
-    if tokenizer.get_vocab() != world.index:
-        raise InputError("the installed tokenizers library numbers words in another order; use 0.20 or later")
+    tokenizer.add_special_tokens([grammar.END_OF_TEXT, grammar.UNKNOWN])
     return tokenizer
 
 
@@ -130,13 +112,20 @@ def _bpe(world: World, vocab_size: int) -> Any:
     # "anna smiled" is "▁anna" and "▁smiled", and so is what follows an end-of-text: a word is spelled alike everywhere.
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = tokenizers.decoders.Metaspace(prepend_scheme="always")
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[grammar.END_OF_TEXT, grammar.UNKNOWN],
-        # Rare words need not occur in the text that the merges are learned from.
-        initial_alphabet=sorted(set("".join(world.words[2:]))),
-        show_progress=False,
-    )
     texts = document_texts(world, *generate_documents(world, BPE_DOCUMENTS, "tokenizer"))
+    # Rare words need not occur in the text that the merges are learned from.
+    alphabet = set("".join(world.words[2:]))
+    return _merged(tokenizer, texts, vocab_size, [grammar.END_OF_TEXT, grammar.UNKNOWN], alphabet)
+
+
+def _merged(
+    tokenizer: Any, texts: Iterable[str], vocab_size: int, special: Sequence[str], alphabet: Iterable[str]
+) -> Any:
+    """`tokenizer` with merges learned from `texts`."""
+    import tokenizers
+
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
