@@ -127,6 +127,12 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def padded_rows(rows: int, mesh: Mesh | None) -> int:
+    """`rows`, rounded up to what the batch axis of `mesh` divides."""
+    ways = 1 if mesh is None else batch_ways(mesh)
+    return -(-rows // ways) * ways
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the sharding of an activation where a mesh is set (`jax.set_mesh`); elsewhere a no-op."""
     mesh = jax.sharding.get_abstract_mesh()

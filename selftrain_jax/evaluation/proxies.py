@@ -21,8 +21,8 @@ from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
 from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows
-from selftrain_jax.evaluation.score import check_batch_size, check_token_ids, exact_matmuls, rounded_length
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.evaluation.score import check_batch_size, exact_matmuls, rounded_length
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
 from selftrain_jax.training.step import accumulated, next_token_loss
 

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global, to_host
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, padded_rows, to_global, to_host
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.sampling.warp import warp
@@ -208,7 +208,7 @@ def score(
 
     model = Decoder(config, dtype=dtype)
     ways = 1 if mesh is None else batch_ways(mesh)
-    rows = -(-batch_size // ways) * ways
+    rows = padded_rows(batch_size, mesh)
     # Rows of a batch share their number of scored tokens first: long contexts of a few scored tokens are the common
     # case.
     counts = [rounded_length(len(sequence) - start) for sequence, start in zip(sequences, starts)]
@@ -271,14 +271,6 @@ def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], conf
                 "shorten it"
             )
         check_token_ids(f"sequence {i}", sequence, config)
-
-
-def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
-    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
 def _unpack(chosen, scores, sequences, starts, results):

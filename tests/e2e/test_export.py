@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run import export
-from selftrain_jax.sampling import decode
+from selftrain_jax.sampling.continuation import continue_prompts
 from selftrain_jax.training.checkpoint import restore_params
 from tests.models.checkpoints import assert_same_bits, refuses
 
@@ -104,7 +103,7 @@ def test_settings_of_sampling_belong_to_sampled_text(exported, finished, tmp_pat
 
 
 def test_names_on_the_hub_are_quoted():
-    card = export._card("m", {"source": 'a: "b"/c'}, "", [])
+    card = export._card("gpt_neox", "m", {"source": 'a: "b"/c'}, "", [])
     assert 'base_model: "a: \\"b\\"/c"' in card
 
 
@@ -152,7 +151,7 @@ def test_transformers_writes_the_same_greedy_tokens(exported, caplog):
         do_sample=False,
         pad_token_id=0,
     )
-    found = decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 40)
+    found = continue_prompts(params, config, prompts, 40, stop_at_eos=False)
     np.testing.assert_array_equal(found, expected[:, 4:].numpy())
 
 

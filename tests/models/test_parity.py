@@ -18,6 +18,7 @@ from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS, DecoderConfig
 from selftrain_jax.sampling import decode
+from selftrain_jax.sampling.continuation import continue_prompts
 
 TOLERANCE = 1e-4
 SMALL = DecoderConfig(vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512)
@@ -193,7 +194,7 @@ def test_greedy_decoding_matches_transformers(torch, scratch, config):
         do_sample=False,
         pad_token_id=0,
     )
-    found = decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 64)
+    found = continue_prompts(params, config, prompts, 64, stop_at_eos=False)
     np.testing.assert_array_equal(found, expected[:, 12:].numpy())
     assert len(np.unique(found)) > 64  # the model wanders; agreement on a constant would prove little
 
