@@ -104,14 +104,13 @@ def make_probes(arguments, config, params):
     """int32 [n, 64]: random prefixes, half of them with the greedy continuation and half with a random one."""
     import numpy as np
 
-    from selftrain_jax.models.decoder import Decoder
-    from selftrain_jax.sampling.decode import greedy_continue
+    from selftrain_jax.sampling.continuation import continue_prompts
 
     rng, half = np.random.default_rng(0), arguments.probes // 2
     probes = rng.integers(0, config.vocab_size, (arguments.probes, PREFIX + SUFFIX), dtype=np.int32)
     for begin in range(0, half, arguments.batch):
         rows = probes[begin : begin + arguments.batch]
-        emitted = np.asarray(greedy_continue(Decoder(config), params, rows[:, :PREFIX], SUFFIX))
+        emitted = np.array(continue_prompts(params, config, rows[:, :PREFIX], SUFFIX, stop_at_eos=False))
         rows[: half - begin, PREFIX:] = emitted[: half - begin]
     return probes
 

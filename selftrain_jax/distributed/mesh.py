@@ -148,7 +148,7 @@ def batch_ways(mesh: Mesh) -> int:
 
 
 def padded_rows(rows: int, mesh: Mesh | None) -> int:
-    """`rows`, rounded up to what the mesh divides."""
+    """`rows`, rounded up to what the batch axis of `mesh` divides."""
     ways = 1 if mesh is None else batch_ways(mesh)
     return -(-rows // ways) * ways
 

@@ -1,4 +1,4 @@
-"""Architecture settings of GPT-NeoX models and the ten Pythia presets."""
+"""Architecture settings of decoders and the ten Pythia presets."""
 
 import dataclasses
 
@@ -9,10 +9,11 @@ from selftrain_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and switches of one GPT-NeoX model.
+    """Shape and switches of one model; the defaults are Pythia's.
 
     `vocab_size` counts the rows of the embedding; rows past the tokenizer's last id are padding that no sampler emits.
-    BOS and EOS are the same token, id 0, in every Pythia.
+    BOS and EOS are the same token, id 0, in every Pythia. `family` names the table in `models.families` that says how
+    the model is stored.
     """
 
     vocab_size: int
@@ -28,6 +29,7 @@ class DecoderConfig:
     tie_embeddings: bool = False
     bos_token_id: int = 0
     eos_token_id: int = 0
+    family: str = "gpt_neox"
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position"):
@@ -70,6 +72,14 @@ class DecoderConfig:
         half of the T x T products."""
         look_up = 0 if self.tie_embeddings else self.vocab_size * self.hidden_size
         return 6 * (self.num_params - look_up) + 6 * self.num_layers * self.hidden_size * length
+
+
+def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
+    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
 
 
 def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> DecoderConfig:

@@ -120,6 +120,9 @@ def _write(store, new, position):  # store [B, N, S, H], new [B, T, N, H]
 class Decoder(nn.Module):
     """Token ids to hidden states; `logits` turns hidden states into fp32 logits.
 
+    `enter`, `Block`, `final_norm` and `logits` are all of the model. Calling it scans the layers; `continue_cached` and
+    `verify` take one layer at a time, of the same parts.
+
     Attributes:
       config: the architecture.
       dtype: compute dtype of matmuls and activations; norms, softmax and logits are fp32 regardless.
@@ -163,12 +166,16 @@ class Decoder(nn.Module):
 
         `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions.
         """
-        x = self.embed()[tokens].astype(self.dtype)
-        if positions is None:
-            positions = jnp.arange(tokens.shape[1])
-        rotary = ops.rotary_tables(positions, self.config.rotary_dim, self.config.rotary_base)
+        x, rotary = self.enter(tokens, jnp.arange(tokens.shape[1]) if positions is None else positions)
         (x, _), _ = self.layers((x, None), rotary, segment_ids, 0)
         return self.final_norm(x)
+
+    def enter(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "*B T"]
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """What the first layer reads, and the rotary tables that every layer reads."""
+        x = self.embed()[tokens].astype(self.dtype)
+        return x, ops.rotary_tables(positions, self.config.rotary_dim, self.config.rotary_base)
 
     def output_kernel(self) -> Float[Array, "D V"]:
         return self.embed().T if self.config.tie_embeddings else self.head()
@@ -206,22 +213,18 @@ def unstack_layers(params: Params) -> Params:
 def continue_cached(
     model: Decoder, params: Params, tokens: Int[Array, "B T"], cache: KVCache, position: Int[Array, ""] | int
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Logits of the last of `tokens`, which continue at `position` of the rows in `cache`; and the cache with them in
-    it.
+    """(Logits of the last of `tokens`, `cache` with all of them): they continue at `position` of the cached rows.
 
     `params` are stacked, or unstacked by `unstack_layers`, as a loop around this should pass them.
     """
-    params, config = unstack_layers(params), model.config
-    x = params["embed"]["embedding"][tokens].astype(model.dtype)
-    rotary = ops.rotary_tables(position + jnp.arange(tokens.shape[1]), config.rotary_dim, config.rotary_base)
+    layers, bound = unstack_layers(params)["layers"], model.bind({"params": params})
+    x, rotary = bound.enter(tokens, position + jnp.arange(tokens.shape[1]))
     keys, values = [], []
-    for layer, k, v in zip(params["layers"], cache.keys, cache.values, strict=True):
-        (x, (k, v)), _ = Block(config).apply({"params": layer}, (x, (k, v)), rotary, None, position)
+    for layer, k, v in zip(layers, cache.keys, cache.values, strict=True):
+        (x, (k, v)), _ = Block(model.config).apply({"params": layer}, (x, (k, v)), rotary, None, position)
         keys.append(k)
         values.append(v)
-    hidden = LayerNorm(config.layer_norm_eps).apply({"params": params["final_norm"]}, x[:, -1])
-    kernel = params["embed"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
-    return project(hidden, kernel), KVCache(tuple(keys), tuple(values))
+    return bound.logits(bound.final_norm(x[:, -1])), KVCache(tuple(keys), tuple(values))
 
 
 def project(hidden: Float[Array, "*B D"], kernel: Float[Array, "D V"]) -> Float[Array, "*B V"]:

@@ -8,49 +8,48 @@ import concurrent.futures
 import math
 import os
 import pathlib
-import re
 import shutil
 import warnings
 from typing import Any, Iterator
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.distributed.mesh import RULES
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import RULES, param_shardings
-from selftrain_jax.models.families.gpt_neox import HEAD, PREFIX, Tensor, layout
+from selftrain_jax.models.decoder import Params, param_shardings
+from selftrain_jax.models.families import FAMILIES
+from selftrain_jax.models.families.tensor import Tensor
 from selftrain_jax.models.files import converted
-from selftrain_jax.models.files.dtypes import cast, narrower, to_dtype
+from selftrain_jax.models.files.dtypes import DTYPES, cast, narrower, to_dtype
 from selftrain_jax.models.files.hf_config import load_config, write_config
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import copy_tokenizer, tokenizer_files
 from selftrain_jax.models.files.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
-Params = dict[str, Any]
 PathLike = str | os.PathLike
 
-# Buffers that older transformers versions stored; their values follow from the configuration.
-_IGNORED = re.compile(rf"({re.escape(PREFIX)})?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)")
-_DTYPES = ("BF16", "F16", "F32", "F64")
 _CHUNK_BYTES = 8 << 20
 _ALIGNMENT = 64
 _PROGRESS_BYTES = 2 << 30
 
 
 def load_pretrained(
-    name_or_dir: PathLike, revision: str | None = None, *, dtype: Any = np.float32, mesh: Any = None, rules: Any = None
+    name_or_dir: PathLike, revision: str | None = None, *, dtype: Any = None, mesh: Any = None, rules: dict = RULES
 ) -> tuple[DecoderConfig, Params]:
     """Configuration and parameters of a checkpoint, read straight into the shards of a mesh.
 
     Args:
       name_or_dir: a local directory, or a hub name such as `EleutherAI/pythia-410m`.
       revision: branch, tag or commit on the hub, such as `step143000`.
-      dtype: of every returned leaf, cast while reading; fp32, which None stands for, holds fp16, bf16 and fp32
-        checkpoints exactly. Others are bfloat16, float16 and float64.
+      dtype: of every returned leaf, cast while reading, one of `DTYPES`; None is fp32, which holds fp16, bf16 and fp32
+        checkpoints exactly.
       mesh: `jax.sharding.Mesh` to spread the parameters over. Each process reads only what its own devices hold, and
         besides that keeps at most one stacked parameter's shards in host memory. None returns numpy arrays.
-      rules: logical axis name -> mesh axis; default `parallel.RULES`.
+      rules: logical axis name -> mesh axis; the sharding table.
 
     Returns:
       The `DecoderConfig`, and `params` with layers stacked: query, key and value are `[L, D, 3, N, H]`, other kernels
@@ -66,28 +65,26 @@ def load_pretrained(
     dtype = to_dtype(dtype)
     directory = resolve_model(name_or_dir, revision)
     config = load_config(directory)
-    shardings = _shardings(config, mesh, rules)
+    shardings = None if mesh is None else param_shardings(config, mesh, rules)
     if converted.is_converted(directory):
         return config, converted.load(directory, config, dtype, shardings)
     found = _find_tensors(weight_files(directory), config)
     _check_tied(config, found)
     parts: dict[tuple[str, ...], list[tuple[int | None, Tensor, StoredTensor]]] = {}
-    for name, (tensor, layer) in layout(config, head=not config.tie_embeddings).items():
+    for name, (tensor, layer) in _tensors(config).items():
         parts.setdefault(tensor.path, []).append((layer, tensor, found[name]))
     params: Params = {}
-    for path, pieces in _with_progress(parts, directory):
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = _load_leaf(config, pieces, dtype, shardings and _leaf(shardings, path))
+    total = 4 * config.num_params
+    with tqdm(
+        total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES
+    ) as bar:
+        for path, pieces in parts.items():
+            node = params
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = leaf = _load_leaf(config, pieces, dtype, shardings and _leaf(shardings, path))
+            bar.update(4 * leaf.size)
     return config, params
-
-
-def _shardings(config: DecoderConfig, mesh: Any, rules: Any) -> Params | None:
-    if mesh is None:
-        return None
-
-    return param_shardings(config, mesh, rules or RULES)
 
 
 def check_pretrained(directory: PathLike) -> DecoderConfig:
@@ -106,20 +103,20 @@ def check_pretrained(directory: PathLike) -> DecoderConfig:
 
 
 def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str, StoredTensor]:
-    """Name without prefix -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any
-    copying.
-    """
-    tensors = [stored for path in paths for stored in stored_tensors(path) if not _IGNORED.fullmatch(stored.key)]
+    """Full name -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any copying."""
+    family = FAMILIES[config.family]
+    tensors = [stored for path in paths for stored in stored_tensors(path) if not family.IGNORED.fullmatch(stored.key)]
     if config.num_layers > len(tensors):  # before a name is made for every layer that a wrong number asks for
         raise InputError(
             f"{paths[0].parent}: config.json asks for {config.num_layers:,} layers, but there are {len(tensors)} "
-            "tensors; "
-            "the checkpoint is incomplete, or config.json is not its own"
+            "tensors; the checkpoint is incomplete, or config.json is not its own"
         )
-    names = layout(config, head=True)
+    names = family.tensors(config, head=True)
     found: dict[str, StoredTensor] = {}
     for stored in tensors:
-        path, name = stored.path, HEAD if stored.key == "lm_head.weight" else stored.key.removeprefix(PREFIX)
+        path, name = stored.path, family.ALIASES.get(stored.key, stored.key)
+        if name not in names:  # a checkpoint of the model without its output layer, whose names have no prefix
+            name = family.PREFIX + name
         if name not in names:
             raise InputError(f"{path}: unexpected tensor {stored.key!r}; is config.json that of this checkpoint?")
         if name in found:
@@ -129,14 +126,13 @@ def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str,
             raise InputError(
                 f"{path}: tensor {stored.key!r} has shape {stored.shape}, but config.json asks for {shape}"
             )
-        if stored.dtype not in _DTYPES:
+        if stored.dtype not in DTYPES:
             raise InputError(
-                f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(_DTYPES)}; "
+                f"{path}: tensor {stored.key!r} is {stored.dtype}, not one of {', '.join(DTYPES)}; "
                 "quantized checkpoints are not supported"
             )
         found[name] = stored
-    optional = {HEAD} if config.tie_embeddings else set()
-    missing = [name for name in names if name not in found and name not in optional]
+    missing = [name for name in _tensors(config) if name not in found]
     if missing:
         raise InputError(
             f"{paths[0].parent}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}; "
@@ -145,10 +141,15 @@ def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str,
     return found
 
 
+def _tensors(config: DecoderConfig) -> dict[str, tuple[Tensor, int | None]]:
+    return FAMILIES[config.family].tensors(config, head=not config.tie_embeddings)
+
+
 def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
-    if not config.tie_embeddings or HEAD not in found:
+    family = FAMILIES[config.family]
+    if not config.tie_embeddings or family.HEAD not in found:
         return
-    head, embedding = found[HEAD], found["embed_in.weight"]
+    head, embedding = found[family.HEAD], found[family.EMBEDDING]
     whole = tuple((0, size) for size in head.shape)
     if not all(
         np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)
@@ -158,20 +159,6 @@ def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
             f"{head.path}: tensor {head.key!r} differs from the embedding although config.json says "
             "tie_word_embeddings=true; correct one of them"
         )
-
-
-def _with_progress(parts: dict, directory: pathlib.Path) -> Iterator[tuple[tuple[str, ...], list]]:
-    """The items of `parts`, with a progress bar in bytes when there are gigabytes of them."""
-    from tqdm import tqdm
-
-    sizes = {path: sum(math.prod(tensor.shape) * 4 for _, tensor, _ in pieces) for path, pieces in parts.items()}
-    total = sum(sizes.values())
-    with tqdm(
-        total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES
-    ) as bar:
-        for path, pieces in parts.items():
-            yield path, pieces
-            bar.update(sizes[path])
 
 
 def _load_leaf(
@@ -194,8 +181,6 @@ def _load_leaf(
         warnings.warn(f"tensor {key} holds NaN or infinite values; the model is damaged", InputWarning, stacklevel=4)
     if sharding is None:
         return buffers.popitem()[1]
-    import jax
-
     arrays = []
     for box in list(buffers):
         buffer = buffers.pop(box)
@@ -265,7 +250,7 @@ def save_pretrained(
     dtype: Any = None,
     model_card: str | None = None,
 ) -> None:
-    """Writes a checkpoint that transformers loads as `GPTNeoXForCausalLM` and `load_pretrained` reads back bit for bit.
+    """Writes a checkpoint that transformers loads and `load_pretrained` reads back bit for bit.
 
     The directory appears complete or not at all. In a job of several processes, one of them calls this. Besides
     `params`, one shard is in host memory at a time.
@@ -286,7 +271,7 @@ def save_pretrained(
     if tokenizer_source is not None:
         tokenizer_files(tokenizer_source)
     leaves = _checked_leaves(config, params)
-    size = _stored_bytes(config, leaves, dtype)
+    size = sum(math.prod(leaf.shape) * np.dtype(dtype or leaf.dtype).itemsize for leaf in leaves.values())
     with files.new_directory(directory, "export directory", size) as temporary:
         dtypes = {np.dtype(dtype or leaf.dtype).name for leaf in leaves.values()}
         write_config(temporary, config, dtypes.pop() if len(dtypes) == 1 else "float32")
@@ -299,9 +284,7 @@ def save_pretrained(
 
 def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ...], Any]:
     leaves = {}
-    for name, (tensor, layer) in layout(config, head=not config.tie_embeddings).items():
-        if tensor.path in leaves:
-            continue
+    for name, (tensor, layer) in _tensors(config).items():
         shape = (() if layer is None else (config.num_layers,)) + tensor.leaf_shape
         try:
             leaf = _leaf(params, tensor.path)
@@ -313,17 +296,13 @@ def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ..
     return leaves
 
 
-def _stored_bytes(config: DecoderConfig, leaves: dict[tuple[str, ...], Any], dtype: Any) -> int:
-    return sum(math.prod(leaf.shape) * np.dtype(dtype or leaf.dtype).itemsize for leaf in leaves.values())
-
-
 def _write_weights(
     directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype: Any
 ) -> None:
     import safetensors
     from safetensors.numpy import save_file
 
-    names = layout(config, head=not config.tie_embeddings)
+    names = _tensors(config)
     shards, total, room = [[]], 0, max_shard_bytes
     for name, (tensor, _) in names.items():
         size = math.prod(tensor.shape) * np.dtype(dtype or leaves[tensor.path].dtype).itemsize
@@ -341,9 +320,8 @@ def _write_weights(
             tensor, layer = names[name]
             leaf = leaves[tensor.path]
             value = np.asarray(leaf if layer is None else leaf[layer])
-            key = name if name == HEAD else PREFIX + name
-            tensors[key] = tensor.to_hf(value if dtype in (None, value.dtype) else cast(value, dtype, repr(key)))
-            weight_map[key] = file
+            tensors[name] = tensor.to_hf(value if dtype in (None, value.dtype) else cast(value, dtype, repr(name)))
+            weight_map[name] = file
         try:
             save_file(tensors, directory / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as e:  # its spelling of a full disk

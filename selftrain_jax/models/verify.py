@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf, ops
+from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Params
+from selftrain_jax.models.decoder import Block, Decoder, Params
+from selftrain_jax.models.families import FAMILIES
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, import_transformers, load_tokenizer
@@ -87,7 +87,7 @@ class Verdict:
 
 
 def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequence[str] = DTYPES) -> Verdict:
-    """Compares our forward pass with `transformers.GPTNeoXForCausalLM` on a few fixed prompts.
+    """Compares our forward pass with that of transformers on a few fixed prompts.
 
     Args:
       model: a local directory or a hub name.
@@ -120,10 +120,10 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     params = jax.device_put(params)
     # Accelerators multiply fp32 matrices at a lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
-        sets["ours fp32"] = _logits(config, params, prompts, jnp.float32)
+        sets["ours fp32"] = _all_logits(config, params, prompts, jnp.float32)
         layers = _layer_gaps(config, params, prompts, their_states)
     if "bf16" in dtypes:
-        sets["ours bf16"] = _logits(config, params, prompts, jnp.bfloat16)
+        sets["ours bf16"] = _all_logits(config, params, prompts, jnp.bfloat16)
     return Verdict(
         model=os.fspath(model) + (f" at revision {revision}" if revision else ""),
         backend=jax.default_backend(),
@@ -160,31 +160,31 @@ def hidden_states(
     config: DecoderConfig, params: Params, tokens: Int[Array, "B T"]
 ) -> Iterator[tuple[str, Float[Array, "B T D"]]]:
     """(name, state) of the embedding, of every layer's output, and of the final norm, in fp32."""
-    x = params["embed"]["embedding"][tokens].astype(jnp.float32)
+    model = Decoder(config).bind({"params": params})
+    x, rotary = model.enter(tokens, jnp.arange(tokens.shape[1]))
     yield "embedding", x
     for i in range(config.num_layers):
-        x = _one_layer(config, params["layers"], i, x)
+        x = _one_layer(config, params["layers"], i, x, rotary)
         yield f"layer {i}", x
-    yield "final norm", gpt_neox.LayerNorm(config.layer_norm_eps).apply({"params": params["final_norm"]}, x)
+    yield "final norm", model.final_norm(x)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _one_layer(config, layers, i, x):
-    rotary = ops.rotary_tables(jnp.arange(x.shape[1]), config.rotary_dim, config.rotary_base)
+def _one_layer(config, layers, i, x, rotary):
     params = jax.tree.map(lambda leaf: leaf[i], layers)
-    (x, _), _ = gpt_neox.Block(config).apply({"params": params}, (x, None), rotary, None, 0)
+    (x, _), _ = Block(config).apply({"params": params}, (x, None), rotary, None, 0)
     return x
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _forward(model, params, tokens):
+def _logits(model: Decoder, params: Params, tokens: Int[Array, "1 T"]) -> Float[Array, "T V"]:
     return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")[0]
 
 
-def _logits(config: DecoderConfig, params: Params, prompts: list[np.ndarray], dtype: Any) -> np.ndarray:
+def _all_logits(config: DecoderConfig, params: Params, prompts: list[np.ndarray], dtype: Any) -> np.ndarray:
     """fp32 `[positions of all prompts, V]`."""
-    model = gpt_neox.Decoder(config, dtype=dtype)
-    return np.concatenate([np.asarray(_forward(model, params, tokens)) for tokens in prompts])
+    model = Decoder(config, dtype=dtype)
+    return np.concatenate([np.asarray(_logits(model, params, tokens)) for tokens in prompts])
 
 
 def _layer_gaps(config, params, prompts, their_states) -> tuple[tuple[str, float], ...]:
@@ -211,10 +211,11 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         # Some settings name code on the hub that transformers would fetch and run.
         raw = files.read_json(directory / "config.json", "model configuration")
         config = {name: value for name, value in raw.items() if "implementation" not in name}
+        family = FAMILIES[raw["model_type"]]
         try:
-            model, loading = transformers.GPTNeoXForCausalLM.from_pretrained(
+            model, loading = getattr(transformers, family.MODEL_CLASS).from_pretrained(
                 directory,
-                config=transformers.GPTNeoXConfig.from_dict(config),
+                config=getattr(transformers, family.CONFIG_CLASS).from_dict(config),
                 attn_implementation="sdpa",
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
                 local_files_only=True,
@@ -228,7 +229,8 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         raise InputError(f"{directory}: transformers does not find {min(loading['missing_keys'])!r}, which is there")
     model.eval()
     last = []  # transformers hands out the last layer's state after the final norm only
-    model.gpt_neox.final_layer_norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
+    final_norm = model.get_submodule(family.FINAL_NORM)
+    final_norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
     logits, states = [], []
     with torch.no_grad():
         for tokens in prompts:

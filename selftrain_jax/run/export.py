@@ -75,7 +75,7 @@ def export(
             )
         record = converted.read_record(source)
         config, params = hf.load_pretrained(source)
-        card = _card(directory.name, {name: record.get(name) for name in ("source", "revision")}, "", [])
+        card = _card(config.family, directory.name, {name: record.get(name) for name in ("source", "revision")}, "", [])
         tokenizer = source if _has_tokenizer(source) else None
     else:
         config, params, tokenizer, card = _from_run(source, directory.name, model, step)
@@ -111,7 +111,8 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     if model == "base":
         if step is not None:
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")
-        return *hf.load_pretrained(student), student, _card(name, shown, model, [])
+        config, params = hf.load_pretrained(student)
+        return config, params, student, _card(config.family, name, shown, model, [])
     config = hf.load_config(student)
     checkpoints = pipeline.checkpoints(model)
     last = saved_steps(checkpoints)[-1]
@@ -125,16 +126,21 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
         measured = [f"Training of this model was under way: these are the weights of step {step}."]
     elif step == last:  # what figures were measured on
         measured = _measured(workdir, model, pipeline.config.evaluate.texts)
-    return config, params, student, _card(name, shown, model, measured or ["This checkpoint was not evaluated."])
+    return (
+        config,
+        params,
+        student,
+        _card(config.family, name, shown, model, measured or ["This checkpoint was not evaluated."]),
+    )
 
 
-def _card(name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
+def _card(family: str, name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
     """The text of `README.md`: what the model is, the lines on what was measured, and the settings that made it."""
     base = settings.get("student") or settings["source"]
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if base and not os.path.exists(base) and base.count("/") == 1:
         front += [f"base_model: {json.dumps(base)}"]
-    lines = [*front, "tags:", "- selftrain_jax", "- gpt_neox", "---", "", f"# {name}", ""]
+    lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {name}", ""]
     if model and model != "base":
         lines += [
             f"`{base}`, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "

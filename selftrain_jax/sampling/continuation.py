@@ -4,10 +4,10 @@ Rows of a batch share one write position and no mask. What the shortest prompt c
 every step feeds each row either the next token of its prompt or the token it chose itself. The numbers are those of the
 row alone, whatever stands beside it."""
 
+import dataclasses
 import functools
 from typing import Any, Callable, Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,25 +15,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_sharding, to_global
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, KVCache, Params, continue_cached
-from selftrain_jax.sampling import placement, warp
-from selftrain_jax.sampling.decode import bucket_ends, resize
+from selftrain_jax.distributed.mesh import batch_sharding, padded_rows, to_global
+from selftrain_jax.models.config import DecoderConfig, check_token_ids
+from selftrain_jax.models.decoder import Decoder, Params, continue_cached
+from selftrain_jax.sampling import placement
+from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode, draw_token, resize, start, state_shardings
 from selftrain_jax.sampling.settings import SamplingConfig
 
 STEPS = 32  # tokens between two looks of the host; bucket ends are multiples of it
 _BLOCK = 128  # prompt tokens read at once
-
-
-@flax.struct.dataclass
-class _State:
-    """What one call hands to the next, for B rows."""
-
-    cache: KVCache  # filled up to `position`
-    position: Int[Array, ""]  # tokens fed so far
-    last: Int[Array, "B"]  # the token to feed next
-    done: Bool[Array, "B"]
 
 
 def continue_prompts(
@@ -75,61 +65,57 @@ def continue_prompts(
     if limits.min() < 1 or lengths.min() < 1 or (lengths + limits).max() > config.max_position + 1:
         raise InputError(
             f"prompts of {lengths.min()} to {lengths.max()} tokens and max_new_tokens={max_new_tokens} must be at "
-            "least 1 "
-            f"and fit the model's context of {config.max_position} together; shorten one of them"
+            f"least 1 and fit the model's context of {config.max_position} together; shorten one of them"
         )
-    if any(p.dtype.kind not in "iu" or p.min() < 0 or p.max() >= config.vocab_size for p in prompts):
-        raise InputError(f"prompts must hold token ids of the model's vocabulary of {config.vocab_size}")
-    if sampling is not None and keys is None:
-        raise InputError("drawing tokens needs a random key for each prompt (keys)")
+    for i, prompt in enumerate(prompts):
+        check_token_ids(f"prompt {i}", prompt, config)
+    if sampling is not None:
+        if keys is None:
+            raise InputError("drawing tokens needs a random key for each prompt (keys)")
+        sampling = dataclasses.replace(sampling, min_new_tokens=0)
     model = Decoder(config, dtype=dtype)
-    count, rows = len(prompts), placement.padded_rows(max(rows or 0, len(prompts)), mesh)
+    count, rows = len(prompts), padded_rows(max(rows or 0, len(prompts)), mesh)
     longest = int(lengths.max())
     table = np.zeros((rows, longest + 2 * STEPS), np.int32)
     for row, prompt in enumerate(prompts):
         table[row, : len(prompt)] = prompt
     starts, most = np.ones(rows, np.int32), np.ones(rows, np.int32)
     starts[:count], most[:count] = lengths, limits
-    if keys is None:
+    if keys is None:  # greedy, so none is used
         keys = jax.random.split(jax.random.key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
     weights = placement.prepare(params, config, mesh=mesh, dtype=dtype)
     allowed = jnp.arange(config.vocab_size) < (vocab_limit or config.vocab_size)
     done = np.arange(rows) >= count
-    shardings = None if mesh is None else placement.state_shardings(model, mesh)
+    heads = None if mesh is None else state_shardings(model, mesh).cache.keys[0]
 
     def put(x):
         return jnp.asarray(x) if mesh is None else to_global(mesh, x, batch_sharding(mesh))
 
-    starts_on_device, most = put(starts), put(most)
+    starts, most = put(starts), put(most)
     keys = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(keys))), impl=jax.random.key_impl(keys))
     ends = bucket_ends(int((lengths + limits).max()) + STEPS)
     begin = (int(lengths.min()) - 1) // STEPS * STEPS  # at least one token of every prompt is left to feed
-    cache = _empty_cache(
-        model, rows, next(end for end in ends if end >= max(begin, STEPS)), shardings and shardings.cache
-    )
+    state = start(model, keys, put(done), next(end for end in ends if end >= max(begin, STEPS)), mesh)
     at = 0
     while at < begin:
         width = _BLOCK if begin - at >= _BLOCK else STEPS
-        cache = _read_block(model, weights, put(table[:, at : at + width]), cache, jnp.int32(at))
+        state = _read_block(model, weights, put(table[:, at : at + width]), state)
         at += width
+    state = state.replace(last=put(table[:, begin]))
 
     chosen: list[list[int]] = [[] for _ in prompts]
-    state = _State(cache, jnp.int32(begin), put(table[:, begin]), put(done))
-    del cache
     while not done.all():
         end = next(end for end in ends if end >= at + STEPS)
         if end > state.cache.length:
             old, state = [state.cache], state.replace(cache=None)
-            state = state.replace(cache=resize(old, end, None, shardings and shardings.cache.keys[0]))
+            state = state.replace(cache=resize(old, end, None, heads))
         coming = table[:, at + 1 : at + 1 + STEPS] if at < longest else np.zeros((rows, STEPS), np.int32)
-        state, new = _advance(
-            model, sampling, stop_at_eos, weights, state, put(coming), starts_on_device, keys, allowed, most
-        )
+        state, new = _advance(model, sampling, stop_at_eos, weights, state, put(coming), starts, allowed, most)
         new, ended = np.asarray(new), np.array(state.done)
         for row in np.flatnonzero(~done[:count]):
-            first = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
-            fresh = new[first:, row].tolist()[: limits[row] - len(chosen[row])]
+            begin = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
+            fresh = new[begin:, row].tolist()[: limits[row] - len(chosen[row])]
             if stop_at_eos and config.eos_token_id in fresh:
                 fresh, ended[row] = fresh[: fresh.index(config.eos_token_id)], True
             chosen[row] += fresh
@@ -142,15 +128,10 @@ def continue_prompts(
     return chosen
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rows", "length", "placed"))
-def _empty_cache(model: Decoder, rows: int, length: int, placed: Any) -> KVCache:
-    cache = KVCache.zeros(model.config, rows, length, model.dtype)
-    return cache if placed is None else jax.lax.with_sharding_constraint(cache, placed)
-
-
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _read_block(model: Decoder, params: Params, tokens: Int[Array, "B T"], cache: KVCache, at) -> KVCache:
-    return continue_cached(model, params, tokens, cache, at)[1]
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+def _read_block(model: Decoder, params: Params, tokens: Int[Array, "B T"], state: DecodeState) -> DecodeState:
+    _, cache = continue_cached(model, params, tokens, state.cache, state.position)
+    return state.replace(cache=cache, position=state.position + tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "stop_at_eos"), donate_argnames="state")
@@ -159,36 +140,24 @@ def _advance(
     sampling: SamplingConfig | None,
     stop_at_eos: bool,
     params: Params,
-    state: _State,
+    state: DecodeState,
     coming: Int[Array, "B K"],  # what the prompts hold after the token that is fed next
     starts: Int[Array, "B"],  # index of each row's first new token
-    keys: Key[Array, "B"],
     allowed: Bool[Array, "V"],
     max_new_tokens: Int[Array, "B"],
-) -> tuple[_State, Int[Array, "K B"]]:
+) -> tuple[DecodeState, Int[Array, "K B"]]:
     """Up to `STEPS` further tokens per row, those of the prompt included; stops early once every row is done."""
-    first = state.position
+    first, eos = state.position, model.config.eos_token_id
 
-    def unfinished(carry):
-        state, _ = carry
-        return (state.position < first + STEPS) & ~jnp.all(state.done)
-
-    def step(carry):
-        state, tokens = carry
-        logits, cache = continue_cached(model, params, state.last[:, None], state.cache, state.position)
-        index = state.position + 1
+    def choose(logits, state):
+        t = state.position + 1 - starts  # which new token this is; below 0, it is still the prompt's
         if sampling is None:
-            picked = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
+            new = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
         else:
-            warped = warp.warp(logits, sampling, allowed, jnp.bool_(False), model.config.eos_token_id)
-            turns = jax.vmap(jax.random.fold_in)(keys, jnp.maximum(index - starts, 0))
-            picked = warp.draw(warped, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(turns))
+            new = draw_token(logits, sampling, allowed, state.keys, jnp.maximum(t, 0), eos)
         known = jax.lax.dynamic_index_in_dim(coming, state.position - first, axis=1, keepdims=False)
-        inside = index < starts
-        following = jnp.where(inside, known, picked)
-        ends = (picked == model.config.eos_token_id) & stop_at_eos
-        over = ~inside & (ends | (index - starts + 1 >= max_new_tokens))
-        tokens = tokens.at[state.position - first].set(following)
-        return _State(cache, index, following, state.done | over), tokens
+        ends = (t >= 0) & (((new == eos) & stop_at_eos) | (t + 1 >= max_new_tokens))
+        return (jnp.where(t < 0, known, new),), ends
 
-    return jax.lax.while_loop(unfinished, step, (state, jnp.zeros((STEPS, starts.shape[0]), jnp.int32)))
+    state, (tokens,) = decode(model, params, state, (jnp.zeros((STEPS, starts.shape[0]), jnp.int32),), choose)
+    return state, tokens

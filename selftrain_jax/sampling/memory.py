@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import padded_rows
 from selftrain_jax.models.decoder import Decoder, Params
-from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket
-from selftrain_jax.sampling.placement import padded_rows, state_shardings
+from selftrain_jax.sampling.decode import bucket_ends, decode_bucket, start, state_shardings
 from selftrain_jax.sampling.settings import SamplingConfig
 
 HEADROOM = 0.8
@@ -38,9 +38,7 @@ def wave_bytes(
 
     def state(done):
         keys = jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32))
-        begin = DecodeState.start(model, keys, done)
-        grow = [(0, 0), (0, 0), (0, end - begin.cache.length), (0, 0)]
-        return begin.replace(cache=jax.tree.map(lambda x: jnp.pad(x, grow), begin.cache))
+        return start(model, keys, done, end)
 
     shapes = jax.eval_shape(state, jax.ShapeDtypeStruct((rows,), bool))
     if mesh is not None:
@@ -90,10 +88,8 @@ def largest_wave(
         if rows == least:
             raise InputError(
                 f"sample batch_size='auto': the smallest wave ({least} rows of {sampling.max_new_tokens} tokens) "
-                "does not "
-                f"fit into the {budget / 2**30:.1f} GiB planned for it on the device: shard the model (mesh.tensor), "
-                "or "
-                "lower max_new_tokens"
+                f"does not fit into the {budget / 2**30:.1f} GiB planned for it on the device: shard the model "
+                "(mesh.tensor), or lower max_new_tokens"
             )
         rows = int(rows * 0.95)
 

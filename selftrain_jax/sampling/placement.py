@@ -1,4 +1,4 @@
-"""Where weights, caches and rows lie on the mesh while sampling."""
+"""The weights as sampling reads them: their dtype, and where they lie on the mesh."""
 
 from typing import Any
 
@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import RULES, batch_ways, replicated
+from selftrain_jax.distributed.mesh import RULES
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, KVCache, Params, param_shardings, unstack_layers
-from selftrain_jax.sampling.decode import DecodeState
+from selftrain_jax.models.decoder import Params, param_shardings, unstack_layers
 
 SAMPLING_RULES = RULES | {"embed": None}
 """Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
@@ -49,18 +48,3 @@ def prepared_shardings(config: DecoderConfig, mesh: Mesh) -> Params:
     stacked = param_shardings(config, mesh, SAMPLING_RULES)
     one = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(*s.spec[1:])), stacked["layers"])
     return {**stacked, "layers": [one] * config.num_layers}
-
-
-def padded_rows(batch_size: int, mesh: Mesh | None) -> int:
-    """Rows of a wave: `batch_size`, rounded up to what the mesh divides."""
-    ways = batch_ways(mesh) if mesh is not None else 1
-    return -(-batch_size // ways) * ways
-
-
-def state_shardings(model: Decoder, mesh: Mesh) -> DecodeState:
-    """Rows over the batch axes of the mesh, heads of the cache over its tensor axis where they divide."""
-    batch = SAMPLING_RULES["batch"]
-    rows = NamedSharding(mesh, PartitionSpec(batch))
-    heads = "tensor" if model.config.num_heads % mesh.shape["tensor"] == 0 else None
-    layers = (NamedSharding(mesh, PartitionSpec(batch, heads)),) * model.config.num_layers
-    return DecodeState(KVCache(layers, layers), position=replicated(mesh), last=rows, done=rows, keys=rows)

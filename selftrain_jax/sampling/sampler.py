@@ -20,12 +20,20 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_ways
+from selftrain_jax.distributed.mesh import batch_ways, padded_rows
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
-from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize
+from selftrain_jax.sampling.decode import (
+    FIRST_BUCKET,
+    DecodeState,
+    bucket_ends,
+    decode_bucket,
+    resize,
+    start,
+    state_shardings,
+)
 from selftrain_jax.sampling.memory import largest_wave
-from selftrain_jax.sampling.placement import default_dtype, padded_rows, prepare, state_shardings
+from selftrain_jax.sampling.placement import default_dtype, prepare
 from selftrain_jax.sampling.settings import SamplingConfig
 
 _LEAST_ROWS = 8  # a wave is not compacted below this: smaller batches cost the same time per step
@@ -111,8 +119,8 @@ def sample_waves(
         rows = batch_size
         if rows == "auto":
             rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
-        for start in range(0, len(ids), rows):
-            yield _wave(model, sampling_config, weights, key, ids[start : start + rows], rows, allowed, mesh)
+        for begin in range(0, len(ids), rows):
+            yield _wave(model, sampling_config, weights, key, ids[begin : begin + rows], rows, allowed, mesh)
 
     return waves()
 
@@ -162,7 +170,7 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
     padded = np.zeros(rows, np.uint32)
     padded[:n] = ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
-    state = start(model, keys, jnp.asarray(owner < 0), mesh)
+    state = start(model, keys, jnp.asarray(owner < 0), FIRST_BUCKET, mesh)
     begin = 0
     for end in bucket_ends(limit):
         steps = min(end, limit) - begin
@@ -191,13 +199,6 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
                 lengths[who], stopped[who] = begin + count, True
         begin += steps
     return Samples(ids.astype(np.int64), tokens, log_probs, lengths, stopped)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def start(model: Decoder, keys, done, mesh: Mesh | None) -> DecodeState:
-    """Every row at BOS."""
-    state = DecodeState.start(model, keys, done)
-    return state if mesh is None else jax.lax.with_sharding_constraint(state, state_shardings(model, mesh))
 
 
 def _next_bucket(model, state: DecodeState, cache: list[KVCache], length: int, rows, mesh) -> DecodeState:

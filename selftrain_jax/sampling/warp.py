@@ -18,7 +18,7 @@ def warp(
       logits: the model's own.
       config: static settings.
       allowed: bool `[V]`; False for the padded rows of the embedding, which name no token.
-      forbid_eos: bool scalar; True while fewer than `min_new_tokens` are out.
+      forbid_eos: bool, one for all rows or `[B, 1]`; True while fewer than `min_new_tokens` are out.
       eos_token_id: the token that `forbid_eos` forbids.
     """
     is_eos = jnp.arange(logits.shape[-1]) == eos_token_id

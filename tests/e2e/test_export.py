@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run import export
-from selftrain_jax.sampling import decode
+from selftrain_jax.sampling.continuation import continue_prompts
 from selftrain_jax.training.checkpoint import restore_params
 from tests.models.checkpoints import assert_same_bits, refuses
 from tests.ties import assert_greedy
@@ -103,7 +102,7 @@ def test_settings_of_sampling_belong_to_sampled_text(exported, finished, tmp_pat
 
 
 def test_names_on_the_hub_are_quoted():
-    card = export._card("m", {"source": 'a: "b"/c'}, "", [])
+    card = export._card("gpt_neox", "m", {"source": 'a: "b"/c'}, "", [])
     assert 'base_model: "a: \\"b\\"/c"' in card
 
 
@@ -143,7 +142,7 @@ def test_transformers_writes_the_same_greedy_tokens(exported, caplog):
     text = " ".join(words[:20])
     assert tokenizer(text, add_special_tokens=False).input_ids == load_tokenizer(exported)(text).input_ids
     prompts = np.random.default_rng(0).integers(2, config.vocab_size, (8, 4), dtype=np.int32)
-    found = np.asarray(decode.greedy_continue(gpt_neox.Decoder(config), params, prompts, 40))
+    found = np.array(continue_prompts(params, config, prompts, 40, stop_at_eos=False))
     with torch.no_grad():
         logits = reference(torch.from_numpy(np.concatenate([prompts, found], axis=1)).long()).logits.numpy()
     assert_greedy(found, logits[:, 3:-1], 2e-4)  # of logits of order 10

@@ -17,8 +17,7 @@ from selftrain_jax.evaluation.memorization import (
 )
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder
-from selftrain_jax.sampling.decode import greedy_continue
+from selftrain_jax.sampling.continuation import continue_prompts
 from tests.evaluation.overfitted import overfitted
 
 CONFIG = DecoderConfig(
@@ -56,7 +55,7 @@ def test_extraction_equals_free_running_greedy_decoding(params, probes, bos):
     found = extract(functools.partial(score, params, CONFIG, batch_size=64), probes, bos_token_id=bos)
     head = np.zeros((len(probes), 0) if bos is None else (len(probes), 1), np.int32)
     prompts = np.concatenate([head, [p.prefix for p in probes]], axis=1).astype(np.int32)
-    generated = np.asarray(greedy_continue(Decoder(CONFIG), params, prompts, LENGTH - PREFIX))
+    generated = np.array(continue_prompts(params, CONFIG, prompts, LENGTH - PREFIX, stop_at_eos=False))
     agrees = generated == [p.suffix for p in probes]
     first_mismatch = np.where(agrees.all(axis=1), LENGTH - PREFIX, np.argmin(agrees, axis=1))
     clear = ~found.ambiguous()  # of a trained model: where a near tie is, the passes may write either token

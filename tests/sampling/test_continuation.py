@@ -62,6 +62,13 @@ def test_rows_of_any_length_continue_as_if_alone(params, prompts, alone):
     assert continued(params, CONFIG, prompts[-1:], NEW, mesh=mesh) == alone[-1:]
 
 
+def test_greedy_takes_the_lowest_of_equals_and_can_run_past_eos(params, prompts):
+    flat = params | {"head": {"kernel": jnp.zeros_like(params["head"]["kernel"])}}
+    assert CONFIG.eos_token_id == 0
+    assert continued(flat, CONFIG, prompts[:2], 12, stop_at_eos=False) == [[0] * 12] * 2
+    assert continued(flat, CONFIG, prompts[:2], 12) == [[], []]
+
+
 def test_a_row_ends_where_it_is_told_to(params, prompts, alone):
     asked = []
 

@@ -5,10 +5,9 @@ import pytest
 
 from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.sampling import decode
-from selftrain_jax.sampling.decode import FIRST_BUCKET, DecodeState, decode_bucket, greedy_continue, resize
+from selftrain_jax.sampling.decode import FIRST_BUCKET, decode_bucket, resize
 from selftrain_jax.sampling.settings import SamplingConfig
 from tests.shapes import SMALL, wandering
-from tests.ties import assert_greedy
 
 CONFIG = SMALL
 MODEL = Decoder(CONFIG)
@@ -38,32 +37,11 @@ def full_logits(params, tokens):
 
 
 def start(rows, seed=0):
-    return DecodeState.start(MODEL, jax.random.split(jax.random.key(seed), rows), jnp.zeros(rows, bool))
+    return decode.start(MODEL, jax.random.split(jax.random.key(seed), rows), jnp.zeros(rows, bool))
 
 
 def sampling(**settings):
     return SamplingConfig(**{"temperature": 1.0, "min_new_tokens": 0, "max_new_tokens": 64} | settings)
-
-
-@pytest.mark.everywhere
-@pytest.mark.parametrize("vocab_limit", [None, 60])
-@pytest.mark.parametrize("num_tokens", [1, 30])
-def test_greedy_continuation_is_the_argmax_step_by_step(params, num_tokens, vocab_limit):
-    prompts = np.random.default_rng(1).integers(0, 60, size=(6, 9), dtype=np.int32)
-    found = np.asarray(greedy_continue(MODEL, params, prompts, num_tokens, vocab_limit))
-    assert found.shape == (6, num_tokens)
-    whole = np.concatenate([prompts, found], axis=1)
-    # A causal model: position t of one pass over everything sees what step t saw.
-    assert_greedy(found, np.asarray(full_logits(params, whole))[:, 8:-1, :vocab_limit], 1e-4)
-    if num_tokens > 1:
-        assert len(np.unique(found)) > 10  # agreement on a constant would prove little
-
-
-def test_greedy_continuation_takes_the_lowest_of_equals_and_runs_past_eos(params):
-    flat = params | {"head": {"kernel": jnp.zeros_like(params["head"]["kernel"])}}
-    prompts = np.full((2, 3), 5, np.int32)
-    assert EOS == 0
-    np.testing.assert_array_equal(greedy_continue(MODEL, flat, prompts, 12), np.zeros((2, 12)))
 
 
 def test_a_bucket_reports_the_models_own_log_probs(params):
@@ -112,7 +90,7 @@ def test_eos_comes_as_soon_as_it_may_and_the_loop_stops_with_the_last_row(least)
 
 
 def test_rows_that_are_done_do_not_keep_the_loop_going(params):
-    state = DecodeState.start(MODEL, start(3).keys, jnp.ones(3, bool))
+    state = decode.start(MODEL, start(3).keys, jnp.ones(3, bool))
     state, _, _ = decode_bucket(MODEL, sampling(), params, state, ALLOWED, FIRST_BUCKET)
     assert int(state.position) == 0
 

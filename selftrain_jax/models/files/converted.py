@@ -12,18 +12,17 @@ import re
 import sys
 from typing import Any, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
-from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import param_shapes
+from selftrain_jax.models.decoder import Params, param_shapes
 from selftrain_jax.models.files.dtypes import narrower
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import copy_tokenizer
-
-Params = dict[str, Any]
 
 _PARAMS, _RECORD = "params", "conversion.json"
 
@@ -48,7 +47,6 @@ def save(
     Raises:
       InputError: the destination is taken or its disk too small.
     """
-    import jax
     import orbax.checkpoint as ocp
 
     leaves = jax.tree.leaves(params)
@@ -104,9 +102,6 @@ def load(directory: pathlib.Path, config: DecoderConfig, dtype: np.dtype, shardi
 
 def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> None:
     """Raises `InputError` when a cast to `dtype` may have made numbers infinite."""
-    import jax
-    import jax.numpy as jnp
-
     stored = read_record(directory).get("dtype")
     if not isinstance(stored, str) or not narrower(dtype, jnp.dtype(stored)):
         return
@@ -114,15 +109,12 @@ def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> No
         if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
             raise InputError(
                 f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or "
-                "that are "
-                f"not finite; load it as {stored}"
+                f"that are not finite; load it as {stored}"
             )
 
 
 def restore_target(config: DecoderConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
     """What Orbax is asked to restore: arrays with `shardings`, or numpy arrays with None."""
-    import jax
-
     shapes = param_shapes(config)
     if shardings is None:
         return jax.tree.map(lambda s: np.empty(s.shape, dtype), shapes)
@@ -131,7 +123,6 @@ def restore_target(config: DecoderConfig, shardings: Params | None, dtype: Any =
 
 def check(directory: pathlib.Path, config: DecoderConfig) -> None:
     """Raises `InputError` when the stored arrays are missing or not those of `config`; no array is read."""
-    import jax
     import orbax.checkpoint as ocp
 
     try:
@@ -142,7 +133,7 @@ def check(directory: pathlib.Path, config: DecoderConfig) -> None:
         stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(metadata.tree)}
     except Exception as e:  # as above
         raise InputError(_damaged(directory, e)) from e
-    wanted = jax.tree.leaves_with_path(gpt_neox.param_shapes(config))
+    wanted = jax.tree.leaves_with_path(param_shapes(config))
     for path, leaf in wanted:
         name = jax.tree_util.keystr(path)
         if stored.get(name) != leaf.shape:

@@ -8,6 +8,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Of stored weights. What a model computes in is one of `core.settings.COMPUTE_DTYPES`."""
 
 
 def to_dtype(dtype: Any) -> np.dtype:

@@ -72,8 +72,7 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
     if importlib.util.find_spec("torch") is None:
         raise InputError(
             f"{model} holds only PyTorch weights ({TORCH_WEIGHTS}), and reading them needs PyTorch: pip install "
-            "torch (or "
-            "choose a revision with safetensors files)"
+            "torch (or choose a revision with safetensors files)"
         )
     if not _holds(found, TORCH_WEIGHTS):
         stem, extension = TORCH_WEIGHTS.split(".")
@@ -159,7 +158,6 @@ def _explain(error: Exception, name: str) -> str:
     if met(ConnectionError, TimeoutError) or "TransportError" in kinds:
         return (
             f"no connection to {constants.ENDPOINT} and {cached}; check network and proxy, or pass a local "
-            "directory, or "
-            "copy a cache from elsewhere and name it with HF_HOME"
+            "directory, or copy a cache from elsewhere and name it with HF_HOME"
         )
     return f"the hub client failed ({type(error).__name__}: {one_line(error)[:200]}); pass a local directory instead"

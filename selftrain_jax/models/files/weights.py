@@ -17,6 +17,7 @@ import struct
 import warnings
 from typing import Any, Callable, Iterator
 
+import ml_dtypes
 import numpy as np
 
 from selftrain_jax.core import files
@@ -24,6 +25,8 @@ from selftrain_jax.core.errors import InputError, one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+_SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 Box = tuple[tuple[int, int], ...]
 """[start, stop) along each axis."""
@@ -37,7 +40,7 @@ class StoredTensor:
       path: the file.
       key: its name there.
       shape: as stored.
-      dtype: in the spelling of safetensors: "F16", "BF16", "F32", ...
+      dtype: its name, one of `DTYPES`, or as the file spells what is none of them.
       read: `read(shape, box)` is that box of the tensor, reshaped to `shape` first.
     """
 
@@ -61,8 +64,7 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
             return _indexed_files(directory, directory / index)
     raise InputError(
         f"{directory} holds no weights ({WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}): the download is "
-        "unfinished, "
-        "or this is not a model directory"
+        "unfinished, or this is not a model directory"
     )
 
 
@@ -90,7 +92,6 @@ def stored_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
 
 
 def _safetensors(path: pathlib.Path) -> Iterator[StoredTensor]:
-    import ml_dtypes
     import safetensors
 
     try:
@@ -103,16 +104,15 @@ def _safetensors(path: pathlib.Path) -> Iterator[StoredTensor]:
         raise InputError(f"{path} cannot be read ({e.strerror or one_line(e)})") from None
     except safetensors.SafetensorError as e:
         raise InputError(f"{path} is not a readable safetensors file ({one_line(e)}); download it again") from None
-    dtypes = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
     header.pop("__metadata__", None)
     for key, entry in header.items():
         start = 8 + length + entry["data_offsets"][0]
-        dtype = dtypes.get(entry["dtype"])
+        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"])
 
         def read(shape, box, start=start, dtype=dtype):
             return _read_box(path, start, np.dtype(dtype), shape, box)
 
-        yield StoredTensor(path, key, tuple(entry["shape"]), entry["dtype"], read)
+        yield StoredTensor(path, key, tuple(entry["shape"]), dtype, read)
 
 
 def _read_box(path: pathlib.Path, start: int, dtype: np.dtype, shape: tuple[int, ...], box: Box) -> np.ndarray:
@@ -159,8 +159,7 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} is refused: it is damaged, or holds more than tensors, and reading that would run code from the "
-            "file; "
-            f"get the model as {WEIGHTS}"
+            f"file; get the model as {WEIGHTS}"
         ) from None
     except Exception as e:  # PyTorch raises RuntimeError, EOFError, OSError and its own for damaged files
         raise InputError(
@@ -174,16 +173,12 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
         if tensor.layout != torch.strided or tensor.is_meta:
             kind = "has no values (device meta)" if tensor.is_meta else f"is stored as {tensor.layout}"
             raise InputError(f"{path}: tensor {key!r} {kind}; export the model again with dense tensors")
-        dtype = _TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
+        dtype = str(tensor.dtype).removeprefix("torch.")
         yield StoredTensor(path, str(key), tuple(tensor.shape), dtype, _torch_reader(tensor))
-
-
-_TORCH_DTYPES = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32", "torch.float64": "F64"}
 
 
 def _torch_reader(tensor: Any) -> Callable[[tuple[int, ...], Box], np.ndarray]:
     def read(shape, box):
-        import ml_dtypes
         import torch
 
         part = tensor.detach().reshape(shape)[tuple(slice(*bounds) for bounds in box)]
