@@ -115,12 +115,4 @@ def preset(name: str) -> DecoderConfig:
         raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None
 
 
-def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:
-    """Raises `InputError`, which begins with `what`, unless `ids` (at least one) are integers of the vocabulary."""
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"{what} must hold token ids, that is integers, not {ids.dtype}")
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(f"{what} holds token ids outside the model's vocabulary of {config.vocab_size}")
-
-
 ATTENTION = ("auto", "xla", "cudnn", "splash")

@@ -126,12 +126,8 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
         measured = [f"Training of this model was under way: these are the weights of step {step}."]
     elif step == last:  # what figures were measured on
         measured = _measured(workdir, model, pipeline.config.evaluate.texts)
-    return (
-        config,
-        params,
-        student,
-        _card(config.family, name, shown, model, measured or ["This checkpoint was not evaluated."]),
-    )
+    measured = measured or ["This checkpoint was not evaluated."]
+    return config, params, student, _card(config.family, name, shown, model, measured)
 
 
 def _card(family: str, name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
