@@ -6,7 +6,7 @@ from selftrain_jax.lab.world import WorldConfig, build_world
 from selftrain_jax.lab.world_files import train_tokenizer
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
+from tests.shapes import initial
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def model_directory(world, tmp_path_factory):
         vocab_size=len(world.words) + 16, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_position=32
     )
     tokenizer = train_tokenizer(world, directory / "tokenizer")
-    hf.save_pretrained(directory / "model", config, init_params(config, jax.random.key(0)), tokenizer)
+    hf.save_pretrained(directory / "model", config, initial(config), tokenizer)
     return directory / "model"
 
 

@@ -13,9 +13,9 @@ from selftrain_jax.evaluation import suite
 from selftrain_jax.lab.world import WorldConfig, build_world
 from selftrain_jax.lab.world_files import write_world_files
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import init_params
 from selftrain_jax.report_data import ReportData
 from selftrain_jax.settings import EvaluateSettings
+from tests.shapes import initial
 
 SETTINGS = EvaluateSettings(
     texts={"validation": "validation.jsonl"}, probes="probes.jsonl", add_bos=True, batch_size=32, context_len=8,
@@ -41,7 +41,7 @@ def measured(world, tmp_path_factory):
     """(manifest summary, item arrays)"""
     directory, config = world
     out = tmp_path_factory.mktemp("evaluate")
-    params = init_params(config, jax.random.key(0))
+    params = initial(config)
     mesh = parallel.make_mesh(parallel.MeshConfig(), jax.devices()[:1])
     model = config, params
     found = suite.evaluate_model(

@@ -7,9 +7,10 @@ import pytest
 from selftrain_jax import parallel
 from selftrain_jax.errors import InputError
 from selftrain_jax.models.config import ModelConfig
-from selftrain_jax.models.gpt_neox import GPTNeoX, init_params
+from selftrain_jax.models.gpt_neox import GPTNeoX
 from selftrain_jax.sampling import memory, sampler
 from selftrain_jax.sampling.warp import SamplingConfig
+from tests.shapes import initial
 
 CONFIG = ModelConfig(vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256)
 MODEL = GPTNeoX(CONFIG)
@@ -19,7 +20,7 @@ CACHE = 2 * 2 * 64 * 256 * 4  # bytes per row: keys and values, layers, width, p
 
 @pytest.fixture(scope="module")
 def weights():
-    return sampler.prepare(init_params(CONFIG, jax.random.key(0)), CONFIG)
+    return sampler.prepare(initial(CONFIG), CONFIG)
 
 
 def test_a_wave_needs_its_cache_and_some_logits(weights):
