@@ -8,7 +8,7 @@ from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import init_params
+from tests.shapes import initial
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def model_directory(world, tmp_path_factory):
         max_position=32,
     )
     tokenizer = save_tokenizer(build_tokenizer(world), directory / "tokenizer")
-    hf.save_pretrained(directory / "model", config, init_params(config, jax.random.key(0)), tokenizer)
+    hf.save_pretrained(directory / "model", config, initial(config), tokenizer)
     return directory / "model"
 
 

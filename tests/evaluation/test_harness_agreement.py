@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import zipfile
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,9 +17,9 @@ huggingface = pytest.importorskip(
 from lm_eval.api.instance import Instance
 
 from selftrain_jax.evaluation.harness import HarnessModel
-from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import PRESETS
+from tests.shapes import initial
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 
@@ -32,7 +31,7 @@ def models(tmp_path_factory):
     if not (SHARED / "benchmarks" / "lambada_openai.jsonl").is_file():
         pytest.skip("the benchmarks and Pythia's tokenizer are not in ../shared/data")
     config = PRESETS["pythia-14m"]
-    params = gpt_neox.init_params(config, jax.random.key(0))
+    params = initial(config)
     params["head"]["kernel"] *= 5
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     shutil.copy(SHARED / "tokenizer" / "tokenizer.json", tokenizer)

@@ -5,7 +5,6 @@ import functools
 import gzip
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from selftrain_jax.data import texts
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import init_params
+from tests.shapes import initial
 
 CONFIG = DecoderConfig(vocab_size=200, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=12)
 BOS = CONFIG.bos_token_id
@@ -162,7 +161,7 @@ def test_words_are_counted_as_the_harness_counts_them():
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
-    params = init_params(CONFIG, jax.random.key(0))
+    params = initial(CONFIG)
     params["head"] = {"kernel": jnp.zeros_like(params["head"]["kernel"])}
     scorer = functools.partial(score, params, CONFIG, batch_size=8)
     found = likelihood.text_likelihood(scorer, CONFIG, tokenize, ["some text that is longer than a window", "a"])

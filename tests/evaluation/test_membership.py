@@ -4,7 +4,6 @@ import functools
 import math
 import zlib
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,15 +13,14 @@ from selftrain_jax.evaluation.exposure import canary_exposures, exposure
 from selftrain_jax.evaluation.membership import membership_results, membership_scores
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import init_params
+from tests.shapes import ONE_LAYER, initial
 
-CONFIG = DecoderConfig(vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16)
+CONFIG = ONE_LAYER
 
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(CONFIG, jax.random.key(0))
+    params = initial(CONFIG)
     params["head"]["kernel"] *= 6
     return params
 

@@ -12,9 +12,9 @@ from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import score as score_module
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, init_params, param_axes
+from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling.settings import SamplingConfig
-from tests.shapes import SMALL, wandering
+from tests.shapes import SMALL, initial, wandering
 
 CONFIG = dataclasses.replace(SMALL, max_position=89)  # no multiple of the chunks and roundings of the scorer
 
@@ -84,7 +84,7 @@ def test_ties_go_to_the_lowest_id(monkeypatch, tile):
         vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16
     )
     logits = np.array([1.0, 2.0, 0.0, 2.0, 1.0, 1.0])
-    params = init_params(config, jax.random.key(0))
+    params = initial(config)
     params["final_norm"] = {"scale": jnp.zeros(16), "bias": jnp.zeros(16).at[0].set(1)}
     params["head"] = {"kernel": jnp.zeros((16, 6)).at[0].set(logits)}
     (found,) = score(params, config, [np.array([0, 0, 1, 2, 3, 4, 5])])
@@ -235,7 +235,7 @@ def test_variance_keeps_its_digits_where_one_token_is_nearly_certain():
         vocab_size=6, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=16
     )
     logits = np.array([1000.0, 988.0, 985.0, 985.0, 985.0, 980.0])
-    params = init_params(config, jax.random.key(0))
+    params = initial(config)
     params["final_norm"] = {"scale": jnp.zeros(16), "bias": jnp.zeros(16).at[0].set(1)}
     params["head"] = {"kernel": jnp.zeros((16, 6)).at[0].set(logits)}
     (found,) = score(params, config, [np.array([0, 1])], moments=True)
@@ -256,7 +256,7 @@ def test_logits_take_bounded_memory_whatever_the_batch(monkeypatch, mesh_sizes, 
     config = DecoderConfig(
         vocab_size=8192, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=8, max_position=65
     )
-    params, model, ways = init_params(config, jax.random.key(0)), Decoder(config), 1
+    params, model, ways = initial(config), Decoder(config), 1
     place = lambda tokens: tokens  # noqa: E731
     if mesh_sizes:
         mesh = make_mesh(MeshConfig(*mesh_sizes))

@@ -17,9 +17,9 @@ from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import init_params
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.run import summary
+from tests.shapes import initial
 
 SETTINGS = EvaluateSettings(
     texts={"validation": "validation.jsonl"},
@@ -52,7 +52,7 @@ def measured(world, tmp_path_factory):
     """(manifest summary, items)"""
     directory, config = world
     out = tmp_path_factory.mktemp("evaluate")
-    params = init_params(config, jax.random.key(0))
+    params = initial(config)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model = config, params
     found = suite.evaluate_model(

@@ -14,7 +14,7 @@ import pytest
 from selftrain_jax.models import decoder as gpt_neox
 from selftrain_jax.models import ops
 from selftrain_jax.training.step import next_token_loss, positions_in_segment
-from tests.shapes import SMALL
+from tests.shapes import SMALL, initial
 
 pytestmark = pytest.mark.everywhere
 
@@ -176,7 +176,7 @@ def test_logits_are_fp32_whatever_the_compute_dtype(params, tokens):
 
 
 def test_tied_logits_use_the_embedding(tokens):
-    params, model = gpt_neox.init_params(TIED, jax.random.key(0)), gpt_neox.Decoder(TIED)
+    params, model = initial(TIED), gpt_neox.Decoder(TIED)
     hidden = hidden_states(model, params, tokens)
     logits = model.apply({"params": params}, hidden, method="logits")
     np.testing.assert_allclose(logits, hidden @ params["embed"]["embedding"].T, rtol=0, atol=1e-5)

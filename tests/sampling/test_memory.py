@@ -8,9 +8,10 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, init_params
+from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.sampling import memory, placement
 from selftrain_jax.sampling.settings import SamplingConfig
+from tests.shapes import initial
 
 CONFIG = DecoderConfig(
     vocab_size=512, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_position=256
@@ -22,7 +23,7 @@ CACHE = 2 * 2 * 64 * 256 * 4  # bytes per row: keys and values, layers, width, p
 
 @pytest.fixture(scope="module")
 def weights():
-    return placement.prepare(init_params(CONFIG, jax.random.key(0)), CONFIG)
+    return placement.prepare(initial(CONFIG), CONFIG)
 
 
 def test_a_wave_needs_its_cache_and_some_logits(weights):
