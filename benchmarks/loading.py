@@ -22,17 +22,13 @@ import time
 
 import sides
 
-from selftrain_jax.distributed.mesh import make_mesh
-from selftrain_jax.distributed.settings import MeshConfig
-
 
 def write_checkpoint(arguments: argparse.Namespace, directory: pathlib.Path) -> None:
     import jax
     import ml_dtypes
     import numpy as np
 
-    from selftrain_jax.models import decoder as gpt_neox
-    from selftrain_jax.models import hf
+    from selftrain_jax.models import decoder, hf
     from selftrain_jax.models.config import preset
 
     config = preset(arguments.preset)
@@ -44,7 +40,7 @@ def write_checkpoint(arguments: argparse.Namespace, directory: pathlib.Path) -> 
         block = rng.standard_normal(1 << 20, np.float32).astype(dtype)  # repeated: what is stored does not matter here
         return np.resize(block, leaf.shape)
 
-    hf.save_pretrained(directory, config, jax.tree.map(random, gpt_neox.param_shapes(config)))
+    hf.save_pretrained(directory, config, jax.tree.map(random, decoder.param_shapes(config)))
 
 
 def load(arguments: argparse.Namespace, directory: pathlib.Path) -> dict:
@@ -52,6 +48,8 @@ def load(arguments: argparse.Namespace, directory: pathlib.Path) -> dict:
     import jax
     import numpy as np
 
+    from selftrain_jax.distributed.mesh import make_mesh
+    from selftrain_jax.distributed.settings import MeshConfig
     from selftrain_jax.models import hf
 
     if arguments.processes > 1:

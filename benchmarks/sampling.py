@@ -19,18 +19,16 @@ import time
 
 import sides
 
-from selftrain_jax.distributed.mesh import make_mesh
-from selftrain_jax.sampling import placement
-
 
 def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax
     import jax.numpy as jnp
     import numpy as np
 
+    from selftrain_jax.distributed.mesh import make_mesh
     from selftrain_jax.models import hf
     from selftrain_jax.models.decoder import Decoder
-    from selftrain_jax.sampling import memory, sampler
+    from selftrain_jax.sampling import memory, placement, sampler
     from selftrain_jax.sampling.settings import SamplingConfig
 
     mesh = make_mesh(devices=jax.devices()[:1])

@@ -27,8 +27,6 @@ import sys
 
 import sides
 
-from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
-
 PREFIX = SUFFIX = 32
 _TASKS = {
     "lambada": (
@@ -61,6 +59,7 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax
     import jax.numpy as jnp
 
+    from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
     from selftrain_jax.models import hf
 
     mesh = make_mesh(devices=jax.devices()[:1])

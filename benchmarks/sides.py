@@ -97,11 +97,10 @@ def write_checkpoint(preset: str, directory: str, dtype: str) -> None:
     import jax
     import ml_dtypes
 
-    from selftrain_jax.models import decoder as gpt_neox
-    from selftrain_jax.models import hf
+    from selftrain_jax.models import decoder, hf
 
     config = model_config(preset)
-    params = gpt_neox.init_params(config, jax.random.key(0))
+    params = decoder.init_params(config, jax.random.key(0))
     hf.save_pretrained(directory, config, params, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
 
 

@@ -15,8 +15,6 @@ import argparse
 
 import sides
 
-from selftrain_jax.distributed.mesh import make_mesh
-
 
 def ours(arguments: argparse.Namespace) -> sides.Work:
     import jax
@@ -24,6 +22,7 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     import numpy as np
     import optax
 
+    from selftrain_jax.distributed.mesh import make_mesh
     from selftrain_jax.models import hf
     from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes
     from selftrain_jax.training.log import peak_flops

@@ -13,7 +13,8 @@ Every seed splits the text in another way and has four models: A_small (Pythia-1
 lineage, the same documents in the same order; A_recipe has tokenizer and architecture of A, but read another share, in
 another order, and no planted windows; B has another tokenizer, other switches of the architecture, and a third share.
 Planted are windows of held-out documents, asked about are other held-out documents: which continuation, which word,
-which word order is right."""
+which word order is right.
+"""
 
 from ml_collections import ConfigDict
 

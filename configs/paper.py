@@ -3,11 +3,11 @@
 Command:  selftrain study --config=configs/paper.py --workdir=studies/paper-410m --config.real=real_documents.jsonl \\
               --config.evaluate.multiple_choice.arc_easy=arc_easy.jsonl --config.evaluate.probes=probes.jsonl
 Cost:     estimates of one training in docs/launching.md; the study trains the student once per source, control, seed
-and
-          subset: 3 sources, 2 controls and 3 seeds are 15 trainings of 40 epochs over 5 M tokens. --shard splits them.
-Expect:   the paper (arXiv 2605.31126) reports that self-made text helps most, a relative's next and a stranger's least,
-that
-          likelihood and similarity do not predict it, and extraction down by more than 95 %. This study tests that.
+          and subset: 3 sources, 2 controls and 3 seeds are 15 trainings of 40 epochs over 5 M tokens. --shard splits
+          them.
+Expect:   the paper (arXiv 2605.31126) reports that self-made text helps most, a relative's next and a stranger's
+          least, that likelihood and similarity do not predict it, and extraction down by more than 95 %. This study
+          tests that.
 
 Student SIZE; sources SIZE itself, a larger size of the same data and order (same lineage; the largest has a smaller
 one), and SIZE trained on deduplicated data (same family, another recipe). Settings are those of configs/pythia.py. Real

@@ -75,7 +75,10 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
         ids = [i for _, shard in missing for i in shard if i not in kept]
         # The weights as loaded are let go before the first wave: only what `prepare` made of them stays.
         weights = placement.prepare(
-            hf.load_pretrained(model, dtype=dtype, mesh=mesh, rules=sampler.RULES)[1], config, mesh=mesh, dtype=dtype
+            hf.load_pretrained(model, dtype=dtype, mesh=mesh, rules=placement.SAMPLING_RULES)[1],
+            config,
+            mesh=mesh,
+            dtype=dtype,
         )
         waves = sampler.sample_waves(
             weights,

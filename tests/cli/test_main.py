@@ -10,7 +10,7 @@ from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.run import stages
 
-TINY = str(pathlib.Path(__file__).resolve().parent / "e2e" / "tiny.py")
+TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
 
 

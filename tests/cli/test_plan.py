@@ -20,7 +20,7 @@ from selftrain_jax.training.settings import TrainConfig
 
 pytestmark = pytest.mark.newest
 
-TINY = pathlib.Path(__file__).parent / "e2e" / "tiny.py"
+TINY = pathlib.Path(__file__).parents[1] / "e2e" / "tiny.py"
 SAMPLING = SamplingConfig(min_new_tokens=0, max_new_tokens=32)
 
 

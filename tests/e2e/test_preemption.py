@@ -8,9 +8,9 @@ import shutil
 import time
 
 import pytest
-from tests.distributed.test_preemption import metadata  # noqa: F401
 
 from selftrain_jax.training.checkpoint import saved_steps
+from tests.distributed.test_preemption import metadata  # noqa: F401
 
 STAGES = {
     "lab/world": 0.1,

@@ -153,13 +153,6 @@ def test_the_decode_loop_is_compiled_for_sampling_settings_only():
     assert hash(small.sampling()) == hash(large.sampling())
 
 
-def test_additions_to_the_evaluation_leave_older_runs_alone():
-    plain = EvaluateSettings().stage_settings()
-    assert "suffix_lengths" not in plain and plain["held_out_ngram"] == 8
-    added = EvaluateSettings(suffix_lengths=(4, 8), free_running=True).stage_settings()
-    assert added == plain | {"suffix_lengths": (4, 8), "free_running": True}
-
-
 def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():
     settings = EvaluateSettings(
         texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"a": "4"}, probes="5"

@@ -56,7 +56,7 @@ def test_conditions_are_named_by_what_differs():
         ({"generations": {"count": 0}}, "count=0 must be at least 1"),
         ({"generations": {"modes": ("keep",)}}, "must be some of replace, accumulate"),
         ({"proxies": {"num_documents": 0}}, "num_documents=0 must be at least 1"),
-        ({"subset": {"retokenize": "maybe"}}, "retokenize='maybe' must be True, False or 'auto'"),
+        ({"subset": {"retokenize": "maybe"}}, "retokenize='maybe' must be one of True, False, 'auto'"),
         ({"student": ("small",)}, "unknown setting student; did you mean 'students'"),
     ],
     ids=str,
