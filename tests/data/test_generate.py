@@ -197,9 +197,10 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from selftrain_jax import parallel
 from selftrain_jax.data.generate import sample_corpus
-from selftrain_jax.settings import SampleSettings
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.sampling.settings import SampleSettings
 settings = SampleSettings(**eval(sys.argv[5]))
 devices = jax.devices() if sys.argv[6] == "all" else jax.local_devices()
 sizes = (1, 1, len(devices)) if sys.argv[6] == "all" else (len(devices), 1, 1)
