@@ -132,16 +132,14 @@ def _read_result(directory: pathlib.Path, asked: dict[str, Any], say: Callable[[
 def _environment(settings: Settings) -> Iterator[None]:
     """No forked bootstrap beside JAX's threads, and the harness's code runner only where the user allowed it."""
     wanted = {"DISABLE_MULTIPROC": "1"} | ({"HF_ALLOW_CODE_EVAL": "1"} if settings.confirm_run_unsafe_code else {})
-    before = {name: os.environ.get(name) for name in wanted}
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in wanted:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _plain(value: Any) -> Any:

@@ -74,9 +74,12 @@ class TaskBook:
         Raises:
           InputError: the harness is not installed, or `include_path` is not a folder.
         """
-        _need_harness()
-        from lm_eval.tasks import TaskManager
-
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as e:
+            raise InputError(
+                f"tasks need lm-evaluation-harness 0.4.10 or later ({one_line(e)}): pip install 'selftrain_jax[eval]'"
+            ) from None
         folder = None if include_path is None else files.user_path(include_path)
         if folder is not None and not folder.is_dir():
             raise InputError(f"include_path={str(include_path)!r} is not a folder; name one that holds YAML task files")
@@ -184,12 +187,3 @@ def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(task)
         else:
             yield name, task
-
-
-def _need_harness() -> None:
-    try:
-        import lm_eval.tasks  # noqa: F401
-    except ImportError as e:
-        raise InputError(
-            f"tasks need lm-evaluation-harness 0.4.10 or later ({one_line(e)}): pip install 'selftrain_jax[eval]'"
-        ) from None

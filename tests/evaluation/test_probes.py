@@ -161,7 +161,7 @@ def test_rows_of_a_data_set_become_probes(tmp_path, saved):
 
 def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
     path, _ = saved
-    with pytest.raises(InputError, match=r"no split 'duped.70m'; it has deduped.70m, duped.1.4b"):
+    with pytest.raises(InputError, match=r"no split='duped.70m'; it has the splits deduped.70m, duped.1.4b"):
         dataset_probes(str(path), "duped.70m", tmp_path / "out.jsonl")
     with pytest.raises(
         InputError, match=r"random, row 1: 40 tokens are fewer than prefix_length=32 \+ suffix_length=32"
