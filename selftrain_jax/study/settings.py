@@ -140,11 +140,8 @@ class StudyConfig:
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
         repeated = self.generations.students
-        for kind, names in {
-            "students": self.students,
-            "sources": self.sources,
-            "generations.students": repeated,
-        }.items():
+        named = {"students": self.students, "sources": self.sources, "generations.students": repeated}
+        for kind, names in named.items():
             for name in names:
                 if name not in self.models:
                     raise InputError(f"{kind} names {name!r}, which is none of models: {', '.join(self.models)}")
@@ -161,8 +158,8 @@ class StudyConfig:
             same = [other for other in self.models.values() if other.family == model.family]
             if not model.family or (len(same) > 1 and not model.recipe):
                 raise InputError(
-                    f"models.{name} needs a family, and a recipe where another model is of its family: they "
-                    "say how source and student are related"
+                    f"models.{name} needs a family, and a recipe where another model is of its family: they say "
+                    "how source and student are related"
                 )
         if self.lab is None:
             for setting, value in self.files().items():
