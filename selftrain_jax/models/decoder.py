@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.distributed.mesh import RULES, constrain
-from selftrain_jax.distributed.mesh import named_shardings as shardings
+from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig
 
@@ -238,23 +237,25 @@ def default_unroll(config: DecoderConfig) -> int:
     return config.num_layers if jax.default_backend() == "cpu" else 1
 
 
+def _init(config: DecoderConfig, key: jax.Array) -> Params:
+    return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32), method="init_all")["params"]
+
+
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
     """Freshly initialized fp32 parameters as a plain nested dict."""
-    model, tokens = Decoder(config), jnp.zeros((1, 1), jnp.int32)
-    return nn.unbox(model.init(key, tokens, method="init_all")["params"])
+    return nn.unbox(_init(config, key))
 
 
 @functools.lru_cache
 def param_axes(config: DecoderConfig) -> Params:
     """The logical axis names of every parameter, in the structure of `params`; nothing is allocated."""
-    model, tokens = Decoder(config), jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, method="init_all"))["params"]
+    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
 def param_shardings(config: DecoderConfig, mesh: jax.sharding.Mesh, rules: dict = RULES) -> Params:
     """The `NamedSharding` of every parameter on `mesh`, in the structure of `params`."""
-    return shardings(mesh, param_axes(config), param_shapes(config), rules)
+    return named_shardings(mesh, param_axes(config), param_shapes(config), rules)
 
 
 def param_shapes(config: DecoderConfig) -> Params:

@@ -103,8 +103,7 @@ def causal_attention(
     blocks = []
     for start in range(0, length, ATTENTION_BLOCK):
         stop = min(start + ATTENTION_BLOCK, length)
-        mask = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        mask = mask[None, None]  # [1, 1, block, stop]
+        mask = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None, None]  # [1, 1, block, stop]
         if segment_ids is not None:
             mask &= (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop])[:, None]
         scores = jnp.einsum("btnh,bsnh->bnts", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
@@ -160,13 +159,12 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk):
         d_kernel = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return loss, d_hidden, d_kernel
 
-    whole = length // chunk
+    scanned = length // chunk * chunk if length >= 2 * chunk else 0
     loss, d_kernel, d_hidden = jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32), []
-    if whole > 1:
+    if scanned:
 
         def split(x):
-            x = x[:, : whole * chunk]
-            return jnp.moveaxis(x.reshape(x.shape[0], whole, chunk, *x.shape[2:]), 1, 0)
+            return jnp.moveaxis(x[:, :scanned].reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
         def body(carry, xs):
             part, dh, dk = one_chunk(*xs)
@@ -175,12 +173,9 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk):
         (loss, d_kernel), stacked = jax.lax.scan(
             body, (loss, d_kernel), (split(hidden), split(targets), split(weights))
         )
-        d_hidden.append(jnp.moveaxis(stacked, 0, 1).reshape(hidden.shape[0], whole * chunk, -1))
-        start = whole * chunk
-    else:
-        start = 0
-    if start < length:
-        part, dh, dk = one_chunk(hidden[:, start:], targets[:, start:], weights[:, start:])
+        d_hidden.append(jnp.moveaxis(stacked, 0, 1).reshape(hidden.shape[0], scanned, -1))
+    if scanned < length:
+        part, dh, dk = one_chunk(hidden[:, scanned:], targets[:, scanned:], weights[:, scanned:])
         loss, d_kernel = loss + part, d_kernel + dk
         d_hidden.append(dh)
     return loss, (jnp.concatenate(d_hidden, axis=1), d_kernel.astype(kernel.dtype))

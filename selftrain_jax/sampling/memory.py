@@ -1,6 +1,4 @@
-"""How many rows of a wave fit into the device memory: from what the compiler says a step needs, before anything
-runs.
-"""
+"""How many rows of a wave fit into the device memory, from what the compiler says that a step needs."""
 
 import math
 import os
@@ -33,20 +31,14 @@ def wave_bytes(
     `weights` may be `jax.ShapeDtypeStruct`s with shardings.
     """
     limit = sampling.max_new_tokens
-    end = bucket_ends(limit)[-1]
-    steps = limit - ([0, *bucket_ends(limit)][-2])
-
-    def state(done):
-        keys = jax.vmap(jax.random.key)(jnp.zeros(rows, jnp.uint32))
-        return start(model, keys, done, end)
-
-    shapes = jax.eval_shape(state, jax.ShapeDtypeStruct((rows,), bool))
+    *_, before, end = 0, *bucket_ends(limit)
+    shapes = jax.eval_shape(lambda: start(model, jax.random.split(jax.random.key(0), rows), jnp.zeros(rows, bool), end))
     if mesh is not None:
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
         )
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
-    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
+    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, limit - before).compile().memory_analysis()
     return (
         used.argument_size_in_bytes
         - device_bytes(weights)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_ways, padded_rows
+from selftrain_jax.distributed.mesh import padded_rows
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
 from selftrain_jax.sampling.decode import (
@@ -146,14 +146,9 @@ def _fewer_rows(rows: int, alive: int, mesh: Mesh | None) -> int:
 
     Few shapes, since each is compiled: at most a third of the rows is idle after this, a sixth on average.
     """
-    ways = batch_ways(mesh) if mesh is not None else 1
-    best, half = rows, rows
-    while half >= max(alive, _LEAST_ROWS):
-        for candidate in (half, half * 3 // 4):
-            if candidate >= max(alive, _LEAST_ROWS) and candidate % ways == 0:
-                best = min(best, candidate)
-        half //= 2
-    return best
+    ways, least = padded_rows(1, mesh), max(alive, _LEAST_ROWS)
+    sizes = [size for n in range(rows.bit_length()) for size in (rows >> n, (rows >> n) * 3 // 4)]
+    return min((size for size in sizes if size >= least and size % ways == 0), default=rows)
 
 
 def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Samples:
