@@ -11,8 +11,9 @@ import os
 import pathlib
 from typing import Any, Callable, Iterator, Sequence
 
-from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import fingerprint as fingerprint_of
+from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
 from selftrain_jax.evaluation.generation import read_generation
 from selftrain_jax.evaluation.task_book import TaskBook, TaskRequest
@@ -104,7 +105,7 @@ def run(
                 confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             )
             done[request] = _plain({name: found[name] for name in _KEPT if name in found})
-            files.write_json(_result_path(directory, asked[request]), {"key": asked[request]} | done[request])
+            write_record(_result_path(directory, asked[request]), {"key": asked[request]}, **done[request])
     return [
         {"task": request.name, "num_fewshot": request.num_fewshot, "limit": settings.limit} | done[request]
         for request in requests
@@ -112,19 +113,17 @@ def run(
 
 
 def _result_path(directory: pathlib.Path, asked: dict[str, Any]) -> pathlib.Path:
-    return directory / f"{asked['task'].replace('/', '_')}-{files.fingerprint(asked)}.json"
+    return directory / f"{asked['task'].replace('/', '_')}-{fingerprint_of(asked)}.json"
 
 
 def _read_result(directory: pathlib.Path, asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
     """What an earlier run found for what is asked; None when there is nothing, or nothing that can be used."""
     path = _result_path(directory, asked)
-    if not path.is_file():
-        return None
-    with contextlib.suppress(InputError):
-        value = files.read_json(path)
-        if isinstance(value, dict) and value.pop("key", None) == asked and isinstance(value.get("results"), dict):
-            return value
-    say(f"{path} is damaged: that task is run again")
+    found = read_same(path, {"key": asked}) or {}
+    if isinstance(found.get("results"), dict):
+        return {name: value for name, value in found.items() if name != "key"}
+    if path.is_file():
+        say(f"{path} is damaged: that task is run again")
     return None
 
 

@@ -11,6 +11,7 @@ from typing import Callable, Sequence
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
@@ -72,7 +73,7 @@ class Failures:
     """Marks in `folder` of units that failed under these settings; what failed under others may go well now."""
 
     def __init__(self, folder: pathlib.Path, config: StudyConfig):
-        self._folder, self._asked = folder, files.fingerprint(config)
+        self._folder, self._asked = folder, {"study": files.fingerprint(config)}
 
     def _path(self, unit: str) -> pathlib.Path:
         return self._folder / f"{unit.replace('/', '_').replace(': ', '_')}.json"
@@ -82,12 +83,12 @@ class Failures:
 
     def write(self, unit: str, reason: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(self._path(unit), {"study": self._asked, "reason": reason})
+        write_record(self._path(unit), self._asked, reason=reason)
 
     def reason(self, unit: str) -> str | None:
         """Why the unit failed; None where it did not."""
-        mark = files.read_json(self._path(unit)) if self._path(unit).is_file() else {}
-        return mark["reason"] if mark.get("study") == self._asked else None
+        mark = read_same(self._path(unit), self._asked)
+        return mark and mark["reason"]
 
 
 class Execution:
