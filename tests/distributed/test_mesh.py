@@ -25,7 +25,7 @@ from selftrain_jax.distributed.mesh import (
     to_global,
 )
 from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.models.config import PRESETS
 
 
@@ -73,7 +73,7 @@ def test_mesh_axes_are_auto_and_hold_every_device_once(mesh):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_axis_name_of_the_model_has_a_rule(name):
-    axes = gpt_neox.param_axes(PRESETS[name])
+    axes = decoder.param_axes(PRESETS[name])
     for names in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
         used = [axis for axis in partition_spec(names) if axis is not None]
         assert set(used) <= set(MESH_AXES) and len(used) == len(set(used))

@@ -3,8 +3,7 @@
 import jax
 import numpy as np
 
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf
+from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.config import DecoderConfig
 from tests.shapes import initial
 
@@ -44,7 +43,7 @@ def write_model(directory, seed=0):
 
 @jax.jit
 def _log_probs(params, tokens):
-    model = gpt_neox.Decoder(CONFIG)
+    model = decoder.Decoder(CONFIG)
     hidden = model.apply({"params": params}, tokens)
     return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.models.config import DecoderConfig
 
 CONFIG = DecoderConfig(vocab_size=48, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=40, rotary_pct=0.5)
@@ -40,7 +40,7 @@ OLD_CONFIG = {  # as EleutherAI published Pythia
 
 def random_params(config, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), gpt_neox.param_shapes(config))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), decoder.param_shapes(config))
 
 
 def assert_same_bits(left, right):

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.models.config import PRESETS, DecoderConfig, preset
 
 GOOD = DecoderConfig(vocab_size=100, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=128)
@@ -56,7 +56,7 @@ def test_a_share_of_each_head_is_rotated(rotary_pct, expected):
 @pytest.mark.parametrize("tied", [False, True])
 def test_num_params_counts_the_parameters(tied):
     config = dataclasses.replace(GOOD, tie_embeddings=tied)
-    shapes = gpt_neox.param_shapes(config)
+    shapes = decoder.param_shapes(config)
     assert config.num_params == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

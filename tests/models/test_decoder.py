@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import ops
+from selftrain_jax.models import decoder, ops
 from selftrain_jax.training.step import next_token_loss, positions_in_segment
 from tests.shapes import SMALL, initial
 
@@ -50,7 +49,7 @@ def params():
         noise = rng.normal(size=leaf.shape).astype(np.float32)
         return 1 + 0.3 * noise if path[-1].key == "scale" else 0.3 * noise
 
-    return jax.tree_util.tree_map_with_path(fill, gpt_neox.param_shapes(CONFIG))
+    return jax.tree_util.tree_map_with_path(fill, decoder.param_shapes(CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +79,17 @@ def assert_close(left, right, relative):
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
 def test_parameters_are_laid_out_as_documented(config):
     expected = {k: v for k, v in DOCUMENTED.items() if k != "head" or not config.tie_embeddings}
-    params, shapes = gpt_neox.init_params(config, jax.random.key(0)), gpt_neox.param_shapes(config)
+    params, shapes = decoder.init_params(config, jax.random.key(0)), decoder.param_shapes(config)
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, shapes) == expected
     assert {x.dtype for x in jax.tree.leaves((params, shapes))} == {np.dtype("float32")}
     # Every axis name stands for one size, so a wrong or swapped name shows.
-    named = jax.tree.map(lambda names: tuple(SIZES[n] for n in names), gpt_neox.param_axes(config), is_leaf=is_leaf)
+    named = jax.tree.map(lambda names: tuple(SIZES[n] for n in names), decoder.param_axes(config), is_leaf=is_leaf)
     assert named == expected
 
 
 def test_initialization_is_that_of_gpt_neox():
     """Small init sqrt(2 / 5D) inward, 2 / (L sqrt D) outward; 4,096 draws estimate a spread to 1.1 % (1 sigma)."""
-    params = gpt_neox.init_params(CONFIG, jax.random.key(0))
+    params = decoder.init_params(CONFIG, jax.random.key(0))
     layers, inward, outward = params["layers"], (2 / (5 * D)) ** 0.5, 2 / (L * D**0.5)
     for leaf, stddev in (
         (layers["qkv"], inward),
@@ -102,14 +101,14 @@ def test_initialization_is_that_of_gpt_neox():
         assert not np.array_equal(leaf["kernel"][0], leaf["kernel"][1])  # layers do not share their draw
         np.testing.assert_array_equal(leaf["bias"], 0)
     np.testing.assert_array_equal(layers["mlp_norm"]["scale"], 1)
-    again, other = (gpt_neox.init_params(CONFIG, jax.random.key(seed)) for seed in (0, 1))
+    again, other = (decoder.init_params(CONFIG, jax.random.key(seed)) for seed in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert not np.array_equal(other["embed"]["embedding"], params["embed"]["embedding"])
 
 
 @pytest.fixture(scope="module")
 def plain(params, tokens):
-    return loss_and_gradient(gpt_neox.Decoder(CONFIG), params, tokens)
+    return loss_and_gradient(decoder.Decoder(CONFIG), params, tokens)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def plain(params, tokens):
 )
 def test_unrolling_and_remat_change_no_result(params, tokens, plain, switch):
     """The same operations, fused differently: some 20 roundings of fp32 along the way."""
-    assert_close(loss_and_gradient(gpt_neox.Decoder(CONFIG, **switch), params, tokens), plain, 1e-5)
+    assert_close(loss_and_gradient(decoder.Decoder(CONFIG, **switch), params, tokens), plain, 1e-5)
 
 
 def test_remat_recomputes_the_layers(params, tokens):
@@ -125,9 +124,9 @@ def test_remat_recomputes_the_layers(params, tokens):
 
     def temporaries(remat):
         config = dataclasses.replace(CONFIG, num_layers=8)
-        loss = next_token_loss(gpt_neox.Decoder(config, remat=remat))
+        loss = next_token_loss(decoder.Decoder(config, remat=remat))
         batch = {"tokens": jax.ShapeDtypeStruct((16, 65), jnp.int32)}
-        gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(gpt_neox.param_shapes(config), batch)
+        gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(decoder.param_shapes(config), batch)
         return gradient.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(True) < temporaries(False) / 2
@@ -136,7 +135,7 @@ def test_remat_recomputes_the_layers(params, tokens):
 def test_no_position_sees_what_comes_after(params, tokens):
     changed = tokens.copy()
     changed[:, 10:] = (changed[:, 10:] + 1) % V
-    before, after = (np.asarray(hidden_states(gpt_neox.Decoder(CONFIG), params, t)) for t in (tokens, changed))
+    before, after = (np.asarray(hidden_states(decoder.Decoder(CONFIG), params, t)) for t in (tokens, changed))
     np.testing.assert_array_equal(before[:, :10], after[:, :10])
     assert np.abs(before[:, 10:] - after[:, 10:]).max(axis=(0, 2)).min() > 0.1
 
@@ -152,7 +151,7 @@ def attention_block(request, monkeypatch):
 
 def test_packed_documents_do_not_see_each_other(params, tokens, attention_block):
     """Whatever document A says, B has the same bits; and they are those of B alone, up to the rounding of fp32."""
-    model, end = gpt_neox.Decoder(CONFIG), 11
+    model, end = decoder.Decoder(CONFIG), 11
     segment_ids = np.repeat([[0, 1]], 2, axis=0).repeat([end, 24 - end], axis=1)
     changed = tokens.copy()
     changed[:, :end] = (changed[:, :end] + 1) % V
@@ -167,7 +166,7 @@ def test_packed_documents_do_not_see_each_other(params, tokens, attention_block)
 
 
 def test_logits_are_fp32_whatever_the_compute_dtype(params, tokens):
-    model = gpt_neox.Decoder(CONFIG, dtype=jnp.bfloat16)
+    model = decoder.Decoder(CONFIG, dtype=jnp.bfloat16)
     hidden = hidden_states(model, params, tokens)
     logits = model.apply({"params": params}, hidden, method="logits")
     assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
@@ -176,7 +175,7 @@ def test_logits_are_fp32_whatever_the_compute_dtype(params, tokens):
 
 
 def test_tied_logits_use_the_embedding(tokens):
-    params, model = initial(TIED), gpt_neox.Decoder(TIED)
+    params, model = initial(TIED), decoder.Decoder(TIED)
     hidden = hidden_states(model, params, tokens)
     logits = model.apply({"params": params}, hidden, method="logits")
     np.testing.assert_allclose(logits, hidden @ params["embed"]["embedding"].T, rtol=0, atol=1e-5)

@@ -13,8 +13,7 @@ import pytest
 import safetensors.numpy
 
 from selftrain_jax.core.errors import InputWarning
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf
+from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
     CONFIG,
@@ -66,7 +65,7 @@ def test_old_checkpoints_load_under_every_naming(tmp_path, prefix, head):
     tensors = old_tensors(prefix, head)
     config, params = hf.load_pretrained(write_checkpoint(tmp_path / "old", tensors))
     assert config == CONFIG
-    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, gpt_neox.param_shapes(CONFIG))
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, decoder.param_shapes(CONFIG))
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(params["head"]["kernel"], tensors[head].T)
     np.testing.assert_array_equal(params["embed"]["embedding"], tensors[f"{prefix}embed_in.weight"])

@@ -18,8 +18,7 @@ import pytest
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.distributed.mesh import RULES, make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf
+from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.files import converted
 from selftrain_jax.run.export import convert, export
 from tests.models.checkpoints import (
@@ -61,7 +60,7 @@ def test_shards_hold_the_checkpoint(tmp_path, config, shape):
     found_config, params = hf.load_pretrained(tmp_path / "model", mesh=mesh)
     assert found_config == config
     assert_same_bits(on_host(params), expected)
-    placement = gpt_neox.param_shardings(config, mesh)
+    placement = decoder.param_shardings(config, mesh)
     jax.tree.map(lambda leaf, where: pytest.fail() if leaf.sharding != where else None, params, placement)
 
 
@@ -134,7 +133,7 @@ def test_orbax_on_one_mesh_restores_on_another_and_exports_the_same_bits(model, 
     for shape in MESHES:
         found_config, found = hf.load_pretrained(tmp_path / "orbax", mesh=mesh_of(shape))
         assert found_config == config
-        where = gpt_neox.param_shardings(config, mesh_of(shape))
+        where = decoder.param_shardings(config, mesh_of(shape))
         jax.tree.map(lambda leaf, s: pytest.fail() if leaf.sharding != s else None, found, where)
         hf.save_pretrained(tmp_path / str(shape), config, found)
         exported = (tmp_path / str(shape) / "model.safetensors").read_bytes()

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf
+from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.config import PRESETS, DecoderConfig
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.continuation import continue_prompts
@@ -100,7 +99,7 @@ def random_tokens(config, rows, length, seed=0):
 
 @functools.partial(jax.jit, static_argnames="config")
 def forward(config, params, tokens):
-    model = gpt_neox.Decoder(config)
+    model = decoder.Decoder(config)
     return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")
 
 
@@ -206,13 +205,13 @@ def random_params(config, seed=0):
             return noise
         return noise * 1.5 / (config.intermediate_size if module == "down" else config.hidden_size) ** 0.5
 
-    return jax.tree_util.tree_map_with_path(fill, gpt_neox.param_shapes(config))
+    return jax.tree_util.tree_map_with_path(fill, decoder.param_shapes(config))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def advance(config, params, tokens, cache, position):
     """Logits of the last of `tokens`."""
-    return gpt_neox.continue_cached(gpt_neox.Decoder(config), params, tokens, cache, position)
+    return decoder.continue_cached(decoder.Decoder(config), params, tokens, cache, position)
 
 
 # Four of the eight variants hold every pair of switches; what attention writes depends on two of the three.
@@ -226,7 +225,7 @@ PAIRS = [VARIANTS[i] for i in (0, 3, 5, 6)]
 def test_cached_decoding_equals_the_full_forward(config, prefill):
     """Token by token after a prefill of any length, across a cache that grows on the way."""
     params, tokens = random_params(config), random_tokens(config, 3, 24)
-    logits, cache = advance(config, params, tokens[:, :prefill], gpt_neox.KVCache.zeros(config, 3, 16), 0)
+    logits, cache = advance(config, params, tokens[:, :prefill], decoder.KVCache.zeros(config, 3, 16), 0)
     parts = [logits]
     for position in range(prefill, tokens.shape[1]):
         if position == 16:

@@ -15,7 +15,7 @@ import pytest
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.training import checkpoint
 from selftrain_jax.training.checkpoint import Checkpoints, restore_params
 from selftrain_jax.training.optimizer import make_optimizer
@@ -34,10 +34,10 @@ def mesh_of(sizes):
 
 def state_at(step, sizes=ONE):
     """A state in which no two numbers are alike and none is zero, spread over a mesh."""
-    shapes = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), gpt_neox.param_shapes(CONFIG))
+    shapes = jax.eval_shape(lambda p: TrainState.create(p, OPTIMIZER), decoder.param_shapes(CONFIG))
     rng = np.random.default_rng(step)
     state = jax.tree.map(lambda x: rng.uniform(1, 100, x.shape).astype(x.dtype), shapes)
-    placement = state_shardings(shapes, mesh_of(sizes), gpt_neox.param_axes(CONFIG))
+    placement = state_shardings(shapes, mesh_of(sizes), decoder.param_axes(CONFIG))
     return jax.device_put(state.replace(step=np.int32(step)), placement)
 
 

@@ -24,7 +24,7 @@ from selftrain_jax.core.errors import InputError, InputWarning, RunStopped
 from selftrain_jax.data.packing import PackedRows, batch_indices, pack
 from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.models.config import PRESETS
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
@@ -60,7 +60,7 @@ def make_rows(seed=0, rows=22, sequence_length=16):
 
 def make_params():
     """Always compiled as a whole: step by step, jax 0.10 rounds the last bit of a normal draw differently."""
-    return jax.jit(gpt_neox.init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return jax.jit(decoder.init_params, static_argnums=0)(MODEL, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_the_first_batch_has_the_loss_of_its_rows(params, rows, mesh, tmp_path, 
     found = loop.read_metrics(tmp_path / "metrics.jsonl")[0]
     chosen = batch_indices(0, num_rows=22, batch_size=4, seed=3)
     batch = {"tokens": rows.tokens[chosen]} | ({"segment_ids": rows.segment_ids[chosen]} if boundaries else {})
-    loss, targets = jax.jit(next_token_loss(gpt_neox.Decoder(MODEL)))(params, batch)
+    loss, targets = jax.jit(next_token_loss(decoder.Decoder(MODEL)))(params, batch)
     assert found["loss"] == pytest.approx(float(loss / targets), rel=1e-5) and found["targets"] == targets
     assert (targets < 4 * 16) == boundaries
 

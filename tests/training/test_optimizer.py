@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.models import decoder as gpt_neox
+from selftrain_jax.models import decoder
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
@@ -77,7 +77,7 @@ def test_updates_are_those_of_adamw():
 
 def test_weight_decay_acts_on_matrices_only():
     """At zero gradient a matrix shrinks by learning_rate * weight_decay; scales and biases, of whatever rank, stay."""
-    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), gpt_neox.param_shapes(MODEL))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), decoder.param_shapes(MODEL))
     found = updates(flat(weight_decay=0.5), [jax.tree.map(np.zeros_like, params)], params)[0]
     for path, update in jax.tree_util.tree_leaves_with_path(found):
         matrix = path[-1].key in ("kernel", "embedding")

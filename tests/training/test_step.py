@@ -13,8 +13,7 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models import decoder as gpt_neox
-from selftrain_jax.models import hf
+from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.config import PRESETS
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
@@ -28,7 +27,7 @@ from selftrain_jax.training.step import (
 from tests.shapes import SMALL, initial
 
 CONFIG = SMALL
-MODEL = gpt_neox.Decoder(CONFIG)
+MODEL = decoder.Decoder(CONFIG)
 STEPS = 2
 # Sums of gradients in another order: some ten roundings of fp32 (2^-23 each) per entry of order 1 and step. The
 # optimizer has no eps to divide by, so that rounding stays rounding.
@@ -67,7 +66,7 @@ def run(params, batches, optimizer, mesh=None, axes=None, **settings):
     train_step = make_train_step(next_token_loss(MODEL, chunk=5), optimizer, mesh=mesh, **settings)
     state, history = TrainState.create(jax.tree.map(jnp.copy, params), optimizer), []
     if mesh is not None:
-        state = jax.device_put(state, state_shardings(state, mesh, gpt_neox.param_axes(CONFIG)))
+        state = jax.device_put(state, state_shardings(state, mesh, decoder.param_axes(CONFIG)))
     for batch in batches:
         state, metrics = train_step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})
@@ -117,7 +116,7 @@ def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
     found = run(params, batches, sgd(), mesh=mesh, grad_accum=grad_accum)
     assert_same_training(found, plain)
     # The state stays where it was put: nothing is gathered, and nothing is compiled twice.
-    expected = state_shardings(found[0], mesh, gpt_neox.param_axes(CONFIG))
+    expected = state_shardings(found[0], mesh, decoder.param_axes(CONFIG))
     assert not moved_leaves(found[0], expected)
 
 
@@ -129,8 +128,8 @@ def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
 def test_moments_lie_where_their_parameters_lie(optimizer):
     """A replicated moment would cost as much memory on every device as the whole model."""
     mesh = make_mesh(MeshConfig(1, 4, 2))
-    state = jax.eval_shape(lambda: TrainState.create(gpt_neox.init_params(CONFIG, jax.random.key(0)), optimizer))
-    found = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
+    state = jax.eval_shape(lambda: TrainState.create(decoder.init_params(CONFIG, jax.random.key(0)), optimizer))
+    found = state_shardings(state, mesh, decoder.param_axes(CONFIG))
     shapes = {tuple(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
     placed = {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found.params)}
     moments = 0
@@ -278,7 +277,7 @@ def test_parts_of_a_model_can_be_frozen_on_a_mesh(params, batches):
     """The state stays where it was put, whatever optax wraps around it: the second step compiles nothing new."""
     mesh = make_mesh(MeshConfig(1, 4, 2))
     state = TrainState.create(jax.tree.map(jnp.asarray, params), frozen_embedding())
-    placement = state_shardings(state, mesh, gpt_neox.param_axes(CONFIG))
+    placement = state_shardings(state, mesh, decoder.param_axes(CONFIG))
     found, _ = run(params, batches, frozen_embedding(), mesh=mesh)
     assert not moved_leaves(found, placement)
     np.testing.assert_array_equal(found.params["embed"]["embedding"], params["embed"]["embedding"])
@@ -382,7 +381,7 @@ def test_training_equals_pytorch(tmp_path, config, steps, learning_rate):
     optimizer, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
     # In parts where that is cheap.
     chunk, grad_accum = (8, 2) if config is CONFIG else (32, 1)
-    loss_fn = next_token_loss(gpt_neox.Decoder(config), chunk=chunk)
+    loss_fn = next_token_loss(decoder.Decoder(config), chunk=chunk)
     train_step = make_train_step(loss_fn, optimizer, grad_accum=grad_accum)
     state, start = TrainState.create(jax.tree.map(jnp.asarray, params), optimizer), jax.tree.map(np.copy, params)
     for step in range(steps):
