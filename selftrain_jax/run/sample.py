@@ -17,6 +17,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.training.log import training_progress
 
 
 def lab_stages(
@@ -51,7 +52,8 @@ def lab_stages(
             pretrain_model(lineage, name, directory.parent / "world", directory, mesh=mesh(), **saved)
 
         settings = dataclasses.asdict(lineage.models[name])
-        yield Stage(f"{folder}/{name}", settings, (world,), pretrain, together=True)
+        progress = functools.partial(training_progress, epochs=lineage.models[name].train.epochs)
+        yield Stage(f"{folder}/{name}", settings, (world,), pretrain, together=True, progress=progress)
 
 
 def sample_stage(

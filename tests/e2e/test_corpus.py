@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_jsonl
 from selftrain_jax.data.clean import TrainingText, kept_documents

@@ -7,7 +7,7 @@ import pytest
 
 from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation import score as score_module
+from selftrain_jax.evaluation import batches
 from selftrain_jax.evaluation.discoverable import sampled_suffix_log_probs
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
 from selftrain_jax.evaluation.likelihood import text_likelihood
@@ -84,7 +84,7 @@ def test_no_figure_changes(monkeypatch, params, texts, expected, how):
         params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
         options = {"batch_size": 32, "mesh": mesh}
     else:
-        monkeypatch.setattr(score_module, "_ROUND", 8)
+        monkeypatch.setattr(batches, "_ROUND", 8)
         order = np.random.default_rng(2).permutation(len(probes))
     found = figures(params, [probes[i] for i in order], texts, **options)
     assert found.keys() == wanted.keys()

@@ -18,6 +18,7 @@ from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.report.data import ReportData
+from selftrain_jax.report.metric import EXTRACTION, Metric
 from selftrain_jax.run import summary
 from tests.shapes import initial
 
@@ -75,10 +76,10 @@ def test_items_cover_every_probe(measured):
 
 def test_items_become_rows_with_intervals(measured):
     _, items = measured
-    masks = {"extraction/all": np.ones(12, bool), "extraction/offset=0-3": np.arange(12) < 4}
+    masks = {EXTRACTION: np.ones(12, bool), Metric("extraction", offset=(0, 3)): np.arange(12) < 4}
     rows = list(summary._measure(items, masks, SETTINGS))
     ReportData(title="", metrics=[{"model": "base", "seed": 0, **row} for row in rows])  # fractions where they must be
-    values = {row["metric"]: row for row in rows}
+    values = {row["metric"].name: row for row in rows}
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] > 0 for row in rows)
     whole = ("ambiguous", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity")
     assert values.keys() >= {f"{kind}/all" for kind in whole} | {"extraction/suffix=1", "extraction/suffix=3"}
@@ -88,8 +89,8 @@ def test_items_become_rows_with_intervals(measured):
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
-    compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS)])
-    changes = {row["metric"]: row["difference"] for row in compared}
+    compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS.suffix_lengths)])
+    changes = {row["metric"].name: row["difference"] for row in compared}
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
 
 
