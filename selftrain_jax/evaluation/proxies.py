@@ -269,7 +269,8 @@ def gradient(
         raise InputError("there are no packed rows to take a gradient over: pack more text, or shorter rows")
     if length - 1 > config.max_position:
         raise InputError(
-            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter ones"
+            f"rows packed for {length - 1} tokens exceed the model's context of {config.max_position}: pack shorter "
+            "ones"
         )
     check_token_ids("packed text", rows.tokens, config)
     segments = rows.segment_ids if document_boundaries else np.zeros_like(rows.tokens)
