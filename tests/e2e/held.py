@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ def wait_before(pattern, count, mark):
 
 if "JAX_NUM_PROCESSES" not in os.environ:
     use_one_device()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 if "SELFTRAIN_HELD" in os.environ:
     wait_before(*json.loads(os.environ["SELFTRAIN_HELD"]))
 runpy.run_module("selftrain_jax", run_name="__main__", alter_sys=True)
