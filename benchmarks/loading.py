@@ -29,7 +29,7 @@ def write_checkpoint(arguments: argparse.Namespace, directory: pathlib.Path) -> 
     import numpy as np
 
     from selftrain_jax.models import decoder, hf
-    from selftrain_jax.models.config import preset
+    from selftrain_jax.models.families import preset
 
     config = preset(arguments.preset)
     config = dataclasses.replace(config, num_layers=arguments.layers or config.num_layers)

@@ -19,7 +19,9 @@ Work = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
 
 def add_arguments(parser: argparse.ArgumentParser, references: tuple[str, ...]) -> None:
     """The options that every benchmark takes; a reference "none" runs ours alone."""
-    parser.add_argument("--preset", default="pythia-14m", help="a Pythia size, or quickstart: the model of that config")
+    parser.add_argument(
+        "--preset", default="pythia-14m", help="a published size, or quickstart: the model of that config"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference", default=references[0], choices=(*references, "none"))
@@ -80,10 +82,10 @@ def report(arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], toke
 
 
 def model_config(preset: str):
-    from selftrain_jax.models import config
+    from selftrain_jax.models import families
 
     if preset != "quickstart":
-        return config.preset(preset)
+        return families.preset(preset)
     from selftrain_jax.cli.config import load_config
     from selftrain_jax.lab.tokenization import build_tokenizer
     from selftrain_jax.lab.world import build_world

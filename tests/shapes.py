@@ -10,17 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.decoder import init_params
 
 ONE_LAYER = DecoderConfig(
     vocab_size=64, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=16
 )  # where the arithmetic around the model is tested
 NARROW = DecoderConfig(
-    vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=32, rotary_pct=0.5
+    vocab_size=64,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_position=32,
+    pattern=(Layer(Rotary(0.5)),),
 )  # where the model is trained
 SMALL = DecoderConfig(  # where the model itself is tested: heads enough for a tensor axis, and a partial rotation
-    vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=64, rotary_pct=0.5
+    vocab_size=96,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position=64,
+    pattern=(Layer(Rotary(0.5)),),
 )
 
 

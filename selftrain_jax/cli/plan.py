@@ -26,8 +26,9 @@ from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
 from selftrain_jax.lab.tokenization import build_tokenizer
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, param_axes, param_shapes, unstack_layers
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.sampling import memory, placement
 from selftrain_jax.sampling.decode import bucket_ends

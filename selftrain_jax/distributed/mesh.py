@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "qkv": None,
     "heads": "tensor",
+    "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
 }

@@ -13,7 +13,7 @@ from selftrain_jax.core.files import fingerprint, user_path
 from selftrain_jax.evaluation.likelihood import choice_log_probs, load_multiple_choice
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import PRESETS
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 

@@ -63,7 +63,7 @@ def score_batch(
     hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
     rows = tokens.shape[0]
     per_device = rows * count // ways
-    kernel = model.apply({"params": params}, method="output_kernel")
+    kernel, cap = model.apply({"params": params}, method="output_kernel"), model.config.logit_softcap
     on_cpu = jax.default_backend() == "cpu"
     whole = moments or sampling is not None or not on_cpu  # all of the vocabulary at once
     tile = kernel.shape[1] if whole else min(_TILE_ON_CPU, kernel.shape[1])
@@ -83,8 +83,8 @@ def score_batch(
     def one_chunk(xs):
         h, target = xs
         if not whole:
-            return _finish(_reduce_tiles(h, kernel, target, tile), target)
-        logits = project(h, kernel)
+            return _finish(_reduce_tiles(h, kernel, target, tile, cap), target)
+        logits = project(h, kernel, cap)
         scores = _finish(_reduce(logits, target), target)
         return _add_moments_and_samples(scores, logits, target, moments, sampling)
 
@@ -131,12 +131,12 @@ def _merge(a: _Reduced, b: _Reduced) -> _Reduced:
     )
 
 
-def _reduce_tiles(hidden, kernel, target, width: int) -> _Reduced:
+def _reduce_tiles(hidden, kernel, target, width: int, cap: float | None) -> _Reduced:
     """The same as of all logits, which never exist: `width` columns of `kernel` `[D, V]` at a time."""
 
     def of(begin, width):
         columns = jax.lax.dynamic_slice_in_dim(kernel, begin, width, axis=1)
-        return _reduce(project(hidden, columns), target, begin)
+        return _reduce(project(hidden, columns, cap), target, begin)
 
     count, rest = divmod(kernel.shape[1], width)
     found = jax.lax.fori_loop(1, count, lambda i, found: _merge(found, of(i * width, width)), of(0, width))

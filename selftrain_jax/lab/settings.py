@@ -8,7 +8,8 @@ from typing import Any, Mapping
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import check_choice, check_ranges
 from selftrain_jax.lab import grammar
-from selftrain_jax.models.config import DecoderConfig, preset
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.families import preset
 from selftrain_jax.training.settings import TrainConfig
 
 DOCUMENT_KINDS = ("facts", "geography", "two_step", "arithmetic", "grammar")
@@ -164,6 +165,7 @@ class TextWorldConfig(PlantedConfig):
 
 
 _SHAPE = ("hidden_size", "num_layers", "num_heads")
+_SWITCHES = ("parallel_residual", "tie_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +183,10 @@ class PretrainConfig:
       tokenizer: "words", or "bpe" for pieces of words; see `lab.tokenization`. Of real text, "words" is the world's own
         tokenizer, "bpe" another one.
       bpe_vocab_size: ids that a "bpe" tokenizer has at most; models of equal size share the tokenizer.
-      parallel_residual, rotary_pct, tie_embeddings: switches of the architecture, as in `DecoderConfig`.
-      preset: name of a published model ("pythia-14m") that gives hidden_size, num_layers and num_heads.
+      parallel_residual, rotary_pct, tie_embeddings: switches of the architecture; `rotary_pct` is the rotated share of
+        each head.
+      preset: name of a published model ("pythia-14m", "qwen3-0.6b-base") that gives hidden_size, num_layers, num_heads
+        and all switches that are not set here.
     """
 
     hidden_size: int = 64
@@ -198,7 +202,7 @@ class PretrainConfig:
     tokenizer: str = "words"
     bpe_vocab_size: int = 512
     parallel_residual: bool = DecoderConfig.parallel_residual
-    rotary_pct: float = DecoderConfig.rotary_pct
+    rotary_pct: float = DecoderConfig.pattern[0].rotary.fraction
     tie_embeddings: bool = DecoderConfig.tie_embeddings
     preset: str = ""
 
@@ -210,24 +214,30 @@ class PretrainConfig:
         check_ranges("pre-training", self, {"bpe_vocab_size": (64, 65_536)})
         if self.preset:
             preset(self.preset)
-            for field in dataclasses.fields(self):
-                if field.name in _SHAPE and (value := getattr(self, field.name)) != field.default:
-                    raise InputError(
-                        f"pre-training preset={self.preset!r} gives the shape: leave out {field.name}={value}"
-                    )
+            for name in filter(self.is_set, _SHAPE):
+                raise InputError(
+                    f"pre-training preset={self.preset!r} gives the shape: leave out {name}={getattr(self, name)}"
+                )
 
     def model_config(self, vocab_size: int) -> DecoderConfig:
         """The architecture, with as many embedding rows as its tokenizer has ids."""
-        shape = preset(self.preset) if self.preset else self
-        return DecoderConfig(
-            vocab_size=vocab_size,
-            **{name: getattr(shape, name) for name in _SHAPE},
-            intermediate_size=4 * shape.hidden_size,
-            max_position=self.max_position,
-            rotary_pct=self.rotary_pct,
-            parallel_residual=self.parallel_residual,
-            tie_embeddings=self.tie_embeddings,
-        )
+        found = DecoderConfig(vocab_size, self.hidden_size, self.num_layers, self.num_heads, 4 * self.hidden_size)
+        if self.preset:
+            special = {"bos_token_id": 0, "eos_token_id": 0, "stop_token_ids": ()}
+            found = dataclasses.replace(preset(self.preset), vocab_size=vocab_size, **special)
+        switches = {name: getattr(self, name) for name in _SWITCHES if self.is_set(name)}
+        if self.is_set("rotary_pct"):
+            switches["pattern"] = tuple(
+                dataclasses.replace(
+                    layer, rotary=layer.rotary and dataclasses.replace(layer.rotary, fraction=self.rotary_pct)
+                )
+                for layer in found.pattern
+            )
+        return dataclasses.replace(found, max_position=self.max_position, **switches)
+
+    def is_set(self, name: str) -> bool:
+        """Whether a field has another value than its default."""
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
 
 @dataclasses.dataclass(frozen=True)

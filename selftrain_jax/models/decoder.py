@@ -1,12 +1,14 @@
-"""GPT-NeoX (Black et al. 2022), the architecture of Pythia, as a Flax Linen module with stacked, scanned layers.
+"""The decoder, as a Flax Linen module with stacked, scanned layers; `DecoderConfig` says which of many it is.
 
-Parameters are a plain nested dict; those of the layers carry a leading axis L:
+Parameters are a plain nested dict; those of the layers carry a leading axis L. Not every model has every one:
 
-    embed/embedding [V, D]
-    layers/attention_norm/{scale, bias} [L, D]      layers/mlp_norm/{scale, bias} [L, D]
-    layers/qkv/kernel [L, D, 3, N, H], bias [L, 3, N, H]
+    embed/embedding [V, D]                          positions/embedding [P, D]
+    layers/{attention_norm, mlp_norm, attention_out_norm, mlp_out_norm}/{scale, bias} [L, D]
+    layers/qkv/kernel [L, D, 3, N, H], bias [L, 3, N, H]       or, apart:
+    layers/q/kernel [L, D, N, H], bias [L, N, H]    layers/{k, v}/kernel [L, D, K, H], bias [L, K, H]
+    layers/{q_norm, k_norm}/scale [L, H], or [L, N, H] and [L, K, H]
     layers/out/kernel [L, N, H, D], bias [L, D]
-    layers/up/kernel [L, D, F], bias [L, F]         layers/down/kernel [L, F, D], bias [L, D]
+    layers/{up, gate}/kernel [L, D, F], bias [L, F] layers/down/kernel [L, F, D], bias [L, D]
     final_norm/{scale, bias} [D]
     head/kernel [D, V]                              (absent with tied embeddings)
 """
@@ -22,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings
 from selftrain_jax.models import ops
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer
 
 Params = dict[str, Any]
 
@@ -34,12 +36,12 @@ class KVCache:
     One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which takes a
     third longer and several times the memory on a GPU."""
 
-    keys: tuple[Float[Array, "B N S H"], ...]
-    values: tuple[Float[Array, "B N S H"], ...]
+    keys: tuple[Float[Array, "B K S H"], ...]
+    values: tuple[Float[Array, "B K S H"], ...]
 
     @classmethod
     def zeros(cls, config: DecoderConfig, batch_size: int, length: int, dtype=jnp.float32) -> "KVCache":
-        shape = (batch_size, config.num_heads, length, config.head_dim)
+        shape = (batch_size, config.num_kv_heads, length, config.head_dim)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
 
     @property
@@ -47,15 +49,24 @@ class KVCache:
         return self.keys[0].shape[2]
 
 
-class LayerNorm(nn.Module):
-    eps: float
+class Norm(nn.Module):
+    """Over the model dimension, or over `shape`, whose axes carry the names `axes`."""
+
+    config: DecoderConfig
+    shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x):
-        features = x.shape[-1:]
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), features)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), features)
-        return ops.layer_norm(x, scale, bias, self.eps)
+        c, shape = self.config, self.shape or x.shape[-1:]
+        scale_init = nn.with_logical_partitioning(nn.initializers.constant(1 - c.norm_offset), self.axes)
+        scale = self.param("scale", scale_init, shape)
+        if c.norm_offset:
+            scale = scale.astype(jnp.float32) + c.norm_offset
+        if c.norm == "rms_norm":
+            return ops.rms_norm(x, scale, c.norm_eps)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes), shape)
+        return ops.layer_norm(x, scale, bias, c.norm_eps)
 
 
 class Affine(nn.Module):
@@ -66,53 +77,104 @@ class Affine(nn.Module):
     axes: tuple[str, ...]
     num_inputs: int  # leading kernel axes that are contracted
     stddev: float
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel_init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])
         kernel = self.param("kernel", kernel_init, self.shape)
-        bias = self.param("bias", bias_init, self.shape[self.num_inputs :])
-        return jnp.einsum(self.equation, x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+        out = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        if not self.has_bias:
+            return out
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])
+        return out + self.param("bias", bias_init, self.shape[self.num_inputs :]).astype(x.dtype)
+
+
+_ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, side by side (parallel residual) or one after the other."""
+    """One layer: attention and MLP, side by side (parallel residual) or one after the other.
+
+    `rotary` are the tables of `Decoder.enter`, of which it takes the one that `layer` names."""
 
     config: DecoderConfig
+    layer: Layer
     attention: str = "auto"
 
     @nn.compact
     def __call__(self, carry, rotary, segment_ids, position):
         c = self.config
-        d, n, h, f = c.hidden_size, c.num_heads, c.head_dim, c.intermediate_size
-        # GPT-NeoX's own initialization: "small init" inward (Nguyen & Salazar 2019), 2 / (L sqrt(D)) outward.
-        inward, outward = (2 / (5 * d)) ** 0.5, 2 / (c.num_layers * d**0.5)
+        before, after = c.norm_places != "after", c.norm_places != "before"
         x, cache = carry
 
-        normed = LayerNorm(c.layer_norm_eps, name="attention_norm")(x)
-        qkv = Affine("btd,dcnh->btcnh", (d, 3, n, h), ("embed", "qkv", "heads", "head_dim"), 1, inward, name="qkv")
-        q, k, v = jnp.unstack(qkv(normed), axis=2)
-        q, k = ops.apply_rotary(q, *rotary), ops.apply_rotary(k, *rotary)
-        if cache is None:
-            mixed = ops.causal_attention(q, k, v, segment_ids, self.attention)
-        else:
-            cache = _write(cache[0], k, position), _write(cache[1], v, position)
-            mixed = ops.cached_attention(q, *cache, position)
-        out = Affine("btnh,nhd->btd", (n, h, d), ("heads", "head_dim", "embed"), 2, outward, name="out")
-        attended = out(mixed)
-
+        normed = Norm(c, name="attention_norm")(x) if before else x
+        attended, cache = self.attend(normed, cache, rotary, segment_ids, position)
+        if after:
+            attended = Norm(c, name="attention_out_norm")(attended)
         residual = x if c.parallel_residual else x + attended
-        normed = LayerNorm(c.layer_norm_eps, name="mlp_norm")(residual)
-        up = Affine("btd,df->btf", (d, f), ("embed", "mlp"), 1, inward, name="up")
-        down = Affine("btf,fd->btd", (f, d), ("mlp", "embed"), 1, outward, name="down")
-        x = residual + down(jax.nn.gelu(up(normed), approximate=False))
+        given = self.mlp(Norm(c, name="mlp_norm")(residual) if before else residual)
+        if after:
+            given = Norm(c, name="mlp_out_norm")(given)
+        x = residual + given
         if c.parallel_residual:
             x = x + attended
         return (constrain(x, "batch", "time", None), cache), None
 
+    def attend(self, x, cache, rotary, segment_ids, position):
+        c = self.config
+        d, n, k, h = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
+        inward, outward = _stddevs(c)
+        if c.fused_qkv:
+            axes = ("embed", "qkv", "heads", "head_dim")
+            qkv = Affine("btd,dcnh->btcnh", (d, 3, n, h), axes, 1, inward, c.qkv_bias, name="qkv")
+            queries, keys, values = jnp.unstack(qkv(x), axis=2)
+        else:
+            queries, keys, values = (
+                Affine("btd,dnh->btnh", (d, m, h), ("embed", heads, "head_dim"), 1, inward, c.qkv_bias, name=name)(x)
+                for name, m, heads in (("q", n, "heads"), ("k", k, "kv_heads"), ("v", k, "kv_heads"))
+            )
+        if c.qk_norm != "none":
+            whole = c.qk_norm == "projection"
+            for_q, for_k = (((m, h), (heads, "head_dim")) for m, heads in ((n, "heads"), (k, "kv_heads")))
+            one = ((h,), ("head_dim",))
+            queries = Norm(c, *(for_q if whole else one), name="q_norm")(queries)
+            keys = Norm(c, *(for_k if whole else one), name="k_norm")(keys)
+        if self.layer.rotary is not None:
+            table = rotary[c.rotaries.index(self.layer.rotary)]
+            queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
+        switches = dict(scale=c.attention_scale, window=self.layer.window, cap=c.attention_softcap)
+        if cache is None:
+            mixed = ops.causal_attention(queries, keys, values, segment_ids, self.attention, **switches)
+        else:
+            cache = _write(cache[0], keys, position), _write(cache[1], values, position)
+            mixed = ops.cached_attention(queries, *cache, position, **switches)
+        axes = ("heads", "head_dim", "embed")
+        return Affine("btnh,nhd->btd", (n, h, d), axes, 2, outward, c.out_bias, name="out")(mixed), cache
 
-def _write(store, new, position):  # store [B, N, S, H], new [B, T, N, H]
+    def mlp(self, x):
+        c = self.config
+        d, f = c.hidden_size, c.intermediate_size
+        inward, outward = _stddevs(c)
+
+        def widen(name):
+            return Affine("btd,df->btf", (d, f), ("embed", "mlp"), 1, inward, c.mlp_bias, name=name)(x)
+
+        activation = _ACTIVATIONS[c.activation]
+        wide = activation(widen("gate")) * widen("up") if c.gated else activation(widen("up"))
+        return Affine("btf,fd->btd", (f, d), ("mlp", "embed"), 1, outward, c.mlp_bias, name="down")(wide)
+
+
+def _stddevs(config: DecoderConfig) -> tuple[float, float]:
+    """GPT-NeoX's own initialization: "small init" inward (Nguyen & Salazar 2019), 2 / (L sqrt(D)) outward."""
+    return (2 / (5 * config.hidden_size)) ** 0.5, 2 / (config.num_layers * config.hidden_size**0.5)
+
+
+def _write(store, new, position):  # store [B, K, S, H], new [B, T, K, H]
     return jax.lax.dynamic_update_slice(store, jnp.swapaxes(new, 1, 2).astype(store.dtype), (0, 0, position, 0))
 
 
@@ -140,17 +202,18 @@ class Decoder(nn.Module):
         c = self.config
         stddev = (2 / (5 * c.hidden_size)) ** 0.5
         self.embed = _Table("embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), stddev)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        if c.learned_positions:
+            self.positions = _Table("embedding", (c.max_position, c.hidden_size), (None, "embed"), stddev)
         self.layers = nn.scan(
-            block,
+            self.block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.attention)
-        self.final_norm = LayerNorm(c.layer_norm_eps)
+        )(c, c.layer(0), self.attention)
+        self.final_norm = Norm(c)
         if not c.tie_embeddings:
             self.head = _Table("kernel", (c.hidden_size, c.vocab_size), ("embed", "vocab"), stddev)
 
@@ -166,22 +229,57 @@ class Decoder(nn.Module):
         `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions.
         """
         x, rotary = self.enter(tokens, jnp.arange(tokens.shape[1]) if positions is None else positions)
-        (x, _), _ = self.layers((x, None), rotary, segment_ids, 0)
+        if len(self.config.pattern) == 1 or self.is_initializing():  # parameters are the same in layers of any kind
+            (x, _), _ = self.layers((x, None), rotary, segment_ids, 0)
+        else:
+            x = self._scan_pattern(x, rotary, segment_ids)
         return self.final_norm(x)
+
+    @property
+    def block(self) -> type[Block]:
+        return nn.remat(Block, prevent_cse=False) if self.remat else Block
+
+    def _scan_pattern(self, x, rotary, segment_ids):
+        """All layers, as a scan over whole patterns of different ones; those of a last, shorter pattern follow."""
+        c, params = self.config, self.variables["params"]["layers"]
+        period = len(c.pattern)
+        whole = c.num_layers // period
+
+        def run(x, first, count, params):
+            for i in range(count):
+                layer = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
+                block = self.block(c, c.layer(first + i), self.attention, parent=None)
+                (x, _), _ = block.apply({"params": layer}, (x, None), rotary, segment_ids, 0)
+            return x
+
+        def fold(leaf):
+            return leaf[: whole * period].reshape(whole, period, *leaf.shape[1:])
+
+        unroll = max(self.unroll // period, 1)
+        x, _ = jax.lax.scan(
+            lambda x, params: (run(x, 0, period, params), None), x, jax.tree.map(fold, params), unroll=unroll
+        )
+        rest = jax.tree.map(lambda leaf: leaf[whole * period :], params)
+        return run(x, whole * period, c.num_layers - whole * period, rest)
 
     def enter(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "*B T"]
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """What the first layer reads, and the rotary tables that every layer reads."""
+    ) -> tuple[Float[Array, "B T D"], tuple[tuple[Array, Array], ...]]:
+        """What the first layer reads, and the rotary tables of `config.rotaries`."""
+        c = self.config
         x = self.embed()[tokens].astype(self.dtype)
-        return x, ops.rotary_tables(positions, self.config.rotary_dim, self.config.rotary_base)
+        if c.scale_embeddings:
+            x = x * jnp.asarray(c.hidden_size**0.5, self.dtype)
+        if c.learned_positions:
+            x = x + self.positions()[positions].astype(self.dtype)
+        return x, tuple(ops.rotary_tables(positions, c.rotary_dim(rotary), rotary) for rotary in c.rotaries)
 
     def output_kernel(self) -> Float[Array, "D V"]:
         return self.embed().T if self.config.tie_embeddings else self.head()
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """fp32 logits: comparing and sampling tokens is not safe at bf16 resolution."""
-        return project(hidden, self.output_kernel())
+        return project(hidden, self.output_kernel(), self.config.logit_softcap)
 
     def init_all(self, tokens):
         return self.logits(self(tokens))
@@ -219,16 +317,20 @@ def continue_cached(
     layers, bound = unstack_layers(params)["layers"], model.bind({"params": params})
     x, rotary = bound.enter(tokens, position + jnp.arange(tokens.shape[1]))
     keys, values = [], []
-    for layer, k, v in zip(layers, cache.keys, cache.values, strict=True):
-        (x, (k, v)), _ = Block(model.config).apply({"params": layer}, (x, (k, v)), rotary, None, position)
+    for i, (layer, k, v) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
+        block = Block(model.config, model.config.layer(i))
+        (x, (k, v)), _ = block.apply({"params": layer}, (x, (k, v)), rotary, None, position)
         keys.append(k)
         values.append(v)
     return bound.logits(bound.final_norm(x[:, -1])), KVCache(tuple(keys), tuple(values))
 
 
-def project(hidden: Float[Array, "*B D"], kernel: Float[Array, "D V"]) -> Float[Array, "*B V"]:
-    """The output layer, in fp32."""
-    return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+def project(
+    hidden: Float[Array, "*B D"], kernel: Float[Array, "D V"], cap: float | None = None
+) -> Float[Array, "*B V"]:
+    """The output layer and its soft-cap, in fp32."""
+    logits = jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    return ops.softcap(logits, cap)
 
 
 def default_unroll(config: DecoderConfig) -> int:

@@ -52,8 +52,7 @@ def load_pretrained(
       rules: logical axis name -> mesh axis; the sharding table.
 
     Returns:
-      The `DecoderConfig`, and `params` with layers stacked: query, key and value are `[L, D, 3, N, H]`, other kernels
-      `[L, in, out]`.
+      The `DecoderConfig`, and `params` with layers stacked, as `models.decoder` lists them.
 
     Raises:
       InputError: the configuration or dtype is not supported, or a file or tensor (named) is missing, unexpected, or
@@ -105,7 +104,7 @@ def check_pretrained(directory: PathLike) -> DecoderConfig:
 def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str, StoredTensor]:
     """Full name -> tensor. Of safetensors only headers are read, so a bad checkpoint fails before any copying."""
     family = FAMILIES[config.family]
-    tensors = [stored for path in paths for stored in stored_tensors(path) if not family.IGNORED.fullmatch(stored.key)]
+    tensors = [stored for path in paths for stored in stored_tensors(path) if not family.ignored.fullmatch(stored.key)]
     if config.num_layers > len(tensors):  # before a name is made for every layer that a wrong number asks for
         raise InputError(
             f"{paths[0].parent}: config.json asks for {config.num_layers:,} layers, but there are {len(tensors)} "
@@ -114,9 +113,9 @@ def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str,
     names = family.tensors(config, head=True)
     found: dict[str, StoredTensor] = {}
     for stored in tensors:
-        path, name = stored.path, family.ALIASES.get(stored.key, stored.key)
+        path, name = stored.path, family.aliases.get(stored.key, stored.key)
         if name not in names:  # a checkpoint of the model without its output layer, whose names have no prefix
-            name = family.PREFIX + name
+            name = family.prefix + name
         if name not in names:
             raise InputError(f"{path}: unexpected tensor {stored.key!r}; is config.json that of this checkpoint?")
         if name in found:
@@ -147,9 +146,9 @@ def _tensors(config: DecoderConfig) -> dict[str, tuple[Tensor, int | None]]:
 
 def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
     family = FAMILIES[config.family]
-    if not config.tie_embeddings or family.HEAD not in found:
+    if not config.tie_embeddings or family.head not in found:
         return
-    head, embedding = found[family.HEAD], found[family.EMBEDDING]
+    head, embedding = found[family.head], found[f"{family.prefix}{family.embedding}.weight"]
     whole = tuple((0, size) for size in head.shape)
     if not all(
         np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)

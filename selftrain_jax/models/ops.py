@@ -1,32 +1,74 @@
 """Numerical pieces of the model as free functions.
 
 Letters used in einsum strings and shape comments throughout the package:
-B batch, T time (queries), S time (keys), D model, N heads, H head, F feed-forward, V vocabulary, L layers.
+B batch, T time (queries), S time (keys), D model, N heads, K heads of keys and values, G = N / K, H head,
+F feed-forward, V vocabulary, L layers.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.models.config import ATTENTION
+from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from selftrain_jax.models.splash import splash_attention
 
 ATTENTION_BLOCK = 256
 
 
-def rotary_tables(positions: Int[Array, "*BT"], dim: int, base: float) -> tuple[Array, Array]:
+def rotary_tables(positions: Int[Array, "*BT"], dim: int, rotary: Rotary) -> tuple[Array, Array]:
     """Cosine and sine tables `[..., T, dim]` in fp32 (Su et al. 2021, RoFormer, section 3.4; NeoX half-split layout).
 
     fp32 whatever the compute dtype: half-precision angles are wrong by up to 0.78 in cosine within 2,048 positions.
     """
-    inverse_frequency = base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    inverse_frequency = rotary.base ** (-jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    inverse_frequency, sharpening = _scaled(inverse_frequency, dim, rotary)
     angles = positions[..., None].astype(jnp.float32) * inverse_frequency
     angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if sharpening == 1 else (cos * sharpening, sin * sharpening)
+
+
+def _scaled(inverse_frequency: Float[Array, "R"], dim: int, rotary: Rotary) -> tuple[Float[Array, "R"], float]:
+    """The frequencies of a model whose context was extended, and what cosine and sine are multiplied by."""
+    match rotary.scaling:
+        case None:
+            return inverse_frequency, 1.0
+        case LinearScaling(factor):
+            return inverse_frequency / factor, 1.0
+        case Llama3Scaling(factor, low, high, context):
+            # Turns within the original context: below `low` interpolated, above `high` kept, a straight line between.
+            turns = context * inverse_frequency / (2 * math.pi)
+            kept = jnp.clip((turns - low) / (high - low), 0, 1)
+            return inverse_frequency * (kept + (1 - kept) / factor), 1.0
+        case YarnScaling() as yarn:
+            edges = [_dimension_of(yarn, turns, dim, rotary.base) for turns in (yarn.beta_fast, yarn.beta_slow)]
+            if yarn.truncate:
+                edges = [math.floor(edges[0]), math.ceil(edges[1])]
+            first, last = max(edges[0], 0), min(edges[1], dim - 1)
+            ramp = (jnp.arange(dim // 2, dtype=jnp.float32) - first) / (last - first or 0.001)
+            kept = 1 - jnp.clip(ramp, 0, 1)
+            return inverse_frequency * (kept + (1 - kept) / yarn.factor), _sharpening(yarn)
+
+
+def _dimension_of(yarn: YarnScaling, turns: float, dim: int, base: float) -> float:
+    """Which pair of dimensions makes so many turns within the original context (Peng et al. 2023, section 3.2)."""
+    return dim * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+def _sharpening(yarn: YarnScaling) -> float:
+    """The square root of YaRN's inverse temperature of the scores (Peng et al. 2023, section 3.4)."""
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+
+    def of(scale):
+        return 1.0 if yarn.factor <= 1 else 0.1 * scale * math.log(yarn.factor) + 1.0
+
+    return of(yarn.mscale) / of(yarn.mscale_all_dim) if yarn.mscale and yarn.mscale_all_dim else of(1.0)
 
 
 def apply_rotary(x: Float[Array, "B T N H"], cos: Float[Array, "*BT R"], sin: Float[Array, "*BT R"]) -> Array:
@@ -50,11 +92,25 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Ar
     return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
-def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: bool) -> str:
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "*D"], eps: float) -> Array:
+    """Root mean square normalization (Zhang & Sennrich 2019) over the axes of `scale`, with fp32 statistics, returned
+    in the dtype of `x`."""
+    x32, axes = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + eps)
+    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def softcap(x: Array, cap: float | None) -> Array:
+    """`x`, bent so that it stays within +-`cap` (Gemma 2); `x` itself with None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: bool, capped: bool = False) -> str:
     """Which back end `requested`, one of `ATTENTION`, means here; "auto" takes the device's own kernel wherever it can.
 
     Args:
       packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
+      capped: scores go through a soft-cap. cuDNN's kernel has none.
 
     Raises:
       InputError: `requested` is unknown, or cannot be here; the line says why.
@@ -69,6 +125,7 @@ def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: 
         f"its dtype must be bfloat16 or float16, not {jnp.dtype(dtype).name}": jnp.dtype(dtype).itemsize != 2,
         f"head_dim={head_dim} must be a multiple of 8, at most {most} on this GPU": head_dim % 8 or head_dim > most,
         "it cannot keep packed documents apart (document_boundaries)": packed,
+        "it has no soft-cap of scores, which this model asks for": capped,
     }
     against_splash = {f"the device is a {device.platform}, not a TPU": device.platform != "tpu"}
     reasons = {
@@ -84,77 +141,121 @@ def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: 
 
 def causal_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
     implementation: str = "auto",
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of every position to itself and what came before it, within its own segment when given.
 
-    "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so the masked
-    half of the scores is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash
-    attention on a GPU. "splash": `splash.splash_attention`, on a TPU."""
-    chosen = attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None)
+    "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so what the
+    mask hides is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention on a
+    GPU. "splash": `splash.splash_attention`, on a TPU.
+
+    Args:
+      scale: of the scores; None: H ** -0.5.
+      window: how many positions each one sees, itself included; None: all.
+      cap: soft-cap of the scaled scores.
+    """
+    chosen = attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None, cap is not None)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        near = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=True, local_window_size=near, implementation="cudnn"
+        )
     if chosen == "splash":
-        return splash_attention(q, k, v, segment_ids)
+        return splash_attention(q, k, v, segment_ids, scale=scale, window=window, cap=cap)
     length = q.shape[1]
     blocks = []
     for start in range(0, length, ATTENTION_BLOCK):
         stop = min(start + ATTENTION_BLOCK, length)
-        mask = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None, None]  # [1, 1, block, stop]
+        first = 0 if window is None else max(start - window + 1, 0)
+        mask = _visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
         if segment_ids is not None:
-            mask &= (segment_ids[:, start:stop, None] == segment_ids[:, None, :stop])[:, None]
-        scores = jnp.einsum("btnh,bsnh->bnts", q[:, start:stop], k[:, :stop], preferred_element_type=jnp.float32)
-        blocks.append(jnp.einsum("bnts,bsnh->btnh", _masked_softmax(scores, mask, q), v[:, :stop]))
+            mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop])[:, None, None]
+        scores = jnp.einsum(
+            "btkgh,bskh->bkgts",
+            _grouped(q[:, start:stop], k.shape[2]),
+            k[:, first:stop],
+            preferred_element_type=jnp.float32,
+        )
+        weights = _masked_softmax(scores, mask, scale, cap).astype(q.dtype)
+        blocks.append(jnp.einsum("bkgts,bskh->btkgh", weights, v[:, first:stop]).reshape(q[:, start:stop].shape))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
 def cached_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B N S H"], v: Float[Array, "B N S H"], position: Int[Array, ""]
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    position: Int[Array, ""],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled."""
-    mask = jnp.arange(k.shape[2])[None, :] <= position + jnp.arange(q.shape[1])[:, None]  # [T, S]
-    scores = jnp.einsum("btnh,bnsh->bnts", q, k, preferred_element_type=jnp.float32)
-    return jnp.einsum("bnts,bnsh->btnh", _masked_softmax(scores, mask[None, None], q), v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    mask = _visible(position + jnp.arange(q.shape[1]), jnp.arange(k.shape[2]), window)
+    grouped = _grouped(q, k.shape[1])
+    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    weights = _masked_softmax(scores, mask, scale, cap).astype(q.dtype)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(q.shape)
 
 
-def _masked_softmax(scores, mask, q):
-    scores = scores * q.shape[-1] ** -0.5
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B T K G H"]:
+    return q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
+    """Which key positions each query position may see."""
+    distance = queries[:, None] - keys[None, :]
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _masked_softmax(scores, mask, scale, cap):
+    scores = jnp.where(mask, softcap(scores * scale, cap), jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy_sum(
     hidden: Float[Array, "B T D"],
     kernel: Float[Array, "D V"],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int = 256,
+    cap: float | None = None,
 ) -> Float[Array, ""]:
-    """Sum over positions of `weights * -log softmax(hidden @ kernel)[targets]`, in nats and fp32.
+    """Sum over positions of `weights * -log softmax(softcap(hidden @ kernel, cap))[targets]`, in nats and fp32.
 
     Logits exist for `chunk` time steps at a time. The forward pass already forms the gradients with respect to
     `hidden` and `kernel` chunk by chunk, so the backward pass only scales them: `[B, T, V]` never exists and the
     projection is computed once. `targets` and `weights` get no gradient.
     """
-    return _cross_entropy_forward(hidden, kernel, targets, weights, chunk)[0]
+    return _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap)[0]
 
 
-def _cross_entropy_forward(hidden, kernel, targets, weights, chunk):
+def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
     length = hidden.shape[1]
     chunk = min(chunk, length)
     kernel_used = kernel.astype(hidden.dtype)
 
     def one_chunk(h, target, weight):
-        logits = jnp.einsum("btd,dv->btv", h, kernel_used, preferred_element_type=jnp.float32)
+        logits = softcap(jnp.einsum("btd,dv->btv", h, kernel_used, preferred_element_type=jnp.float32), cap)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         loss = jnp.sum(weight * (log_z - picked))
         is_target = jnp.arange(logits.shape[-1]) == target[..., None]
-        d_logits = (weight[..., None] * (jnp.exp(logits - log_z[..., None]) - is_target)).astype(h.dtype)
+        d_logits = weight[..., None] * (jnp.exp(logits - log_z[..., None]) - is_target)
+        if cap is not None:
+            d_logits = d_logits * (1 - jnp.square(logits / cap))
+        d_logits = d_logits.astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel_used)
         d_kernel = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return loss, d_hidden, d_kernel
@@ -181,7 +282,7 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk):
     return loss, (jnp.concatenate(d_hidden, axis=1), d_kernel.astype(kernel.dtype))
 
 
-def _cross_entropy_backward(chunk, gradients, cotangent):
+def _cross_entropy_backward(chunk, cap, gradients, cotangent):
     d_hidden, d_kernel = gradients
     return (d_hidden * cotangent).astype(d_hidden.dtype), (d_kernel * cotangent).astype(d_kernel.dtype), None, None
 

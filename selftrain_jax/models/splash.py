@@ -17,19 +17,27 @@ _LANES = 128  # the kernel's unit along time, and along a head
 
 def splash_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
     *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """`ops.causal_attention` as one kernel; on a mesh, each device takes its own rows and heads.
 
-    Time and heads are padded to multiples of 128. `interpret` runs the kernel's logic on any device, slowly.
+    Time and heads are padded to multiples of 128. Heads of keys and values that the mesh's tensor axis does not divide
+    are repeated for each query head. `interpret` runs the kernel's logic on any device, slowly.
     """
     head_dim, dtype = q.shape[-1], q.dtype
     segments = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-    q = (q.astype(jnp.float32) * head_dim**-0.5).astype(dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    on_mesh = not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names)
+    if on_mesh and k.shape[2] % mesh.shape["tensor"]:
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    q = (q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)).astype(dtype)
     more_time, more_head = -q.shape[1] % _LANES, -head_dim % _LANES
     padding = ((0, 0), (0, 0), (0, more_time), (0, more_head))
     q, k, v = (jnp.pad(jnp.swapaxes(x, 1, 2), padding) for x in (q, k, v))
@@ -37,10 +45,9 @@ def splash_attention(
     segments = jnp.pad(segments, ((0, 0), (0, more_time)), mode="edge")
 
     def local(q, k, v, segments):
-        return _kernel(q.shape[1], q.shape[2], interpret)(q, k, v, segments)
+        return _kernel(q.shape[1], k.shape[1], q.shape[2], window, cap, interpret)(q, k, v, segments)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names):
+    if on_mesh:
         rows = RULES["batch"] if q.shape[0] % batch_ways(mesh) == 0 else None
         heads = RULES["heads"] if q.shape[1] % mesh.shape["tensor"] == 0 else None
         spec = PartitionSpec(rows, heads)
@@ -51,7 +58,7 @@ def splash_attention(
     return mixed[:, : mixed.shape[1] - more_time, :, :head_dim]
 
 
-def _kernel(num_heads: int, length: int, interpret: bool):
+def _kernel(num_heads: int, kv_heads: int, length: int, window: int | None, cap: float | None, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     block = math.gcd(length, 4 * _LANES)
@@ -59,9 +66,25 @@ def _kernel(num_heads: int, length: int, interpret: bool):
     sizes = splash_attention_kernel.BlockSizes(
         **{name: block for name in (*names, "block_q_dq", "block_kv_dq")}, use_fused_bwd_kernel=False
     )
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * num_heads)
-    kernel = splash_attention_kernel.make_splash_mha(
-        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    shape, group = (length, length), num_heads // kv_heads
+    mask = splash_attention_mask.CausalMask(shape)
+    if window is not None:
+        mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), offset=0)
+    make = splash_attention_kernel.make_splash_mha if group == 1 else splash_attention_kernel.make_splash_mqa
+    kernel = make(
+        splash_attention_mask.MultiHeadMask([mask] * (num_heads if group == 1 else group)),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
     )
-    ids = splash_attention_kernel.SegmentIds
-    return jax.vmap(lambda q, k, v, segments: kernel(q, k, v, ids(segments, segments)))
+
+    def one_row(q, k, v, segments):  # q [N, T, H], k and v [K, T, H]
+        ids = splash_attention_kernel.SegmentIds(segments, segments)
+        if group == 1:
+            return kernel(q, k, v, ids)
+        grouped = q.reshape(kv_heads, group, *q.shape[1:])
+        return jax.vmap(kernel, (0, 0, 0, None))(grouped, k, v, ids).reshape(q.shape)
+
+    return jax.vmap(one_row)

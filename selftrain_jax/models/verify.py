@@ -105,11 +105,12 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
         raise InputError(f"{directory} holds Orbax arrays, which transformers cannot read: `selftrain export` it first")
     config = hf.check_pretrained(directory)
     prompts = make_prompts(config, directory)
-    theirs, their_states = _reference(directory, prompts, "fp32")
+    capped = config.attention_softcap is not None
+    theirs, their_states = _reference(directory, prompts, "fp32", capped)
     sets = {"transformers fp32": theirs}
     pairs = [("ours fp32", "transformers fp32")]
     if "bf16" in dtypes:
-        sets["transformers bf16"], _ = _reference(directory, prompts, "bf16")
+        sets["transformers bf16"], _ = _reference(directory, prompts, "bf16", capped)
         pairs += [
             ("ours bf16", "transformers bf16"),
             ("ours bf16", "transformers fp32"),
@@ -164,15 +165,15 @@ def hidden_states(
     x, rotary = model.enter(tokens, jnp.arange(tokens.shape[1]))
     yield "embedding", x
     for i in range(config.num_layers):
-        x = _one_layer(config, params["layers"], i, x, rotary)
+        x = _one_layer(config, config.layer(i), params["layers"], i, x, rotary)
         yield f"layer {i}", x
     yield "final norm", model.final_norm(x)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _one_layer(config, layers, i, x, rotary):
+@functools.partial(jax.jit, static_argnames=("config", "layer"))
+def _one_layer(config, layer, layers, i, x, rotary):
     params = jax.tree.map(lambda leaf: leaf[i], layers)
-    (x, _), _ = Block(config).apply({"params": params}, (x, None), rotary, None, 0)
+    (x, _), _ = Block(config, layer).apply({"params": params}, (x, None), rotary, None, 0)
     return x
 
 
@@ -203,7 +204,7 @@ def _logit_gap(sets: dict[str, np.ndarray], left: str, right: str) -> LogitGap:
     return LogitGap(left, right, float(gap.max()), float(gap.mean(dtype=np.float64)), float(same))
 
 
-def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -> tuple[np.ndarray, list]:
+def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str, capped: bool) -> tuple[np.ndarray, list]:
     """Logits as fp32 `[positions, V]` and, for fp32, per prompt the states that `hidden_states` yields."""
     with _quiet(import_transformers()) as transformers:
         import torch
@@ -213,10 +214,11 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         config = {name: value for name, value in raw.items() if "implementation" not in name}
         family = FAMILIES[raw["model_type"]]
         try:
-            model, loading = getattr(transformers, family.MODEL_CLASS).from_pretrained(
+            model, loading = getattr(transformers, family.model_class).from_pretrained(
                 directory,
-                config=getattr(transformers, family.CONFIG_CLASS).from_dict(config),
-                attn_implementation="sdpa",
+                config=getattr(transformers, family.config_class).from_dict(config),
+                # PyTorch's own attention leaves out the soft-cap of scores.
+                attn_implementation="eager" if capped else "sdpa",
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
                 local_files_only=True,
                 output_loading_info=True,
@@ -229,7 +231,7 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         raise InputError(f"{directory}: transformers does not find {min(loading['missing_keys'])!r}, which is there")
     model.eval()
     last = []  # transformers hands out the last layer's state after the final norm only
-    final_norm = model.get_submodule(family.FINAL_NORM)
+    final_norm = model.get_submodule(family.prefix + family.final_norm)
     final_norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
     logits, states = [], []
     with torch.no_grad():

@@ -120,7 +120,13 @@ def train(
 
     optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
-    ops.attention_implementation(config.attention, config.dtype, model_config.head_dim, config.document_boundaries)
+    ops.attention_implementation(
+        config.attention,
+        config.dtype,
+        model_config.head_dim,
+        config.document_boundaries,
+        model_config.attention_softcap is not None,
+    )
     model = Decoder(
         model_config,
         dtype=jnp.dtype(config.dtype),

@@ -70,6 +70,7 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
         return model(params, inputs)
 
     forward = of_module if is_ours else of_function
+    cap = model.config.logit_softcap if is_ours else None
 
     def loss_fn(params, batch):
         tokens = batch["tokens"]
@@ -85,7 +86,7 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
             weights = (batch["segment_ids"][:, 1:] == segments).astype(jnp.float32)
         out = forward(params, inputs, segments)
         if isinstance(out, tuple):
-            return ops.cross_entropy_sum(*out, targets, weights, chunk), jnp.sum(weights)
+            return ops.cross_entropy_sum(*out, targets, weights, chunk, cap), jnp.sum(weights)
         losses = optax.softmax_cross_entropy_with_integer_labels(out.astype(jnp.float32), targets)
         return jnp.sum(weights * losses), jnp.sum(weights)
 

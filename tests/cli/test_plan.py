@@ -12,7 +12,8 @@ from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.log import peak_flops

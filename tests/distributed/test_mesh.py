@@ -26,7 +26,7 @@ from selftrain_jax.distributed.mesh import (
 )
 from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
 from selftrain_jax.models import decoder
-from selftrain_jax.models.config import PRESETS
+from selftrain_jax.models.families import PRESETS
 
 
 @pytest.fixture(scope="module")

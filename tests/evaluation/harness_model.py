@@ -4,11 +4,17 @@ import jax
 import numpy as np
 
 from selftrain_jax.models import decoder, hf
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from tests.shapes import initial
 
 CONFIG = DecoderConfig(
-    vocab_size=304, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position=48, rotary_pct=0.5
+    vocab_size=304,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_position=48,
+    pattern=(Layer(Rotary(0.5)),),
 )
 CORPUS = ["the cat sat on the mat", "a dog and a cat", "what is the answer to the question?", "one two three four five"]
 

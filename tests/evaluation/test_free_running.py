@@ -9,12 +9,18 @@ import pytest
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
 from selftrain_jax.evaluation.memorization import MARGIN_NOISE, Probe, extract
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.decoder import Decoder
 from tests.evaluation.overfitted import overfitted
 
 CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=23, rotary_pct=0.5
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=4,
+    intermediate_size=64,
+    max_position=23,
+    pattern=(Layer(Rotary(0.5)),),
 )
 LENGTH = 24
 MODEL = Decoder(CONFIG)

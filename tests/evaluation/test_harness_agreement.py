@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 
 from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import PRESETS
+from selftrain_jax.models.families import PRESETS
 from tests.shapes import initial
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"

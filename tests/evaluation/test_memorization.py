@@ -16,12 +16,18 @@ from selftrain_jax.evaluation.memorization import (
     offset_bins,
 )
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.sampling.continuation import continue_prompts
 from tests.evaluation.overfitted import overfitted
 
 CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=24, rotary_pct=0.5
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position=24,
+    pattern=(Layer(Rotary(0.5)),),
 )
 PREFIX, LENGTH = 8, 24
 STEPS = 17  # of training: some sequences are known by then, some in part

@@ -10,9 +10,11 @@ import safetensors.numpy
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import decoder
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 
-CONFIG = DecoderConfig(vocab_size=48, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=40, rotary_pct=0.5)
+CONFIG = DecoderConfig(
+    vocab_size=48, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=40, pattern=(Layer(Rotary(0.5)),)
+)
 TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
 OLD_CONFIG = {  # as EleutherAI published Pythia
     "architectures": ["GPTNeoXForCausalLM"],

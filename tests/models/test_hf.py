@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.models import decoder, hf
+from selftrain_jax.models.config import Layer, Rotary
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
     CONFIG,
@@ -126,15 +127,15 @@ def test_tied_checkpoint_may_repeat_the_embedding_but_not_contradict_it(tmp_path
     "change, expected",
     [
         ({}, {}),
-        ({"rotary_pct": 1.0, "rotary_emb_base": 500}, {"rotary_pct": 1.0, "rotary_base": 500.0}),
+        ({"rotary_pct": 1.0, "rotary_emb_base": 500}, {"pattern": (Layer(Rotary(1.0, 500.0)),)}),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
-            {"rotary_pct": 1.0, "rotary_base": 500.0},
+            {"pattern": (Layer(Rotary(1.0, 500.0)),)},
         ),
         ({"use_parallel_residual": False}, {"parallel_residual": False}),
         ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
         ({"attention_dropout": 0.1, "hidden_dropout": 0.1}, {}),
-        ({"layer_norm_eps": 1e-6, "max_position_embeddings": 64}, {"layer_norm_eps": 1e-6, "max_position": 64}),
+        ({"layer_norm_eps": 1e-6, "max_position_embeddings": 64}, {"norm_eps": 1e-6, "max_position": 64}),
         ({"bos_token_id": 1, "eos_token_id": [2]}, {"bos_token_id": 1, "eos_token_id": 2}),
     ],
 )
@@ -317,7 +318,7 @@ def test_model_fingerprint_follows_contents_not_place(tmp_path):
     assert hf.model_fingerprint(tmp_path / "a") == hf.model_fingerprint(tmp_path / "b")
     params["final_norm"]["bias"][3] += 1
     hf.save_pretrained(tmp_path / "weights", CONFIG, params)
-    hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, layer_norm_eps=1e-6), params)
+    hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, norm_eps=1e-6), params)
     assert len({hf.model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from selftrain_jax.models import ops
+from selftrain_jax.models.config import Rotary
 
 EPS32, EPS_BF16 = 2.0**-23, 2.0**-8
 B, T, D, V = 3, 12, 16, 50
@@ -117,7 +118,7 @@ def test_cached_attention_does_not_read_unfilled_slots():
 def test_rotary_tables_are_exact_to_fp32_over_the_context():
     """Angles up to 2,048 are known to half a spacing of fp32 there, 2^-14; frequency and product add as much each."""
     positions, dim, base = np.arange(2048), 16, 10_000.0
-    cos, sin = ops.rotary_tables(jnp.asarray(positions), dim, base)
+    cos, sin = ops.rotary_tables(jnp.asarray(positions), dim, Rotary(base=base))
     angles = positions[:, None] * base ** (-np.arange(0, dim, 2) / dim)
     angles = np.concatenate([angles, angles], axis=-1)
     assert cos.dtype == sin.dtype == jnp.float32
@@ -127,14 +128,14 @@ def test_rotary_tables_are_exact_to_fp32_over_the_context():
 
 def test_rotation_leaves_the_rest_of_a_head_and_keeps_lengths():
     x = normal(1, 9, 2, 16)
-    rotated = np.asarray(ops.apply_rotary(x, *ops.rotary_tables(jnp.arange(9), 4, 10_000.0)))
+    rotated = np.asarray(ops.apply_rotary(x, *ops.rotary_tables(jnp.arange(9), 4, Rotary())))
     np.testing.assert_array_equal(rotated[..., 4:], x[..., 4:])
     np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
     # The pair (i, i + R/2) turns together.
     pairs = [np.hypot(y[..., :2], y[..., 2:4]) for y in (rotated, x)]
     np.testing.assert_allclose(*pairs, rtol=1e-5)
     assert np.abs(rotated[:, 1:, :, :4] - x[:, 1:, :, :4]).max() > 0.5
-    assert ops.apply_rotary(x, *ops.rotary_tables(jnp.arange(9), 0, 10_000.0)) is x
+    assert ops.apply_rotary(x, *ops.rotary_tables(jnp.arange(9), 0, Rotary())) is x
 
 
 def test_rotated_products_depend_on_the_distance_only():
@@ -142,7 +143,7 @@ def test_rotated_products_depend_on_the_distance_only():
     q, k = normal(1, 1, 1, 8), normal(1, 1, 1, 8, seed=1)
 
     def turn(x, position):
-        return ops.apply_rotary(x, *ops.rotary_tables(jnp.array([position]), 8, 10_000.0))
+        return ops.apply_rotary(x, *ops.rotary_tables(jnp.array([position]), 8, Rotary()))
 
     def product(at_q, at_k):
         return float(jnp.sum(turn(q, at_q) * turn(k, at_k)))
@@ -154,7 +155,7 @@ def test_rotated_products_depend_on_the_distance_only():
 def test_half_precision_heads_are_rotated_in_fp32():
     """One rounding of the result to bf16, not of the tables: rounded angles would be off by whole radians."""
     x = jnp.asarray(normal(1, 2048, 1, 8), jnp.bfloat16)
-    tables = ops.rotary_tables(jnp.arange(2048), 8, 10_000.0)
+    tables = ops.rotary_tables(jnp.arange(2048), 8, Rotary())
     found = ops.apply_rotary(x, *tables)
     expected = ops.apply_rotary(x.astype(jnp.float32), *tables)
     assert found.dtype == jnp.bfloat16

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from selftrain_jax.models import decoder, hf
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.continuation import continue_prompts
 from tests.ties import assert_greedy
@@ -23,14 +24,14 @@ from tests.ties import assert_greedy
 TOLERANCE = 1e-4
 SMALL = DecoderConfig(vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512)
 VARIANTS = [
-    dataclasses.replace(SMALL, rotary_pct=rotary_pct, parallel_residual=parallel, tie_embeddings=tied)
-    for rotary_pct, parallel, tied in itertools.product((0.25, 1.0), (True, False), (False, True))
+    dataclasses.replace(SMALL, pattern=(Layer(Rotary(part)),), parallel_residual=parallel, tie_embeddings=tied)
+    for part, parallel, tied in itertools.product((0.25, 1.0), (True, False), (False, True))
 ]
 
 
 def describe(config):
     residual = "parallel" if config.parallel_residual else "sequential"
-    return f"rotary{config.rotary_pct}-{residual}-{'tied' if config.tie_embeddings else 'untied'}"
+    return f"rotary{config.rotaries[0].fraction}-{residual}-{'tied' if config.tie_embeddings else 'untied'}"
 
 
 def reduced(name):
@@ -67,7 +68,7 @@ def reference_model(torch, config):
                 num_hidden_layers=config.num_layers,
                 num_attention_heads=config.num_heads,
                 intermediate_size=config.intermediate_size,
-                rotary_pct=config.rotary_pct,
+                rotary_pct=config.rotaries[0].fraction,
                 use_parallel_residual=config.parallel_residual,
                 tie_word_embeddings=config.tie_embeddings,
                 bos_token_id=0,

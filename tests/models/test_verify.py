@@ -18,7 +18,8 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.evaluation import published
 from selftrain_jax.models import hf, verify
-from selftrain_jax.models.config import PRESETS, DecoderConfig
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.families import PRESETS
 
 CONFIG = DecoderConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
 ARC_EASY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "benchmarks" / "arc_easy_test.jsonl"
@@ -246,7 +247,9 @@ def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
     }
     (model / "config.json").write_text(json.dumps(config | evil))
     prompts = [np.array([[0, 5, 7]], np.int32)]
-    found, expected = (verify._reference(directory, prompts, "fp32")[0] for directory in (model, checkpoint))
+    found, expected = (
+        verify._reference(directory, prompts, "fp32", capped=False)[0] for directory in (model, checkpoint)
+    )
     np.testing.assert_array_equal(found, expected)
     (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match="quantized"):

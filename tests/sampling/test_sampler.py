@@ -13,7 +13,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh, named_shardings, to_global
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling import placement, sampler, warp
 from selftrain_jax.sampling.sampler import sample, sample_waves
@@ -22,7 +22,13 @@ from tests.shapes import wandering
 
 VOCAB_LIMIT = 150
 CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
-    vocab_size=160, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_position=80, rotary_pct=0.5
+    vocab_size=160,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position=80,
+    pattern=(Layer(Rotary(0.5)),),
 )
 WHOLE = SamplingConfig(temperature=1.25, min_new_tokens=3, max_new_tokens=CONFIG.max_position)
 KEY = jax.random.key(7)
@@ -170,7 +176,13 @@ def test_stored_log_probs_are_those_of_rescoring(params, corpus):
 
 
 SMALL = DecoderConfig(
-    vocab_size=12, hidden_size=32, num_layers=1, num_heads=4, intermediate_size=64, max_position=16, rotary_pct=0.5
+    vocab_size=12,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=4,
+    intermediate_size=64,
+    max_position=16,
+    pattern=(Layer(Rotary(0.5)),),
 )
 
 

@@ -25,7 +25,8 @@ from selftrain_jax.data.packing import PackedRows, batch_indices, pack
 from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder
-from selftrain_jax.models.config import PRESETS
+from selftrain_jax.models.config import Layer, Rotary
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
 from selftrain_jax.training.optimizer import make_schedule
@@ -453,8 +454,15 @@ def test_a_run_does_not_go_on_with_other_settings(begun, params, rows, mesh, cha
 def test_a_run_does_not_go_on_with_other_rows_or_another_model(begun, params, rows, mesh):
     with pytest.raises(InputError, match="train: setting rows is"):
         loop.train(params, MODEL, make_rows(seed=9), CONFIG, begun, mesh=mesh)
-    with pytest.raises(InputError, match="train: setting model.rotary_base is 500.0"):
-        loop.train(params, dataclasses.replace(MODEL, rotary_base=500.0), rows, CONFIG, begun, mesh=mesh)
+    with pytest.raises(InputError, match="train: setting model.pattern is"):
+        loop.train(
+            params,
+            dataclasses.replace(MODEL, pattern=(Layer(Rotary(0.5, base=500.0)),)),
+            rows,
+            CONFIG,
+            begun,
+            mesh=mesh,
+        )
 
 
 def test_what_only_rounds_may_change_under_a_run(begun, params, rows, mesh):

@@ -7,12 +7,14 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import decoder
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
 
 PEAK = 1e-2
-MODEL = DecoderConfig(vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, rotary_pct=0.5)
+MODEL = DecoderConfig(
+    vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, pattern=(Layer(Rotary(0.5)),)
+)
 PARAMS = {"a": {"kernel": np.array([[1.0, -2.0]], np.float32)}}
 
 

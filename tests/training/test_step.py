@@ -14,7 +14,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder, hf
-from selftrain_jax.models.config import PRESETS
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import (
@@ -353,7 +353,7 @@ def test_training_equals_pytorch(tmp_path, config, steps, learning_rate):
             num_attention_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
             max_position_embeddings=config.max_position,
-            rotary_pct=config.rotary_pct,
+            rotary_pct=config.rotaries[0].fraction,
             initializer_range=0.2 if config is CONFIG else 0.02,
             hidden_dropout=0.0,
             attention_dropout=0.0,

@@ -1,21 +1,40 @@
-"""Model families: tables of what Hugging Face calls things, without model code.
+"""Model families: tables of what Hugging Face calls things and of what all models of a family share."""
 
-A family is a module with
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.families.family import Family
+from selftrain_jax.models.families.gemma import GEMMA2, GEMMA3
+from selftrain_jax.models.families.gpt2 import GPT2
+from selftrain_jax.models.families.gpt_neox import GPT_NEOX
+from selftrain_jax.models.families.llama import LLAMA, MISTRAL
+from selftrain_jax.models.families.olmo import OLMO2, OLMO3
+from selftrain_jax.models.families.qwen import QWEN2, QWEN3
+from selftrain_jax.models.families.smollm3 import SMOLLM3
 
-    CONFIG_CLASS, MODEL_CLASS     transformers' names for its configuration and its model
-    PREFIX                        what transformers puts before tensor names, but for the output layer's
-    EMBEDDING, HEAD, FINAL_NORM   full names of two tensors, and of a module of `MODEL_CLASS`
-    ALIASES                       other name -> full name of a tensor
-    IGNORED                       pattern of stored names that hold no parameter
-    LEGACY_FIELDS                 fields that config.json states even where transformers would leave them out
-    read_config(hf)               the `DecoderConfig` of a `CONFIG_CLASS`; `InputError` naming what is not supported
-    write_config(config)          the fields of a `CONFIG_CLASS`
-    tensors(config, head)         full name -> (`Tensor`, layer or None), in file order; `head`: the output layer, too
-"""
-
-from types import ModuleType
-
-from selftrain_jax.models.families import gpt_neox
-
-FAMILIES: dict[str, ModuleType] = {"gpt_neox": gpt_neox}
+FAMILIES: dict[str, Family] = {
+    "gpt_neox": GPT_NEOX,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "gpt2": GPT2,
+    "smollm3": SMOLLM3,
+}
 """`model_type` of config.json, which is `DecoderConfig.family`, -> its table."""
+
+PRESETS: dict[str, DecoderConfig] = {
+    name: config for family in FAMILIES.values() for name, config in family.presets.items()
+}
+"""Shapes of published models, from their config.json."""
+
+
+def preset(name: str) -> DecoderConfig:
+    """The named preset; `InputError` listing the names when there is none."""
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None

@@ -1,8 +1,11 @@
 """One tensor of a Hugging Face checkpoint, against the leaf of `params` that it fills."""
 
 import dataclasses
+from typing import Mapping
 
 import numpy as np
+
+from selftrain_jax.models.config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Tensor:
         return np.ascontiguousarray(x.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
+def table(*path: str, rows: int, columns: int) -> Tensor:
+    """An embedding, or a kernel that is stored as `[in, out]`, as ours is."""
+    return Tensor(path, (rows, columns), (rows, columns), (0, 1))
+
+
 def vector(*path: str, size: int) -> Tensor:
     """A bias or a scale."""
     return Tensor(path, (size,), (size,), (0,))
@@ -31,3 +39,36 @@ def vector(*path: str, size: int) -> Tensor:
 def linear(*path: str, rows: int, columns: int) -> Tensor:
     """A kernel, stored as `[out, in]` and ours as `[in, out]`."""
     return Tensor(path, (rows, columns), (rows, columns), (1, 0))
+
+
+def norm(config: DecoderConfig, name: str, *path: str) -> dict[str, Tensor]:
+    """A norm over the model dimension: `name`.weight and, if it has one, `name`.bias."""
+    kinds = {"weight": "scale"} | ({"bias": "bias"} if config.norm == "layer_norm" else {})
+    return {f"{name}.{ours}": vector(*path, kind, size=config.hidden_size) for ours, kind in kinds.items()}
+
+
+def projections(config: DecoderConfig, norms: Mapping[str, str]) -> dict[str, Tensor]:
+    """A layer of Llama and its relatives: projections apart, kernels `[out, in]`; `norms` are stored name -> ours."""
+    c, d, f, h = config, config.hidden_size, config.intermediate_size, config.head_dim
+    found = {}
+    for stored, ours in norms.items():
+        found |= norm(c, stored, "layers", ours)
+    for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
+        at, size = f"self_attn.{name}_proj", heads * h
+        found[f"{at}.weight"] = Tensor(("layers", name, "kernel"), (size, d), (heads, h, d), (2, 0, 1))
+        if c.qkv_bias:
+            found[f"{at}.bias"] = Tensor(("layers", name, "bias"), (size,), (heads, h), (0, 1))
+        if name != "v" and c.qk_norm == "head":
+            found[f"self_attn.{name}_norm.weight"] = vector("layers", f"{name}_norm", "scale", size=h)
+        if name != "v" and c.qk_norm == "projection":
+            whole = Tensor(("layers", f"{name}_norm", "scale"), (size,), (heads, h), (0, 1))
+            found[f"self_attn.{name}_norm.weight"] = whole
+    heads = c.num_heads
+    found["self_attn.o_proj.weight"] = Tensor(("layers", "out", "kernel"), (d, heads * h), (d, heads, h), (1, 2, 0))
+    if c.out_bias:
+        found["self_attn.o_proj.bias"] = vector("layers", "out", "bias", size=d)
+    for name, rows, columns in (("gate", f, d), ("up", f, d), ("down", d, f)):
+        found[f"mlp.{name}_proj.weight"] = linear("layers", name, "kernel", rows=rows, columns=columns)
+        if c.mlp_bias:
+            found[f"mlp.{name}_proj.bias"] = vector("layers", name, "bias", size=rows)
+    return found

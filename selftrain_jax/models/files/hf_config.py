@@ -1,47 +1,96 @@
 """`config.json` of Hugging Face directories, through transformers: in from any of its versions, out for all of them."""
 
+import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import FAMILIES
+from selftrain_jax.models.families.family import Family
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import import_transformers
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
-    """The architecture in `config.json`, written by any transformers version.
+    """The architecture in `config.json`, written by any transformers version, and the special tokens in it and in
+    `generation_config.json`.
+
+    A document begins after BOS, or, where there is none, after what ends documents. It ends with the first EOS that
+    config.json names; all that either file names end a document in sampling.
 
     Raises:
-      InputError: the file is missing or broken, or describes a model of another family than those of `FAMILIES`, or
-        one with something (named by field) that its family does not support here.
+      InputError: a file is missing or broken, or describes a model of another family than those of `FAMILIES`, or one
+        with something (named by field) that its family does not support here.
     """
     path = resolve_model(directory) / "config.json"
     raw = files.read_json(path, "model configuration")
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{path}: model_type={model_type!r} is not supported; supported is {', '.join(FAMILIES)}")
+        within = raw.get("text_config") if isinstance(raw, dict) else None
+        hint = "; of a model for text and images, only the text model can be used, in a directory of its own"
+        raise InputError(
+            f"{path}: model_type={model_type!r} is not supported; supported is {', '.join(FAMILIES)}"
+            + (hint if within else "")
+        )
     if raw.get("quantization_config") is not None:
         raise InputError(
             f"{path}: quantized checkpoints (quantization_config) are not supported; name the original model"
         )
     if raw.get("num_attention_heads") == 0:  # transformers divides by it
         raise InputError(f"{path}: num_attention_heads=0 must be at least 1")
-    family = FAMILIES[model_type]
+    generation = path.parent / "generation_config.json"
+    more = files.read_json(generation, "generation settings") if generation.is_file() else {}
     try:
-        return family.read_config(getattr(import_transformers(), family.CONFIG_CLASS).from_dict(raw))
+        return _read(FAMILIES[model_type], raw, more if isinstance(more, dict) else {})
     except Exception as e:  # transformers validates with exception classes that differ between its versions
         raise InputError(f"{path}: {one_line(e)}") from None
 
 
+def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> DecoderConfig:
+    transformers = import_transformers()
+    kind = getattr(transformers, family.config_class)
+    common = vars(transformers.PretrainedConfig())
+    defaults = {name: value for name, value in vars(kind()).items() if name not in common}
+    hf = kind.from_dict(raw)
+    ends = [*_token_ids(hf.eos_token_id, "eos_token_id"), *_token_ids(generation.get("eos_token_id"), "eos_token_id")]
+    if not ends:
+        raise InputError("eos_token_id is missing: set it to the id of the token that ends a document")
+    starts = _token_ids(hf.bos_token_id, "bos_token_id") or _token_ids(generation.get("bos_token_id"), "bos_token_id")
+    if len(starts) > 1:
+        raise InputError(f"bos_token_id={starts} is not supported; it must be one token id")
+    others = tuple(sorted({*ends[1:]} - {ends[0]}))
+    return family.read_config(
+        hf, defaults, bos_token_id=(starts or ends)[0], eos_token_id=ends[0], stop_token_ids=others
+    )
+
+
+def _token_ids(value: Any, field: str) -> list[int]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise InputError(f"{field}={value!r} is not supported; it must be a token id, or a list of some")
+    return values
+
+
 def write_config(directory: pathlib.Path, config: DecoderConfig, dtype: str) -> None:
-    """Writes `config.json` and `generation_config.json`; `dtype` is that of the weights beside them."""
+    """Writes `config.json` and `generation_config.json`; `dtype` is that of the weights beside them.
+
+    Raises:
+      InputError: models of the family cannot be stored with one of the switches (named) of `config`.
+    """
     family = FAMILIES[config.family]
-    fields = family.write_config(config)
-    hf = getattr(import_transformers(), family.CONFIG_CLASS)(architectures=[family.MODEL_CLASS], dtype=dtype, **fields)
-    legacy = {name: fields[name] for name in family.LEGACY_FIELDS}
-    files.write_json(directory / "config.json", hf.to_diff_dict() | legacy)
-    tokens = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    ends = [config.eos_token_id, *config.stop_token_ids]
+    tokens: dict[str, Any] = {"bos_token_id": config.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+    kind = getattr(import_transformers(), family.config_class)
+    if (kind().pad_token_id or 0) >= config.vocab_size:  # of the published model, whose default it is
+        tokens["pad_token_id"] = None
+    hf = kind(architectures=[family.model_class], dtype=dtype, **family.write_config(config), **tokens)
+    written = hf.to_diff_dict() | family.legacy(config)
+    found = _read(family, written, {})
+    for field in dataclasses.fields(config):
+        if (asked := getattr(config, field.name)) != (stored := getattr(found, field.name)):
+            raise InputError(f"a {config.family} model cannot be stored with {field.name}={asked!r}, but {stored!r}")
+    files.write_json(directory / "config.json", written)
     files.write_json(directory / "generation_config.json", {"_from_model_config": True, **tokens})

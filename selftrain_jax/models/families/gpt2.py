@@ -1,0 +1,88 @@
+"""GPT-2: learned positions, and kernels that are stored as `[in, out]`."""
+
+import re
+from typing import Any
+
+from selftrain_jax.models.config import DecoderConfig, Layer
+from selftrain_jax.models.families.family import Family
+from selftrain_jax.models.families.tensor import Tensor, norm, table, vector
+
+_SWITCHES = {
+    "parallel_residual": False,
+    "activation": "gelu_tanh",
+    "learned_positions": True,
+    "pattern": (Layer(None),),
+    "family": "gpt2",
+}
+
+
+def _layer(config: DecoderConfig) -> dict[str, Tensor]:
+    d, f, n, h = config.hidden_size, config.intermediate_size, config.num_heads, config.head_dim
+    return {
+        **norm(config, "ln_1", "layers", "attention_norm"),
+        "attn.c_attn.weight": Tensor(("layers", "qkv", "kernel"), (d, 3 * d), (d, 3, n, h), (0, 1, 2, 3)),
+        "attn.c_attn.bias": Tensor(("layers", "qkv", "bias"), (3 * d,), (3, n, h), (0, 1, 2)),
+        "attn.c_proj.weight": Tensor(("layers", "out", "kernel"), (d, d), (n, h, d), (0, 1, 2)),
+        "attn.c_proj.bias": vector("layers", "out", "bias", size=d),
+        **norm(config, "ln_2", "layers", "mlp_norm"),
+        "mlp.c_fc.weight": table("layers", "up", "kernel", rows=d, columns=f),
+        "mlp.c_fc.bias": vector("layers", "up", "bias", size=f),
+        "mlp.c_proj.weight": table("layers", "down", "kernel", rows=f, columns=d),
+        "mlp.c_proj.bias": vector("layers", "down", "bias", size=d),
+    }
+
+
+def _read(hf: Any) -> dict[str, Any]:
+    return {"intermediate_size": 4 * hf.n_embd if hf.n_inner is None else hf.n_inner}
+
+
+def _write(config: DecoderConfig) -> dict[str, Any]:
+    return {"n_inner": None if config.intermediate_size == 4 * config.hidden_size else config.intermediate_size}
+
+
+def _shape(num_layers: int, hidden_size: int, num_heads: int) -> DecoderConfig:
+    return DecoderConfig(
+        **_SWITCHES,
+        vocab_size=50_257,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        intermediate_size=4 * hidden_size,
+        max_position=1024,
+        tie_embeddings=True,
+        bos_token_id=50_256,
+        eos_token_id=50_256,
+    )
+
+
+GPT2 = Family(
+    config_class="GPT2Config",
+    model_class="GPT2LMHeadModel",
+    switches=_SWITCHES,
+    fields={
+        "vocab_size": "vocab_size",
+        "n_embd": "hidden_size",
+        "n_layer": "num_layers",
+        "n_head": "num_heads",
+        "n_positions": "max_position",
+        "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_embeddings",
+    },
+    fixed={"activation_function": "gelu_new"},
+    layer=_layer,
+    read=_read,
+    write=_write,
+    legacy=lambda config: {},
+    prefix="transformer.",
+    embedding="wte",
+    positions="wpe",
+    layers="h",
+    final_norm="ln_f",
+    ignored=re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"),
+    presets={
+        "gpt2": _shape(12, 768, 12),
+        "gpt2-medium": _shape(24, 1024, 16),
+        "gpt2-large": _shape(36, 1280, 20),
+        "gpt2-xl": _shape(48, 1600, 25),
+    },
+)
