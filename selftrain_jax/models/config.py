@@ -27,19 +27,14 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023): dimensions that turn rarely are interpolated, and scores are sharpened.
-
-    `attention_factor` None follows from `factor`, and from `mscale` and `mscale_all_dim` where both are given.
-    """
+    """YaRN (Peng et al. 2023): dimensions that turn rarely are interpolated, and scores are sharpened, by what follows
+    from `factor` where `attention_factor` is None."""
 
     factor: float
     original_max_position_embeddings: int
     attention_factor: float | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
 
 
 Scaling = LinearScaling | Llama3Scaling | YarnScaling
@@ -60,7 +55,7 @@ class Rotary:
         if not self.base > 0:
             raise InputError(f"model rotary base={self.base} must be positive")
         for name, value in dataclasses.asdict(self.scaling).items() if self.scaling else ():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            if value is not None and not value > 0:
                 raise InputError(f"model rotary scaling {name}={value} must be positive")
 
 

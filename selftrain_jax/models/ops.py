@@ -45,30 +45,17 @@ def _scaled(inverse_frequency: Float[Array, "R"], dim: int, rotary: Rotary) -> t
             turns = context * inverse_frequency / (2 * math.pi)
             kept = jnp.clip((turns - low) / (high - low), 0, 1)
             return inverse_frequency * (kept + (1 - kept) / factor), 1.0
-        case YarnScaling() as yarn:
-            edges = [_dimension_of(yarn, turns, dim, rotary.base) for turns in (yarn.beta_fast, yarn.beta_slow)]
-            if yarn.truncate:
-                edges = [math.floor(edges[0]), math.ceil(edges[1])]
-            first, last = max(edges[0], 0), min(edges[1], dim - 1)
+        case YarnScaling(factor, context, sharpening, fast, slow):
+            # Pairs of dimensions that make `fast` turns within the original context and more are kept, those of `slow`
+            # and less interpolated (section 3.2); the root of the scores' inverse temperature is of section 3.4.
+            pairs = (
+                dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rotary.base)) for turns in (fast, slow)
+            )
+            first, last = max(math.floor(next(pairs)), 0), min(math.ceil(next(pairs)), dim - 1)
             ramp = (jnp.arange(dim // 2, dtype=jnp.float32) - first) / (last - first or 0.001)
             kept = 1 - jnp.clip(ramp, 0, 1)
-            return inverse_frequency * (kept + (1 - kept) / yarn.factor), _sharpening(yarn)
-
-
-def _dimension_of(yarn: YarnScaling, turns: float, dim: int, base: float) -> float:
-    """Which pair of dimensions makes so many turns within the original context (Peng et al. 2023, section 3.2)."""
-    return dim * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-
-def _sharpening(yarn: YarnScaling) -> float:
-    """The square root of YaRN's inverse temperature of the scores (Peng et al. 2023, section 3.4)."""
-    if yarn.attention_factor is not None:
-        return yarn.attention_factor
-
-    def of(scale):
-        return 1.0 if yarn.factor <= 1 else 0.1 * scale * math.log(yarn.factor) + 1.0
-
-    return of(yarn.mscale) / of(yarn.mscale_all_dim) if yarn.mscale and yarn.mscale_all_dim else of(1.0)
+            implied = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
+            return inverse_frequency * (kept + (1 - kept) / factor), implied if sharpening is None else sharpening
 
 
 def apply_rotary(x: Float[Array, "B T N H"], cos: Float[Array, "*BT R"], sin: Float[Array, "*BT R"]) -> Array:

@@ -111,12 +111,11 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
         raise InputError(f"{directory} holds Orbax arrays, which transformers cannot read: `selftrain export` it first")
     config = hf.check_pretrained(directory)
     prompts = make_prompts(config, directory)
-    capped = config.attention_softcap is not None
-    theirs, their_states = _reference(directory, prompts, "fp32", capped)
+    theirs, their_states = _reference(directory, prompts, "fp32")
     sets = {"transformers fp32": theirs}
     pairs = [("ours fp32", "transformers fp32")]
     if "bf16" in dtypes:
-        sets["transformers bf16"], _ = _reference(directory, prompts, "bf16", capped)
+        sets["transformers bf16"], _ = _reference(directory, prompts, "bf16")
         pairs += [
             ("ours bf16", "transformers bf16"),
             ("ours bf16", "transformers fp32"),
@@ -143,7 +142,7 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     )
     if verdict.ok or not np.isfinite(verdict.logits[0].max):
         return verdict
-    sets["transformers fp64"], _ = _reference(directory, prompts, "fp64", capped)
+    sets["transformers fp64"], _ = _reference(directory, prompts, "fp64")
     exact = [_logit_gap(sets, f"{who} fp32", "transformers fp64") for who in ("ours", "transformers")]
     return dataclasses.replace(verdict, rounding=exact[1].max, logits=(*verdict.logits, *exact))
 
@@ -216,10 +215,8 @@ def _logit_gap(sets: dict[str, np.ndarray], left: str, right: str) -> LogitGap:
     return LogitGap(left, right, float(gap.max()), float(gap.mean(dtype=np.float64)), float(same))
 
 
-def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str, capped: bool) -> tuple[np.ndarray, list]:
-    """Logits as fp32 `[positions, V]` and, for fp32, per prompt the states that `hidden_states` yields.
-
-    `capped` are models with a soft-cap of scores."""
+def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -> tuple[np.ndarray, list]:
+    """Logits as fp32 `[positions, V]` and, for fp32, per prompt the states that `hidden_states` yields."""
     with _quiet(import_transformers()) as transformers:
         import torch
 
@@ -231,8 +228,7 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str, c
             model, loading = getattr(transformers, family.model_class).from_pretrained(
                 directory,
                 config=getattr(transformers, family.config_class).from_dict(config),
-                # PyTorch's own attention leaves out the soft-cap of scores.
-                attn_implementation="eager" if capped else "sdpa",
+                attn_implementation="eager",  # PyTorch's own leaves out the soft-cap of scores
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[dtype],
                 local_files_only=True,
                 output_loading_info=True,

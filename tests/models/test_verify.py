@@ -249,9 +249,7 @@ def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
     }
     (model / "config.json").write_text(json.dumps(config | evil))
     prompts = [np.array([[0, 5, 7]], np.int32)]
-    found, expected = (
-        verify._reference(directory, prompts, "fp32", capped=False)[0] for directory in (model, checkpoint)
-    )
+    found, expected = (verify._reference(directory, prompts, "fp32")[0] for directory in (model, checkpoint))
     np.testing.assert_array_equal(found, expected)
     (model / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(InputError, match="quantized"):

@@ -6,10 +6,9 @@ from selftrain_jax.models.families.family import Family
 from selftrain_jax.models.families.gemma import GEMMA2, GEMMA3
 from selftrain_jax.models.families.gpt2 import GPT2
 from selftrain_jax.models.families.gpt_neox import GPT_NEOX
-from selftrain_jax.models.families.llama import LLAMA, MISTRAL
+from selftrain_jax.models.families.llama import LLAMA, MISTRAL, SMOLLM3
 from selftrain_jax.models.families.olmo import OLMO2, OLMO3
 from selftrain_jax.models.families.qwen import QWEN2, QWEN3
-from selftrain_jax.models.families.smollm3 import SMOLLM3
 
 FAMILIES: dict[str, Family] = {
     "gpt_neox": GPT_NEOX,

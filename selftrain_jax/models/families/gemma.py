@@ -1,5 +1,6 @@
 """Gemma 2 and the text models of Gemma 3."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -15,21 +16,9 @@ _AROUND = {
     "pre_feedforward_layernorm": "mlp_norm",
     "post_feedforward_layernorm": "mlp_out_norm",
 }
-_SWITCHES = SWITCHES | {
-    "activation": "gelu_tanh",
-    "mlp_bias": False,
-    "norm_places": "around",
-    "norm_offset": 1.0,
-    "scale_embeddings": True,
-}
-_GEMMA2 = _SWITCHES | {"family": "gemma2"}
-_GEMMA3 = _SWITCHES | {"qk_norm": "head", "family": "gemma3_text"}
-_FIELDS = SHAPE | {
-    "attention_bias": ("qkv_bias", "out_bias"),
-    "attn_logit_softcapping": "attention_softcap",
-    "final_logit_softcapping": "logit_softcap",
-}
-_FIXED = {"hidden_activation": "gelu_pytorch_tanh"}
+_OWN = dict(activation="gelu_tanh", mlp_bias=False, norm_places="around", norm_offset=1.0, scale_embeddings=True)
+_GEMMA2 = SWITCHES | _OWN | {"family": "gemma2"}
+_GEMMA3 = SWITCHES | _OWN | {"qk_norm": "head", "family": "gemma3_text"}
 
 
 def _read(hf: Any) -> dict[str, Any]:
@@ -48,39 +37,25 @@ def _legacy(config: DecoderConfig) -> dict[str, Any]:
     return legacy_rotary(config) | ({} if local is None else {"rope_local_base_freq": local})
 
 
-_shape = functools.partial(
-    DecoderConfig,
-    qkv_bias=False,
-    out_bias=False,
-    norm_eps=1e-6,
-    tie_embeddings=True,
-    bos_token_id=2,
-    eos_token_id=1,
-    attention_scale=256**-0.5,
-)
-_gemma2 = functools.partial(
-    _shape,
-    **_GEMMA2,
-    max_position=8192,
-    pattern=(Layer(window=4096), Layer()),
-    attention_softcap=50.0,
-    logit_softcap=30.0,
-)
-_gemma3 = functools.partial(
-    _shape,
-    **_GEMMA3,
-    max_position=32_768,
-    pattern=(*[Layer(window=512)] * 5, Layer(Rotary(base=1e6))),
-    kv_heads=1,
-    head_size=256,
-)
+_START = dict(bos_token_id=2, eos_token_id=1)
+_SHARED = dict(qkv_bias=False, out_bias=False, norm_eps=1e-6, tie_embeddings=True, attention_scale=256**-0.5, **_START)
+_CAPS = dict(attention_softcap=50.0, logit_softcap=30.0)
+_IN_TURNS = (Layer(window=4096), Layer())
+_gemma2 = functools.partial(DecoderConfig, **_GEMMA2 | _SHARED, **_CAPS, max_position=8192, pattern=_IN_TURNS)
+_FIVE_OF_SIX = (*[Layer(window=512)] * 5, Layer(Rotary(base=1e6)))
+_gemma3 = functools.partial(DecoderConfig, **_GEMMA3 | _SHARED, max_position=32_768, pattern=_FIVE_OF_SIX, kv_heads=1)
 
 GEMMA2 = Family(
     config_class="Gemma2Config",
     model_class="Gemma2ForCausalLM",
     switches=_GEMMA2,
-    fields=_FIELDS,
-    fixed=_FIXED,
+    fields=SHAPE
+    | {
+        "attention_bias": ("qkv_bias", "out_bias"),
+        "attn_logit_softcapping": "attention_softcap",
+        "final_logit_softcapping": "logit_softcap",
+    },
+    fixed={"hidden_activation": "gelu_pytorch_tanh"},
     layer=functools.partial(projections, norms=_AROUND),
     layered=("layer_types", "sliding_window"),
     read=_read,
@@ -91,17 +66,15 @@ GEMMA2 = Family(
         "gemma-2-27b": _gemma2(256_000, 4608, 46, 32, 36_864, kv_heads=16, head_size=128, attention_scale=144**-0.5),
     },
 )
-GEMMA3 = Family(
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
     config_class="Gemma3TextConfig",
     model_class="Gemma3ForCausalLM",
     switches=_GEMMA3,
-    fields=_FIELDS,
-    fixed=_FIXED,
-    layer=functools.partial(projections, norms=_AROUND),
-    layered=("layer_types", "sliding_window"),
     by_type=True,
-    read=_read,
-    write=_write,
     legacy=_legacy,
-    presets={"gemma-3-270m": _gemma3(262_144, 640, 18, 4, 2048), "gemma-3-1b-pt": _gemma3(262_144, 1152, 26, 4, 6912)},
+    presets={
+        "gemma-3-270m": _gemma3(262_144, 640, 18, 4, 2048, head_size=256),
+        "gemma-3-1b-pt": _gemma3(262_144, 1152, 26, 4, 6912, head_size=256),
+    },
 )

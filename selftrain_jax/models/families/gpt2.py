@@ -1,5 +1,6 @@
 """GPT-2: learned positions, and kernels that are stored as `[in, out]`."""
 
+import functools
 import re
 from typing import Any
 
@@ -7,13 +8,12 @@ from selftrain_jax.models.config import DecoderConfig, Layer
 from selftrain_jax.models.families.family import Family
 from selftrain_jax.models.families.tensor import Tensor, norm, table, vector
 
-_SWITCHES = {
-    "parallel_residual": False,
-    "activation": "gelu_tanh",
-    "learned_positions": True,
-    "pattern": (Layer(None),),
-    "family": "gpt2",
-}
+_PATTERN = (Layer(None),)
+_SWITCHES = dict(
+    parallel_residual=False, activation="gelu_tanh", learned_positions=True, pattern=_PATTERN, family="gpt2"
+)
+_START = dict(bos_token_id=50_256, eos_token_id=50_256)
+_shape = functools.partial(DecoderConfig, **_SWITCHES, **_START, max_position=1024, tie_embeddings=True)
 
 
 def _layer(config: DecoderConfig) -> dict[str, Tensor]:
@@ -38,21 +38,6 @@ def _read(hf: Any) -> dict[str, Any]:
 
 def _write(config: DecoderConfig) -> dict[str, Any]:
     return {"n_inner": None if config.intermediate_size == 4 * config.hidden_size else config.intermediate_size}
-
-
-def _shape(num_layers: int, hidden_size: int, num_heads: int) -> DecoderConfig:
-    return DecoderConfig(
-        **_SWITCHES,
-        vocab_size=50_257,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        intermediate_size=4 * hidden_size,
-        max_position=1024,
-        tie_embeddings=True,
-        bos_token_id=50_256,
-        eos_token_id=50_256,
-    )
 
 
 GPT2 = Family(
@@ -80,9 +65,9 @@ GPT2 = Family(
     final_norm="ln_f",
     ignored=re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)"),
     presets={
-        "gpt2": _shape(12, 768, 12),
-        "gpt2-medium": _shape(24, 1024, 16),
-        "gpt2-large": _shape(36, 1280, 20),
-        "gpt2-xl": _shape(48, 1600, 25),
+        "gpt2": _shape(50_257, 768, 12, 12, 3072),
+        "gpt2-medium": _shape(50_257, 1024, 24, 16, 4096),
+        "gpt2-large": _shape(50_257, 1280, 36, 20, 5120),
+        "gpt2-xl": _shape(50_257, 1600, 48, 25, 6400),
     },
 )

@@ -31,16 +31,6 @@ def _legacy(config: DecoderConfig) -> dict[str, float]:
     return {"rotary_pct": rotary.fraction, "rotary_emb_base": rotary.base}
 
 
-def _pythia(num_layers: int, hidden_size: int, num_heads: int, vocab_size: int = 50_304) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        intermediate_size=4 * hidden_size,
-    )
-
-
 GPT_NEOX = Family(
     config_class="GPTNeoXConfig",
     model_class="GPTNeoXForCausalLM",
@@ -68,15 +58,15 @@ GPT_NEOX = Family(
     # Buffers that older transformers versions stored; their values follow from the configuration.
     ignored=re.compile(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
     presets={
-        "pythia-14m": _pythia(6, 128, 4),
-        "pythia-31m": _pythia(6, 256, 8),
-        "pythia-70m": _pythia(6, 512, 8),
-        "pythia-160m": _pythia(12, 768, 12),
-        "pythia-410m": _pythia(24, 1024, 16),
-        "pythia-1b": _pythia(16, 2048, 8),
-        "pythia-1.4b": _pythia(24, 2048, 16),
-        "pythia-2.8b": _pythia(32, 2560, 32),
-        "pythia-6.9b": _pythia(32, 4096, 32, 50_432),
-        "pythia-12b": _pythia(36, 5120, 40, 50_688),
+        "pythia-14m": DecoderConfig(50_304, 128, 6, 4, 512),
+        "pythia-31m": DecoderConfig(50_304, 256, 6, 8, 1024),
+        "pythia-70m": DecoderConfig(50_304, 512, 6, 8, 2048),
+        "pythia-160m": DecoderConfig(50_304, 768, 12, 12, 3072),
+        "pythia-410m": DecoderConfig(50_304, 1024, 24, 16, 4096),
+        "pythia-1b": DecoderConfig(50_304, 2048, 16, 8, 8192),
+        "pythia-1.4b": DecoderConfig(50_304, 2048, 24, 16, 8192),
+        "pythia-2.8b": DecoderConfig(50_304, 2560, 32, 32, 10_240),
+        "pythia-6.9b": DecoderConfig(50_432, 4096, 32, 32, 16_384),
+        "pythia-12b": DecoderConfig(50_688, 5120, 36, 40, 20_480),
     },
 )

@@ -1,31 +1,24 @@
-"""Llama, and what is built like it: SmolLM2, TinyLlama, Amber, Comma, Hubble; and Mistral, whose first has a window."""
+"""Llama, and what is built like it: SmolLM2, TinyLlama, Amber, Comma, Hubble; Mistral, whose first has a window; and
+SmolLM3, whose every fourth layer knows no positions."""
 
+import dataclasses
 import functools
 
 from selftrain_jax.models.config import DecoderConfig, Layer, Llama3Scaling, Rotary
 from selftrain_jax.models.families.family import SHAPE, Family
 from selftrain_jax.models.families.tensor import projections
 
-SWITCHES = {"norm": "rms_norm", "parallel_residual": False, "fused_qkv": False, "activation": "silu", "gated": True}
+SWITCHES = dict(norm="rms_norm", parallel_residual=False, fused_qkv=False, activation="silu", gated=True)
 """What most models of today share."""
-
-NO_BIASES = {"qkv_bias": False, "out_bias": False, "mlp_bias": False}
+NO_BIASES = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
 BEFORE = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
 
 _llama = functools.partial(DecoderConfig, **SWITCHES, **NO_BIASES, family="llama")
 _smollm2 = functools.partial(_llama, max_position=8192, tie_embeddings=True)
 _llama3 = functools.partial(_llama, kv_heads=8, max_position=131_072, bos_token_id=128_000, eos_token_id=128_001)
 _llama2 = functools.partial(_llama, bos_token_id=1, eos_token_id=2)
-_mistral = functools.partial(
-    DecoderConfig,
-    **SWITCHES,
-    **NO_BIASES,
-    kv_heads=8,
-    max_position=32_768,
-    bos_token_id=1,
-    eos_token_id=2,
-    family="mistral",
-)
+_mistral = functools.partial(_llama2, kv_heads=8, max_position=32_768, family="mistral")
+_smollm3 = functools.partial(_llama3, kv_heads=4, max_position=65_536, norm_eps=1e-6, family="smollm3")
 
 
 def _rotated(base: float, window: int | None = None, scaling=None) -> tuple[Layer, ...]:
@@ -54,16 +47,24 @@ LLAMA = Family(
         "amber": _llama2(32_000, 4096, 32, 32, 11_008, norm_eps=1e-6, pattern=_rotated(1e4)),
     },
 )
-MISTRAL = Family(
+MISTRAL = dataclasses.replace(
+    LLAMA,
     config_class="MistralConfig",
     model_class="MistralForCausalLM",
     switches=SWITCHES | NO_BIASES | {"family": "mistral"},
     fields=SHAPE,
-    fixed={"hidden_act": "silu"},
-    layer=functools.partial(projections, norms=BEFORE),
     layered=("sliding_window",),
     presets={
         "mistral-7b-v0.1": _mistral(32_000, 4096, 32, 32, 14_336, pattern=_rotated(1e4, 4096)),
         "mistral-7b-v0.3": _mistral(32_768, 4096, 32, 32, 14_336, pattern=_rotated(1e6)),
     },
+)
+_THREE_OF_FOUR = (*_rotated(5e6) * 3, Layer(None))
+SMOLLM3 = dataclasses.replace(
+    LLAMA,
+    config_class="SmolLM3Config",
+    model_class="SmolLM3ForCausalLM",
+    switches=SWITCHES | {"family": "smollm3"},
+    layered=("layer_types", "sliding_window", "use_sliding_window", "no_rope_layers"),
+    presets={"smollm3-3b-base": _smollm3(128_256, 2048, 36, 16, 11_008, tie_embeddings=True, pattern=_THREE_OF_FOUR)},
 )

@@ -1,5 +1,6 @@
 """OLMo 2 and OLMo 3, whose training data are open: norms on what attention and MLP give, and on all heads together."""
 
+import dataclasses
 import functools
 
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary, YarnScaling
@@ -9,27 +10,20 @@ from selftrain_jax.models.families.tensor import projections
 
 _AFTER = {"post_attention_layernorm": "attention_out_norm", "post_feedforward_layernorm": "mlp_out_norm"}
 _SWITCHES = SWITCHES | {"mlp_bias": False, "norm_places": "after", "qk_norm": "projection"}
-_FIELDS = SHAPE | {"attention_bias": ("qkv_bias", "out_bias")}
 
-_shape = functools.partial(
-    DecoderConfig,
-    **_SWITCHES,
-    qkv_bias=False,
-    out_bias=False,
-    norm_eps=1e-6,
-    bos_token_id=100_257,
-    eos_token_id=100_257,
-)
-_olmo2 = functools.partial(_shape, max_position=4096, pattern=(Layer(Rotary(base=5e5)),), family="olmo2")
-_YARN = YarnScaling(8.0, 8192, attention_factor=1.2079441541679836)
-_PATTERN = (*[Layer(Rotary(base=5e5), 4096)] * 3, Layer(Rotary(base=5e5, scaling=_YARN)))
+_START = dict(bos_token_id=100_257, eos_token_id=100_257)  # the separator of documents; there is no BOS
+_shape = functools.partial(DecoderConfig, **_SWITCHES, qkv_bias=False, out_bias=False, norm_eps=1e-6, **_START)
+_PLAIN = Rotary(base=5e5)
+_olmo2 = functools.partial(_shape, max_position=4096, pattern=(Layer(_PLAIN),), family="olmo2")
+_YARN = dataclasses.replace(_PLAIN, scaling=YarnScaling(8.0, 8192, attention_factor=1.2079441541679836))
+_PATTERN = (*[Layer(_PLAIN, 4096)] * 3, Layer(_YARN))
 _olmo3 = functools.partial(_shape, max_position=65_536, pattern=_PATTERN, family="olmo3")
 
 OLMO2 = Family(
     config_class="Olmo2Config",
     model_class="Olmo2ForCausalLM",
     switches=_SWITCHES | {"family": "olmo2"},
-    fields=_FIELDS,
+    fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
     fixed={"hidden_act": "silu"},
     layer=functools.partial(projections, norms=_AFTER),
     presets={
@@ -38,13 +32,11 @@ OLMO2 = Family(
         "olmo-2-1124-13b": _olmo2(100_352, 5120, 40, 40, 13_824),
     },
 )
-OLMO3 = Family(
+OLMO3 = dataclasses.replace(
+    OLMO2,
     config_class="Olmo3Config",
     model_class="Olmo3ForCausalLM",
     switches=_SWITCHES | {"family": "olmo3"},
-    fields=_FIELDS,
-    fixed={"hidden_act": "silu"},
-    layer=functools.partial(projections, norms=_AFTER),
     layered=("layer_types", "sliding_window"),
     by_type=True,
     presets={

@@ -1,5 +1,6 @@
 """Qwen2, Qwen2.5 and Qwen3."""
 
+import dataclasses
 import functools
 
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
@@ -9,15 +10,10 @@ from selftrain_jax.models.families.tensor import projections
 
 _QWEN2 = SWITCHES | NO_BIASES | {"qkv_bias": True, "family": "qwen2"}
 _QWEN3 = SWITCHES | {"mlp_bias": False, "qk_norm": "head", "family": "qwen3"}
-_LAYERED = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
 
+_START = dict(bos_token_id=151_643, eos_token_id=151_643)  # the separator of documents; there is no BOS
 _shape = functools.partial(
-    DecoderConfig,
-    norm_eps=1e-6,
-    max_position=32_768,
-    pattern=(Layer(Rotary(base=1e6)),),
-    bos_token_id=151_643,
-    eos_token_id=151_643,
+    DecoderConfig, norm_eps=1e-6, max_position=32_768, pattern=(Layer(Rotary(base=1e6)),), **_START
 )
 _qwen2 = functools.partial(_shape, **_QWEN2)
 _qwen3 = functools.partial(_shape, **_QWEN3, qkv_bias=False, out_bias=False, kv_heads=8, head_size=128)
@@ -29,7 +25,7 @@ QWEN2 = Family(
     fields=SHAPE,
     fixed={"hidden_act": "silu"},
     layer=functools.partial(projections, norms=BEFORE),
-    layered=_LAYERED,
+    layered=("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
     presets={
         "qwen2.5-0.5b": _qwen2(151_936, 896, 24, 14, 4864, kv_heads=2, tie_embeddings=True),
         "qwen2.5-1.5b": _qwen2(151_936, 1536, 28, 12, 8960, kv_heads=2, max_position=131_072, tie_embeddings=True),
@@ -38,14 +34,12 @@ QWEN2 = Family(
         "qwen2.5-14b": _qwen2(152_064, 5120, 48, 40, 13_824, kv_heads=8, max_position=131_072, norm_eps=1e-5),
     },
 )
-QWEN3 = Family(
+QWEN3 = dataclasses.replace(
+    QWEN2,
     config_class="Qwen3Config",
     model_class="Qwen3ForCausalLM",
     switches=_QWEN3,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
-    fixed={"hidden_act": "silu"},
-    layer=functools.partial(projections, norms=BEFORE),
-    layered=_LAYERED,
     presets={
         "qwen3-0.6b-base": _qwen3(151_936, 1024, 28, 16, 3072, tie_embeddings=True),
         "qwen3-1.7b-base": _qwen3(151_936, 2048, 28, 16, 6144, tie_embeddings=True),
