@@ -189,8 +189,7 @@ def test_the_model_s_own_start_token_may_be_named(params, corpus):
     np.testing.assert_array_equal(found.log_probs, corpus.log_probs[:, :20])
 
 
-def test_any_stop_token_ends_a_document_and_none_comes_too_early(params, corpus):
-    """The draws are those of a model with one stop token, up to the first of the others."""
+def test_any_stop_token_ends_a_document_and_none_comes_too_early(params):
     config, settings = (
         dataclasses.replace(CONFIG, stop_token_ids=(17, 33)),
         dataclasses.replace(WHOLE, max_new_tokens=30),
@@ -198,12 +197,10 @@ def test_any_stop_token_ends_a_document_and_none_comes_too_early(params, corpus)
     found = sample(params, config, settings, KEY, IDS, batch_size=64, allowed=ALLOWED)
     stops, reasons = set(config.stop_ids), set()
     for row, stopped in enumerate(found.stopped):
-        tokens, before = document(found, row), document(corpus, row)
-        assert not stops & {*tokens[:-1].tolist()} and (int(tokens[-1]) in stops) == stopped
-        assert len(tokens) > settings.min_new_tokens
-        if not stops & {*before[: settings.min_new_tokens].tolist()}:
-            np.testing.assert_array_equal(tokens, before[: len(tokens)])
-        reasons |= {int(tokens[-1])} & stops
+        tokens = document(found, row).tolist()
+        assert not stops & {*tokens[:-1]} and (tokens[-1] in stops) == stopped
+        assert len(tokens) > settings.min_new_tokens and (stopped or len(tokens) == 30)
+        reasons |= stops & {tokens[-1]}
     assert reasons == stops
 
 
