@@ -204,7 +204,7 @@ def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dty
     over the tensor axis where they divide."""
     tensor = mesh.shape["tensor"]
     heads = config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
-    slots = bucket_ends(sampling.max_new_tokens)[-1]
+    slots = bucket_ends(sampling.num_fed)[-1]
     return 2 * config.num_layers * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 

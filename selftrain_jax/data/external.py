@@ -12,7 +12,13 @@ from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.tokenizer import (
+    check_tokenizer,
+    encode_texts,
+    known_ids,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 
 _SHARD_SIZE = 1024
 
@@ -52,7 +58,7 @@ def import_corpus(
     if limit is not None and limit < 1:
         raise InputError(f"import limit={limit} must be at least 1; leave it out to take every text")
     files.check_new_directory(directory, "import destination")
-    tokenizer, ends, vocab_size = _tokenizer(tokenizer_source)
+    tokenizer, end, special, vocab_size = _tokenizer(tokenizer_source)
     opened = open_source(source, split)
     ids, counts = _scan(opened, field, limit, [t.content for t in tokenizer.added_tokens_decoder.values() if t.special])
     provenance = {
@@ -66,30 +72,31 @@ def import_corpus(
         "tokenizer": str(tokenizer_source),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer_source),
         "vocab_size": vocab_size,
+        "document_end_id": end,
         **counts,
     }
     with files.new_directory(directory, "import destination") as temporary:
         writer = CorpusWriter(temporary, len(ids), _SHARD_SIZE, ids=ids)
-        with contextlib.closing(_documents(opened, field, ids, tokenizer, ends)) as documents:
+        with contextlib.closing(_documents(opened, field, ids, tokenizer, end, special)) as documents:
             for index, _ in writer.missing_shards():
                 writer.write_shard(index, next(documents))
         return writer.finalize(provenance)
 
 
-def _tokenizer(source: str | os.PathLike) -> tuple[Any, tuple[int, int | None], int]:
-    """The tokenizer, its (EOS, BOS) ids, and how many ids a document may use."""
-    tokenizer, size = load_tokenizer(source), None
+def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:
+    """The tokenizer, its EOS, all ids that begin or end a document, and how many ids a document may use."""
+    tokenizer = load_tokenizer(source)
     if (resolve_model(source, weights=False) / "config.json").is_file():
         config = hf.load_config(source)
         check_tokenizer(config, tokenizer)
-        ends, size = (config.eos_token_id, config.bos_token_id), config.vocab_size
-    else:
-        ends = tokenizer.eos_token_id, tokenizer.bos_token_id
-    if ends[0] is None:
+        special = {config.bos_token_id, *config.stop_ids}
+        return tokenizer, config.eos_token_id, special, int(known_ids(config, tokenizer).sum())
+    if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder"
         )
-    return tokenizer, ends, min(len(tokenizer), size or len(tokenizer))
+    special = {tokenizer.eos_token_id} | ({tokenizer.bos_token_id} - {None})
+    return tokenizer, tokenizer.eos_token_id, special, len(tokenizer.get_vocab())
 
 
 def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> tuple[list[int], dict[str, int]]:
@@ -112,7 +119,9 @@ def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> 
     return ids, {"num_read": len(ids) + empty, "num_empty": empty, "num_with_special_tokens": marked}
 
 
-def _documents(source: Source, field: str, ids: list[int], tokenizer, ends: tuple[int, int | None]) -> Iterator[list]:
+def _documents(
+    source: Source, field: str, ids: list[int], tokenizer, end: int, special: set[int]
+) -> Iterator[list[Document]]:
     """The documents of `ids`, shard by shard."""
     from tqdm import tqdm
 
@@ -122,11 +131,11 @@ def _documents(source: Source, field: str, ids: list[int], tokenizer, ends: tupl
             batch = [next(kept) for _ in ids[start : start + _SHARD_SIZE]]
             documents = []
             for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch])):
-                if not set(ends).isdisjoint(tokens):
+                if not special.isdisjoint(tokens):
                     raise InputError(
                         f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "
                         "part of the text, which would end the document there; take that part or the text out"
                     )
-                documents.append(Document(i, np.array([*tokens, ends[0]], np.int32), None, "eos", text))
+                documents.append(Document(i, np.array([*tokens, end], np.int32), None, "eos", text))
             bar.update(len(documents))
             yield documents

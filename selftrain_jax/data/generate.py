@@ -12,12 +12,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.records import plain
 from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import batch_ways, is_local
 from selftrain_jax.models import hf
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.tokenizer import (
+    check_tokenizer,
+    known_ids,
+    load_tokenizer,
+    start_ids,
+    tokenizer_fingerprint,
+)
 from selftrain_jax.sampling import placement, sampler
 
 
@@ -58,8 +64,9 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
     config = hf.load_config(model)
     tokenizer = load_tokenizer(model)
     check_tokenizer(config, tokenizer)
-    vocab_limit = _vocab_limit(config, tokenizer)
-    sampler.check(config, settings.sampling(), settings.batch_size, vocab_limit)
+    allowed = known_ids(config, tokenizer)
+    sampling = dataclasses.replace(settings.sampling(), start=start_ids(settings.start, config, tokenizer))
+    sampler.check(config, sampling, settings.batch_size, allowed)
     first = jax.process_index() == 0
     if not first:  # the first process may have shards of a smaller corpus to rename
         job.barrier("corpus folder ready")
@@ -90,12 +97,12 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
         waves = sampler.sample_waves(
             weights,
             config,
-            settings.sampling(),
+            sampling,
             jax.random.key(settings.seed),
             ids,
             mesh=mesh,
             batch_size=settings.batch_size,
-            vocab_limit=vocab_limit,
+            allowed=allowed,
             dtype=dtype,
         )
         shown = _shown(waves, name, total=len(kept) + len(ids), todo=len(ids))
@@ -106,19 +113,18 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
 def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, name: str) -> dict[str, Any]:
     """Makes a corpus of the shards that `draw_shards` wrote in `path`; `name` stands in the manifest for the model.
     Returns the manifest."""
+    config, tokenizer = hf.load_config(model), load_tokenizer(model)
     provenance = {
         "model": name,
         "model_fingerprint": hf.model_fingerprint(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(model),
-        "vocab_size": _vocab_limit(hf.load_config(model), load_tokenizer(model)),
-        "settings": dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)},
+        "vocab_size": int(known_ids(config, tokenizer).sum()),
+        "start_ids": list(start_ids(settings.start, config, tokenizer)),
+        "stop_ids": list(config.stop_ids),
+        "document_end_id": config.eos_token_id,
+        "settings": plain(dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)}),
     }
     return CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
-
-
-def _vocab_limit(config: DecoderConfig, tokenizer: Any) -> int:
-    """Ids from here on stand for nothing, and are never drawn."""
-    return min(len(tokenizer), config.vocab_size)
 
 
 def _write(

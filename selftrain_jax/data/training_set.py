@@ -56,7 +56,7 @@ def student_documents(
     audited: pathlib.Path, text: TrainingText, student: str | pathlib.Path, retokenize: bool | str
 ) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray]]:
     """The documents of `text` that the audit let through, and the token ids that the student reads of each: BOS is not
-    among them, EOS is where the document ended.
+    among them, EOS is where the document ended. It is the student's one EOS, whichever stop token was drawn.
 
     A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
     and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks
@@ -75,15 +75,22 @@ def student_documents(
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
         return documents, [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
-    return documents, [d.tokens for d in documents]
+    return documents, [_with_end(d, config.eos_token_id) for d in documents]
+
+
+def _with_end(document: Document, eos_token_id: int) -> np.ndarray:
+    if document.stop_reason != "eos" or document.tokens[-1] == eos_token_id:
+        return document.tokens
+    return np.append(document.tokens[:-1], np.int32(eos_token_id))
 
 
 def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:
     """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
     if not _same_tokenizer(provenance, student):
+        size = len(load_tokenizer(student).get_vocab())
         raise InputError(
             f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the "
-            f"student's ({len(load_tokenizer(student))} ids): set subset.retokenize=True to train on its text"
+            f"student's ({size} ids): set subset.retokenize=True to train on its text"
         )
 
 

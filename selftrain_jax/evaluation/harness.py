@@ -4,6 +4,7 @@
 harness's own `hf` model decides for the same checkpoint (0.4.10 and later), so that figures compare; nothing needs
 PyTorch. Importing this module needs the extra `eval`."""
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any, Sequence
@@ -20,7 +21,7 @@ from selftrain_jax.evaluation.likelihood import rolling_windows
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.models.files.tokenizer import check_tokenizer, known_ids, load_tokenizer
 from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
 
@@ -33,7 +34,7 @@ except ImportError as e:
 
 
 class HarnessModel(LM):
-    """A GPT-NeoX model of ours for `simple_evaluate(model=...)`.
+    """A model of ours for `simple_evaluate(model=...)`.
 
     Equal requests are computed once; rows are sorted by length, batched, and spread over the mesh. What is drawn (not
     greedy) depends on `seed` and on a request's place in its list alone.
@@ -65,17 +66,22 @@ class HarnessModel(LM):
         self.model_config, self.mesh, self.batch_size, self.seed = config, mesh, batch_size, seed
         params = jax.tree.map(jnp.asarray, params)
         self._params, self._dtype = params, jnp.dtype(dtype)
+        self._allowed = known_ids(config, self.tokenizer)
         self._prefix_text = self.tokenizer.decode([self.prefix_token_id])
         self._score = functools.partial(score, params, config, mesh=mesh, batch_size=batch_size, dtype=self._dtype)
 
     @property
     def eot_token_id(self) -> int:
-        return self.model_config.eos_token_id
+        """The tokenizer's EOS; the model's where it names none."""
+        named = self.tokenizer.eos_token_id
+        return self.model_config.eos_token_id if named is None else named
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is replaced by."""
-        return self.model_config.bos_token_id
+        """What an empty context is replaced by: the tokenizer's BOS, else its EOS; the model's BOS where it names
+        neither."""
+        named = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.model_config.bos_token_id)
+        return next(i for i in named if i is not None)
 
     @property
     def max_length(self) -> int:
@@ -175,7 +181,8 @@ class HarnessModel(LM):
         return [found[key] for key in keys]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, cut before the first of the request's `until` strings and before EOS.
+        """The text that follows each context, cut before the first of the request's `until` strings and before any of
+        the model's stop tokens or the tokenizer's EOS.
 
         A context that leaves no room for the tokens asked for loses its beginning.
         """
@@ -227,7 +234,7 @@ class HarnessModel(LM):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.asarray(places, jnp.uint32))
         continued = continue_prompts(
             self._decoding_params,
-            self.model_config,
+            self._decoding_config,
             prompts,
             generation.max_new_tokens,
             sampling=generation.sampling,
@@ -235,7 +242,7 @@ class HarnessModel(LM):
             finished=finished,
             mesh=self.mesh,
             rows=rows,
-            vocab_limit=len(self.tokenizer),
+            allowed=self._allowed,
             dtype=self._dtype,
         )
         texts = []
@@ -245,6 +252,13 @@ class HarnessModel(LM):
                 text = text.split(stop)[0] if stop else text
             texts.append(text)
         return texts
+
+    @functools.cached_property
+    def _decoding_config(self) -> DecoderConfig:
+        """The model's, with the tokenizer's EOS among its stop tokens."""
+        config, named = self.model_config, self.eot_token_id
+        more = () if named in config.stop_ids else (named,)
+        return dataclasses.replace(config, stop_token_ids=config.stop_token_ids + more)
 
     @functools.cached_property
     def _decoding_params(self) -> Params:

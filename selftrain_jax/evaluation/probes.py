@@ -36,9 +36,11 @@ def convert_arrays(
     if len(arrays[0]) != len(arrays[1]):
         raise InputError(f"{prefixes} holds {len(arrays[0])} rows and {suffixes} {len(arrays[1])}: they must pair up")
     old, new = load_tokenizer(source), load_tokenizer(target)
+    known = list(old.get_vocab().values())
     for path, ids in zip((prefixes, suffixes), arrays):
-        if ids.min() < 0 or ids.max() >= len(old):
-            raise InputError(f"{path} holds ids up to {ids.max()}, but the tokenizer of {source} has {len(old)}")
+        if not (strange := np.isin(ids, known, invert=True)).any():
+            continue
+        raise InputError(f"{path} holds the id {ids[strange].max()}, which the tokenizer of {source} does not have")
 
     texts = [old.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in arrays]
     joined = encode_all(new, [a + b for a, b in zip(*texts)])

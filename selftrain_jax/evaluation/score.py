@@ -162,7 +162,7 @@ def _add_moments_and_samples(scores, logits, target, moments: bool, sampling: Sa
     if sampling is not None:
         flat = logits.reshape(-1, logits.shape[-1])
         # Nothing is forbidden here: with min_new_tokens=0 even EOS is a token like others.
-        warped = warp(flat, sampling, jnp.array(True), jnp.array(False), 0).reshape(logits.shape)
+        warped = warp(flat, sampling, jnp.array(True), jnp.array(False), ()).reshape(logits.shape)
         chosen = jnp.take_along_axis(warped, target[..., None], axis=-1)[..., 0]
         scores = scores.replace(sampled_log_probs=chosen - jax.nn.logsumexp(warped, axis=-1))
     return scores

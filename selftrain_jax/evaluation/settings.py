@@ -20,7 +20,8 @@ class EvaluateSettings:
       rules: how multiple choice is decided, "acc" (highest log-probability), "acc_norm" (highest per character) and
         "acc_bytes" (highest per UTF-8 byte).
       template: prompt of a multiple-choice question; a space and the choice follow it.
-      add_bos: put BOS before questions and probe prefixes (for models whose documents start with it).
+      add_bos: put BOS before questions, probe prefixes and what membership attacks read; "auto": where the model's
+        tokenizer puts it before a text by itself. Texts and minimal pairs begin with it always.
       held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also
         given for 13-grams and for the whole suffix.
       batch_size: sequences scored at once.
@@ -46,7 +47,7 @@ class EvaluateSettings:
     probes_chosen: str = "unknown"
     rules: tuple[str, ...] = ("acc", "acc_norm")
     template: str = "Question: {question}\nAnswer:"
-    add_bos: bool = False
+    add_bos: bool | str = "auto"
     held_out_ngram: int = 8
     batch_size: int = 64
     dtype: str = "float32"
@@ -63,6 +64,7 @@ class EvaluateSettings:
         check_ranges("evaluate", self, positive | {"curve_points": 0})
         check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
         check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
+        check_choice("evaluate", self, "add_bos", ("auto", True, False))
         for name in ("suffix_lengths", "offset_edges"):
             values = getattr(self, name)
             if any(b <= a for a, b in zip((0, *values), values)):

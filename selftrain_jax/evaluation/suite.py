@@ -19,11 +19,16 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.models.files.tokenizer import adds_bos, load_tokenizer
+
+
+def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
+    """What `settings.add_bos` means for a model with this tokenizer."""
+    return adds_bos(tokenizer) if settings.add_bos == "auto" else bool(settings.add_bos)
 
 
 def read_inputs(
-    settings: EvaluateSettings, find: Callable[[str], pathlib.Path], config: DecoderConfig
+    settings: EvaluateSettings, find: Callable[[str], pathlib.Path], config: DecoderConfig, tokenizer: Any
 ) -> tuple[dict[str, list], dict[str, list], dict[str, list], list[memorization.Probe]]:
     """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and
     for settings that do not fit the probes or the model."""
@@ -31,11 +36,12 @@ def read_inputs(
         raise InputError(
             f"evaluate context_len={settings.context_len} is longer than the model's context of {config.max_position}"
         )
+    add_bos = begins_with_bos(settings, tokenizer)
     inputs = (
         {name: load_texts(find(path)) for name, path in settings.texts.items()},
         {name: likelihood.load_multiple_choice(find(path)) for name, path in settings.multiple_choice.items()},
         {name: likelihood.load_minimal_pairs(find(path)) for name, path in settings.minimal_pairs.items()},
-        memorization.load_probes(find(settings.probes), config, add_bos=settings.add_bos) if settings.probes else [],
+        memorization.load_probes(find(settings.probes), config, add_bos=add_bos) if settings.probes else [],
     )
     probes = inputs[-1]
     shortest = min((len(p.suffix) for p in probes), default=0)
@@ -72,14 +78,14 @@ def evaluate_model(
       limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar.
 
     Returns:
-      Means, for the manifest.
+      Means, and whether BOS was added, for the manifest.
     """
     from tqdm import tqdm
 
     config, params = model
     tokenizer = load_tokenizer(tokenizer_source)
-    add_bos, dtype = settings.add_bos, jnp.dtype(settings.dtype)
-    texts, questions, pairs, probes = read_inputs(settings, find, config)
+    add_bos, dtype = begins_with_bos(settings, tokenizer), jnp.dtype(settings.dtype)
+    texts, questions, pairs, probes = read_inputs(settings, find, config, tokenizer)
     index = np.arange(len(probes))
     if limit is not None:
         texts, questions, pairs = (
@@ -90,7 +96,7 @@ def evaluate_model(
         probes = [probes[i] for i in index]
     placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
     scorer = functools.partial(score, params, config, **placed)
-    items, summary = Items(), {}
+    items, summary = Items(), {"add_bos": add_bos}
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():

@@ -11,7 +11,7 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
 from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -61,7 +61,10 @@ class Pipeline(RunNames):
                 continue
             elif setting in ("source", "student") or setting.endswith(".source"):
                 path = self.model_path(value)
-                check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
+                config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
+                check_tokenizer(config, tokenizer)
+                if setting != "student":
+                    start_ids(self.config.sample.start, config, tokenizer)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("audit."):
@@ -70,7 +73,8 @@ class Pipeline(RunNames):
                 load_texts(value)
         evaluated = self.config.evaluate.files().values()
         if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
-            suite.read_inputs(self.config.evaluate, self.path, hf.load_config(self.model_path(self.student)))
+            student = self.model_path(self.student)
+            suite.read_inputs(self.config.evaluate, self.path, hf.load_config(student), load_tokenizer(student))
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

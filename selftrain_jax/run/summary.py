@@ -52,6 +52,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
             learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
+    settings = read_json(workdir / "config.json")
+    settings["evaluate"]["add_bos"] = manifests["evaluate/base"]["result"]["add_bos"]  # what "auto" came to
     return ReportData(
         title=config.title,
         metrics=metrics,
@@ -61,7 +63,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
         samples=_samples(corpus),
         learning_curves=learning_curves,
-        settings=read_json(workdir / "config.json"),
+        settings=settings,
         versions=versions(pipeline.mesh),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
@@ -84,9 +86,8 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
     evaluate, subset = pipeline.config.evaluate, pipeline.config.subset
     if not evaluate.probes:
         return [{}] * subset.num_subsets
-    probes = memorization.load_probes(
-        pipeline.path(evaluate.probes), hf.load_config(pipeline.model_path(pipeline.student)), add_bos=evaluate.add_bos
-    )
+    student = hf.load_config(pipeline.model_path(pipeline.student))
+    probes = memorization.load_probes(pipeline.path(evaluate.probes), student)
     columns = Items.load(pipeline.workdir / "evaluate" / "base").probes
     labels = dict.fromkeys(columns["group"].tolist())
     groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}

@@ -18,7 +18,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import batch_sharding, padded_rows, to_global
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, continue_cached
-from selftrain_jax.sampling import placement
+from selftrain_jax.sampling import placement, warp
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode, draw_token, resize, start, state_shardings
 from selftrain_jax.sampling.settings import SamplingConfig
 
@@ -38,22 +38,23 @@ def continue_prompts(
     finished: Callable[[int, list[int]], bool] | None = None,
     mesh: Mesh | None = None,
     rows: int | None = None,
-    vocab_limit: int | None = None,
+    allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = jnp.float32,
 ) -> list[list[int]]:
-    """What follows each prompt: at most `max_new_tokens` token ids (one number, or one per prompt), EOS not among them.
+    """What follows each prompt: at most `max_new_tokens` token ids (one number, or one per prompt), without the stop
+    token that ends it.
 
     Args:
       params: stacked, or what `placement.prepare` made of them (for many calls).
       prompts: one batch of non-empty int arrays, best of similar length.
       sampling: how tokens are drawn, of which temperature, top_k and top_p count; None is greedy (the lowest id wins
         ties).
-      stop_at_eos: False takes EOS for a token like others.
+      stop_at_eos: False takes the model's stop tokens for tokens like others.
       keys: one per prompt, for drawing: token t of a row uses `fold_in(key, t)`.
       finished: asked every `STEPS` tokens with a prompt's index and its tokens so far; True ends the row.
       mesh: devices over which the rows are spread.
       rows: the batch is filled up to this size, so that a short last one compiles nothing new.
-      vocab_limit: only ids below it are emitted.
+      allowed: only these ids are emitted; None: all.
 
     Raises:
       InputError: an empty prompt, ids outside the vocabulary, or prompt and new tokens together exceed the context.
@@ -85,7 +86,7 @@ def continue_prompts(
         keys = jax.random.split(jax.random.key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
     weights = placement.prepare(params, config, mesh=mesh, dtype=dtype)
-    allowed = jnp.arange(config.vocab_size) < (vocab_limit or config.vocab_size)
+    allowed = jnp.asarray(np.ones(config.vocab_size, bool) if allowed is None else allowed)
     done = np.arange(rows) >= count
     heads = None if mesh is None else state_shardings(model, mesh).cache.keys[0]
 
@@ -116,8 +117,9 @@ def continue_prompts(
         for row in np.flatnonzero(~done[:count]):
             begin = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
             fresh = new[begin:, row].tolist()[: limits[row] - len(chosen[row])]
-            if stop_at_eos and config.eos_token_id in fresh:
-                fresh, ended[row] = fresh[: fresh.index(config.eos_token_id)], True
+            stops = np.flatnonzero(np.isin(fresh, config.stop_ids)) if stop_at_eos else []
+            if len(stops):
+                fresh, ended[row] = fresh[: stops[0]], True
             chosen[row] += fresh
             ended[row] |= len(chosen[row]) >= limits[row]
             if fresh and not ended[row] and finished is not None:
@@ -147,16 +149,16 @@ def _advance(
     max_new_tokens: Int[Array, "B"],
 ) -> tuple[DecodeState, Int[Array, "K B"]]:
     """Up to `STEPS` further tokens per row, those of the prompt included; stops early once every row is done."""
-    first, eos = state.position, model.config.eos_token_id
+    first, stops = state.position, model.config.stop_ids
 
     def choose(logits, state):
         t = state.position + 1 - starts  # which new token this is; below 0, it is still the prompt's
         if sampling is None:
             new = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
         else:
-            new = draw_token(logits, sampling, allowed, state.keys, jnp.maximum(t, 0), eos)
+            new = draw_token(logits, sampling, allowed, state.keys, jnp.maximum(t, 0), stops)
         known = jax.lax.dynamic_index_in_dim(coming, state.position - first, axis=1, keepdims=False)
-        ends = (t >= 0) & (((new == eos) & stop_at_eos) | (t + 1 >= max_new_tokens))
+        ends = (t >= 0) & ((warp.is_one_of(new, stops) & stop_at_eos) | (t + 1 >= max_new_tokens))
         return (jnp.where(t < 0, known, new),), ends
 
     state, (tokens,) = decode(model, params, state, (jnp.zeros((STEPS, starts.shape[0]), jnp.int32),), choose)

@@ -7,7 +7,7 @@ shapes is small and known.
 """
 
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import flax.struct
 import jax
@@ -56,12 +56,25 @@ def state_shardings(model: Decoder, mesh: Mesh) -> DecodeState:
 
 @functools.partial(jax.jit, static_argnames=("model", "length", "mesh"))
 def start(
-    model: Decoder, keys: Key[Array, "B"], done: Bool[Array, "B"], length: int = FIRST_BUCKET, mesh: Mesh | None = None
+    model: Decoder,
+    keys: Key[Array, "B"],
+    done: Bool[Array, "B"],
+    length: int = FIRST_BUCKET,
+    mesh: Mesh | None = None,
+    tokens: Int[Array, "S"] | None = None,
+    params: Params | None = None,
 ) -> DecodeState:
-    """Every row at BOS, with an empty cache for `length` tokens."""
-    rows = keys.shape[0]
-    bos = jnp.full((rows,), model.config.bos_token_id, jnp.int32)
-    state = DecodeState(KVCache.zeros(model.config, rows, length, model.dtype), jnp.int32(0), bos, done, keys)
+    """Every row behind the same `tokens` (None: BOS alone), with a cache for `length`, at least S.
+
+    The last of the tokens is still to be fed. Those before it, which need `params`, are read once for all rows."""
+    rows, config = keys.shape[0], model.config
+    tokens = jnp.full((1,), config.bos_token_id, jnp.int32) if tokens is None else tokens
+    cache, read = KVCache.zeros(config, rows, length, model.dtype), tokens.shape[0] - 1
+    if read:
+        one = KVCache.zeros(config, 1, length, model.dtype)
+        _, one = continue_cached(model, params, tokens[None, :-1], one, 0)
+        cache = jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), one, cache)
+    state = DecodeState(cache, jnp.int32(read), jnp.full((rows,), tokens[-1]), done, keys)
     return state if mesh is None else jax.lax.with_sharding_constraint(state, state_shardings(model, mesh))
 
 
@@ -131,14 +144,15 @@ def decode_bucket(
     """Draws up to `num_steps` further tokens per row; stops early once every row is done.
 
     Returns the state, the tokens drawn and their log-probabilities (nats) under the untempered, unfiltered model, both
-    `[num_steps, B]`. Entries of a row after its EOS are meaningless.
+    `[num_steps, B]`. Entries of a row after its end are meaningless.
     """
-    eos, shape = model.config.eos_token_id, (num_steps, state.last.shape[0])
+    stops, shape = model.config.stop_ids, (num_steps, state.last.shape[0])
 
     def choose(logits, state):
-        drawn = draw_token(logits, config, allowed, state.keys, state.position, eos)
+        t = state.position - (config.start_length - 1)
+        drawn = draw_token(logits, config, allowed, state.keys, t, stops)
         log_prob = jnp.take_along_axis(logits, drawn[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=1)
-        return (drawn, log_prob), drawn == eos
+        return (drawn, log_prob), warp.is_one_of(drawn, stops)
 
     outputs = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
     state, (tokens, log_probs) = decode(model, params, state, outputs, choose)
@@ -151,9 +165,9 @@ def draw_token(
     allowed: Bool[Array, "V"],
     keys: Key[Array, "B"],
     t: Int[Array, "*B"],
-    eos_token_id: int,
+    stop_ids: Sequence[int],
 ) -> Int[Array, "B"]:
     """New token t of every row, from its warped logits and `fold_in(key, t)` alone; t is one number, or one per row."""
-    warped = warp.warp(logits, config, allowed, t[..., None] < config.min_new_tokens, eos_token_id)
+    warped = warp.warp(logits, config, allowed, t[..., None] < config.min_new_tokens, stop_ids)
     turns = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, keys.shape))
     return warp.draw(warped, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(turns))

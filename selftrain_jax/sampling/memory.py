@@ -30,15 +30,16 @@ def wave_bytes(
     step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing;
     `weights` may be `jax.ShapeDtypeStruct`s with shardings.
     """
-    limit = sampling.max_new_tokens
+    limit = sampling.num_fed
     *_, before, end = 0, *bucket_ends(limit)
+    steps = limit - max(before, sampling.start_length - 1)
     shapes = jax.eval_shape(lambda: start(model, jax.random.split(jax.random.key(0), rows), jnp.zeros(rows, bool), end))
     if mesh is not None:
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
         )
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
-    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, limit - before).compile().memory_analysis()
+    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
     return (
         used.argument_size_in_bytes
         - device_bytes(weights)

@@ -1,4 +1,4 @@
-"""Unconditional sampling: waves of documents from the BOS token.
+"""Unconditional sampling: waves of documents from the BOS token, or another start that all share.
 
 Sample i is a function of (key, i, weights, sampling settings) alone: which wave it rides in, how many rows the wave
 has, how many devices share it and what finished before it make no difference. (Arithmetic in another batch shape may
@@ -17,21 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Bool, PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import padded_rows
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
-from selftrain_jax.sampling.decode import (
-    FIRST_BUCKET,
-    DecodeState,
-    bucket_ends,
-    decode_bucket,
-    resize,
-    start,
-    state_shardings,
-)
+from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize, start, state_shardings
 from selftrain_jax.sampling.memory import largest_wave
 from selftrain_jax.sampling.placement import default_dtype, prepare
 from selftrain_jax.sampling.settings import SamplingConfig
@@ -44,10 +36,10 @@ class Samples:
     """Documents in the order of the ids asked for; numpy arrays on the host."""
 
     ids: np.ndarray  # int64 [n]
-    tokens: np.ndarray  # int32 [n, max_new_tokens]; EOS included where drawn, 0 beyond `lengths`
+    tokens: np.ndarray  # int32 [n, max_new_tokens]; the stop token included where drawn, 0 beyond `lengths`
     log_probs: np.ndarray  # float32 [n, max_new_tokens], nats under the untempered, unfiltered model
-    lengths: np.ndarray  # int32 [n], EOS counted
-    stopped: np.ndarray  # bool [n]; True where EOS was drawn, False where max_new_tokens cut the document
+    lengths: np.ndarray  # int32 [n], the stop token counted
+    stopped: np.ndarray  # bool [n]; True where a stop token was drawn, False where max_new_tokens cut the document
 
 
 def sample(
@@ -59,34 +51,27 @@ def sample(
     *,
     mesh: Mesh | None = None,
     batch_size: int | str = 64,
-    vocab_limit: int | None = None,
+    allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = None,
 ) -> Samples:
     """Draws the documents with these ids.
 
     Args:
       params: the model's weights, on the host or on the devices of `mesh`; or what `prepare` made of them.
-      model_config, sampling_config: what is sampled, and how.
+      model_config, sampling_config: what is sampled, and how; a `start` other than "auto" is given as ids.
       key: the corpus's random key (`jax.random.key(seed)`).
       ids: sample ids, non-negative and below 2^32.
       mesh: devices over which the rows of a wave are spread.
       batch_size: rows per wave; "auto" takes as many as the device memory holds (`memory.largest_wave`).
-      vocab_limit: only token ids below it are emitted (the tokenizer's size; embeddings are padded beyond it).
+      allowed: only these token ids are emitted (those that the tokenizer has, `models.files.tokenizer.known_ids`);
+        None: all, padded rows of the embedding among them.
       dtype: of weights, compute and cache; None is `default_dtype()`. Logits and log-probabilities are fp32.
 
     Raises:
-      InputError: no ids, `batch_size` below 1, more new tokens than the context holds, or `vocab_limit` out of range.
+      InputError: no ids, `batch_size` below 1, more tokens than the context holds, or an unusable `start` or `allowed`.
     """
     waves = sample_waves(
-        params,
-        model_config,
-        sampling_config,
-        key,
-        ids,
-        mesh=mesh,
-        batch_size=batch_size,
-        vocab_limit=vocab_limit,
-        dtype=dtype,
+        params, model_config, sampling_config, key, ids, mesh=mesh, batch_size=batch_size, allowed=allowed, dtype=dtype
     )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *waves)
 
@@ -100,11 +85,11 @@ def sample_waves(
     *,
     mesh: Mesh | None = None,
     batch_size: int | str = 64,
-    vocab_limit: int | None = None,
+    allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = None,
 ) -> Iterator[Samples]:
     """Like `sample`, one wave of at most `batch_size` documents at a time."""
-    check(model_config, sampling_config, batch_size, vocab_limit)
+    check(model_config, sampling_config, batch_size, allowed)
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
@@ -112,7 +97,7 @@ def sample_waves(
         dtype = params["embed"]["embedding"].dtype
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     model = Decoder(model_config, dtype=dtype)
-    allowed = jnp.arange(model_config.vocab_size) < (vocab_limit or model_config.vocab_size)
+    allowed = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
 
     def waves():
         weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
@@ -125,20 +110,34 @@ def sample_waves(
     return waves()
 
 
-def check(config: DecoderConfig, sampling: SamplingConfig, batch_size: int | str, vocab_limit: int | None) -> None:
+def check(
+    config: DecoderConfig, sampling: SamplingConfig, batch_size: int | str, allowed: Bool[np.ndarray, "V"] | None
+) -> None:
     """Raises `InputError` for settings that cannot be sampled, before any device work."""
     is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
     if batch_size != "auto" and not (is_number and batch_size >= 1):
         raise InputError(f"sample batch_size={batch_size!r} must be a whole number from 1 on, or 'auto'")
-    if sampling.max_new_tokens > config.max_position:
+    if sampling.start != "auto" and not all(isinstance(i, int) and i < config.vocab_size for i in sampling.start):
         raise InputError(
-            f"max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {config.max_position} tokens; "
-            "lower it"
+            f"sample start={sampling.start!r} must be ids of the model's vocabulary of {config.vocab_size}; "
+            "models.files.tokenizer.start_ids makes ids of texts"
         )
-    if vocab_limit is not None and not 0 < vocab_limit <= config.vocab_size:
-        raise InputError(f"vocab_limit={vocab_limit} must lie in [1, {config.vocab_size}]")
-    if sampling.min_new_tokens and (vocab_limit or config.vocab_size) == 1:
-        raise InputError(f"min_new_tokens={sampling.min_new_tokens} needs a token other than EOS; there is none")
+    if sampling.num_fed > config.max_position:
+        start = f"sample start of {sampling.start_length} tokens and " if sampling.start_length > 1 else ""
+        raise InputError(
+            f"{start}max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {config.max_position} "
+            f"tokens; lower it{' or shorten start' if start else ''}"
+        )
+    usable = np.ones(config.vocab_size, bool) if allowed is None else np.asarray(allowed)
+    if usable.dtype != bool or usable.shape != (config.vocab_size,) or not usable.any():
+        raise InputError(
+            f"sample allowed must be {config.vocab_size} truth values, one for each id of the vocabulary, and not all "
+            "False"
+        )
+    if sampling.min_new_tokens and not set(np.flatnonzero(usable).tolist()) - {*config.stop_ids}:
+        raise InputError(
+            f"min_new_tokens={sampling.min_new_tokens} needs a token that does not end the document; there is none"
+        )
 
 
 def _fewer_rows(rows: int, alive: int, mesh: Mesh | None) -> int:
@@ -165,10 +164,13 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
     padded = np.zeros(rows, np.uint32)
     padded[:n] = ids
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
-    state = start(model, keys, jnp.asarray(owner < 0), FIRST_BUCKET, mesh)
-    begin = 0
-    for end in bucket_ends(limit):
-        steps = min(end, limit) - begin
+    # Bucket ends count what is fed, `begin` what is drawn.
+    read, begin = sampling.start_length - 1, 0
+    ends = [end for end in bucket_ends(sampling.num_fed) if end > read]
+    first = None if sampling.start == "auto" else jnp.array(sampling.start, jnp.int32)
+    state = start(model, keys, jnp.asarray(owner < 0), ends[0], mesh, first, params if read else None)
+    for end in ends:
+        steps = min(end - read, limit) - begin
         if begin:
             done = np.asarray(state.done)
             if done.all():
@@ -185,7 +187,7 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
         new_tokens, new_log_probs = jax.device_get((new_tokens, new_log_probs))
         for row in np.flatnonzero(~was_done):
             drawn = new_tokens[:, row]
-            at = np.flatnonzero(drawn == model.config.eos_token_id)
+            at = np.flatnonzero(np.isin(drawn, model.config.stop_ids))
             count = at[0] + 1 if at.size else steps
             who = owner[row]
             tokens[who, begin : begin + count] = drawn[:count]

@@ -8,15 +8,18 @@ from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_rang
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How documents are drawn from the BOS token.
+    """How documents are drawn.
 
     Attributes:
+      start: what a document begins after: "auto", the model's BOS alone; or ids and texts, for example ("\\n",). A text
+        that is a token of the vocabulary is that token, any other is tokenized (`models.files.tokenizer.start_ids`);
+        what draws takes ids alone. The start is no part of the document.
       temperature: logits are divided by it; from 0.001 to 1000 (greedy decoding is `top_k=1`).
       top_k: only the k most likely tokens stay; 0 keeps all.
       top_p: only the smallest set of tokens whose probability reaches it stays (after temperature and top-k); 1 keeps
         all (Holtzman et al. 2020).
-      min_new_tokens: EOS cannot be drawn before this many tokens are out.
-      max_new_tokens: a document that has not drawn EOS by then stops with reason "length".
+      min_new_tokens: nothing that ends a document can be drawn before this many tokens are out.
+      max_new_tokens: a document that has not ended by then stops with reason "length".
     """
 
     temperature: float = 1.25
@@ -24,8 +27,16 @@ class SamplingConfig:
     top_p: float = 1.0
     min_new_tokens: int = 50
     max_new_tokens: int = 1024
+    start: str | int | tuple[int | str, ...] = "auto"
 
     def __post_init__(self):
+        if self.start != "auto":
+            entries = (self.start,) if isinstance(self.start, (int, str)) else tuple(self.start)
+            object.__setattr__(self, "start", entries)
+            if not entries or not all(type(x) is int and x >= 0 or isinstance(x, str) and x for x in entries):
+                raise InputError(
+                    f"sample start={entries!r} must be 'auto', or token ids and texts that are not empty, one or more"
+                )
         if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits over- or underflow in fp32
             raise InputError(
                 f"temperature={self.temperature} must lie in [0.001, 1000]; for greedy decoding set top_k=1 instead"
@@ -40,6 +51,16 @@ class SamplingConfig:
             raise InputError(
                 f"min_new_tokens={self.min_new_tokens} must lie between 0 and max_new_tokens={self.max_new_tokens}"
             )
+
+    @property
+    def start_length(self) -> int:
+        """Tokens before a document's first; a text counts as one until it is made ids."""
+        return 1 if self.start == "auto" else len(self.start)
+
+    @property
+    def num_fed(self) -> int:
+        """Tokens that the longest document has fed to the model, those of the start among them: its last is not fed."""
+        return self.start_length - 1 + self.max_new_tokens
 
 
 @dataclasses.dataclass(frozen=True)

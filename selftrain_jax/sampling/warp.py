@@ -1,8 +1,10 @@
 """From logits to a drawn token: pure functions on `[B, V]` fp32 logits."""
 
+from typing import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.sampling.settings import SamplingConfig
 
@@ -10,24 +12,29 @@ _BLOCK = 128  # entries whose weights are summed first: two short searches repla
 
 
 def warp(
-    logits: Float[Array, "B V"], config: SamplingConfig, allowed: Array, forbid_eos: Array, eos_token_id: int
+    logits: Float[Array, "B V"], config: SamplingConfig, allowed: Array, forbid_stop: Array, stop_ids: Sequence[int]
 ) -> Float[Array, "B V"]:
     """Tempered and filtered logits; tokens that must not be drawn are -inf.
 
     Args:
       logits: the model's own.
       config: static settings.
-      allowed: bool `[V]`; False for the padded rows of the embedding, which name no token.
-      forbid_eos: bool, one for all rows or `[B, 1]`; True while fewer than `min_new_tokens` are out.
-      eos_token_id: the token that `forbid_eos` forbids.
+      allowed: bool `[V]`; False for the ids that name no token.
+      forbid_stop: bool, one for all rows or `[B, 1]`; True while fewer than `min_new_tokens` are out.
+      stop_ids: the tokens that `forbid_stop` forbids.
     """
-    is_eos = jnp.arange(logits.shape[-1]) == eos_token_id
-    logits = jnp.where(allowed & ~(is_eos & forbid_eos), logits, -jnp.inf) / config.temperature
+    stops = is_one_of(jnp.arange(logits.shape[-1]), stop_ids)
+    logits = jnp.where(allowed & ~(stops & forbid_stop), logits, -jnp.inf) / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         logits = keep_top_k(logits, config.top_k)
     if config.top_p < 1:
         logits = keep_top_p(logits, config.top_p)
     return logits
+
+
+def is_one_of(tokens: Int[Array, "*B"], ids: Sequence[int]) -> Bool[Array, "*B"]:
+    """Which of `tokens` are among the few `ids`."""
+    return jnp.any(tokens[..., None] == jnp.array(ids, jnp.int32), axis=-1)
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:

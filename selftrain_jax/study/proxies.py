@@ -55,7 +55,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     def vectors(documents):
         return hidden([np.array([model.bos_token_id, *ids], np.int32)[: model.max_position] for ids in documents])
 
-    real, questions, pairs, _ = suite.read_inputs(evaluate, run.path, model)
+    real, questions, pairs, _ = suite.read_inputs(evaluate, run.path, model, tokenizer)
     benchmark = _texts(questions, pairs, settings.num_documents)
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]

@@ -243,7 +243,7 @@ def test_where_the_texts_come_from_is_on_record(byte_tokenizer, tmp_path):
     assert found["fingerprint"] == file_fingerprint(source)
     assert found["tokenizer_fingerprint"] == tokenizer_fingerprint(byte_tokenizer)
     assert (found["source"], found["kind"], found["field"], found["split"]) == (str(source), "jsonl", "text", "train")
-    assert found["vocab_size"] == 258
+    assert found["vocab_size"] == 258 and found["document_end_id"] == EOS
     assert read_corpus(tmp_path / "c").manifest["provenance"] == found
 
 

@@ -70,6 +70,21 @@ def test_where_documents_come_from_is_on_record(corpus, model_directory):
     assert found["tokenizer_fingerprint"] == tokenizer_fingerprint(model_directory)
     assert found["vocab_size"] == len(load_tokenizer(model_directory))
     assert found["settings"] == dataclasses.asdict(SETTINGS)
+    assert (found["start_ids"], found["stop_ids"], found["document_end_id"]) == ([0], [0], 0)
+
+
+def test_documents_begin_after_the_start_that_is_asked_for(corpus, world, model_directory, one_device, tmp_path):
+    first, *_, last = load_tokenizer(model_directory).get_vocab()
+    settings = dataclasses.replace(SETTINGS, start=(first, last), max_new_tokens=24, num_samples=8)
+    found = sample_corpus(model_directory, settings, tmp_path / "c", mesh=one_device, name="self")["provenance"]
+    drawn = read_corpus(tmp_path / "c")
+    assert found == drawn.manifest["provenance"] and found["settings"]["start"] == [first, last]
+    vocabulary = load_tokenizer(model_directory).get_vocab()
+    assert found["start_ids"] == [vocabulary[first], vocabulary[last]]
+    config, params = hf.load_pretrained(model_directory)
+    sequences = [np.concatenate([found["start_ids"], d.tokens]) for d in drawn]
+    for d, scored in zip(drawn, score(params, config, sequences, [2] * 8)):
+        np.testing.assert_allclose(d.log_probs, scored.log_probs, atol=1e-5)  # as above
 
 
 @pytest.mark.parametrize(
@@ -113,8 +128,10 @@ def test_only_missing_shards_are_drawn_again(corpus, model_directory, one_device
     [
         (dataclasses.replace(SETTINGS, max_new_tokens=33), "max_new_tokens=33 .* context of 32"),
         (dataclasses.replace(SETTINGS, shard_size=7), "layout"),
+        (dataclasses.replace(SETTINGS, start=(1, 2), max_new_tokens=32), "start of 2 tokens .* context of 32"),
+        (dataclasses.replace(SETTINGS, start="no such word"), "start='no such word' is no text"),
     ],
-    ids=["beyond the context", "other shards on disk"],
+    ids=["beyond the context", "other shards on disk", "start beyond the context", "unknown start"],
 )
 def test_what_cannot_be_drawn_is_refused_and_the_corpus_stays(
     corpus, model_directory, one_device, tmp_path, settings, message

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ from selftrain_jax.data import clean
 from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
-from selftrain_jax.data.training_set import read_stream, read_subset, write_subset
+from selftrain_jax.data.training_set import read_stream, read_subset, student_documents, write_subset
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
@@ -95,6 +96,21 @@ def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, docume
     assert whole and all(d[0] == 0 and tuple(d[1:]) in known for d in whole)
     assert any(tuple(last[1:]) == k[: len(last) - 1] for k in known)
     np.testing.assert_array_equal(np.concatenate([d[1:] for d in (*whole, last)]), read_stream(tmp_path / "s"))
+
+
+def test_every_document_ends_with_the_student_s_one_end(documents, model_directory, tmp_path):
+    """Whichever of its stop tokens was drawn."""
+    student = shutil.copytree(model_directory, tmp_path / "student")
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"eos_token_id": [0, 5]}))
+    stopped = [dataclasses.replace(d, tokens=np.append(d.tokens[:-1], np.int32(5))) for d in documents[::2]]
+    write_corpus(tmp_path / "corpus", stopped, {"tokenizer_fingerprint": tokenizer_fingerprint(student)})
+    (tmp_path / "audited").mkdir()
+    text = clean.TrainingText(corpus=tmp_path / "corpus")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
+    _, found = student_documents(tmp_path / "audited", text, student, False)
+    assert [ids.tolist() for ids in found] == [d.tokens.tolist() for d in documents[::2]]
+    assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
 
 
 def test_texts_are_tokenized_and_closed(audited_texts, model_directory, documents, tmp_path):

@@ -43,7 +43,7 @@ def sample(params, prefix, key, sampling, num_tokens):
     for t in range(num_tokens):
         hidden = MODEL.apply({"params": params}, tokens)[:, -1]
         logits = MODEL.apply({"params": params}, hidden, method="logits")
-        warped = warp.warp(logits, sampling, jax.numpy.ones(CONFIG.vocab_size, bool), jax.numpy.array(False), 0)
+        warped = warp.warp(logits, sampling, jax.numpy.ones(CONFIG.vocab_size, bool), jax.numpy.array(False), ())
         drawn = warp.draw(warped, jax.random.uniform(jax.random.fold_in(key, t), (DRAWS, 2)))
         tokens = jax.numpy.concatenate([tokens, drawn[:, None]], axis=1)
     return tokens[:, len(prefix) :]

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import transformers
+from tokenizers import processors
 
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
@@ -14,7 +16,7 @@ from selftrain_jax.evaluation.generation import Generation, read_generation
 from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import hf
 from selftrain_jax.sampling.settings import SamplingConfig
-from tests.evaluation.harness_model import CONFIG, log_probs, write_model
+from tests.evaluation.harness_model import CONFIG, log_probs, tokenizer, write_model
 from tests.ties import clear_best
 
 LONG = " ".join(["the cat sat on the mat and a dog"] * 8)
@@ -173,3 +175,28 @@ def test_generation_settings_that_are_not_supported_are_named(settings, words):
 def test_impossible_requests_are_refused(model, call, words):
     with pytest.raises(InputError, match=words):
         call(model)
+
+
+@pytest.mark.parametrize(
+    "tokens, prefix, end, start_of_texts",
+    [
+        ({"bos_token": "y", "eos_token": "z"}, "y", "z", ["y"]),
+        ({"eos_token": "z"}, "z", "z", []),
+        ({"bos_token": "y"}, "y", None, ["y"]),
+        ({}, None, None, []),
+    ],
+    ids=["BOS and EOS", "no BOS", "no EOS", "neither"],
+)
+def test_prefix_and_end_are_those_of_the_tokenizer_as_in_the_harness(params, tokens, prefix, end, start_of_texts):
+    """The model's own, where the tokenizer names none. Texts begin with BOS where the tokenizer puts it there."""
+    backend = tokenizer()
+    ids = {None: 0} | {token: backend.token_to_id(token) for token in "yz"}
+    if start_of_texts:
+        backend.post_processor = processors.TemplateProcessing(single="y $A", special_tokens=[("y", ids["y"])])
+    named = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+    model = HarnessModel(params, CONFIG, named, batch_size=8)
+    assert (model.prefix_token_id, model.eot_token_id) == (ids[prefix], ids[end])
+    assert model._decoding_config.stop_ids == tuple(sorted({0, ids[end]}))
+    cat, sat = (backend.encode(text, add_special_tokens=False).ids for text in ("the cat", " sat"))
+    bos = [ids[token] for token in start_of_texts]
+    assert model.encode_pairs([("the cat", " sat"), ("", " sat")]) == [(bos + cat, sat), ([ids[prefix]], sat)]

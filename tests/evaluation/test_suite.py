@@ -17,6 +17,7 @@ from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, Metric
 from selftrain_jax.run import summary
@@ -72,6 +73,7 @@ def test_items_cover_every_probe(measured):
     assert items.members.tolist() == [False] * 6 + [True] * 6
     assert found["bits_per_char/validation"] == pytest.approx(found["bits_per_byte/validation"])  # all ASCII
     assert found["word_perplexity/validation"] > 1
+    assert found["add_bos"] is True
 
 
 def test_items_become_rows_with_intervals(measured):
@@ -119,4 +121,5 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
 def test_settings_that_do_not_fit_are_named_before_any_work(world, change, message):
     directory, config = world
     with pytest.raises(InputError, match=message):
-        suite.read_inputs(dataclasses.replace(SETTINGS, **change), lambda name: directory / name, config)
+        settings, tokenizer = dataclasses.replace(SETTINGS, **change), load_tokenizer(directory / "tokenizer")
+        suite.read_inputs(settings, lambda name: directory / name, config, tokenizer)

@@ -91,8 +91,15 @@ def test_eos_ends_a_row_and_is_not_part_of_it(params, prompts, alone):
     assert found[0] == alone[2][:end] and first not in found[1]
 
 
+def test_any_stop_token_ends_a_row(params, prompts, alone):
+    stops = alone[2][7], alone[3][4]
+    config = dataclasses.replace(CONFIG, stop_token_ids=stops)
+    for ids, whole in zip(continued(params, config, prompts[2:4], NEW), alone[2:4]):
+        assert ids == whole[: min(whole.index(stop) for stop in stops if stop in whole)]
+
+
 def test_padded_ids_are_never_emitted(params, prompts):
-    found = continued(params, CONFIG, prompts, NEW, vocab_limit=7)
+    found = continued(params, CONFIG, prompts, NEW, allowed=np.arange(CONFIG.vocab_size) < 7)
     assert all(token < 7 for ids in found for token in ids) and any(found)
 
 

@@ -101,7 +101,7 @@ def test_a_token_depends_on_its_own_logits_key_and_index_only():
     keys, order = jax.random.split(jax.random.key(1), 64), rng.permutation(64)[:40]
 
     def draw(logits, keys, t):
-        return np.asarray(decode.draw_token(logits, sampling(), ALLOWED, keys, jnp.int32(t), EOS))
+        return np.asarray(decode.draw_token(logits, sampling(), ALLOWED, keys, jnp.int32(t), (EOS,)))
 
     np.testing.assert_array_equal(draw(logits[order], keys[order], 3), draw(logits, keys, 3)[order])
     # Fresh randomness for every index and key: rows of some 60 likely tokens agree by chance one time in 60.

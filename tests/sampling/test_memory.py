@@ -1,5 +1,7 @@
 """The largest wave is found by calculation, and the calculation is right."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -31,6 +33,13 @@ def test_a_wave_needs_its_cache_and_some_logits(weights):
     for rows in (8, 64):
         found = memory.wave_bytes(weights, MODEL, SETTINGS, rows)
         assert rows * (CACHE + logits) < found < rows * (CACHE + 10 * logits) + 500_000
+
+
+def test_a_wave_holds_its_start_too(weights):
+    """With it, 299 tokens are fed, for which there is a bucket of 384."""
+    cache, logits = CACHE * 384 // 256, 512 * 4
+    found = memory.wave_bytes(weights, MODEL, dataclasses.replace(SETTINGS, start=(1,) * 100), 64)
+    assert 64 * (cache + logits) < found < 64 * (cache + 10 * logits) + 500_000
 
 
 def test_devices_share_the_rows(weights):

@@ -16,6 +16,7 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling import placement, sampler, warp
+from selftrain_jax.sampling.decode import draw_token
 from selftrain_jax.sampling.sampler import sample, sample_waves
 from selftrain_jax.sampling.settings import SamplingConfig
 from tests.shapes import wandering
@@ -33,6 +34,7 @@ CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a
 WHOLE = SamplingConfig(temperature=1.25, min_new_tokens=3, max_new_tokens=CONFIG.max_position)
 KEY = jax.random.key(7)
 EOS = CONFIG.eos_token_id
+ALLOWED = np.arange(CONFIG.vocab_size) < VOCAB_LIMIT
 IDS = [*range(68), 2**31 + 5, 2**32 - 1]
 
 
@@ -56,7 +58,7 @@ def params():
 @pytest.fixture(scope="module")
 def corpus(params):
     """The documents `IDS`, without a mesh, in waves of 64."""
-    return sample(params, CONFIG, WHOLE, KEY, IDS, batch_size=64, vocab_limit=VOCAB_LIMIT)
+    return sample(params, CONFIG, WHOLE, KEY, IDS, batch_size=64, allowed=ALLOWED)
 
 
 def assert_same(found, expected, rows=slice(None)):
@@ -110,14 +112,14 @@ def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_si
     if mesh_sizes:
         mesh = make_mesh(MeshConfig(*mesh_sizes))
         params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
-    found = sample(params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, vocab_limit=VOCAB_LIMIT)
+    found = sample(params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, allowed=ALLOWED)
     assert_same(found, corpus, rows)
 
 
 def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
     mesh = make_mesh(MeshConfig(8, 1, 1))
     for placed in (jax.tree.map(np.asarray, params), params):
-        found = sample(placed, CONFIG, WHOLE, KEY, IDS[:8], mesh=mesh, batch_size=8, vocab_limit=VOCAB_LIMIT)
+        found = sample(placed, CONFIG, WHOLE, KEY, IDS[:8], mesh=mesh, batch_size=8, allowed=ALLOWED)
         assert_same(found, corpus, slice(0, 8))
 
 
@@ -125,14 +127,14 @@ def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
 def test_any_ids_in_any_order_give_the_same_documents(params, corpus, rows):
     """Also fewer ids than rows of the wave."""
     ids = [IDS[row] for row in rows]
-    assert_same(sample(params, CONFIG, WHOLE, KEY, ids, batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, rows)
+    assert_same(sample(params, CONFIG, WHOLE, KEY, ids, batch_size=64, allowed=ALLOWED), corpus, rows)
 
 
 def test_one_row_that_runs_to_the_end_survives_the_others(params, corpus):
     longest = int(np.flatnonzero(~corpus.stopped)[0])
     short = np.flatnonzero(corpus.lengths <= 32)[:20].tolist()
     rows = [*short[:7], longest, *short[7:]]
-    found = sample(params, CONFIG, WHOLE, KEY, [IDS[r] for r in rows], batch_size=64, vocab_limit=VOCAB_LIMIT)
+    found = sample(params, CONFIG, WHOLE, KEY, [IDS[r] for r in rows], batch_size=64, allowed=ALLOWED)
     assert_same(found, corpus, rows)
     assert (found.lengths > 32).tolist() == [row == longest for row in rows]
 
@@ -148,12 +150,68 @@ def test_all_rows_may_finish_at_once(least):
 
 def test_every_id_and_key_has_its_own_document(params, corpus):
     assert len({tuple(document(corpus, row).tolist()) for row in range(len(IDS))}) == len(IDS)
-    other = sample(params, CONFIG, WHOLE, jax.random.key(8), range(8), batch_size=64, vocab_limit=VOCAB_LIMIT)
+    other = sample(params, CONFIG, WHOLE, jax.random.key(8), range(8), batch_size=64, allowed=ALLOWED)
     assert not any(np.array_equal(document(other, row), document(corpus, row)) for row in range(8))
 
 
+@jax.jit
+def all_logits(params, tokens):
+    """Of whole rows, without a cache."""
+    model = Decoder(CONFIG)
+    return model.apply({"params": params}, model.apply({"params": params}, tokens), method="logits")
+
+
+@pytest.mark.parametrize(
+    "start, top_k", [((7,), 0), ((7, 9, 11), 0), ((7, 9, 11), 1), (tuple(range(90, 130)), 0)], ids=str
+)
+def test_documents_after_a_start_are_draws_from_a_plain_pass_over_start_and_document(params, start, top_k):
+    """New token t is drawn with `fold_in(key, t)` however long the start is, also one longer than the first bucket."""
+    settings = dataclasses.replace(WHOLE, start=start, top_k=top_k, max_new_tokens=10)
+    found = sample(params, CONFIG, settings, KEY, range(8), batch_size=8, allowed=ALLOWED)
+    rows = np.zeros((8, CONFIG.max_position), np.int32)
+    rows[:, : len(start)] = start
+    rows[:, len(start) : len(start) + 10] = found.tokens
+    logits = all_logits(params, rows)[:, len(start) - 1 : len(start) + 9]
+    for row in range(8):
+        keys = jnp.broadcast_to(jax.random.fold_in(KEY, row), 10)
+        drawn = draw_token(logits[row], settings, jnp.asarray(ALLOWED), keys, jnp.arange(10), CONFIG.stop_ids)
+        length = found.lengths[row]
+        np.testing.assert_array_equal(drawn[:length], document(found, row))
+        log_probs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits[row])), found.tokens[row][:, None], axis=1)
+        # As for stored and rescored log-probabilities below.
+        np.testing.assert_allclose(found.log_probs[row, :length], log_probs[:length, 0], atol=1e-4)
+
+
+def test_the_model_s_own_start_token_may_be_named(params, corpus):
+    settings = dataclasses.replace(WHOLE, start=(CONFIG.bos_token_id,), max_new_tokens=20)
+    found = sample(params, CONFIG, settings, KEY, IDS, batch_size=64, allowed=ALLOWED)
+    np.testing.assert_array_equal(found.tokens, corpus.tokens[:, :20])
+    np.testing.assert_array_equal(found.log_probs, corpus.log_probs[:, :20])
+
+
+def test_any_stop_token_ends_a_document_and_none_comes_too_early(params):
+    config, settings = (
+        dataclasses.replace(CONFIG, stop_token_ids=(17, 33)),
+        dataclasses.replace(WHOLE, max_new_tokens=30),
+    )
+    found = sample(params, config, settings, KEY, IDS, batch_size=64, allowed=ALLOWED)
+    stops, reasons = set(config.stop_ids), set()
+    for row, stopped in enumerate(found.stopped):
+        tokens = document(found, row).tolist()
+        assert not stops & {*tokens[:-1]} and (tokens[-1] in stops) == stopped
+        assert len(tokens) > settings.min_new_tokens and (stopped or len(tokens) == 30)
+        reasons |= stops & {tokens[-1]}
+    assert reasons == stops
+
+
+def test_holes_of_the_vocabulary_are_never_emitted(params):
+    holes = ALLOWED & (np.arange(CONFIG.vocab_size) % 3 > 0)
+    found = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64, allowed=holes)
+    assert holes[np.concatenate([document(found, row) for row in range(8)])].all()
+
+
 def test_waves_are_the_corpus_piece_by_piece(params, corpus):
-    waves = list(sample_waves(params, CONFIG, WHOLE, KEY, IDS[:17], batch_size=7, vocab_limit=VOCAB_LIMIT))
+    waves = list(sample_waves(params, CONFIG, WHOLE, KEY, IDS[:17], batch_size=7, allowed=ALLOWED))
     assert [len(wave.ids) for wave in waves] == [7, 7, 3]
     joined = sampler.Samples(*(np.concatenate(parts) for parts in zip(*(vars(w).values() for w in waves))))
     assert_same(joined, corpus, slice(0, 17))
@@ -168,7 +226,7 @@ def rescore(params, samples):
 def test_stored_log_probs_are_those_of_rescoring(params, corpus):
     """The untempered model over its whole vocabulary, although draws were tempered and filtered."""
     filtered = dataclasses.replace(WHOLE, temperature=0.7, top_k=20, top_p=0.95, max_new_tokens=20)
-    narrow = sample(params, CONFIG, filtered, KEY, range(16), batch_size=16, vocab_limit=VOCAB_LIMIT)
+    narrow = sample(params, CONFIG, filtered, KEY, range(16), batch_size=16, allowed=ALLOWED)
     for samples in (corpus, narrow):
         for row, rescored in enumerate(rescore(params, samples)):
             # 1e-4 is some ten times what fp32 loses between a pass with a cache and one without.
@@ -211,7 +269,7 @@ def test_frequencies_are_the_models_probabilities(settings):
     @jax.jit
     def distribution(prefixes, t):
         warped = warp.warp(
-            next_logits(SMALL, params, prefixes), config, jnp.arange(12) < limit, t < config.min_new_tokens, EOS
+            next_logits(SMALL, params, prefixes), config, jnp.arange(12) < limit, t < config.min_new_tokens, (EOS,)
         )
         return jax.nn.softmax(warped)
 
@@ -223,7 +281,7 @@ def test_frequencies_are_the_models_probabilities(settings):
     pairs[EOS] = 0
     pairs[EOS, 0] = first[EOS]  # nothing follows EOS
 
-    drawn = sample(params, SMALL, config, KEY, range(n), batch_size=10_000, vocab_limit=limit)
+    drawn = sample(params, SMALL, config, KEY, range(n), batch_size=10_000, allowed=np.arange(12) < limit)
     for probs, counts in (
         (first, np.bincount(drawn.tokens[:, 0], minlength=SMALL.vocab_size)),
         (pairs.ravel(), np.bincount(drawn.tokens @ [SMALL.vocab_size, 1], minlength=SMALL.vocab_size**2)),
@@ -239,9 +297,7 @@ def test_frequencies_are_the_models_probabilities(settings):
 
 def test_prepared_weights_serve_their_own_dtype_only(params, corpus):
     weights = placement.prepare(params, CONFIG, dtype=jnp.float32)
-    assert_same(
-        sample(weights, CONFIG, WHOLE, KEY, IDS[:8], batch_size=64, vocab_limit=VOCAB_LIMIT), corpus, slice(0, 8)
-    )
+    assert_same(sample(weights, CONFIG, WHOLE, KEY, IDS[:8], batch_size=64, allowed=ALLOWED), corpus, slice(0, 8))
     with pytest.raises(InputError, match="prepared as float32, not as bfloat16"):
         sample(weights, CONFIG, WHOLE, KEY, IDS[:8], dtype=jnp.bfloat16)
 
@@ -266,9 +322,13 @@ def test_half_precision_models_can_be_sampled(params):
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": "many"}, "batch_size='many'"),
-        ({"vocab_limit": 1}, "min_new_tokens=3 needs a token other than EOS"),
-        ({"vocab_limit": 0}, "vocab_limit=0"),
-        ({"vocab_limit": 161}, "vocab_limit=161"),
+        ({"allowed": np.arange(160) == EOS}, "min_new_tokens=3 needs a token that does not end"),
+        ({"allowed": np.zeros(160, bool)}, "allowed must be 160 truth values"),
+        ({"allowed": np.ones(161, bool)}, "allowed must be 160 truth values"),
+        ({"allowed": np.ones(160)}, "allowed must be 160 truth values"),
+        ({"sampling_config": dataclasses.replace(WHOLE, start=(1, 160))}, r"start=\(1, 160\).*vocabulary of 160"),
+        ({"sampling_config": dataclasses.replace(WHOLE, start=("a",))}, r"start=\('a',\).*start_ids"),
+        ({"sampling_config": dataclasses.replace(WHOLE, start=(1, 2))}, "start of 2 tokens and max_new_tokens=80.*80"),
         ({"sampling_config": dataclasses.replace(WHOLE, max_new_tokens=81)}, "max_new_tokens=81.*80 tokens"),
     ],
     ids=str,

@@ -17,7 +17,7 @@ EOS = 0
 def warped(logits, allowed=None, forbid_eos=False, **settings):
     allowed = np.ones(logits.shape[1], bool) if allowed is None else allowed
     config = dataclasses.replace(PLAIN, **settings)
-    return np.asarray(warp.warp(jnp.asarray(logits), config, jnp.asarray(allowed), jnp.bool_(forbid_eos), EOS))
+    return np.asarray(warp.warp(jnp.asarray(logits), config, jnp.asarray(allowed), jnp.bool_(forbid_eos), (EOS,)))
 
 
 def reference(logits, config, allowed, forbid_eos):
@@ -174,6 +174,17 @@ def test_impossible_tokens_are_never_drawn(seed):
 def test_an_unusable_setting_is_named_with_its_value(setting, value):
     with pytest.raises(InputError, match=f"{setting}={value}"):
         dataclasses.replace(PLAIN, **{setting: value})
+
+
+@pytest.mark.parametrize("start", [(), "", ("",), ("a", ""), -1, (1.5,), (True,)], ids=str)
+def test_an_unusable_start_is_named_with_its_value(start):
+    with pytest.raises(InputError, match="sample start=.* must be 'auto', or token ids and texts"):
+        dataclasses.replace(PLAIN, start=start)
+
+
+def test_one_text_or_id_is_a_start_of_one():
+    assert dataclasses.replace(PLAIN, start="\n").start == ("\n",) and dataclasses.replace(PLAIN, start=5).start == (5,)
+    assert dataclasses.replace(PLAIN, start=["\n", 5]).start == ("\n", 5) and PLAIN.start == "auto"
 
 
 def test_the_way_to_greedy_decoding_is_shown():

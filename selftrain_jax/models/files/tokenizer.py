@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any, Sequence
 
+import numpy as np
+
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.models.config import DecoderConfig
@@ -73,9 +75,52 @@ def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
         )
 
 
+def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:
+    """bool `[V]`: the ids of the model's vocabulary that `tokenizer` has. The others, holes between its ids and rows
+    past its last one, stand for nothing."""
+    known = np.zeros(config.vocab_size, bool)
+    known[[i for i in tokenizer.get_vocab().values() if i < config.vocab_size]] = True
+    return known
+
+
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters."""
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
+    """The ids after which sampled documents begin.
+
+    Args:
+      start: "auto" for the model's BOS; or ids and texts, of which one that is a token of the vocabulary is that token,
+        and any other is encoded, without special tokens, to one or more.
+
+    Raises:
+      InputError: an id that the tokenizer does not have, or a text that it makes nothing of.
+    """
+    if start == "auto":
+        return (config.bos_token_id,)
+    known, vocabulary, ids = known_ids(config, tokenizer), tokenizer.get_vocab(), []
+    for entry in start:
+        found = [entry]
+        if isinstance(entry, str):
+            found = [vocabulary[entry]] if entry in vocabulary else encode_texts(tokenizer, [entry])[0]
+            if not found or (entry not in vocabulary and tokenizer.unk_token_id in found):
+                raise InputError(f"sample start={entry!r} is no text that the model's tokenizer knows; name a token")
+        for i in found:
+            if not 0 <= i < len(known) or not known[i]:
+                raise InputError(
+                    f"sample start={entry!r}: id {i} is none of the {known.sum()} ids that the model's tokenizer has; "
+                    "name one of them, or 'auto'"
+                )
+        ids += found
+    return tuple(ids)
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether `tokenizer` puts its BOS before a text by itself, as those of Gemma and Llama 3 do, and the harness's
+    `hf` model with them; those of Pythia, Qwen and GPT-2 do not."""
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:

@@ -1,0 +1,130 @@
+"""What a model's tokenizer says about starts, ends and the ids that there are, for tokenizers of several families."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
+from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.suite import begins_with_bos
+from selftrain_jax.models.files.tokenizer import adds_bos, encode_texts, known_ids, load_tokenizer, start_ids
+from tests.shapes import ONE_LAYER
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|im_end|>"]
+
+
+def gemma(directory):
+    """Special tokens are part of the vocabulary, a space is a letter, bytes stand for what has no token; BOS is put
+    before every text."""
+    words = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", "a", "b", "ab", "\u2581a", "\n"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, [("a", "b"), ("\u2581", "a")], byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return _saved(tokenizer, directory, "<bos>", "<eos>", bos_first=True)
+
+
+def llama3(directory):
+    """Bytes as letters, whole words taken from the vocabulary, special tokens behind it; BOS before every text."""
+    return _saved(_byte_level(ignore_merges=True), directory, "<bos>", "<eos>", bos_first=True)
+
+
+def qwen(directory):
+    """No BOS."""
+    return _saved(_byte_level(), directory, None, "<eos>")
+
+
+def pythia(directory):
+    """A BOS, which is not put before texts."""
+    return _saved(_byte_level(), directory, "<eos>", "<eos>")
+
+
+def _byte_level(**options):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "ab"])}, [("a", "b")], **options))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _saved(tokenizer, directory, bos, eos, bos_first=False, unk=None):
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    if bos_first:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, unk_token=unk
+    ).save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+FAMILIES = [gemma, llama3, qwen, pythia]
+CONFIG = dataclasses.replace(ONE_LAYER, vocab_size=300, bos_token_id=7)
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.__name__)
+def tokenizer(request, tmp_path):
+    return request.param(tmp_path)
+
+
+def test_special_tokens_inside_a_text_are_ordinary_characters(tokenizer):
+    text = "ab <eos> a<|im_end|>\n<bos>b"
+    special = {tokenizer.get_vocab()[token] for token in SPECIAL}
+    assert special & {*tokenizer(text, add_special_tokens=False)["input_ids"]}
+    ids = encode_texts(tokenizer, [text])[0]
+    assert not special & {*ids} and tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("family, value", [*zip(FAMILIES, (True, True, False, False))])
+def test_whether_bos_is_added_is_asked_of_the_tokenizer(tmp_path, family, value):
+    tokenizer = family(tmp_path)
+    assert adds_bos(tokenizer) == begins_with_bos(EvaluateSettings(), tokenizer) == value
+    assert begins_with_bos(build(EvaluateSettings, {"add_bos": True}), tokenizer)
+    assert not begins_with_bos(build(EvaluateSettings, {"add_bos": False}), tokenizer)
+
+
+@pytest.mark.parametrize("value", ["yes", "True", 1])
+def test_whether_bos_is_added_is_auto_true_or_false(value):
+    with pytest.raises(InputError, match="add_bos"):
+        build(EvaluateSettings, {"add_bos": value})
+
+
+def test_known_ids_are_those_of_the_tokenizer_and_the_model(tokenizer):
+    found = known_ids(CONFIG, tokenizer)
+    assert found.shape == (300,) and np.flatnonzero(found).tolist() == sorted(tokenizer.get_vocab().values())
+    assert known_ids(dataclasses.replace(CONFIG, vocab_size=100), tokenizer).all()
+
+
+def test_ids_between_which_there_are_holes(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 2, "b": 50, "c": 90}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = _saved(tokenizer, tmp_path, None, "<eos>", unk="?")
+    known = np.flatnonzero(known_ids(CONFIG, tokenizer)).tolist()
+    assert known == sorted({0, 2, 50, 90, *(tokenizer.get_vocab()[token] for token in SPECIAL)})
+    assert start_ids((50, "c", "a b"), CONFIG, tokenizer) == (50, 90, 0, 50)
+    for bad, message in (
+        ((3,), "start=3: id 3 is none of the 9 ids"),
+        ((300,), "start=300: id 300"),
+        (("a", "nothing"), "start='nothing' is no text"),
+        ((" ",), "start=' ' is no text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            start_ids(bad, CONFIG, tokenizer)
+
+
+def test_a_start_is_tokens_ids_and_text(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    assert start_ids("auto", CONFIG, tokenizer) == (7,)
+    assert start_ids(("<eos>", 4), CONFIG, tokenizer) == (vocabulary["<eos>"], 4)
+    assert start_ids(("ab",), CONFIG, tokenizer) == (vocabulary["ab"],)
+    newline = start_ids(("\n",), CONFIG, tokenizer)
+    assert len(newline) == 1 and tokenizer.decode(newline) == "\n"
+    several = start_ids(("<bos>", "b\nb"), CONFIG, tokenizer)
+    assert several[0] == vocabulary["<bos>"] and tokenizer.decode(several[1:]) == "b\nb"
