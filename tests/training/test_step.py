@@ -25,7 +25,7 @@ from selftrain_jax.training.step import (
     state_shardings,
 )
 from tests.models import references
-from tests.shapes import SMALL, initial
+from tests.shapes import GROUPED, SMALL, initial
 
 CONFIG = SMALL
 MODEL = decoder.Decoder(CONFIG)
@@ -62,12 +62,13 @@ def batches():
     return [{"tokens": t, "segment_ids": s} for t, s in zip(tokens, np.cumsum(boundary, axis=-1, dtype=np.int32))]
 
 
-def run(params, batches, optimizer, mesh=None, axes=None, **settings):
+def run(params, batches, optimizer, mesh=None, config=CONFIG, **settings):
     """The state after all batches, and the metrics of each."""
-    train_step = make_train_step(next_token_loss(MODEL, chunk=5), optimizer, mesh=mesh, **settings)
+    loss_fn = next_token_loss(decoder.Decoder(config), chunk=5)
+    train_step = make_train_step(loss_fn, optimizer, mesh=mesh, **settings)
     state, history = TrainState.create(jax.tree.map(jnp.copy, params), optimizer), []
     if mesh is not None:
-        state = jax.device_put(state, state_shardings(state, mesh, decoder.param_axes(CONFIG)))
+        state = jax.device_put(state, state_shardings(state, mesh, decoder.param_axes(config)))
     for batch in batches:
         state, metrics = train_step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})
@@ -119,6 +120,19 @@ def test_any_mesh_equals_one_device(params, batches, plain, sizes, grad_accum):
     # The state stays where it was put: nothing is gathered, and nothing is compiled twice.
     expected = state_shardings(found[0], mesh, decoder.param_axes(CONFIG))
     assert not moved_leaves(found[0], expected)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), pytest.param((2, 2, 2), marks=pytest.mark.large)], ids=str)
+def test_fewer_heads_of_keys_and_values_than_tensor_devices_stay_whole(batches, sizes):
+    """Packed documents, windows, and norms over all heads, which the mesh takes apart."""
+    params, mesh = initial(GROUPED), make_mesh(MeshConfig(*sizes))
+    expected = run(params, batches, sgd(), config=GROUPED)
+    found = run(params, batches, sgd(), mesh=mesh, config=GROUPED)
+    assert_same_training(found, expected)
+    assert not moved_leaves(found[0], state_shardings(found[0], mesh, decoder.param_axes(GROUPED)))
+    layers = found[0].params["layers"]
+    spread = [layers[name]["kernel"].sharding.spec[2] for name in ("q", "k", "v")]
+    assert spread == (["tensor", None, None] if sizes[2] > GROUPED.num_kv_heads else ["tensor"] * 3)
 
 
 @pytest.mark.parametrize(
