@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py --preset=pythia-14m --batch=64 --length=256
     python benchmarks/sampling.py --preset=quickstart --batch=64 --length=63
+    python benchmarks/sampling.py --preset=gemma-3-270m --batch=32 --length=128
     python benchmarks/sampling.py --preset=pythia-410m --batch=256 --length=1024 --dtype=bfloat16 --reference=static
 
 Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its
@@ -67,8 +68,8 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
 
 
 def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dict[str, float]:
-    """Time that reading every weight and every filled cache entry once per step takes at the device's copy
-    bandwidth.
+    """Time that reading every weight and every filled cache entry within the windows once per step takes at the
+    device's copy bandwidth.
     """
     import jax
     import jax.numpy as jnp
@@ -83,24 +84,23 @@ def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dic
         y = copy(x)
     y.block_until_ready()
     bandwidth = 10 * 2 * x.nbytes / (time.perf_counter() - begin)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - params["embed"]["embedding"].nbytes
-    per_position = 2 * config.num_layers * config.hidden_size * itemsize
-    filled = length * (length + 1) // 2
-    moved = length * weights + batch * filled * per_position
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if not config.tie_embeddings:
+        weights -= params["embed"]["embedding"].nbytes
+    windows = [config.layer(i).window or length for i in range(config.num_layers)]
+    positions = sum(min(filled, window) for window in windows for filled in range(1, length + 1))
+    moved = length * weights + batch * positions * 2 * config.num_kv_heads * config.head_dim * itemsize
     return {"copy_bandwidth": bandwidth, "floor_seconds": moved / bandwidth}
 
 
 def theirs(arguments: argparse.Namespace) -> sides.Work:
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, arguments.dtype)
-    model = transformers.GPTNeoXForCausalLM.from_pretrained(arguments.directory, dtype=dtype).to(device).eval()
+    model, device = sides.load_reference(arguments.directory, arguments.dtype)
     # With a static cache on a GPU, `generate` compiles the decoding step itself (CUDA graphs included).
     options = {"cache_implementation": "static"} if arguments.reference == "static" else {}
-    start = torch.zeros((arguments.batch, 1), dtype=torch.long, device=device)
+    # Where a model has no BOS, what it starts from does not matter here.
+    start = torch.full((arguments.batch, 1), model.config.bos_token_id or 0, dtype=torch.long, device=device)
 
     @torch.no_grad()
     def draw():

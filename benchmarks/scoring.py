@@ -2,6 +2,7 @@
 
     python benchmarks/scoring.py --preset=pythia-14m --batch=64
     python benchmarks/scoring.py --preset=pythia-14m --tasks --data=DIRECTORY
+    python benchmarks/scoring.py --preset=gemma-3-270m --batch=16
     python benchmarks/scoring.py --preset=pythia-1.4b --batch=128 --dtype=bfloat16 --reference=none --peak-tflops=989
 
 Extraction: which of `--probes` sequences of 32 + 32 tokens does greedy decoding reproduce? Ours answers by one
@@ -10,7 +11,8 @@ continued by the model itself, so that the answer is yes for some.
 
 With `--tasks`: the wall time of `lm_eval.simple_evaluate` on LAMBADA and ARC-Easy, `--items` of each. DIRECTORY holds
 `benchmarks/lambada_openai.jsonl` ("text"), `benchmarks/arc_easy_test.jsonl` ("question", "choices", "gold") and
-`tokenizer/tokenizer.json`. Theirs needs the harness's `hf` extra (PyTorch, accelerate).
+`tokenizer/tokenizer.json`, which is taken where `--preset` is no directory with one of its own. Theirs needs the
+harness's `hf` extra (PyTorch, accelerate).
 
 Each side is a process of its own, asked in turns; the first round compiles and is not counted. The last line is a JSON
 object: `ratio` (theirs over ours, seconds of the median rounds), both figures, what each side found, and with
@@ -96,7 +98,9 @@ def our_extraction(arguments, config, params, mesh, dtype) -> sides.Work:
     tokens = PREFIX + SUFFIX - 1
     head = config.vocab_size * config.hidden_size
     layers = config.num_params - head * (1 if config.tie_embeddings else 2)
-    flops = 2 * layers * tokens + 2 * head * SUFFIX + 2 * config.num_layers * config.hidden_size * tokens**2
+    flops = (
+        2 * layers * tokens + 2 * head * SUFFIX + 2 * config.num_layers * config.num_heads * config.head_dim * tokens**2
+    )
     return do_round, lambda: sides.peak_bytes() | found | {"flops": flops * len(probes)}
 
 
@@ -118,20 +122,19 @@ def make_probes(arguments, config, params):
 def theirs(arguments: argparse.Namespace) -> sides.Work:
     import numpy as np
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.tasks:
+        import transformers
         from lm_eval.models.huggingface import HFLM
 
+        transformers.logging.set_verbosity_error()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         directory, batch = arguments.directory, arguments.reference_batch or arguments.batch
         run, facts = harness_rounds(
             arguments, lambda: HFLM(directory, device=device, dtype=arguments.dtype, batch_size=batch)
         )
         return run, lambda: sides.torch_peak_bytes() | facts
-    dtype = getattr(torch, arguments.dtype)
-    model = transformers.GPTNeoXForCausalLM.from_pretrained(arguments.directory, dtype=dtype).to(device).eval()
+    model, device = sides.load_reference(arguments.directory, arguments.dtype)
     probes = torch.from_numpy(np.load(pathlib.Path(arguments.directory) / "probes.npy").astype(np.int64)).to(device)
     found = {}
 

@@ -1,9 +1,11 @@
 """Two implementations side by side: each a process of its own, asked in turns, so that both meet the same machine."""
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,8 +22,11 @@ Work = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
 def add_arguments(parser: argparse.ArgumentParser, references: tuple[str, ...]) -> None:
     """The options that every benchmark takes; a reference "none" runs ours alone."""
     parser.add_argument(
-        "--preset", default="pythia-14m", help="a published size, or quickstart: the model of that config"
+        "--preset",
+        default="pythia-14m",
+        help="a published size, with random weights; quickstart, the model of that config; or a Hugging Face directory",
     )
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers than the preset has")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference", default=references[0], choices=(*references, "none"))
@@ -44,7 +49,8 @@ def run(
         directory = pathlib.Path(temporary) / "model"
         # In a process of its own, so that this one never takes hold of an accelerator.
         code = "import sys; sys.path[:0] = sys.argv[1:3]; import sides; sides.write_checkpoint(*sys.argv[3:])"
-        write = [sys.executable, "-c", code, ROOT, ROOT / "benchmarks", arguments.preset, directory, arguments.dtype]
+        asked = arguments.preset, directory, arguments.dtype, arguments.layers
+        write = [sys.executable, "-c", code, ROOT, ROOT / "benchmarks", *asked]
         subprocess.run(list(map(str, write)), check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
         sides = {name: _Side(name, directory) for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -81,11 +87,12 @@ def report(arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], toke
     print(json.dumps(result | more))
 
 
-def model_config(preset: str):
+def model_config(preset: str, layers: int = 0):
     from selftrain_jax.models import families
 
     if preset != "quickstart":
-        return families.preset(preset)
+        config = families.preset(preset)
+        return dataclasses.replace(config, num_layers=layers or config.num_layers)
     from selftrain_jax.cli.config import load_config
     from selftrain_jax.lab.tokenization import build_tokenizer
     from selftrain_jax.lab.world import build_world
@@ -94,16 +101,32 @@ def model_config(preset: str):
     return lab.base.model_config(build_tokenizer(build_world(lab.world)).get_vocab_size())
 
 
-def write_checkpoint(preset: str, directory: str, dtype: str) -> None:
-    """Random weights of the preset's shape, as a Hugging Face directory that both sides load."""
+def write_checkpoint(preset: str, directory: str, dtype: str, layers: str) -> None:
+    """Random weights of the preset's shape, or a copy of the directory that it names, as a Hugging Face directory that
+    both sides load.
+    """
+    if os.path.isdir(preset):
+        shutil.copytree(preset, directory)
+        return
     import jax
     import ml_dtypes
 
     from selftrain_jax.models import decoder, hf
 
-    config = model_config(preset)
+    config = model_config(preset, int(layers))
     params = decoder.init_params(config, jax.random.key(0))
     hf.save_pretrained(directory, config, params, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
+
+
+def load_reference(directory: str, dtype: str):
+    """transformers' model of the checkpoint, as `from_pretrained` gives it, on the GPU if there is one; its device."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    return model.to(device).eval(), device
 
 
 def peak_bytes() -> dict[str, Any]:

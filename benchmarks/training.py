@@ -4,8 +4,8 @@
     python benchmarks/training.py --preset=pythia-1.4b --batch=16 --length=2048 --dtype=bfloat16 --reference=compile
 
 A step is forward, backward, clipping at norm 1 and AdamW on fp32 weights; `bfloat16` is the compute dtype (theirs:
-autocast). Theirs is `GPTNeoXForCausalLM` with SDPA attention and PyTorch's AdamW, fused on a GPU, eager or under
-`torch.compile`. Each side is a process of its own, asked in turns; the first round compiles and is not counted.
+autocast). Theirs is transformers' model as it is loaded (SDPA attention) and PyTorch's AdamW, fused on a GPU, eager or
+under `torch.compile`. Each side is a process of its own, asked in turns; the first round compiles and is not counted.
 
 The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory:
 of the process on a CPU, of the device elsewhere), both figures, and with `--peak-tflops` (known for some devices) the
@@ -64,15 +64,15 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
 
 def theirs(arguments: argparse.Namespace) -> sides.Work:
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    on_gpu = torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
-    model = transformers.GPTNeoXForCausalLM.from_pretrained(arguments.directory, dtype=torch.float32).to(device).train()
+    model, device = sides.load_reference(arguments.directory, "float32")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):  # GPT-2 has some; ours has none
+            module.p = 0.0
     if arguments.remat:
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=on_gpu)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=device == "cuda")
     forward = torch.compile(model) if arguments.reference == "compile" else model
     generator = torch.Generator().manual_seed(0)
 

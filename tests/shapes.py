@@ -34,6 +34,27 @@ SMALL = DecoderConfig(  # where the model itself is tested: heads enough for a t
     max_position=64,
     pattern=(Layer(Rotary(0.5)),),
 )
+GROUPED = DecoderConfig(  # two heads of keys and values for four of queries, and a pattern that is cut off at the end
+    vocab_size=96,
+    hidden_size=32,
+    num_layers=3,
+    num_heads=4,
+    kv_heads=2,
+    intermediate_size=64,
+    max_position=64,
+    pattern=(Layer(window=5), Layer(Rotary(base=1e6))),
+    norm="rms_norm",
+    norm_places="after",
+    qk_norm="projection",
+    parallel_residual=False,
+    fused_qkv=False,
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    activation="silu",
+    gated=True,
+    family="olmo3",
+)
 
 
 @functools.cache

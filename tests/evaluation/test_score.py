@@ -14,7 +14,7 @@ from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling.settings import SamplingConfig
-from tests.shapes import SMALL, initial, wandering
+from tests.shapes import GROUPED, SMALL, initial, wandering
 
 CONFIG = dataclasses.replace(SMALL, max_position=89)  # no multiple of the chunks and roundings of the scorer
 
@@ -108,6 +108,13 @@ def test_batch_size_and_mesh_change_nothing(params, sequences, starts, scores, m
         params, CONFIG, [sequences[r] for r in rows], [starts[r] for r in rows], mesh=mesh, batch_size=batch_size
     )
     assert_same(found, [scores[r] for r in rows])
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4), pytest.param((2, 2, 2), marks=pytest.mark.large)], ids=str)
+def test_fewer_heads_of_keys_and_values_than_tensor_devices_change_nothing(sequences, sizes):
+    params, sequences = wandering(GROUPED), [s[: GROUPED.max_position] for s in sequences[:6]]
+    expected = score(params, GROUPED, sequences, batch_size=8)
+    assert_same(score(params, GROUPED, sequences, mesh=make_mesh(MeshConfig(*sizes)), batch_size=8), expected)
 
 
 def test_order_does_not_matter(params, sequences, starts, scores):

@@ -14,43 +14,99 @@ from selftrain_jax.models import ops
 from selftrain_jax.models.splash import splash_attention
 
 
-def xla(q, k, v, segments):
-    return ops.causal_attention(q, k, v, segments, "xla")
+def xla(q, k, v, segments, **switches):
+    return ops.causal_attention(q, k, v, segments, "xla", **switches)
 
 
-def splash(q, k, v, segments):
-    return splash_attention(q, k, v, segments, interpret=True)
+def splash(q, k, v, segments, **switches):
+    return splash_attention(q, k, v, segments, interpret=True, **switches)
 
 
-def rows(length=150, heads=2, head_dim=16, seed=0):
-    rng = np.random.default_rng(seed)
-    q, k, v, weights = (rng.normal(size=(2, length, heads, head_dim)).astype(np.float32) for _ in range(4))
-    return q, k, v, weights, np.sort(rng.integers(0, 4, (2, length)).astype(np.int32), axis=1)
+def rows(length=150, heads=2, head_dim=16, seed=0, kv_heads=None):
+    """q, k, v, weights of the result, and segment ids."""
+    rng, kv_heads = np.random.default_rng(seed), kv_heads or heads
+    arrays = (rng.normal(size=(2, length, n, head_dim)).astype(np.float32) for n in (heads, kv_heads, kv_heads, heads))
+    return *arrays, np.sort(rng.integers(0, 4, (2, length)).astype(np.int32), axis=1)
 
 
-def value_and_gradients(attend, q, k, v, weights, segments):
+def value_and_gradients(attend, q, k, v, weights, segments, **switches):
     def loss(q, k, v):
-        return jnp.sum(weights * attend(q, k, v, segments))
+        return jnp.sum(weights * attend(q, k, v, segments, **switches))
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
 
+def assert_close(found, expected):
+    """Sums of some 5,000 terms of order 1 in fp32."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_tpu_kernel_equals_the_plain_one(packed):
-    """A length and a head size that both need padding; sums of some 5,000 terms of order 1 in fp32."""
+    """A length and a head size that both need padding."""
     *arrays, segments = rows()
     segments = segments if packed else None
-    expected = value_and_gradients(xla, *arrays, segments)
-    found = value_and_gradients(splash, *arrays, segments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+    assert_close(value_and_gradients(splash, *arrays, segments), value_and_gradients(xla, *arrays, segments))
 
 
-def test_the_tpu_kernel_is_spread_over_rows_and_heads():
-    *arrays, segments = rows(length=128)
-    expected = value_and_gradients(splash, *arrays, segments)
-    with jax.set_mesh(make_mesh(MeshConfig(2, 1, 2), jax.devices()[:4])):
-        found = value_and_gradients(splash, *arrays, segments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+CAPPED = {"window": 40, "scale": 0.3, "cap": 0.8}  # scores are of order 1, rows are longer than a block of 128
+
+
+@pytest.mark.parametrize(
+    "heads, kv_heads, switches",
+    [
+        (4, 2, CAPPED),
+        *(
+            pytest.param(*case, marks=pytest.mark.large)
+            for case in ((4, 1, CAPPED), (4, 4, CAPPED), (4, 2, {}), (4, 1, {"window": 1}), (2, 2, {"window": 128}))
+        ),
+    ],
+    ids=str,
+)
+def test_the_tpu_kernel_knows_windows_caps_scales_and_groups(heads, kv_heads, switches):
+    *arrays, segments = rows(heads=heads, kv_heads=kv_heads)
+    expected = value_and_gradients(xla, *arrays, segments, **switches)
+    assert_close(value_and_gradients(splash, *arrays, segments, **switches), expected)
+
+
+@pytest.mark.parametrize(
+    "tensor, heads, kv_heads, switches",
+    [
+        (2, 2, 2, {}),
+        (4, 4, 2, CAPPED),
+        *(pytest.param(*case, CAPPED, marks=pytest.mark.large) for case in ((2, 4, 2), (4, 4, 1))),
+    ],
+    ids=str,
+)
+def test_the_tpu_kernel_is_spread_over_rows_and_heads(tensor, heads, kv_heads, switches):
+    """Also where the tensor axis does not divide the heads of keys and values."""
+    *arrays, segments = rows(length=128, heads=heads, kv_heads=kv_heads)
+    expected = value_and_gradients(xla, *arrays, segments, **switches)
+    with jax.set_mesh(make_mesh(MeshConfig(2, 1, tensor), jax.devices()[: 2 * tensor])):
+        found = value_and_gradients(splash, *arrays, segments, **switches)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("window", [None, 1, 9, 40])
+def test_the_arguments_for_cudnn_mean_what_the_plain_path_does(monkeypatch, window):
+    """JAX's own attention, told by the same arguments but to run here, on XLA; gradients too."""
+    *arrays, _ = rows(length=40, heads=4, kv_heads=2)
+    switches = {"window": window, "scale": 0.3}
+    expected = value_and_gradients(xla, *arrays, None, **switches)
+    attention, asked = jax.nn.dot_product_attention, []
+
+    def here(*args, implementation, **kwargs):
+        asked.append(implementation)
+        return attention(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", here)
+    monkeypatch.setattr(ops, "attention_implementation", lambda requested, *_: requested)
+
+    def cudnn(q, k, v, segments, **switches):
+        return ops.causal_attention(q, k, v, segments, "cudnn", **switches)
+
+    assert_close(value_and_gradients(cudnn, *arrays, None, **switches), expected)
+    assert set(asked) == {"cudnn"}
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
@@ -83,22 +139,24 @@ def device(platform, capability=None):
 
 
 @pytest.mark.parametrize(
-    "where, dtype, head_dim, packed, expected",
+    "where, dtype, head_dim, packed, capped, expected",
     [
-        (device("cpu"), "float32", 64, False, "xla"),
-        (device("tpu"), "bfloat16", 64, True, "splash"),
-        (device("tpu"), "float32", 80, False, "splash"),
-        (device("gpu", "9.0"), "bfloat16", 256, False, "cudnn"),
-        (device("gpu", "8.0"), "bfloat16", 256, False, "xla"),
-        (device("gpu", "8.0"), "bfloat16", 128, False, "cudnn"),
-        (device("gpu", "9.0"), "float32", 64, False, "xla"),
-        (device("gpu", "9.0"), "bfloat16", 64, True, "xla"),
+        (device("cpu"), "float32", 64, False, False, "xla"),
+        (device("tpu"), "bfloat16", 64, True, False, "splash"),
+        (device("tpu"), "float32", 80, False, False, "splash"),
+        (device("gpu", "9.0"), "bfloat16", 256, False, False, "cudnn"),
+        (device("gpu", "8.0"), "bfloat16", 256, False, False, "xla"),
+        (device("gpu", "8.0"), "bfloat16", 128, False, False, "cudnn"),
+        (device("gpu", "9.0"), "float32", 64, False, False, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 64, True, False, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 256, False, True, "xla"),
+        (device("tpu"), "bfloat16", 256, True, True, "splash"),
     ],
 )
-def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, expected):
+def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, capped, expected):
     monkeypatch.setattr(jax, "devices", lambda: [where])
-    assert ops.attention_implementation("auto", dtype, head_dim, packed) == expected
-    assert ops.attention_implementation("xla", dtype, head_dim, packed) == "xla"
+    assert ops.attention_implementation("auto", dtype, head_dim, packed, capped) == expected
+    assert ops.attention_implementation("xla", dtype, head_dim, packed, capped) == "xla"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +172,7 @@ def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, expecte
         (device("gpu", "9.0"), "cudnn", ("float32", 64, False), "must be bfloat16 or float16, not float32"),
         (device("gpu", "8.0"), "cudnn", ("bfloat16", 256, False), "head_dim=256 must be a multiple of 8, at most 128"),
         (device("gpu", "9.0"), "cudnn", ("bfloat16", 64, True), "cannot keep packed documents apart"),
+        (device("gpu", "9.0"), "cudnn", ("bfloat16", 64, False, True), "no soft-cap of scores, which this model asks"),
         (device("cpu"), "flash", ("float32", 64, False), "attention='flash' must be one of auto, xla, cudnn, splash"),
     ],
 )

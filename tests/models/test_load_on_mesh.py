@@ -2,6 +2,7 @@
 other.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.distributed.mesh import RULES, make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder, hf
+from selftrain_jax.models.families import PRESETS
 from selftrain_jax.models.files import converted
 from selftrain_jax.run.export import convert, export
 from tests.models.checkpoints import (
@@ -32,8 +34,12 @@ from tests.models.checkpoints import (
     write_checkpoint,
     write_tokenizer,
 )
+from tests.shapes import GROUPED
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+GEMMA = dataclasses.replace(
+    PRESETS["gemma-3-270m"], vocab_size=48, hidden_size=16, num_layers=7, intermediate_size=40, head_size=6
+)
 MESHES = [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8), (1, 8, 1)]
 
 
@@ -52,7 +58,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", [CONFIG, TIED, GROUPED, GEMMA], ids=["untied", "tied", "groups", "gemma"])
 def test_shards_hold_the_checkpoint(tmp_path, config, shape):
     expected = random_params(config)
     hf.save_pretrained(tmp_path / "model", config, expected, max_shard_bytes=8000)
@@ -126,8 +132,10 @@ def model(tmp_path):
     return directory
 
 
-def test_orbax_on_one_mesh_restores_on_another_and_exports_the_same_bits(model, tmp_path):
-    config, params = hf.load_pretrained(model, mesh=mesh_of((1, 4, 2)))
+@pytest.mark.parametrize("config", [CONFIG, GROUPED, GEMMA], ids=["neox", "groups", "gemma"])
+def test_orbax_on_one_mesh_restores_on_another_and_exports_the_same_bits(config, tmp_path):
+    hf.save_pretrained(tmp_path / "model", config, random_params(config, np.float16))
+    config, params = hf.load_pretrained(tmp_path / "model", mesh=mesh_of((1, 4, 2)))
     hf.save_pretrained(tmp_path / "direct", config, params)
     converted.save(tmp_path / "orbax", config, params, {"fingerprint": "any"})
     for shape in MESHES:

@@ -1,5 +1,7 @@
 """The numerical pieces equal their textbook definitions, computed in float64 by NumPy or in one piece by optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,31 +27,36 @@ def projection():
     return normal(B, T, D), normal(D, V, seed=1), rng.integers(0, V, (B, T)), weights.astype(np.float32)
 
 
-def plain_cross_entropy(hidden, kernel, targets, weights):
+def plain_cross_entropy(hidden, kernel, targets, weights, cap=None):
     logits = jnp.einsum("btd,dv->btv", hidden, kernel)
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
     return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 7, 12, 256], ids=lambda chunk: f"chunk{chunk}")
-def test_cross_entropy_and_its_gradients_equal_the_plain_ones(projection, chunk):
-    """Chunks of 5 and 7 leave a remainder. Bound: sums of at most B * T = 36 terms of order 1 in another order."""
+@pytest.mark.parametrize("chunk, cap", [*((chunk, None) for chunk in (1, 4, 5, 7, 12, 256)), (5, 3.0), (256, 3.0)])
+def test_cross_entropy_and_its_gradients_equal_the_plain_ones(projection, chunk, cap):
+    """Chunks of 5 and 7 leave a remainder. Bound: sums of at most B * T = 36 terms of order 1 in another order. Logits
+    are of order 4, so that a cap of 3 bends most of them.
+    """
     hidden, kernel, targets, weights = projection
 
     def scaled(loss, *last):  # the factor 3 shows whether the backward pass uses its cotangent
         return jax.value_and_grad(lambda h, k: 3 * loss(h, k, targets, weights, *last), argnums=(0, 1))(hidden, kernel)
 
-    found, expected = scaled(ops.cross_entropy_sum, chunk), scaled(plain_cross_entropy)
+    found, expected = scaled(ops.cross_entropy_sum, chunk, cap), scaled(plain_cross_entropy, cap)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=100 * EPS32), found, expected)
     assert np.abs(expected[1][0]).max() > 0.5  # gradients of order 1, so the bound means something
 
 
-def test_cross_entropy_of_half_precision_inputs_accumulates_in_fp32(projection):
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_cross_entropy_of_half_precision_inputs_accumulates_in_fp32(projection, cap):
     hidden, kernel, targets, weights = projection
     half = hidden.astype(jnp.bfloat16)
-    loss, gradients = jax.value_and_grad(ops.cross_entropy_sum, argnums=(0, 1))(half, kernel, targets, weights, 5)
+    loss, gradients = jax.value_and_grad(ops.cross_entropy_sum, argnums=(0, 1))(half, kernel, targets, weights, 5, cap)
     assert loss.dtype == jnp.float32 and gradients[0].dtype == jnp.bfloat16 and gradients[1].dtype == jnp.float32
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (hidden, kernel)]
-    expected = jax.value_and_grad(plain_cross_entropy, argnums=(0, 1))(*rounded, targets, weights)
+    expected = jax.value_and_grad(plain_cross_entropy, argnums=(0, 1))(*rounded, targets, weights, cap)
     np.testing.assert_allclose(loss, expected[0], rtol=1e-5)
     for found, reference in zip(gradients, expected[1]):  # d_logits is rounded to bf16 once, then the result
         scale = np.abs(reference).max()
@@ -79,40 +86,60 @@ def test_whole_logits_never_exist():
     assert chunked < b * t * v * 4 / 4 < temporaries(plain_cross_entropy)
 
 
-def direct_attention(q, k, v, segment_ids=None):
-    """Softmax attention in float64 from whole score matrices."""
+def direct_attention(q, k, v, segment_ids=None, *, scale=None, window=None, cap=None):
+    """Softmax attention in float64 from whole score matrices; every head of keys and values is written out."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     index = np.arange(q.shape[1])
-    allowed = np.broadcast_to(index[:, None] >= index[None, :], (q.shape[0], len(index), len(index)))
+    distance = index[:, None] - index[None, :]
+    allowed = (distance >= 0) & (distance < (window or len(index)))
+    allowed = np.broadcast_to(allowed, (q.shape[0], *allowed.shape))
     if segment_ids is not None:
         allowed = allowed & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    scores = np.einsum("btnh,bsnh->bnts", q, k) * (scale or q.shape[-1] ** -0.5)
+    if cap is not None:
+        scores = cap * np.tanh(scores / cap)
     weights = np.where(allowed[:, None], np.exp(scores), 0)
     return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("block", [1, 4, 5, 256])
+def heads(length, num_heads=3, kv_heads=3, batch=2):
+    """q, k and v with heads of 8."""
+    return tuple(normal(batch, length, n, 8, seed=seed) for seed, n in enumerate((num_heads, kv_heads, kv_heads)))
+
+
+SWITCHES = [{}, {"window": 1}, {"window": 3}, {"window": 6, "scale": 0.5, "cap": 0.7}, {"window": 10}]
+
+
+@pytest.mark.parametrize("block, kv_heads", [(3, 1), (4, 2), (5, 4), (256, 2)])
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
-def test_blocked_attention_equals_the_direct_one(monkeypatch, block, packed):
+def test_blocked_attention_equals_the_direct_one(monkeypatch, block, packed, kv_heads):
     """10 positions in blocks of 4 leave a short one; packed documents end inside blocks. Bound: some 50 roundings."""
     monkeypatch.setattr(ops, "ATTENTION_BLOCK", block)
-    q, k, v = (normal(2, 10, 3, 8, seed=seed) for seed in range(3))
+    arrays = heads(10, 4, kv_heads)
     segment_ids = np.array([[0] * 3 + [1] * 6 + [2], [5] * 10]) if packed else None
-    found = ops.causal_attention(q, k, v, segment_ids)
-    np.testing.assert_allclose(found, direct_attention(q, k, v, segment_ids), rtol=0, atol=50 * EPS32)
+    found = jax.jit(lambda *qkv: [ops.causal_attention(*qkv, segment_ids, **switches) for switches in SWITCHES])
+    for switches, attended in zip(SWITCHES, found(*arrays), strict=True):
+        expected = direct_attention(*arrays, segment_ids, **switches)
+        np.testing.assert_allclose(attended, expected, rtol=0, atol=50 * EPS32, err_msg=str(switches))
 
 
-def test_rows_longer_than_a_block_use_the_real_block_size():
-    length = ops.ATTENTION_BLOCK + 3
-    q, k, v = (normal(1, length, 1, 8, seed=seed) for seed in range(3))
-    np.testing.assert_allclose(ops.causal_attention(q, k, v), direct_attention(q, k, v), rtol=0, atol=50 * EPS32)
+@pytest.mark.parametrize("window", [None, 7, ops.ATTENTION_BLOCK, ops.ATTENTION_BLOCK + 2])
+def test_rows_longer_than_a_block_use_the_real_block_size(window):
+    arrays = heads(2 * ops.ATTENTION_BLOCK + 3, 2, 1, batch=1)
+    found = jax.jit(functools.partial(ops.causal_attention, window=window))(*arrays)
+    np.testing.assert_allclose(found, direct_attention(*arrays, window=window), rtol=0, atol=50 * EPS32)
 
 
-def test_cached_attention_does_not_read_unfilled_slots():
-    q, k, v = (normal(2, 7, 3, 8, seed=seed) for seed in range(3))
-    stored = [np.concatenate([np.swapaxes(x, 1, 2), np.full((2, 3, 4, 8), 1e3, np.float32)], axis=2) for x in (k, v)]
-    found = ops.cached_attention(q[:, 5:], *stored, jnp.int32(5))
-    np.testing.assert_allclose(found, direct_attention(q, k, v)[:, 5:], rtol=0, atol=50 * EPS32)
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_cached_attention_does_not_read_unfilled_slots(kv_heads):
+    q, k, v = heads(7, 4, kv_heads)
+    unfilled = np.full((2, kv_heads, 4, 8), 1e3, np.float32)
+    stored = [np.concatenate([np.swapaxes(x, 1, 2), unfilled], axis=2) for x in (k, v)]
+    found = jax.jit(lambda *args: [ops.cached_attention(*args, **switches) for switches in SWITCHES])
+    for switches, attended in zip(SWITCHES, found(q[:, 5:], *stored, jnp.int32(5)), strict=True):
+        expected = direct_attention(q, k, v, **switches)[:, 5:]
+        np.testing.assert_allclose(attended, expected, rtol=0, atol=50 * EPS32, err_msg=str(switches))
 
 
 def test_rotary_tables_are_exact_to_fp32_over_the_context():

@@ -20,6 +20,7 @@ from selftrain_jax.evaluation import published
 from selftrain_jax.models import hf, verify
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import PRESETS
+from tests.models import references
 
 CONFIG = DecoderConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
 ARC_EASY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "benchmarks" / "arc_easy_test.jsonl"
@@ -89,6 +90,17 @@ def test_the_model_agrees_with_transformers(checkpoint, capsys):
     assert last.startswith("OK: fp32 logits agree")
     for row in ("ours fp32 - transformers fp32", "ours bf16 - transformers bf16", "embedding", "layer 2", "final norm"):
         assert any(line.startswith(row) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "case", ["gemma2", *(pytest.param(case, marks=pytest.mark.large) for case in ("llama", "olmo3", "gpt2"))]
+)
+def test_models_of_other_families_agree_with_transformers(tmp_path, case):
+    """Layers of two kinds, and a soft-cap that the reference needs eager attention for; see `test_families.py`."""
+    references.reference(case)[1].save_pretrained(tmp_path)
+    verdict = verify.verify(tmp_path, dtypes=("fp32",))
+    assert verdict.ok and verdict.first_divergence is None, verify.format_tables(verdict)
+    assert verdict.num_positions == 1 + 7 + 64 + 127 and verdict.largest_logit > 1
 
 
 EXACT = [

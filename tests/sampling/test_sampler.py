@@ -16,10 +16,10 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling import placement, sampler, warp
-from selftrain_jax.sampling.decode import draw_token
+from selftrain_jax.sampling.decode import draw_token, state_shardings
 from selftrain_jax.sampling.sampler import sample, sample_waves
 from selftrain_jax.sampling.settings import SamplingConfig
-from tests.shapes import wandering
+from tests.shapes import GROUPED, wandering
 
 VOCAB_LIMIT = 150
 CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
@@ -114,6 +114,18 @@ def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_si
         params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
     found = sample(params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, allowed=ALLOWED)
     assert_same(found, corpus, rows)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 4), pytest.param((2, 2, 2), marks=pytest.mark.large)], ids=str)
+def test_fewer_heads_of_keys_and_values_than_tensor_devices_change_nothing(sizes):
+    """Documents run beyond the windows."""
+    settings = dataclasses.replace(WHOLE, max_new_tokens=40)
+    params, mesh = wandering(GROUPED), make_mesh(MeshConfig(*sizes))
+    expected = sample(params, GROUPED, settings, KEY, IDS[:8], batch_size=8)
+    assert_same(sample(params, GROUPED, settings, KEY, IDS[:8], mesh=mesh, batch_size=8), expected)
+    assert len({tuple(document(expected, row).tolist()) for row in range(8)}) == 8 and expected.lengths.max() > 20
+    placed = state_shardings(Decoder(GROUPED), mesh).cache.keys[0]
+    assert placed.shard_shape((8, 2, 64, 8)) == ((4, 2, 64, 8) if sizes[2] == 4 else (2, 1, 64, 8))
 
 
 def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
