@@ -49,7 +49,7 @@ class DecodeState:
 def state_shardings(model: Decoder, mesh: Mesh) -> DecodeState:
     """Rows over the batch axes of the mesh, heads of the cache over its tensor axis where they divide."""
     rows = batch_sharding(mesh)
-    heads = "tensor" if model.config.num_heads % mesh.shape["tensor"] == 0 else None
+    heads = "tensor" if model.config.num_kv_heads % mesh.shape["tensor"] == 0 else None
     layers = (NamedSharding(mesh, PartitionSpec(RULES["batch"], heads)),) * model.config.num_layers
     return DecodeState(KVCache(layers, layers), position=replicated(mesh), last=rows, done=rows, keys=rows)
 
