@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import as_path, write_json
@@ -11,7 +12,7 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -61,7 +62,10 @@ class Pipeline(RunNames):
                 continue
             elif setting in ("source", "student") or setting.endswith(".source"):
                 path = self.model_path(value)
-                check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
+                tokenizer = load_tokenizer(path)
+                check_tokenizer(hf.check_pretrained(path), tokenizer)
+                tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": len(tokenizer)}
+                self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("audit."):
@@ -75,8 +79,16 @@ class Pipeline(RunNames):
     def _check_corpus(self, setting: str, path: str) -> None:
         try:
             provenance = read_corpus(path).manifest["provenance"]
-            if not self.config.subset.retokenize and not self.student.startswith(LAB):
-                check_same_tokenizer(f"corpus {path}", provenance, self.model_path(self.student))
+        except InputError as e:
+            raise InputError(f"setting {setting}: {e}") from None
+        self._check_tokens(setting, f"corpus {path}", provenance)
+
+    def _check_tokens(self, setting: str, what: str, provenance: Mapping[str, Any]) -> None:
+        """Raises `InputError` where the student can read only the text of `what`, and `retokenize` forbids it."""
+        if self.config.subset.retokenize or self.student.startswith(LAB):
+            return
+        try:
+            check_same_tokenizer(what, provenance, self.model_path(self.student))
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
 

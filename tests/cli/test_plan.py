@@ -36,11 +36,7 @@ def shape(hidden, layers, heads=4, vocab=512):
 
 
 BIG_VOCABULARY = dataclasses.replace(
-    shape(32, 3, vocab=262_144),
-    kv_heads=1,
-    fused_qkv=False,
-    tie_embeddings=True,
-    pattern=(Layer(window=16), Layer()),
+    shape(32, 3, vocab=262_144), kv_heads=1, fused_qkv=False, tie_embeddings=True, pattern=(Layer(window=16), Layer())
 )
 CASES = {
     "small": (shape(64, 2), (1, 1, 1), TrainConfig(sequence_length=64, dtype="float32", remat=False)),
