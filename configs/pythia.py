@@ -50,7 +50,7 @@ def get_config(size: str = "410m"):
                 max_new_tokens=1024,
             ),
             audit=dict(ngram=8, threshold=1, benchmarks={}),
-            subset=dict(num_tokens=5_000_000, num_subsets=3, seed=0, replacement=True, retokenize=False),
+            subset=dict(num_tokens=5_000_000, num_subsets=3, seed=0, replacement=True, retokenize="auto"),
             train=dict(
                 batch_size=64,
                 grad_accum=64 // ROWS[shape],

@@ -1,12 +1,15 @@
 import ast
+import dataclasses
 import pathlib
 
 import pytest
 
 from selftrain_jax.cli.config import load_config
+from selftrain_jax.models.files import hf_config
 from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.expand import Study
+from tests.shapes import NARROW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -60,8 +63,61 @@ def test_later_generations_have_the_first_condition(tmp_path):
     }
 
 
+def test_the_papers_matrix():
+    config = load_config(str(ROOT / "configs" / "paper.py"), study=True)
+    assert {config.models[name].path for name in config.students} == {"Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B"}
+    relations = {
+        student: {config.models[source].path: config.relation(source, student) for source in config.sources}
+        for student in config.students
+    }
+    own, lineage, recipe, family = RELATIONS
+    assert relations == {
+        "qwen2p5_0p5b": {
+            "Qwen/Qwen2.5-0.5B": own,
+            "Qwen/Qwen2.5-7B": lineage,
+            "Qwen/Qwen3-8B-Base": recipe,
+            "meta-llama/Llama-3.2-1B": family,
+        },
+        "llama_3p2_1b": {
+            "meta-llama/Llama-3.2-1B": own,
+            "Qwen/Qwen2.5-7B": family,
+            "Qwen/Qwen3-8B-Base": family,
+            "Qwen/Qwen2.5-0.5B": family,
+        },
+    }
+    assert (config.train.batch_size, config.train.sequence_length, config.subset.num_subsets) == (64, 2048, 1)
+
+
+# Model -> rows per device step and their length, of what is known; the rest as for the largest.
+FAMILY = {
+    "Qwen/Qwen2.5-0.5B": (8, 2048),
+    "meta-llama/Llama-3.2-1B": (8, 2048),
+    "google/gemma-3-270m": (16, 2048),
+    "openai-community/gpt2": (32, 1024),
+    "HuggingFaceTB/SmolLM2-135M": (32, 2048),
+    "somebody/something": (8, 2048),
+}
+
+
+@pytest.mark.parametrize("model", FAMILY)
+def test_rows_of_any_model_fit_its_size_and_context(model):
+    config = load_config(f"{ROOT / 'configs' / 'family.py'}:{model}@step7")
+    rows, length = FAMILY[model]
+    assert (config.source, config.revision) == (model, "step7")
+    assert (config.train.batch_size // config.train.grad_accum, config.train.sequence_length) == (rows, length)
+    assert config.sample.max_new_tokens == 1024
+    pythia = load_config(str(ROOT / "configs" / "pythia.py"))
+    assert (config.audit, config.subset, config.evaluate) == (pythia.audit, pythia.subset, pythia.evaluate)
+
+
+def test_the_shape_of_a_directory_is_that_of_its_files(tmp_path):
+    hf_config.write_config(tmp_path, dataclasses.replace(NARROW, max_position=96), "float32")
+    config = load_config(f"{ROOT / 'configs' / 'family.py'}:{tmp_path}")
+    assert (config.train.sequence_length, config.sample.max_new_tokens, config.train.grad_accum) == (96, 96, 1)
+
+
 def test_every_size_of_the_papers_study_has_a_relative():
-    for size in ("70m", "1.4b", "12b"):
+    for size in ("70m", "pythia-1.4b", "12b"):
         config = load_config(f"{ROOT / 'configs' / 'paper.py'}:{size}", study=True)
         (student,) = config.students
         assert [config.relation(source, student) for source in config.sources] == list(RELATIONS[:3])

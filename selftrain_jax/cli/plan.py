@@ -28,7 +28,7 @@ from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, param_axes, param_shapes, unstack_layers
-from selftrain_jax.models.families import PRESETS
+from selftrain_jax.models.families import published
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.sampling import memory, placement
 from selftrain_jax.sampling.decode import bucket_ends
@@ -111,7 +111,14 @@ def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: 
     dtype = config.sample.dtype if config.sample.dtype != "auto" else "bfloat16" if device else "float32"
     placed = make_mesh(MeshConfig(*shape), jax.devices()[:count])
     found = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
-    return f"{model.num_params:,} parameters; {format_plan(found, placed, config.train, device, accelerator)}"
+    operations = model.train_flops_per_token(config.train.sequence_length)
+    lines = [
+        f"{model.num_params:,} parameters; {operations / 1e9:.3f} GFLOP to train on a token in rows of "
+        f"{config.train.sequence_length}",
+        *whole_heads(model, placed),
+        format_plan(found, placed, config.train, device, accelerator),
+    ]
+    return "\n".join(lines)
 
 
 def parse_mesh(text: str) -> MeshConfig:
@@ -126,18 +133,16 @@ def parse_mesh(text: str) -> MeshConfig:
 
 
 def model_config(config: RunConfig) -> DecoderConfig:
-    """The student's architecture; that of a published Pythia is known without its files."""
+    """The student's architecture; a preset, named as on the hub or by its last part, is known without its files."""
     reference = config.student or config.source
-    name = reference.split("/")[-1].removesuffix("-deduped")
     if reference.startswith("lab:"):
         if config.lab is None or reference not in ("lab:base", "lab:other"):
             raise InputError(f"student {reference!r} is no model of the config's lab: lab:base and lab:other may be")
         model = getattr(config.lab, reference.removeprefix("lab:"))
         tokenizer = build_tokenizer(build_world(config.lab.world), model.tokenizer, model.bpe_vocab_size)
         return model.model_config(tokenizer.get_vocab_size())
-    if name in PRESETS and not pathlib.Path(reference).is_dir():
-        return PRESETS[name]
-    return hf.load_config(reference)
+    found = None if pathlib.Path(reference).is_dir() else published(reference)
+    return found or hf.load_config(reference)
 
 
 def make_plan(
@@ -200,12 +205,23 @@ def sampling_weights(config: DecoderConfig, mesh: Mesh, dtype: str):
 
 
 def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str) -> int:
-    """Bytes of one row's keys and values in the last bucket, on each device that holds the row: 2 L S N H, heads spread
-    over the tensor axis where they divide."""
+    """Bytes of one row's keys and values in the last bucket, on each device that holds the row: 2 L S K H, heads spread
+    over the tensor axis where it divides them. Layers with a window keep as much as others."""
     tensor = mesh.shape["tensor"]
-    heads = config.num_heads // (tensor if config.num_heads % tensor == 0 else 1)
+    heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
     slots = bucket_ends(sampling.num_fed)[-1]
     return 2 * config.num_layers * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def whole_heads(config: DecoderConfig, mesh: Mesh) -> list[str]:
+    """A line for each kind of heads that the tensor axis does not divide."""
+    tensor = mesh.shape["tensor"]
+    kinds = {"attention": config.num_heads, "key and value": config.num_kv_heads}
+    return [
+        f"tensor={tensor} does not divide the {count} {kind} head{'s' * (count > 1)}: every device holds all of them"
+        for kind, count in kinds.items()
+        if count % tensor
+    ]
 
 
 def format_plan(plan: Plan, mesh: Mesh, train: TrainConfig, device: Accelerator | None, name: str = "") -> str:

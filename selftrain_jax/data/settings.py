@@ -31,15 +31,15 @@ class SubsetConfig:
       num_subsets: how many subsets there are.
       seed: subset i is a function of (seed, i).
       replacement: whether a document may occur several times in one subset.
-      retokenize: train on the corpus's text rather than its token ids, for a student of another family; "auto" does so
-        where the tokenizers differ.
+      retokenize: train on the corpus's text rather than its token ids; "auto" does so where the tokenizers of corpus
+        and student differ, and False refuses such a corpus.
     """
 
     num_tokens: int = 5_000_000
     num_subsets: int = 3
     seed: int = 0
     replacement: bool = True
-    retokenize: bool | str = False
+    retokenize: bool | str = "auto"
 
     def __post_init__(self):
         check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1, "seed": 0})

@@ -29,7 +29,7 @@ def write_subset(
     """Draws subset `index` of the documents of `text` that the audit let through, and writes its packed rows as
     `rows.npz`."""
     config = hf.load_config(student)
-    _, tokens = student_documents(audited, text, student, settings.retokenize)
+    _, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
@@ -48,15 +48,17 @@ def write_subset(
         "num_distinct": len(set(order.tolist())),
         "num_tokens": settings.num_tokens,
         "num_rows": len(rows.tokens),
+        "retokenized": retokenized,
         "dropped_tokens": rows.dropped_tokens,
     }
 
 
 def student_documents(
     audited: pathlib.Path, text: TrainingText, student: str | pathlib.Path, retokenize: bool | str
-) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray]]:
-    """The documents of `text` that the audit let through, and the token ids that the student reads of each: BOS is not
-    among them, EOS is where the document ended. It is the student's one EOS, whichever stop token was drawn.
+) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray], bool]:
+    """The documents of `text` that the audit let through; the token ids that the student reads of each: BOS is not
+    among them, EOS is where the document ended, the student's one EOS, whichever stop token was drawn; and whether a
+    corpus was tokenized anew for that.
 
     A corpus's token ids are used as they are when the student has the tokenizer that they were made with; text files,
     and with `retokenize` any corpus ("auto": one of another tokenizer), are tokenized with the student's. What looks
@@ -73,9 +75,10 @@ def student_documents(
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
-        return documents, [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
+        tokens = [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
+        return documents, tokens, provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
-    return documents, [_with_end(d, config.eos_token_id) for d in documents]
+    return documents, [_with_end(d, config.eos_token_id) for d in documents], False
 
 
 def _with_end(document: Document, eos_token_id: int) -> np.ndarray:

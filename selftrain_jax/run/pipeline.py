@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import as_path, write_json
@@ -11,7 +12,13 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
+from selftrain_jax.models.files.tokenizer import (
+    check_tokenizer,
+    known_ids,
+    load_tokenizer,
+    start_ids,
+    tokenizer_fingerprint,
+)
 from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -65,6 +72,9 @@ class Pipeline(RunNames):
                 check_tokenizer(config, tokenizer)
                 if setting != "student":
                     start_ids(self.config.sample.start, config, tokenizer)
+                size = int(known_ids(config, tokenizer).sum())
+                tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
+                self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("audit."):
@@ -79,8 +89,16 @@ class Pipeline(RunNames):
     def _check_corpus(self, setting: str, path: str) -> None:
         try:
             provenance = read_corpus(path).manifest["provenance"]
-            if not self.config.subset.retokenize and not self.student.startswith(LAB):
-                check_same_tokenizer(f"corpus {path}", provenance, self.model_path(self.student))
+        except InputError as e:
+            raise InputError(f"setting {setting}: {e}") from None
+        self._check_tokens(setting, f"corpus {path}", provenance)
+
+    def _check_tokens(self, setting: str, what: str, provenance: Mapping[str, Any]) -> None:
+        """Raises `InputError` where the student can read only the text of `what`, and `retokenize` forbids it."""
+        if self.config.subset.retokenize or self.student.startswith(LAB):
+            return
+        try:
+            check_same_tokenizer(what, provenance, self.model_path(self.student))
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
 

@@ -60,7 +60,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     audited, text = run.workdir / "audit" / arm, run.training_text(arm)
-    documents, tokens = student_documents(audited, text, directory, run.config.subset.retokenize)
+    documents, tokens, _ = student_documents(audited, text, directory, run.config.subset.retokenize)
     chosen = suite.evenly_spread(len(tokens), settings.num_documents)
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
     nll, counts = proxies.corpus_nll(scorer, model, ids)

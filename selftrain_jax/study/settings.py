@@ -120,7 +120,7 @@ class StudyConfig:
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditConfig = AuditConfig()
-    subset: SubsetConfig = SubsetConfig(retokenize="auto")
+    subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
     proxies: ProxySettings = ProxySettings()

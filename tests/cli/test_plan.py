@@ -1,5 +1,6 @@
 """What is planned without devices is what the compiler says of the real step."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -12,8 +13,8 @@ from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.families import PRESETS
+from selftrain_jax.models.config import DecoderConfig, Layer
+from selftrain_jax.models.families import PRESETS, preset
 from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.log import peak_flops
@@ -34,9 +35,13 @@ def shape(hidden, layers, heads=4, vocab=512):
     )
 
 
+BIG_VOCABULARY = dataclasses.replace(
+    shape(32, 3, vocab=262_144), kv_heads=1, fused_qkv=False, tie_embeddings=True, pattern=(Layer(window=16), Layer())
+)
 CASES = {
     "small": (shape(64, 2), (1, 1, 1), TrainConfig(sequence_length=64, dtype="float32", remat=False)),
     "fsdp-tensor": (shape(128, 3), (1, 2, 2), TrainConfig(sequence_length=128, dtype="float32", remat=True)),
+    "big vocabulary": (BIG_VOCABULARY, (1, 1, 2), TrainConfig(sequence_length=64, dtype="float32", remat=True)),
     "slices": (shape(96, 2, vocab=1000), (2, 2, 1), TrainConfig(sequence_length=64, dtype="float32", grad_accum=2)),
 }
 
@@ -75,6 +80,50 @@ def test_what_fits_grows_with_the_memory_and_the_devices():
         assert getattr(four, largest)(devices[0]) > 3 * rows[0] and getattr(four, largest)(devices[0]) % 4 == 0
     line = plan.Line(100.0, 10.0)
     assert [line.largest(budget, 4) for budget in (90, 139, 140, 185)] == [0, 0, 4, 8]
+
+
+# Bytes of the fp32 weights, and of a row's keys and values at 1,024 tokens in bf16: 2 x layers x 1,024 x heads x size
+# of a head x 2; both by hand from the published numbers of parameters and config.json.
+PUBLISHED = {
+    "qwen2.5-0.5b": (4 * 494_032_768, 2 * 24 * 1024 * 2 * 64 * 2),
+    "llama-3.2-1b": (4 * 1_235_814_400, 2 * 16 * 1024 * 8 * 64 * 2),
+    "gemma-3-270m": (4 * 268_098_176, 2 * 18 * 1024 * 1 * 256 * 2),
+    "gpt2": (4 * 124_439_808, 2 * 12 * 1024 * 12 * 64 * 2),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_of_published_models(name):
+    config, (params, cache) = preset(name), PUBLISHED[name]
+    sampling = SamplingConfig(max_new_tokens=1024)
+    for tensor in (1, 4):
+        mesh = make_mesh(MeshConfig(1, 1, tensor), jax.devices()[:tensor])
+        split = 1 if config.num_kv_heads % tensor else tensor
+        assert plan.cache_bytes(config, sampling, mesh, "bfloat16") == cache // split
+        state = plan.train_state(config, TrainConfig(), mesh)
+        found = memory.device_bytes(state.params)
+        assert found == params if tensor == 1 else params / tensor < found < params
+        assert memory.device_bytes(state.opt_state) == pytest.approx(2 * found, abs=64)
+
+
+def test_flops_of_published_models():
+    """6 per weight in a matrix product, and 12 per pair of tokens, head and dimension that attention compares."""
+    assert preset("gpt2").train_flops_per_token(1024) == 6 * (124_439_808 - 1024 * 768) + 12 * 768 * 12 * 512
+    near, far = 512 - 512 * 512 / (2 * 2048), 1024  # how many tokens a token sees on average
+    attention = 12 * 4 * 256 * (15 * near + 3 * far)
+    assert preset("gemma-3-270m").train_flops_per_token(2048) == 6 * 268_098_176 + attention
+
+
+def test_heads_that_the_tensor_axis_does_not_divide_are_told():
+    mesh = make_mesh(MeshConfig(1, 1, 4), jax.devices()[:4])
+    assert plan.whole_heads(preset("llama-3.2-1b"), mesh) == []
+    assert plan.whole_heads(preset("qwen2.5-0.5b"), mesh) == [
+        "tensor=4 does not divide the 14 attention heads: every device holds all of them",
+        "tensor=4 does not divide the 2 key and value heads: every device holds all of them",
+    ]
+    assert plan.whole_heads(preset("gemma-3-270m"), mesh) == [
+        "tensor=4 does not divide the 1 key and value head: every device holds all of them"
+    ]
 
 
 def test_accelerators_go_by_name_and_kind():
@@ -125,3 +174,6 @@ def test_what_cannot_be_planned_is_refused(arguments, message, capsys):
 def test_a_published_model_needs_no_files():
     config = load_config(f"{TINY.parents[2] / 'configs' / 'pythia.py'}:12b-deduped", [])
     assert plan.model_config(config) is PRESETS["pythia-12b"]
+    for name in ("Qwen/Qwen3-8B-Base", "meta-llama/Llama-3.2-1B", "openai-community/gpt2", "google/gemma-3-270m"):
+        found = plan.model_config(dataclasses.replace(config, source=name))
+        assert found is PRESETS[name.split("/")[-1].lower()]

@@ -16,7 +16,7 @@ from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 LENGTH = 16
-SETTINGS = SubsetConfig(num_tokens=LENGTH * 12 + 1, num_subsets=2, seed=5)
+SETTINGS = SubsetConfig(num_tokens=LENGTH * 12 + 1, num_subsets=2, seed=5, retokenize=False)
 
 
 @pytest.fixture(scope="module")

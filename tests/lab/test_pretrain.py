@@ -15,6 +15,8 @@ from selftrain_jax.lab.tokenization import build_tokenizer
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
+from selftrain_jax.models.families import PRESETS, preset
+from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.training.loop import read_metrics
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
@@ -83,6 +85,42 @@ def test_the_model_is_a_checkpoint_with_the_worlds_tokenizer(base, world):
     tokenizer = load_tokenizer(base / "model")
     check_tokenizer(config, tokenizer)
     assert tokenizer.get_vocab() == dict(world.index)
+
+
+TINY = dict(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48)
+FAMILIES = {
+    "llama-3.2-1b": TINY | dict(kv_heads=1),
+    "qwen3-0.6b-base": TINY | dict(kv_heads=1, head_size=8),
+    "olmo-2-0425-1b": TINY,
+    "gemma-3-270m": TINY | dict(num_layers=7, kv_heads=1, head_size=8),
+    "gpt2": TINY,
+}
+
+
+def of_family(monkeypatch, name):
+    """`CONFIG` with a preset that is the published one, smaller."""
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(preset(name), **FAMILIES[name]))
+    shape = {field: getattr(PretrainConfig, field) for field in ("hidden_size", "num_layers", "num_heads")}
+    return dataclasses.replace(CONFIG, preset="tiny", **shape)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_preset_of_any_family_makes_a_model(monkeypatch, tmp_path, name):
+    config = of_family(monkeypatch, name).model_config(80)
+    assert (config.vocab_size, config.max_position, config.bos_token_id, config.stop_ids) == (80, 32, 0, (0,))
+    published = dataclasses.asdict(preset(name)) | FAMILIES[name]
+    own = ("vocab_size", "max_position", "bos_token_id", "eos_token_id", "stop_token_ids")
+    assert [k for k, value in dataclasses.asdict(config).items() if value != published[k] and k not in own] == []
+    write_config(tmp_path, config, "float32")
+    assert hf.load_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", [pytest.param("gemma-3-270m", marks=pytest.mark.large), "gpt2"])
+def test_a_preset_of_another_family_trains(monkeypatch, train_model, name):
+    directory = train_model(of_family(monkeypatch, name))
+    config, params = hf.load_pretrained(directory / "model")
+    assert config.family == preset(name).family and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert losses(directory)[-1] < losses(directory)[0]
 
 
 def test_it_learns(base, world):

@@ -31,6 +31,11 @@ PRESETS: dict[str, DecoderConfig] = {
 """Shapes of published models, from their config.json."""
 
 
+def published(reference: str) -> DecoderConfig | None:
+    """The preset of a hub name, or of its last part, in any case; None where there is none."""
+    return PRESETS.get(reference.split("/")[-1].lower().removesuffix("-deduped"))
+
+
 def preset(name: str) -> DecoderConfig:
     """The named preset; `InputError` listing the names when there is none."""
     try:

@@ -11,6 +11,8 @@ from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import user_path
 from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS
 
+# Copies for other programs: onnx/..., original/..., and Mistral's own weight files.
+_IGNORED = ["*/*", "consolidated*"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -57,7 +59,9 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
     import huggingface_hub
 
     patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
-    found = pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    found = pathlib.Path(
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
+    )
     if not weights or _holds(found, WEIGHTS):
         return found
     if not _holds(found, TORCH_WEIGHTS):
@@ -78,7 +82,7 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
         stem, extension = TORCH_WEIGHTS.split(".")
         patterns = ["*.json", f"{stem}*.{extension}"]
         # The commit that was listed, in case that the branch has moved meanwhile.
-        huggingface_hub.snapshot_download(name, revision=found.name, allow_patterns=patterns)
+        huggingface_hub.snapshot_download(name, revision=found.name, allow_patterns=patterns, ignore_patterns=_IGNORED)
     return found
 
 

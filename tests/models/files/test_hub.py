@@ -24,6 +24,7 @@ from selftrain_jax.models.files import hub
 NAME = "lab/tiny"
 CONFIG, WEIGHTS = b'{"model_type": "gpt_neox"}', bytes(range(256)) * 400
 SAFE = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "pytorch_model.bin": WEIGHTS, "README.md": b"# tiny"}
+SAFE |= {"onnx/config.json": CONFIG, "consolidated.safetensors": WEIGHTS}  # for other programs
 OLD = {"config.json": CONFIG, "pytorch_model.bin": WEIGHTS, "training_args.bin": b"args"}
 SHARDED = {
     "config.json": CONFIG,

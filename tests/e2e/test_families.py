@@ -1,0 +1,125 @@
+"""Models of different families in one run and in one study: each reads the others' text in tokens of its own."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.training_set import read_subset
+from selftrain_jax.models import hf
+from selftrain_jax.models.families import preset
+from selftrain_jax.models.files.tokenizer import load_tokenizer
+from tests.shapes import ONE_LAYER, initial
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STUDY = pathlib.Path(__file__).with_name("tiny_families.py")
+WORDS = "the cat sat on a mat while rain fell and nobody came to see it again".split()
+SMALL = dict(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=64, kv_heads=1)
+END = dict(bos_token_id=0, eos_token_id=0)
+
+
+def word_tokenizer(special, words):
+    """Ids of the `special` tokens and, after them, of words in their order; what is no word is read as the first."""
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model of each of three families, texts, and a suite of questions."""
+    folder, rng = tmp_path_factory.mktemp("families"), np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
+    write_jsonl(folder / "real.jsonl", [{"text": text} for text in texts])
+    write_jsonl(
+        folder / "suite.jsonl",
+        [{"question": f"what of {i}?", "choices": ["the cat", "a mat"], "gold": i % 2} for i in range(4)],
+    )
+    made = {
+        "gpt_neox": (ONE_LAYER, ["<|endoftext|>"], WORDS, dict(max_position=64)),
+        "llama": (preset("tinyllama-1.1b"), ["<unk>", "<s>", "</s>"], WORDS[::-1], SMALL),
+        "qwen3": (preset("qwen3-0.6b-base"), ["<|endoftext|>"], WORDS[5:] + WORDS[:5], SMALL | END),
+    }
+    for name, (config, special, words, shape) in made.items():
+        tokenizer = word_tokenizer(special, words)
+        shape = dict(shape, vocab_size=64, stop_token_ids=())
+        config = dataclasses.replace(config, **shape)
+        (folder / f"{name}-tokenizer").mkdir()
+        tokenizer.save(str(folder / f"{name}-tokenizer" / "tokenizer.json"))
+        hf.save_pretrained(folder / name, config, initial(config), folder / f"{name}-tokenizer")
+    return folder
+
+
+def settings(folder):
+    """What makes of configs/family.py a run of seconds."""
+    values = {
+        "sample": dict(num_samples=24, batch_size=24, shard_size=24, min_new_tokens=2, max_new_tokens=24),
+        "audit": {"ngram": 3, "benchmarks.suite": folder / "suite.jsonl"},
+        "subset": dict(num_tokens=16 * 4 * 2 + 1, num_subsets=1, replacement=False),
+        "train": dict(batch_size=4, grad_accum=1, sequence_length=16, epochs=1, dtype="float32", remat=False),
+        "evaluate": {"texts.real": folder / "real.jsonl", "batch_size": 24},
+        "controls": {"real.texts": folder / "real.jsonl"},
+    }
+    return [f"--config.{part}.{name}={value}" for part, found in values.items() for name, value in found.items()]
+
+
+def test_a_student_of_another_family_reads_the_sources_text(selftrain, folder, tmp_path):
+    student = f"--config.student={folder / 'gpt_neox'}"
+    config, asked = f"{ROOT / 'configs' / 'family.py'}:{folder / 'llama'}", [student, *settings(folder)]
+    refused = selftrain("run", tmp_path / "refused", *asked, "--config.subset.retokenize=False", config=config)
+    assert refused.returncode == 2 and not (tmp_path / "refused" / "sample").exists()
+    assert f"setting source: text of {folder / 'llama'} was made with another tokenizer (19 ids)" in refused.stderr
+
+    workdir = tmp_path / "run"
+    selftrain.succeeds("run", workdir, *asked, config=config)
+    manifests = {arm: json.loads((workdir / "subset" / f"{arm}-0" / "manifest.json").read_text()) for arm in READ}
+    assert {arm: manifest["result"]["retokenized"] for arm, manifest in manifests.items()} == READ
+    documents = read_corpus(workdir / "sample" / "self" / "corpus")
+    tokenizer = load_tokenizer(folder / "gpt_neox")
+    wanted = {read(tokenizer, d) for d in documents}
+    assert {tokens[-1:] == (0,) for tokens in wanted} == {True, False}
+    rows = read_subset(workdir / "subset" / "self-0")
+    stream = np.append(rows.tokens[:, :-1].ravel(), rows.tokens[-1, -1])
+    starts = np.flatnonzero(np.diff(rows.segment_ids[:, :-1].ravel())) + 1
+    *whole, _ = np.split(stream, starts)
+    assert len(whole) > 3 and {tuple(document[1:]) for document in whole} <= wanted
+    metrics = selftrain.report(workdir)["metrics"]
+    assert {row["model"] for row in metrics} == {"base", "self", "control:real"}
+
+    exported = tmp_path / "exported"
+    selftrain.command("export", workdir, exported)
+    assert hf.load_config(exported) == hf.load_config(folder / "gpt_neox")
+
+
+def read(tokenizer, document):
+    """The ids of a document's words, closed where it ended and not where it was cut."""
+    end = [0] if document.stop_reason == "eos" else []
+    return (*tokenizer(document.text, split_special_tokens=True)["input_ids"], *end)
+
+
+READ = {"self": True, "real": False}  # a text file is tokenized once, not anew
+
+
+@pytest.mark.large
+def test_a_study_of_three_families_ends_with_its_tables(selftrain, folder, tmp_path):
+    selftrain.succeeds("study", tmp_path, config=f"{STUDY}:{folder}")
+    data = json.loads((tmp_path / "report" / "study.json").read_text())
+    assert not any("not done" in note for note in data["notes"])
+    others = {"gpt_neox", "llama", "qwen3"}
+    for student in ("llama", "gpt_neox"):
+        relations = {row["arm"]: row["relation"] for row in data["utility"] if row["student"] == student}
+        assert {relations.pop(source) for source in others - {student}} == {"other family"}
+        assert relations[student] == "self" and {"real", "shuffled", "none"} <= set(relations)
+        for source in others:
+            arm = "corpus" if source == student else source  # the main arm of a run is named so
+            manifest = tmp_path / "runs" / f"{student}-0" / "subset" / f"{arm}-0" / "manifest.json"
+            assert json.loads(manifest.read_text())["result"]["retokenized"] == (source != student)
+    assert {row["proxy"] for row in data["proxies"]} >= {"nll", "gradient_alignment"}
