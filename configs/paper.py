@@ -14,8 +14,9 @@ Qwen3-8B-Base (its family, another recipe). Llama's files need a token (HF_TOKEN
 configs/family.py. Where source and student have different tokenizers, the text is tokenized anew. Real text, and the
 same with its words in random order, are controls: --config.real=FILE.
 
-A document starts after the model's start token and nothing else. Qwen has none, so there it is <|endoftext|>, which
-stood before documents in pre-training. The authors' code takes a newline for Qwen.
+A document starts after the model's start token and nothing else (sample.start="auto"). Qwen has none, so there it is
+<|endoftext|>, which stood before documents in pre-training. The authors' code takes a newline for Qwen:
+--config.sample.start="('\\n',)" does as they do.
 
 Memorization is Pythia's part, as probes must be in a student's own tokens, and all sizes of Pythia share them:
   selftrain study --config=configs/paper.py:410m --workdir=studies/paper-410m --config.evaluate.probes=probes.jsonl ...

@@ -43,6 +43,7 @@ def get_config(size: str = "410m"):
                 batch_size="auto",
                 shard_size=1024,
                 dtype="auto",
+                start="auto",
                 temperature=1.25,
                 top_k=0,
                 top_p=1.0,

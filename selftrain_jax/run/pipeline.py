@@ -12,13 +12,7 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import (
-    check_tokenizer,
-    known_ids,
-    load_tokenizer,
-    start_ids,
-    tokenizer_fingerprint,
-)
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
 from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -72,7 +66,7 @@ class Pipeline(RunNames):
                 check_tokenizer(config, tokenizer)
                 if setting != "student":
                     start_ids(self.config.sample.start, config, tokenizer)
-                size = int(known_ids(config, tokenizer).sum())
+                size = len(tokenizer.get_vocab())
                 tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
                 self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():

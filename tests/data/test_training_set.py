@@ -108,7 +108,7 @@ def test_every_document_ends_with_the_student_s_one_end(documents, model_directo
     (tmp_path / "audited").mkdir()
     text = clean.TrainingText(corpus=tmp_path / "corpus")
     clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
-    _, found = student_documents(tmp_path / "audited", text, student, False)
+    _, found, _ = student_documents(tmp_path / "audited", text, student, False)
     assert [ids.tolist() for ids in found] == [d.tokens.tolist() for d in documents[::2]]
     assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
 
