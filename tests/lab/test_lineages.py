@@ -21,6 +21,7 @@ from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, WorldConfi
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
+from selftrain_jax.models.config import Rotary
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
@@ -88,8 +89,9 @@ def test_every_model_is_a_checkpoint_with_its_own_tokenizer(lab, name):
     config, params = hf.load_pretrained(lab / name / "model")
     settings = LINEAGE.models[name]
     assert config == settings.model_config(config.vocab_size)
-    for switch in ("parallel_residual", "rotary_pct", "tie_embeddings"):
+    for switch in ("parallel_residual", "tie_embeddings"):
         assert getattr(config, switch) == getattr(settings, switch)
+    assert config.rotaries == (Rotary(settings.rotary_pct),)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     tokenizer = transformers.AutoTokenizer.from_pretrained(lab / name / "model")
     check_tokenizer(config, tokenizer)

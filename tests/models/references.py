@@ -54,6 +54,11 @@ CASES = {
     ),
 }
 MORE = {
+    "gpt_neox, linear": (
+        "gpt_neox",
+        {name: SHAPE[name] for name in SHAPE if name != "num_key_value_heads"}
+        | {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}},
+    ),
     "llama, plain": ("llama", SHAPE),
     "llama, 1 head": ("llama", SHAPE | {"num_key_value_heads": 1, "rope_parameters": LINEAR}),
     "llama, tied": ("llama", SHAPE | {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),

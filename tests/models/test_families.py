@@ -78,9 +78,7 @@ def test_logits_and_hidden_states_are_those_of_transformers(saved, passes, case)
     """Within `verify`'s bounds, and by its own walk over the layers."""
     _, model, directory = saved(case)
     states, logits, *_ = passes(case)
-    expected_logits, expected_states = verify._reference(
-        directory, list(TOKENS[:, None]), "fp32", load_config(directory).attention_softcap is not None
-    )
+    expected_logits, expected_states = verify._reference(directory, list(TOKENS[:, None]), "fp32")
     for found, expected in zip(states, map(np.concatenate, zip(*expected_states)), strict=True):
         assert np.abs(found - expected).max() <= verify.RELATIVE_TOLERANCE * np.abs(expected).max()
     largest = np.abs(expected_logits).max()
