@@ -21,13 +21,13 @@ from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
-import sys, time
+import os, sys, time
 from selftrain_jax.distributed import preemption
 preemption.PATIENCE, preemption.POLL = 1, 0.05
 print("left in the buffer", end="")
 
 def work(end=""):
-    print("ready", file=sys.stderr, flush=True)
+    os.write(2, b"ready\\n")  # at once: a thread of `body` may write, too
     sys.stdin.readline()
     print(end, end="")
 
@@ -46,7 +46,7 @@ def command(body="work()", start="preemption.joined()", **environment):
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(script, text=True, env=environment, **pipes)
     try:
-        assert process.stderr.readline().endswith("ready\n")  # a thread of `body` may have written before
+        assert process.stderr.readline().endswith("ready\n")
         yield process
     finally:
         process.kill()
@@ -126,7 +126,7 @@ def test_a_training_hears_of_the_signal_though_only_the_job_noticed_it():
         in_job = True
         def told_to_stop(self):
             return True
-    print("ready", file=sys.stderr, flush=True)
+    os.write(2, b"ready\\n")  # at once: a thread of `body` may write, too
     with preemption.during('training'), preemption.noticing_sigterm() as came:
         preemption.joined(Told())
         while not came():

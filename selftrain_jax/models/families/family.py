@@ -104,18 +104,20 @@ class Family:
 
     def _read_pattern(self, hf: Any) -> tuple[Layer, ...]:
         window = hf.sliding_window if "sliding_window" in self.layered else None
-        every = [_WINDOWED if window else _FULL] * hf.num_hidden_layers
-        types = hf.layer_types if "layer_types" in self.layered else every
+        types = hf.layer_types if "layer_types" in self.layered else [_WINDOWED if window else _FULL]
         rotated = hf.no_rope_layers if "no_rope_layers" in self.layered else [1] * len(types)
-        ropes, layers = hf.rope_parameters, []
-        for kind, has_rotary in zip(types, rotated, strict=True):
-            if kind not in (_FULL, _WINDOWED):
-                raise InputError(f"layer_types has {kind!r}, which is not supported; {_FULL!r} and {_WINDOWED!r} are")
-            if kind == _WINDOWED and not window:
-                raise InputError(f"layer_types has {kind!r}, but sliding_window={window!r} gives no window")
-            rotary = read_rotary(ropes[kind] if self.by_type else ropes, self.partial) if has_rotary else None
-            layers.append(Layer(rotary, window if kind == _WINDOWED else None))
-        return shortest(layers)
+        kinds = [*zip(types, rotated, strict=True)]
+        layers = {kind: self._read_layer(hf, *kind, window) for kind in dict.fromkeys(kinds)}
+        return shortest([layers[kind] for kind in kinds])
+
+    def _read_layer(self, hf: Any, kind: str, has_rotary: int, window: int | None) -> Layer:
+        if kind not in (_FULL, _WINDOWED):
+            raise InputError(f"layer_types has {kind!r}, which is not supported; {_FULL!r} and {_WINDOWED!r} are")
+        if kind == _WINDOWED and not window:
+            raise InputError(f"layer_types has {kind!r}, but sliding_window={window!r} gives no window")
+        ropes = hf.rope_parameters
+        rotary = read_rotary(ropes[kind] if self.by_type else ropes, self.partial) if has_rotary else None
+        return Layer(rotary, window if kind == _WINDOWED else None)
 
     def _write_pattern(self, config: DecoderConfig) -> dict[str, Any]:
         layers = [config.layer(i) for i in range(config.num_layers)]
