@@ -5,7 +5,7 @@ the right, where a causal model cannot look.
 """
 
 import functools
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import flax.struct
 import jax
@@ -63,10 +63,10 @@ def score_batch(
     hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
     rows = tokens.shape[0]
     per_device = rows * count // ways
-    kernel, cap = model.apply({"params": params}, method="output_kernel"), model.config.logit_softcap
+    vocab_size, cap = model.config.vocab_size, model.config.logit_softcap
     on_cpu = jax.default_backend() == "cpu"
     whole = moments or sampling is not None or not on_cpu  # all of the vocabulary at once
-    tile = kernel.shape[1] if whole else min(_TILE_ON_CPU, kernel.shape[1])
+    tile = vocab_size if whole else min(_TILE_ON_CPU, vocab_size)
     budget = min(_LOGIT_BYTES, _LOGIT_BYTES_ON_CPU) if on_cpu else _LOGIT_BYTES
     num_chunks = -(-per_device // max(budget // (4 * tile), 1))
     chunk = -(-per_device // num_chunks)
@@ -80,11 +80,15 @@ def score_batch(
     def join(x):
         return jnp.moveaxis(x, 0, 1).reshape(ways, -1)[:, :per_device].reshape(rows, count)
 
+    def some_logits(h, begin, width):
+        columns = model.apply({"params": params}, begin, width, method="output_columns")
+        return project(h, columns, cap)
+
     def one_chunk(xs):
         h, target = xs
         if not whole:
-            return _finish(_reduce_tiles(h, kernel, target, tile, cap), target)
-        logits = project(h, kernel, cap)
+            return _finish(_reduce_tiles(functools.partial(some_logits, h), target, vocab_size, tile), target)
+        logits = some_logits(h, 0, vocab_size)
         scores = _finish(_reduce(logits, target), target)
         return _add_moments_and_samples(scores, logits, target, moments, sampling)
 
@@ -131,14 +135,13 @@ def _merge(a: _Reduced, b: _Reduced) -> _Reduced:
     )
 
 
-def _reduce_tiles(hidden, kernel, target, width: int, cap: float | None) -> _Reduced:
-    """The same as of all logits, which never exist: `width` columns of `kernel` `[D, V]` at a time."""
+def _reduce_tiles(logits: Callable[[int | Array, int], Array], target, vocab_size: int, width: int) -> _Reduced:
+    """The same as of all logits, which never exist: `logits(begin, width)` gives `width` of them at a time."""
 
     def of(begin, width):
-        columns = jax.lax.dynamic_slice_in_dim(kernel, begin, width, axis=1)
-        return _reduce(project(hidden, columns, cap), target, begin)
+        return _reduce(logits(begin, width), target, begin)
 
-    count, rest = divmod(kernel.shape[1], width)
+    count, rest = divmod(vocab_size, width)
     found = jax.lax.fori_loop(1, count, lambda i, found: _merge(found, of(i * width, width)), of(0, width))
     return _merge(found, of(count * width, rest)) if rest else found
 

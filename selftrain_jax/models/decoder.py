@@ -277,6 +277,12 @@ class Decoder(nn.Module):
     def output_kernel(self) -> Float[Array, "D V"]:
         return self.embed().T if self.config.tie_embeddings else self.head()
 
+    def output_columns(self, begin: Int[Array, ""] | int, width: int) -> Float[Array, "D W"]:
+        """Those of `output_kernel` from `begin` on. In a loop, a tied embedding is thus never transposed as a whole."""
+        if self.config.tie_embeddings:
+            return jax.lax.dynamic_slice_in_dim(self.embed(), begin, width, axis=0).T
+        return jax.lax.dynamic_slice_in_dim(self.head(), begin, width, axis=1)
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """fp32 logits: comparing and sampling tokens is not safe at bf16 resolution."""
         return project(hidden, self.output_kernel(), self.config.logit_softcap)
