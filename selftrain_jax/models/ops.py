@@ -164,15 +164,8 @@ def causal_attention(
         first = 0 if window is None else max(start - window + 1, 0)
         mask = _visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
         if segment_ids is not None:
-            mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop])[:, None, None]
-        scores = jnp.einsum(
-            "btkgh,bskh->bkgts",
-            _grouped(q[:, start:stop], k.shape[2]),
-            k[:, first:stop],
-            preferred_element_type=jnp.float32,
-        )
-        weights = _masked_softmax(scores, mask, scale, cap).astype(q.dtype)
-        blocks.append(jnp.einsum("bkgts,bskh->btkgh", weights, v[:, first:stop]).reshape(q[:, start:stop].shape))
+            mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop])
+        blocks.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], "bskh", mask, scale, cap))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
@@ -189,25 +182,25 @@ def cached_attention(
     """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = _visible(position + jnp.arange(q.shape[1]), jnp.arange(k.shape[2]), window)
-    grouped = _grouped(q, k.shape[1])
-    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    weights = _masked_softmax(scores, mask, scale, cap).astype(q.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(q.shape)
+    return _attend(q, k, v, "bksh", mask, scale, cap)
 
 
-def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B T K G H"]:
-    return q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+def _attend(q, k, v, stored: str, mask: Bool[Array, "*B T S"], scale: float, cap: float | None):
+    """`q` [B, T, N, H] on `k` and `v`, whose axes `stored` names, of which each head serves N / K heads of `q`."""
+    heads = k.shape[stored.index("k")]
+    g = "" if heads == q.shape[2] else "g"
+    mask = mask if mask.ndim == 2 else mask[:, None, None] if g else mask[:, None]
+    split = q.reshape(*q.shape[:2], heads, -1, q.shape[-1]) if g else q
+    scores = jnp.einsum(f"btk{g}h,{stored}->bk{g}ts", split, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, softcap(scores * scale, cap), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum(f"bk{g}ts,{stored}->btk{g}h", weights, v).reshape(q.shape)
 
 
 def _visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
     """Which key positions each query position may see."""
     distance = queries[:, None] - keys[None, :]
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
-
-
-def _masked_softmax(scores, mask, scale, cap):
-    scores = jnp.where(mask, softcap(scores * scale, cap), jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
