@@ -64,11 +64,13 @@ class Pipeline(RunNames):
                 path = self.model_path(value)
                 config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                 check_tokenizer(config, tokenizer)
-                if setting != "student":
-                    start_ids(self.config.sample.start, config, tokenizer)
-                size = len(tokenizer.get_vocab())
-                tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
-                self._check_tokens(setting, f"text of {value}", tokens)
+                if setting == "student":
+                    continue
+                start_ids(self.config.sample.start, config, tokenizer)
+                if self._needs_student_tokens:
+                    size = len(tokenizer.get_vocab())
+                    tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
+                    self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("audit."):
@@ -85,12 +87,16 @@ class Pipeline(RunNames):
             provenance = read_corpus(path).manifest["provenance"]
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
-        self._check_tokens(setting, f"corpus {path}", provenance)
+        if self._needs_student_tokens:
+            self._check_tokens(setting, f"corpus {path}", provenance)
+
+    @property
+    def _needs_student_tokens(self) -> bool:
+        """Whether texts must come in the tokens of a student that is there already."""
+        return not self.config.subset.retokenize and not self.student.startswith(LAB)
 
     def _check_tokens(self, setting: str, what: str, provenance: Mapping[str, Any]) -> None:
         """Raises `InputError` where the student can read only the text of `what`, and `retokenize` forbids it."""
-        if self.config.subset.retokenize or self.student.startswith(LAB):
-            return
         try:
             check_same_tokenizer(what, provenance, self.model_path(self.student))
         except InputError as e:
