@@ -8,7 +8,7 @@ import traceback
 from typing import Any, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import build
+from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
 
@@ -51,8 +51,10 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that `literal_eval` names
         value = text
+    if type(value) in (int, float):
+        value = Typed(text.strip())
     *groups, last = name.split(".")
     for group in groups:
         values = values.setdefault(group, {})

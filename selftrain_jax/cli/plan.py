@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import math
 import pathlib
-import re
 from typing import Sequence
 
 import jax
@@ -22,7 +21,7 @@ from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, virtual_devices
-from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
+from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.lab.tokenization import build_tokenizer
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
@@ -102,7 +101,7 @@ def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: 
     device = accelerators.accelerator(accelerator) if accelerator else None
     if devices is not None and devices < 1:
         raise InputError(f"--devices={devices} must be at least 1")
-    asked = parse_mesh(mesh) if mesh else config.mesh
+    asked = MeshConfig.parse(mesh, "--mesh") if mesh else config.mesh
     sizes = dataclasses.astuple(asked)
     shape = asked.shape(devices or math.prod(size for size in sizes if size != -1))
     count = math.prod(shape)
@@ -119,17 +118,6 @@ def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: 
         format_plan(found, placed, config.train, device, accelerator),
     ]
     return "\n".join(lines)
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """`data=1,fsdp=4,tensor=2`; axes that are left out have size 1."""
-    sizes = dict.fromkeys(MESH_AXES, 1)
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or not re.fullmatch("-1|[1-9][0-9]{0,4}", size):
-            raise InputError(f"--mesh={text!r} must read like data=1,fsdp=4,tensor=2 (-1 for all remaining devices)")
-        sizes[axis] = int(size)
-    return MeshConfig(**sizes)
 
 
 def model_config(config: RunConfig) -> DecoderConfig:

@@ -1,5 +1,6 @@
 """Frozen dataclasses of settings, built from the plain dict that a config file gives."""
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -39,6 +40,10 @@ def check_choice(section: str, settings: Any, name: str, options: Sequence[Any])
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
+class Typed(str):
+    """A number as it was typed on a command line: of a setting that holds text (a revision, a title), the text."""
+
+
 def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     """The dataclass `cls` with `values`; nested dataclasses and mappings of dataclasses are built from dicts.
 
@@ -67,6 +72,9 @@ def _join(where: str, name: str) -> str:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, Typed):
+        types_ = {hint, *arguments}
+        value = str(value) if str in types_ and not {int, float} & types_ else ast.literal_eval(value)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
@@ -78,6 +86,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 continue
         return _convert(options[-1], value, where)
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, str) and hasattr(hint, "parse"):
+            return hint.parse(value, where)
         return value if isinstance(value, hint) else build(hint, value, where)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from selftrain_jax.core.errors import InputError
 
@@ -20,6 +21,19 @@ class MeshConfig:
         sizes = dataclasses.asdict(self)
         if sum(size == -1 for size in sizes.values()) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
             raise InputError(f"mesh {sizes} must hold positive sizes, at most one of them -1 (all remaining devices)")
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> "MeshConfig":
+        """Of `data=1,fsdp=4,tensor=2`; axes that are left out have size 1. `where` begins the `InputError`."""
+        sizes = dict.fromkeys(MESH_AXES, 1)
+        for part in text.split(","):
+            axis, _, size = part.partition("=")
+            if axis not in sizes or not re.fullmatch("-1|[1-9][0-9]{0,4}", size):
+                raise InputError(
+                    f"{where}={text!r} must read like data=1,fsdp=4,tensor=2 (-1 for all remaining devices)"
+                )
+            sizes[axis] = int(size)
+        return cls(**sizes)
 
     def shape(self, num_devices: int) -> tuple[int, int, int]:
         """Concrete (data, fsdp, tensor) for `num_devices`; `InputError` when they do not multiply out."""

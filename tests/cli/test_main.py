@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -245,6 +246,14 @@ OVERRIDES = [
     ("subset.replacement=False", lambda c: c.subset.replacement, False),
     ("title=A title = a name", lambda c: c.title, "A title = a name"),
     ("title='5'", lambda c: c.title, "5"),
+    ("title={[]}", lambda c: c.title, "{[]}"),
+    ("title=" + "(" * 500, lambda c: c.title, "(" * 500),
+    ("revision=12345678", lambda c: c.revision, "12345678"),
+    ("revision=1e5", lambda c: c.revision, "1e5"),
+    ("sample.start=5", lambda c: c.sample.start, (5,)),
+    ("mesh=fsdp=4", lambda c: dataclasses.astuple(c.mesh), (1, 4, 1)),
+    ("mesh=data=-1,tensor=2", lambda c: dataclasses.astuple(c.mesh), (-1, 1, 2)),
+    ("mesh.tensor=2", lambda c: dataclasses.astuple(c.mesh), (-1, 1, 2)),
     ("revision=step143000", lambda c: c.revision, "step143000"),
     ("lab.world.repeats=(0,4,8)", lambda c: c.lab.world.repeats, (0, 4, 8)),
     ("lab.world.sequences_per_group=3", lambda c: c.lab.world.sequences_per_group, 3),
@@ -301,6 +310,7 @@ BAD = [
     (GOOD, ["--config.sample=5"], "setting sample=5 must be a group of settings"),
     (GOOD, ["--config.sample.seed.x=5"], "seed is a single value, not a group of settings"),
     (GOOD, ["--config.sample.seed"], "'--config.sample.seed' is not understood"),
+    (GOOD, ["--config.mesh=fdsp=4"], "mesh='fdsp=4' must read like data=1,fsdp=4,tensor=2"),
     (GOOD, ["--steps=5"], "'--steps=5' is not understood"),
     (GOOD, ["extra"], "'extra' is not understood"),
 ]
