@@ -21,6 +21,9 @@ from selftrain_jax.distributed import preemption
 PEER_TIMEOUT = 30
 """Seconds without a sign of life after which a process of the job counts as dead."""
 
+NAME_TIMEOUT = 60
+"""Seconds in which the name of the coordinator's host must become known: that of a pod is, once the pod has started."""
+
 
 def initialize(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
@@ -35,12 +38,13 @@ def initialize(
     Raises:
       InputError: a part is set without the others, is impossible, or the coordinator cannot be reached.
     """
+    address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS") or _slurm_coordinator()
     given = {
-        "JAX_COORDINATOR_ADDRESS": coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS") or None,
+        "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": _whole_number("JAX_NUM_PROCESSES", num_processes),
         "JAX_PROCESS_ID": _whole_number("JAX_PROCESS_ID", process_id),
     }
-    address, count, number = given.values()
+    _, count, number = given.values()
     if address is not None and not (
         re.fullmatch(r".+:[0-9]{1,5}", address) and int(address.rpartition(":")[2]) < 65_536
     ):
@@ -54,12 +58,56 @@ def initialize(
     preemption.joined(Peers() if jax.distributed.is_initialized() else preemption.Alone())
 
 
+def _slurm_coordinator() -> str | None:
+    """What JAX would find in a Slurm step, said here since JAX does not say it before it has joined: None elsewhere."""
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if not all(name in os.environ for name in needed):
+        return None
+    first = re.match(r"([^,\[]*)\[?([^,\-\]]*)", os.environ["SLURM_STEP_NODELIST"])  # node1,node7 or node[01-16,20]
+    port = os.environ.get("JAX_COORDINATOR_PORT") or 61_440 + int(os.environ["SLURM_JOB_ID"]) % 4096
+    return f"{''.join(first.groups())}:{port}"
+
+
+def _bind_address(coordinator: str | None) -> str | None:
+    """Where process 0 listens: at the job's address alone, where that is this machine's; None leaves it to JAX.
+
+    Raises:
+      InputError: the coordinator's host has no address here. JAX would wait five minutes, and abort.
+    """
+    if coordinator is None:
+        return None
+    host, _, port = coordinator.rpartition(":")
+    host = host.strip("[]")
+    until = time.monotonic() + NAME_TIMEOUT
+    while True:
+        try:
+            family, *_, (address, *_) = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+            break
+        except OSError as e:
+            if time.monotonic() >= until:
+                raise InputError(
+                    f"the coordinator's host {host} has no address on {socket.gethostname()} ({e.strerror}): let "
+                    "JAX_COORDINATOR_ADDRESS=HOST:PORT name process 0 as every machine of the job knows it"
+                ) from None
+            time.sleep(1)
+    # /etc/hosts may give the machine's own name an address that means "here" on every machine.
+    if address.startswith("127.") != (host == "localhost" or host.startswith("127.")) or address == "::1":
+        return None
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.bind((address, 0))
+        return f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
+    return None
+
+
 def _join(given: dict[str, Any]) -> bool:
     """Whether there was a job to join; `given` are the arguments of `jax.distributed.initialize`, by variable."""
+    options = dict(heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT)
+    if None not in given.values() or given["JAX_COORDINATOR_ADDRESS"] == _slurm_coordinator():
+        bound = _bind_address(given["JAX_COORDINATOR_ADDRESS"])
+        if bound and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+            options["coordinator_bind_address"] = bound
     try:
-        jax.distributed.initialize(
-            *given.values(), heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT
-        )
+        jax.distributed.initialize(*given.values(), **options)
     except ValueError as e:  # no cluster was found that would fill in what is not given
         missing = [name for name, value in given.items() if value is None]
         if not missing:
@@ -127,7 +175,7 @@ class Peers(preemption.Alone):
             probe.connect((coordinator, 9))  # sends nothing: asks the system which of its addresses faces it
             host = probe.getsockname()[0]
         with contextlib.suppress(OSError):
-            server = socket.create_server(("", 0), backlog=1024)
+            server = socket.create_server((host, 0), backlog=1024)
             threading.Thread(target=_answer, args=(server,), name="answers", daemon=True).start()
             self._say("listens", self._number, f"{host}:{server.getsockname()[1]}:{socket.gethostname()}")
 

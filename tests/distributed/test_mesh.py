@@ -1,6 +1,8 @@
 """Meshes multiply out, axis names lead to mesh axes, and what does not divide stays whole."""
 
 import itertools
+import os
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -146,9 +148,12 @@ def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
 @pytest.fixture
 def joined(monkeypatch):
     """What is asked of `jax.distributed.initialize`, in an environment that says nothing yet."""
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [*os.environ]:
+        if name.startswith(("JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_")):
+            monkeypatch.delenv(name)
     asked = []
+    monkeypatch.setattr(job, "NAME_TIMEOUT", 0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 1))])
     monkeypatch.setattr(job.Peers, "listen", lambda self: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: asked.append(args))
     return asked
@@ -162,6 +167,50 @@ def test_a_job_is_named_by_arguments_or_by_the_environment(joined, monkeypatch):
     job.initialize()
     job.initialize("a:1", process_id=0)
     assert joined == [("a:1", 4, 0), ("b:2", 2, 1), ("a:1", 2, 0)]
+
+
+@pytest.fixture
+def bound(joined, monkeypatch):
+    """`bound(coordinator, address)`: where process 0 listens, of a host with this address."""
+
+    def ask(coordinator, address):
+        options = []
+        monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **given: options.append(given))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, 1, 6, "", (address, 1))])
+        job.initialize(coordinator, 2, 0)
+        return options[0].get("coordinator_bind_address")
+
+    return ask
+
+
+def test_the_coordinator_listens_at_the_address_of_its_job_alone(bound, monkeypatch):
+    assert bound("localhost:7", "127.0.0.1") == "127.0.0.1:7"
+    assert bound("127.0.0.1:7", "127.0.0.1") == "127.0.0.1:7"
+    # An address that is not this machine's (a service before it), and a name that /etc/hosts has for this machine only.
+    assert bound("service:7", "192.0.2.1") is None
+    assert bound("node1:7", "127.0.1.1") is None
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "0.0.0.0:7")
+    assert bound("localhost:7", "127.0.0.1") is None
+
+
+NODES = [("node1", "node1"), ("node1,other7", "node1"), ("node[001-016],x", "node001"), ("a-b[7,9-12]", "a-b7")]
+
+
+@pytest.mark.parametrize("nodes, first", NODES)
+def test_a_slurm_step_whose_first_node_has_no_address_is_refused_at_once(joined, monkeypatch, nodes, first):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror(-2, "not known")))
+    slurm = dict(JOB_ID="5000", STEP_NODELIST=nodes, NTASKS="2", PROCID="0", LOCALID="0")
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(InputError, match=f"the coordinator's host {first} has no address on .*not known"):
+        job.initialize()
+    assert not joined
+    monkeypatch.undo()
+    from jax._src.clusters import SlurmCluster  # the same node and port as JAX itself would take
+
+    monkeypatch.setattr("os.environ", {f"SLURM_{name}": value for name, value in slurm.items()})
+    assert job._slurm_coordinator() == SlurmCluster.get_coordinator_address(None, None)
 
 
 BAD_JOBS = [
