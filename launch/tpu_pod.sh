@@ -12,10 +12,17 @@
 # what is saved. The TPU VM stays until --delete.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/arguments.sh
+source "$root/launch/arguments.sh"
+
+# The workers get the last commit; what else they have is not known here.
+# shellcheck disable=SC2329
+is_file() { [[ "$1" == [/~]* ]] || git -C "$root" cat-file -e "HEAD:$1" 2> /dev/null; }
 
 dry_run='' name='' zone='' type='' version='' queued='' spot='' project='' setup='' attempts=20 delete=''
 while [ $# -gt 0 ]; do
   case "$1" in
+    --help) usage; exit ;;
     --dry-run) dry_run=1 ;;
     --queued) queued=1 ;;
     --spot) spot=1 ;;
@@ -28,13 +35,18 @@ while [ $# -gt 0 ]; do
     --setup=*) setup=${1#*=} ;;
     --attempts=*) attempts=${1#*=} ;;
     --) shift; break ;;
-    *) echo "$1 is not understood; what belongs to selftrain comes after --" >&2; exit 2 ;;
+    *) refuse "$1 is not understood; what belongs to selftrain comes after --" ;;
   esac
   shift
 done
-if [ -z "$name" ] || [ -z "$zone" ] || { [ -z "$delete" ] && { [ -z "$type" ] || [ $# -lt 2 ]; }; }; then
-  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2
-fi
+if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$delete$type" ]; then usage >&2; exit 2; fi
+check name "$name" '[a-z]([a-z0-9-]*[a-z0-9])?'
+check zone "$zone" '[a-z0-9-]+'
+check type "$type" '[a-z0-9-]+'
+check version "$version" '[A-Za-z0-9._-]+'
+check project "$project" '[a-z0-9.:-]+'
+check attempts "$attempts" '[1-9][0-9]*'
+if [ -z "$delete" ]; then check_run is_file "$@"; fi
 where=(--zone="$zone")
 if [ -n "$project" ]; then where+=(--project="$project"); fi
 if [ -z "$version" ]; then
@@ -117,7 +129,7 @@ if [ -n "$delete" ]; then remove; exit 0; fi
 arguments=$(printf ' %q' "$@")
 # What an earlier connection left behind would hold the chips. Every worker keeps a log; worker 0's is shown.
 remote="cd selftrain; : > run.log; if [ -f run.pid ]; then kill \$(cat run.pid) 2> /dev/null; fi
-(.venv/bin/python -u -m selftrain_jax run$arguments & echo \$! > run.pid; wait \$!) >> run.log 2>&1 & job=\$!
+(.venv/bin/python -P -u -m selftrain_jax run$arguments & echo \$! > run.pid; wait \$!) >> run.log 2>&1 & job=\$!
 case \$(hostname) in *-w-0) tail -f --pid=\$job run.log ;; esac; wait \$job"
 
 for ((attempt = 1; attempt <= attempts; attempt++)); do

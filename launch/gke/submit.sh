@@ -7,10 +7,16 @@
 # IMAGE is built from launch/Dockerfile. CHIPS are those of one host. PVC, a volume that many pods may write, becomes /runs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=launch/arguments.sh
+source "$here/../arguments.sh"
+
+# The image holds this folder's configs; what else another image holds is not known here.
+is_file() { [[ "$1" == [/~]* || -f "$here/../../$1" ]]; }
 
 dry_run='' name='' image='' accelerator='' topology='' hosts='' chips='' claim='' cluster='' zone='' type=''
 while [ $# -gt 0 ]; do
   case "$1" in
+    --help) usage; exit ;;
     --dry-run) dry_run=1 ;;
     --name=*) name=${1#*=} ;;
     --image=*) image=${1#*=} ;;
@@ -23,15 +29,26 @@ while [ $# -gt 0 ]; do
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
     --) shift; break ;;
-    *) echo "$1 is not understood; what belongs to selftrain comes after --" >&2; exit 2 ;;
+    *) refuse "$1 is not understood; what belongs to selftrain comes after --" ;;
   esac
   shift
 done
 if [ -n "$cluster" ]; then needed="$name|$image|$zone|$type|"; else needed="$name|$image|$accelerator|$topology|$hosts|$chips|"; fi
-if [ $# -lt 2 ] || [[ "|$needed" == *'||'* ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
+if [[ "|$needed" == *'||'* ]]; then usage >&2; exit 2; fi
+check name "$name" '[a-z]([a-z0-9-]*[a-z0-9])?'
+check image "$image" '[a-z0-9][A-Za-z0-9._/:@-]*'
+check accelerator "$accelerator" '[a-z0-9-]+'
+check topology "$topology" '[0-9]+(x[0-9]+)*'
+check hosts "$hosts" '[1-9][0-9]*'
+check chips "$chips" '[1-9][0-9]*'
+check claim "$claim" '[a-z0-9]([a-z0-9.-]*[a-z0-9])?'
+check xpk "$cluster" '[a-z]([a-z0-9-]*[a-z0-9])?'
+check zone "$zone" '[a-z0-9-]+'
+check type "$type" '[a-z0-9-]+'
+check_run is_file "$@"
 
 if [ -z "$cluster$claim" ] && [[ " $*" != *' --workdir=gs://'* ]]; then
-  echo "the workdir would go with its pod: name --workdir=gs://BUCKET/DIR, or a volume with --claim" >&2; exit 2
+  refuse "the workdir would go with its pod: name --workdir=gs://BUCKET/DIR, or a volume with --claim"
 fi
 
 if [ -n "$cluster" ]; then
