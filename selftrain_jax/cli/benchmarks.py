@@ -23,7 +23,8 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     requests = expand(arguments.tasks.split(","), arguments.num_fewshot)
     out = user_path(arguments.out)
     found = find_model(arguments.model, arguments.revision)
-    book = TaskBook([request.name for request in requests], arguments.include_path)
+    allowed = arguments.confirm_run_unsafe_code
+    book = TaskBook([request.name for request in requests], arguments.include_path, allowed)
 
     def make_model():
         enable_compilation_cache()

@@ -182,14 +182,15 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
     option("--batch-size", type=int, metavar="N", help="sequences scored at once (default: 64)")
     option("--dtype", metavar="DTYPE", help="compute dtype: float32 (default) or bfloat16")
     option("--revision", metavar="REV", help="hub revision, for example step143000")
-    option("--include-path", metavar="DIR", help="a folder of YAML task files of your own")
+    option("--include-path", metavar="DIR", help="a folder of YAML task files of your own, which run code")
     option(
         "--bootstrap-iters", type=int, metavar="N", help="resamples for standard errors that need them (default: 1000)"
     )
     option(
         "--confirm-run-unsafe-code",
         action="store_true",
-        help="let tasks such as humaneval run code that the model wrote, with your rights",
+        help="let task files of --include-path run their code, and tasks such as humaneval what the model wrote, with "
+        "your rights",
     )
 
 

@@ -65,14 +65,18 @@ def expand(names: Sequence[str], num_fewshot: int | None) -> list[TaskRequest]:
 class TaskBook:
     """The tasks that can be asked for: the harness's own, and those in YAML files of `include_path`."""
 
-    def __init__(self, names: Sequence[str], include_path: str | os.PathLike | None = None):
+    def __init__(
+        self, names: Sequence[str], include_path: str | os.PathLike | None = None, confirm_run_unsafe_code: bool = False
+    ):
         """
         Args:
           names: those that will be asked for; where the files of `include_path` hold them all, the 14,000 of the
             harness are not read.
+          confirm_run_unsafe_code: whether the files of `include_path` may run code: the harness imports what they name
+            with `!function`, and renders their templates without a sandbox.
 
         Raises:
-          InputError: the harness is not installed, or `include_path` is not a folder.
+          InputError: the harness is not installed, or `include_path` is not a folder or may not run code.
         """
         try:
             from lm_eval.tasks import TaskManager
@@ -83,6 +87,11 @@ class TaskBook:
         folder = None if include_path is None else files.user_path(include_path)
         if folder is not None and not folder.is_dir():
             raise InputError(f"include_path={str(include_path)!r} is not a folder; name one that holds YAML task files")
+        if folder is not None and not confirm_run_unsafe_code:
+            raise InputError(
+                f"include_path={str(include_path)!r}: task files run code (what they name with !function, and their "
+                "templates) with your rights; read them, then allow it with --confirm-run-unsafe-code"
+            )
         self.manager = None if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
         if self.manager is None or not set(names) <= set(self.manager.all_tasks):
             self.manager = TaskManager(include_path=None if folder is None else str(folder))

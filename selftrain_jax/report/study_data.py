@@ -16,8 +16,6 @@ CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again")
 """What stands in the place of a relation where no model wrote the text; the last was trained on none, and shows what
 evaluation alone adds."""
 
-VERDICTS = ("reproduced", "not reproduced", "inconclusive")
-
 
 class Proxy(NamedTuple):
     words: str

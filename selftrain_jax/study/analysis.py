@@ -9,7 +9,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Metric, Row, grouped
-from selftrain_jax.report.study_data import MOST_UNKNOWN, PROXIES, RELATIONS, VERDICTS, in_order
+from selftrain_jax.report.study_data import MOST_UNKNOWN, PROXIES, RELATIONS, in_order
 
 Rows = list[dict[str, Any]]
 
@@ -178,7 +178,6 @@ def _without_extraction(results: Sequence[Row]) -> list[str]:
 
 
 def _verdict(finding: str, claim: str, evidence: Rows, verdict: str, reason: str) -> dict[str, Any]:
-    assert verdict in VERDICTS
     return {"finding": finding, "claim": claim, "verdict": verdict, "reason": reason, "evidence": evidence}
 
 

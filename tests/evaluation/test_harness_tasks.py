@@ -82,7 +82,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def known(folder):
     """A book of some of the harness's own folders: reading all of them takes ten seconds."""
-    book = TaskBook(["tiny_choice"], folder)
+    book = TaskBook(["tiny_choice"], folder, True)
     own = pathlib.Path(lm_eval.tasks.__file__).parent
     names = ("arc", "mmlu/default", "truthfulqa", "hellaswag", "gsm8k", "minerva_math", "benchmarks", "humaneval")
     book.manager = lm_eval.tasks.TaskManager(include_path=[str(own / name) for name in names], include_defaults=False)
@@ -90,7 +90,8 @@ def known(folder):
 
 
 def evaluate(model, folder, out, *options, tasks=NAMES):
-    return cli.main(["evaluate", str(model), f"--tasks={tasks}", f"--include-path={folder}", f"--out={out}", *options])
+    own = (f"--include-path={folder}", "--confirm-run-unsafe-code")
+    return cli.main(["evaluate", str(model), f"--tasks={tasks}", *own, f"--out={out}", *options])
 
 
 def test_evaluation_goes_on_at_the_next_task_and_keeps_what_is_done(model, folder, tmp_path, monkeypatch, capsys):
@@ -140,8 +141,6 @@ def test_other_settings_are_other_results(model, folder, tmp_path):
 @pytest.mark.parametrize(
     "tasks, options, words",
     [
-        ("tiny_unsafe", [], ("task tiny_unsafe runs code", "--confirm-run-unsafe-code")),
-        ("tiny_group", [], ("task tiny_unsafe runs code",)),
         ("tiny_gone", [], ("task tiny_gone cannot be loaded", "data_files")),
         ("tiny_beams", [], ("task tiny_beams", "num_beams=3")),
         ("tiny_choice", ["--limit=0"], ("limit=0",)),
@@ -159,6 +158,22 @@ def test_bad_requests_end_before_any_device_work(model, folder, tmp_path, capsys
     error = capsys.readouterr().err
     message = error[error.index("selftrain: error:") :]
     assert all(word in message for word in words) and message.count("\n") == 1
+
+
+def test_a_task_that_runs_what_the_model_wrote_needs_a_word(folder):
+    book = TaskBook(["tiny_choice"], folder, True)
+    for name in ("tiny_unsafe", "tiny_group"):
+        with pytest.raises(InputError, match="task tiny_unsafe runs code.*--confirm-run-unsafe-code"):
+            book.check([name], False)
+
+
+def test_files_of_ones_own_need_a_word_before_they_are_read(tmp_path):
+    task = "task: own\ndataset_path: json\noutput_type: loglikelihood\ndoc_to_text: !function code.text\n"
+    (tmp_path / "own.yaml").write_text(task)
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InputError, match="run code.*--confirm-run-unsafe-code"):
+        TaskBook(["own"], tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unknown_tasks_are_named_with_the_nearest_known(known):
@@ -181,7 +196,7 @@ def test_paper_groups_carry_their_numbers_of_examples():
 
 
 def test_a_changed_data_file_is_another_task(folder):
-    book = TaskBook(["tiny_choice"], folder)
+    book = TaskBook(["tiny_choice"], folder, True)
     before = book.definition("tiny_choice")
     data = (folder / "choice.jsonl").read_text()
     (folder / "choice.jsonl").write_text(data + data.splitlines()[0] + "\n")
@@ -194,7 +209,7 @@ def test_changed_code_or_more_files_of_a_pattern_are_another_task(folder):
     """What a task's YAML names with !function lies beside it; a pattern may match more files tomorrow."""
     task = CHOICE.format(folder=folder).replace("tiny_choice", "globbed").replace("choice.j", "*.j")
     (folder / "globbed.yaml").write_text(task)
-    book = TaskBook(["globbed"], folder)
+    book = TaskBook(["globbed"], folder, True)
     seen = [book.definition("globbed")]
     for name, text in (("utils.py", "A = 1"), ("utils.py", "A = 2"), ("more.jsonl", "{}")):
         (folder / name).write_text(text)
