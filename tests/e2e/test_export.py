@@ -13,6 +13,7 @@ from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run import export
 from selftrain_jax.sampling.continuation import continue_prompts
 from selftrain_jax.training.checkpoint import restore_params
+from tests.e2e.conftest import SECRETS
 from tests.models.checkpoints import assert_same_bits, refuses
 from tests.ties import assert_greedy
 
@@ -25,6 +26,15 @@ def exported(selftrain, finished, tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == f"Hugging Face model: {directory}\n" and not done.stderr
     return directory
+
+
+def test_no_secret_of_the_environment_is_written(selftrain, finished, exported):
+    written = selftrain.contents(finished[0]) | selftrain.contents(exported)
+    written["standard output"] = finished[1].encode()
+    assert any(name.endswith("report.html") for name in written) and any(name.endswith("README.md") for name in written)
+    for name, content in written.items():
+        for secret, value in SECRETS.items():
+            assert value.encode() not in content, f"{secret} in {name}"
 
 
 @pytest.mark.parametrize("model", ["self-0", "real-0", "other-0"])
