@@ -12,7 +12,7 @@ import unicodedata
 from typing import Any, Iterable, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.settings import AuditConfig
 
 _MAX_EXAMPLES = 20
@@ -153,7 +153,7 @@ def _index(benchmarks: Mapping[str, Sequence[str]], n: int) -> tuple[dict[tuple,
 def load_benchmark_texts(path: str | os.PathLike) -> list[str]:
     """The texts of a JSON-lines benchmark: each string in a row and in its lists, except "id" and "source"."""
     texts = []
-    for row in read_jsonl(path, what="benchmark"):
+    for row in read_rows(path, what="benchmark"):
         if not isinstance(row, dict):
             raise InputError(f"benchmark {path}: every line must be a JSON object, found {type(row).__name__}")
         for field, value in row.items():

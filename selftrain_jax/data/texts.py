@@ -6,24 +6,18 @@ from typing import Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.rows import ROWS, TEXT, check_file, has_ending, has_text, read_rows, read_text
 
 
 def load_texts(path: str | pathlib.Path) -> list[str]:
-    """Texts of a JSON-lines file with a "text" field (`.jsonl`, `.jsonl.gz`), or one text from any other file."""
-    path = pathlib.Path(path)
-    if ".jsonl" in path.suffixes:
-        rows = list(read_jsonl(path, ("text",), "text set"))
+    """The "text" of every row of a file that `read_rows` reads, or one text from a plain text file."""
+    if has_ending(check_file(path, ROWS + TEXT, "text set"), TEXT):
+        texts = [read_text(path, "text set")]
+    else:
+        rows = list(read_rows(path, ("text",), "text set"))
         check_strings(rows, ("text",), f"text set {path}")
         texts = [row["text"] for row in rows]
-    elif path.is_file():
-        try:
-            texts = [path.read_text(encoding="utf-8-sig")]
-        except UnicodeDecodeError as e:
-            raise InputError(f"text set {path} is not valid UTF-8 (byte {e.start}): convert it first") from None
-    else:
-        raise InputError(f"text set not found: {path}")
-    if not any(texts):
+    if not any(map(has_text, texts)):
         raise InputError(f"text set {path} holds no text")
     return texts
 
