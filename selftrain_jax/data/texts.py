@@ -1,12 +1,16 @@
 """Plain text sets: what a likelihood is measured on, and what a control trains on."""
 
 import pathlib
+import warnings
 from typing import Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import ROWS, TEXT, check_file, has_ending, has_text, read_rows, read_text
+
+_LONG = 64
+"""Characters of a text that should have more than one word."""
 
 
 def load_texts(path: str | pathlib.Path) -> list[str]:
@@ -26,7 +30,14 @@ def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     """Each text with its words (what stands between white space) in a random order, one space between them.
 
     As a control it keeps the unigram statistics of every document and loses the order.
+
+    Warns:
+      InputWarning: long texts have no white space within, as where a script does not separate words, and stay as they
+        are.
     """
+    if whole := sum(len(text.strip()) > _LONG and len(text.split()) < 2 for text in texts):
+        what = f"shuffled control: {whole} of {len(texts)} texts have no white space within and stay as they are"
+        warnings.warn(what, InputWarning, stacklevel=2)
     rng = np.random.default_rng(seed)
     return [" ".join(rng.permutation(words)) if (words := text.split()) else "" for text in texts]
 

@@ -25,7 +25,7 @@ TEXTS = [
     "plain words",
     "naïve “quotes” 🎉\nनमस्ते",
     "",
-    "  \n\t",
+    "\u200b\ufeff \n\t",
     "nul \0 byte\n",
     "<|endoftext|> first, </s> last<|pad|>",
 ]
