@@ -13,7 +13,7 @@ rate 1e-6, cosine with 10 % warm-up, 40 epochs, bf16.
 
 SIZE may be followed by a revision, as in 410m@step143000, or by "-deduped". A local directory works as well:
 --config.source=DIRECTORY. Files to give, as --config.NAME=FILE:
-  audit.benchmarks.NAME      JSON lines of benchmark texts to keep out of the corpus
+  audit.benchmarks.NAME      benchmark texts to keep out of the corpus
   evaluate.texts.NAME        text sets for the perplexity
   evaluate.multiple_choice.NAME, evaluate.minimal_pairs.NAME
   evaluate.probes            extraction probes, see `selftrain probes --help`

@@ -104,7 +104,7 @@ def _add_tools(commands) -> None:
         "make a probe file of published token arrays, of any text or of EleutherAI's memorized-evals",
         " Give --text, --dataset, or --prefixes with --suffixes and --source.",
     )
-    option("--text", metavar="FILE", help="windows of a text set: JSON lines with text, or one plain text file")
+    option("--text", metavar="FILE", help="windows of a text set: rows with text, or one plain text file")
     option(
         "--dataset",
         metavar="NAME",
@@ -126,9 +126,7 @@ def _add_tools(commands) -> None:
     option = add(
         "import", "turn text that another generator wrote into a corpus for `corpus` or `controls.NAME.corpus`"
     )
-    option(
-        "source", metavar="SOURCE", help=".jsonl(.gz) or .json, a Hugging Face data set folder, tfds:NAME or tfds:/DIR"
-    )
+    option("source", metavar="SOURCE", help="a .jsonl or .json file, a folder with a data set, tfds:NAME or tfds:/DIR")
     option("out", metavar="OUT", help="the corpus folder to make")
     option("--tokenizer", required=True, metavar="MODEL", help="whose tokenizer: the student's")
     option("--field", default="text", metavar="NAME", help="which field is the text (default: text)")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import gzip
 import hashlib
 import json
 import logging
@@ -11,7 +10,6 @@ import os
 import pathlib
 import re
 import shutil
-import zlib
 from typing import Any, Iterable, Iterator
 
 from selftrain_jax.core.errors import InputError
@@ -179,36 +177,6 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
     """One JSON object per line, written by `write_atomic`."""
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_jsonl(path: str | os.PathLike, fields: Iterable[str] = (), what: str = "file") -> Iterator[dict]:
-    """Yields the objects of a JSON-lines file (`.gz` too); blank lines are skipped.
-
-    Raises:
-      InputError: the file is missing or unreadable, or a line (named by number) is broken or lacks one of `fields`.
-    """
-    path = pathlib.Path(path)
-    if not os.path.isfile(path):
-        raise InputError(f"{what} not found: {path}")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for number, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))
-                except UnicodeDecodeError:
-                    raise InputError(f"{what} {path}, line {number}: not valid UTF-8") from None
-                except (ValueError, RecursionError) as e:
-                    raise InputError(f"{what} {path}, line {number}: not valid JSON ({getattr(e, 'msg', e)})") from None
-                missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-                if missing:
-                    raise InputError(f"{what} {path}, line {number}: missing field(s) {', '.join(missing)}")
-                yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
-    except OSError as e:
-        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
 
 
 def fingerprint(value: Any) -> str:

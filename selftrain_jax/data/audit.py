@@ -2,20 +2,33 @@
 
 Words are found like this: Unicode NFKC, lower case, removal of every punctuation mark, symbol, control and format
 character (Unicode categories P*, S*, Cc, Cf) that is not white space, and a split at white space. So "Don't" is `dont`,
-"a - b" is two words and "a-b" is one. The method is the n-gram overlap of Brown et al. 2020 (arXiv:2005.14165,
-appendix C).
+"a - b" is two words and "a-b" is one. U+200B and the Ethiopic wordspace are white space here. Where a script puts no
+space between words (`_UNSPACED`), every letter or digit, with its marks, is a word. The method is the n-gram overlap of
+Brown et al. 2020 (arXiv:2005.14165, appendix C).
 """
 
 import dataclasses
 import os
 import unicodedata
-from typing import Any, Iterable, Mapping, Sequence
+import warnings
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+import regex
+
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.rows import has_text, read_rows
 from selftrain_jax.data.settings import AuditConfig
 
 _MAX_EXAMPLES = 20
+_SCRIPTS = (
+    "Han Hiragana Katakana Bopomofo Yi Thai Lao Khmer Myanmar Tibetan Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Cham "
+    "Javanese Balinese"
+)
+_UNSPACED = regex.compile(r"(?V1)[[%s]&&[\p{L}\p{N}]]" % "".join(rf"\p{{scx={s}}}" for s in _SCRIPTS.split()))
+_MARKED = regex.compile(r"\x00(.\p{M}*)")
+_ID = regex.compile(r"(?:(?:^|[\W_])(?i:ids?)|\p{Ll}I[dD]s?)$")
+_LONG_WORD = 16
+"""Characters per word above which a text has no words in it, or none that are separated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +69,24 @@ class AuditResult:
     examples: tuple[dict[str, Any], ...]
 
 
-class _Deletions(dict):
-    """A `str.translate` table that decides about a character when it first meets it."""
+class _Table(dict):
+    """A `str.translate` table that decides about a character when it first meets it; `\\0` marks the `_UNSPACED`."""
 
-    def __missing__(self, code: int) -> int | None:
+    def __missing__(self, code: int) -> int | str | None:
         character = chr(code)
         category = unicodedata.category(character)
         delete = (category[0] in "PS" or category in ("Cc", "Cf")) and not character.isspace()
-        self[code] = None if delete else code
+        self[code] = None if delete else f"\0{character}" if _UNSPACED.match(character) else code
         return self[code]
 
 
-_DELETIONS = _Deletions()
+_TABLE = _Table(str.maketrans("\u200b\u1361", "  "))
 
 
 def words(text: str) -> list[str]:
     """The words of `text` as the audit compares them; the module docstring defines them."""
-    return unicodedata.normalize("NFKC", text).lower().translate(_DELETIONS).split()
+    text = unicodedata.normalize("NFKC", text).lower().translate(_TABLE)
+    return (_MARKED.sub(r" \1 ", text) if "\0" in text else text).split()
 
 
 def ngrams(sequence: Sequence, n: int) -> Iterable[tuple]:
@@ -85,6 +99,9 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
 
     N-grams are compared as they are, not as hashes, so every match is real. Memory grows with the benchmarks, by some
     0.2 GB per million words; documents are read once and not kept.
+
+    Warns:
+      InputWarning: a benchmark holds nothing that could match, or long texts that have too few words for it.
     """
     if not benchmarks:
         raise InputError("audit needs at least one benchmark to compare with: name one, or leave the audit out")
@@ -136,29 +153,47 @@ def _index(benchmarks: Mapping[str, Sequence[str]], n: int) -> tuple[dict[tuple,
     for name, texts in benchmarks.items():
         # n-grams of one set of benchmarks share one tuple of names.
         extended = {(): (name,)}
-        num_ngrams = short = 0
+        num_ngrams = short = joined = 0
         for text in texts:
             # One string object per different word, not per occurrence.
             sequence = [vocabulary.setdefault(word, word) for word in words(text)]
-            short += len(sequence) < n
+            if len(sequence) < n:
+                short += 1
+                joined += sum(map(len, sequence)) >= _LONG_WORD * n
             for gram in ngrams(sequence, n):
                 names = owners.get(gram, ())
                 if name not in names:
                     owners[gram] = extended.setdefault(names, names + (name,))
                     num_ngrams += 1
+        if joined or not num_ngrams:
+            what = f"{joined or 'all'} of {len(texts)} texts of benchmark {name} have fewer than ngram={n} words"
+            more = " although they are long, so their words are not told apart" if joined else "; lower ngram"
+            warnings.warn(f"audit: {what}, and nothing can match them{more}", InputWarning, stacklevel=3)
         totals[name] = {"benchmark_ngrams": num_ngrams, "texts": len(texts), "short_texts": short}
     return owners, totals
 
 
-def load_benchmark_texts(path: str | os.PathLike) -> list[str]:
-    """The texts of a JSON-lines benchmark: each string in a row and in its lists, except "id" and "source"."""
+def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = False) -> list[str]:
+    """The texts of a benchmark's rows: every string, however deep, but those of a field called "id", "..._id" or
+    "...Id"; with `join_fields`, one text per row of all its strings in order."""
     texts = []
-    for row in read_jsonl(path, what="benchmark"):
+    for row in read_rows(path, what="benchmark"):
         if not isinstance(row, dict):
-            raise InputError(f"benchmark {path}: every line must be a JSON object, found {type(row).__name__}")
-        for field, value in row.items():
-            if field not in ("id", "source"):
-                texts += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-    if not texts:
-        raise InputError(f"benchmark {path} holds no text: give each line a field with a string")
+            raise InputError(f"benchmark {path}: every row must be a JSON object, found {type(row).__name__}")
+        found = list(_strings(row))
+        texts += [" ".join(found)] * bool(found) if join_fields else found
+    if not any(map(has_text, texts)):
+        raise InputError(f"benchmark {path} holds no text: give each row a field with a string")
     return texts
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if not _ID.search(name):
+                yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)

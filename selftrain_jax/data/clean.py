@@ -59,7 +59,7 @@ def audit_text(
 
     flagged, counts = (), {}
     if benchmarks:
-        loaded = {name: load_benchmark_texts(path) for name, path in benchmarks.items()}
+        loaded = {name: load_benchmark_texts(path, config.join_fields) for name, path in benchmarks.items()}
         outcome = audit(read(), loaded, config)
         flagged = outcome.flagged
         counts = {name: dataclasses.asdict(count) for name, count in outcome.benchmarks.items()}

@@ -112,11 +112,7 @@ class CorpusWriter:
         self.path = pathlib.Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._shards = [ids[start : start + shard_size] for start in range(0, num_documents, shard_size)]
-        self._template = _template(self.path)
-        count = len(self._shards)
-        self._files = [
-            pathlib.Path(self._template.sharded_filepath(shard_index=i, num_shards=count)) for i in range(count)
-        ]
+        self._files = _shard_files(self.path, len(self._shards))
         strangers = {f.name for f in self.path.glob(f"{_NAME}-*")} - {f.name for f in self._files}
         if strangers:
             self._adopt(sorted(strangers))
@@ -181,11 +177,14 @@ class CorpusWriter:
                 f"corpus {self.path} lacks {len(missing)} of {len(self._shards)} shards (first: {missing[0]}): write "
                 "them before finalizing"
             )
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=self.path, dataset_name=_NAME, split=_SPLIT, filetype_suffix="array_record"
+        )
         split = tfds.core.SplitInfo(
             name=_SPLIT,
             shard_lengths=[len(ids) for ids in self._shards],
             num_bytes=sum(f.stat().st_size for f in self._files),
-            filename_template=self._template,
+            filename_template=template,
         )
         # check_data would read one example through TensorFlow.
         tfds.folder_dataset.write_metadata(
@@ -220,22 +219,24 @@ class Corpus(collections.abc.Sequence):
     """
 
     def __init__(self, path: str | os.PathLike, manifest: dict[str, Any]):
-        import tensorflow_datasets as tfds
+        # Not TFDS: it would import the module of whatever feature class features.json names.
+        from array_record.python import array_record_data_source
 
         self.path = pathlib.Path(path)
         self.manifest = manifest
-        try:
-            builder = tfds.builder_from_directory(self.path)
-            # Parsing the records here takes a quarter of the time of TFDS's general decoder.
-            self._records = builder.as_data_source(
-                split=_SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
-            shards = builder.info.splits[_SPLIT]
-        except Exception as e:  # TFDS, protobuf, JSON and the file system each raise their own
-            raise InputError(_damaged(self.path, e)) from e
-        for file, length in zip(shards.filepaths, shards.shard_lengths, strict=True):
-            if shard_length(file) != length:
-                raise InputError(_damaged(self.path, f"shard {pathlib.Path(file).name} is cut short or missing"))
+        found = sorted(self.path.glob(f"{_NAME}-*-of-*"))
+        count = re.search(r"-of-(\d+)$", found[0].name) if found else None
+        self._files = _shard_files(self.path, int(count[1]) if count else 1)
+        if stray := set(found) - set(self._files):
+            raise InputError(self._damaged(f"{min(stray).name} is of another layout"))
+        lengths = list(map(shard_length, self._files))
+        for file, length in zip(self._files, lengths):
+            if not length:
+                raise InputError(self._damaged("cut short or missing", file))
+        self._ends = np.cumsum(lengths)
+        self._records = array_record_data_source.ArrayRecordDataSource(
+            [f"{file}[0:{length}]" for file, length in zip(self._files, lengths)]
+        )
 
     def __len__(self) -> int:
         return len(self._records)
@@ -261,8 +262,25 @@ class Corpus(collections.abc.Sequence):
                 records = self._records.__getitems__(batch) if len(batch) > 1 else [self._records[batch[0]]]
                 documents = [decode(record) for record in records]
             except Exception as e:  # array_record raises RuntimeError, protobuf and the parsing their own
-                raise InputError(_damaged(self.path, e)) from e
+                raise InputError(self._damaged(e, self._unreadable(batch))) from e
             yield from documents
+
+    def _unreadable(self, positions: Sequence[int]) -> pathlib.Path | None:
+        """The first shard in which one of the documents cannot be read."""
+        for position in positions:
+            try:
+                decode(self._records[position])
+            except Exception:
+                return self._files[np.searchsorted(self._ends, position, "right")]
+        return None
+
+    def _damaged(self, why: object, shard: pathlib.Path | None = None) -> str:
+        what = f"corpus {self.path} is damaged ({f'shard {shard.name}: ' if shard else ''}{' '.join(str(why).split())})"
+        if shard is None or "kind" in self.manifest.get("provenance", {}):
+            return f"{what}: remove the folder and write the corpus again"
+        manifests = (folder / _MANIFEST for folder in (self.path, self.path.parent))
+        made = ", ".join(str(file) for file in (shard, *manifests) if file.is_file())
+        return f"{what}: remove {made} and run the command that writes it again, which draws this shard alone"
 
 
 def read_corpus(path: str | os.PathLike) -> Corpus:
@@ -277,7 +295,8 @@ def read_corpus(path: str | os.PathLike) -> Corpus:
         raise InputError(f"corpus manifest {path / _MANIFEST} is not of schema {_SCHEMA}: write the corpus again")
     corpus = Corpus(path, manifest)
     if len(corpus) != manifest["num_documents"]:
-        raise InputError(_damaged(path, f"{len(corpus)} documents where the manifest says {manifest['num_documents']}"))
+        what = f"{len(corpus)} documents where the manifest says {manifest['num_documents']}"
+        raise InputError(corpus._damaged(what))
     return corpus
 
 
@@ -298,13 +317,5 @@ def write_corpus(
     return writer.finalize(provenance)
 
 
-def _template(path: pathlib.Path):
-    import tensorflow_datasets as tfds
-
-    return tfds.core.ShardedFileTemplate(
-        data_dir=path, dataset_name=_NAME, split=_SPLIT, filetype_suffix="array_record"
-    )
-
-
-def _damaged(path: pathlib.Path, why: object) -> str:
-    return f"corpus {path} is damaged ({' '.join(str(why).split())}): remove the folder and write the corpus again"
+def _shard_files(path: pathlib.Path, count: int) -> list[pathlib.Path]:
+    return [path / f"{_NAME}-{_SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.models import hf
@@ -105,7 +106,7 @@ def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> 
 
     ids, empty, marked = [], 0, 0
     for position, text in enumerate(tqdm(source.texts(field), desc="read", unit="text", dynamic_ncols=True)):
-        if not text.strip():
+        if not has_text(text):
             empty += 1
             continue
         ids.append(position)
@@ -125,7 +126,7 @@ def _documents(
     """The documents of `ids`, shard by shard."""
     from tqdm import tqdm
 
-    kept = ((i, text) for i, text in enumerate(source.texts(field)) if text.strip())
+    kept = ((i, text) for i, text in enumerate(source.texts(field)) if has_text(text))
     with tqdm(total=len(ids), desc="import", unit="doc", dynamic_ncols=True) as bar:
         for start in range(0, len(ids), _SHARD_SIZE):
             batch = [next(kept) for _ in ids[start : start + _SHARD_SIZE]]

@@ -10,12 +10,15 @@ from selftrain_jax.core.settings import check_choice, check_ranges
 class AuditConfig:
     """A document is flagged when it shares at least `threshold` different `ngram`-grams with any one benchmark.
 
-    `benchmarks` maps a name to a JSON-lines file of texts that no training document may overlap with.
+    `benchmarks` maps a name to a file of rows; no training document may overlap with any string in them. With
+    `join_fields` the strings of a row, such as question and choices, are one text, as in the paper's code: n-grams run
+    over their seams, and short ones count.
     """
 
     ngram: int = 8
     threshold: int = 1
     benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    join_fields: bool = False
 
     def __post_init__(self):
         check_ranges("audit", self, {"ngram": 1, "threshold": 1})

@@ -1,7 +1,7 @@
 """Texts that other programs left behind: JSON files, TFDS data sets, Hugging Face data sets on disk.
 
-A source is read as data: code that lies beside it never runs. Everything is read item by item, a `.json` file excepted,
-and may be read several times.
+A source is read as data: code that lies beside it never runs, and of a table only the wanted column is read, as it is
+stored. Everything is read item by item, a JSON file that is one value excepted, and may be read several times.
 """
 
 import dataclasses
@@ -9,18 +9,30 @@ import difflib
 import os
 import pathlib
 import re
-from typing import Any, Callable, Iterable, Iterator, Mapping
+import warnings
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from unittest import mock
 
-from selftrain_jax.core.errors import InputError, one_line
-from selftrain_jax.core.files import file_fingerprint, read_json, read_jsonl, user_path
+from selftrain_jax.core.errors import InputError, InputWarning, one_line
+from selftrain_jax.core.files import file_fingerprint, user_path
+from selftrain_jax.core.rows import LINES, ROWS, has_ending, read_rows
 
 TFDS = "tfds:"
 
 # A name with a namespace ("kaggle:...", "huggingface:...") would make TFDS fetch code; after a name, ":" starts a
 # version.
 _TFDS_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:(\d[\w.*]*|\*))?")
-_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
-_FORMATS = "a .jsonl, .jsonl.gz or .json file, a Hugging Face data set folder, or tfds:NAME"
+_SPLITS = {
+    word: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for word in words
+}
+_BATCH = 1024
+_FORMATS = f"a {', '.join(ROWS)} file, a Hugging Face data set folder, or tfds:NAME"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +43,15 @@ class Source:
       name: as the user gave it.
       kind: "json", "jsonl", "tfds", "parquet" or "huggingface" (a folder that `save_to_disk` wrote).
       fingerprint: hash of the data files.
-      items: starts reading afresh at each call; an item is a text or a row of fields.
+      items: starts reading afresh at each call, which names the field that is wanted; an item is a text or a row of
+        fields.
       details: what else is known, for example the version of a TFDS data set.
     """
 
     name: str
     kind: str
     fingerprint: str
-    items: Callable[[], Iterable[Any]]
+    items: Callable[[str], Iterable[Any]]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def texts(self, field: str) -> Iterator[str]:
@@ -47,7 +60,7 @@ class Source:
         Raises:
           InputError: an item (named by number, from 1) has no such field, is not a text or cannot be read.
         """
-        items, number = iter(self.items()), 0
+        items, number = iter(self.items(field)), 0
         while True:
             number += 1
             try:
@@ -62,8 +75,10 @@ class Source:
 
 
 def open_source(name: str | os.PathLike, split: str = "train") -> Source:
-    """The source of that name: a .jsonl(.gz) or .json file, a folder of .jsonl or .parquet files, a Hugging Face data
-    set that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
+    """The source of that name: a file as `read_rows` takes it, a folder of JSON-lines or .parquet files, a Hugging Face
+    data set that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
+
+    Of a folder, `data_files` are read.
 
     Raises:
       InputError: it is missing, broken or of no known kind, has no such split, or needs a library that is not
@@ -77,33 +92,24 @@ def open_source(name: str | os.PathLike, split: str = "train") -> Source:
         return _folder(name, path, split)
     if not os.path.isfile(path):
         raise InputError(f"import source not found: {name} (name {_FORMATS})")
-    jsonl = path.name.endswith((".jsonl", ".jsonl.gz"))
-    if not jsonl and path.suffix != ".json":
+    if not has_ending(path, ROWS):
         raise InputError(f"import source {name} is of no known kind: name {_FORMATS}")
     if split != "train":
         raise InputError(f"import split={split!r}: {name} is a single file without splits; leave split out")
-    if jsonl:
-        return Source(name, "jsonl", file_fingerprint(path), lambda: read_jsonl(path, (), "import source"))
-    value = read_json(path, "import source")
-    columns = isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values())
-    if not isinstance(value, list) and not columns:
-        raise InputError(
-            f'import source {name} must hold a list of texts, a list of objects, or columns such as {{"text": [...]}}'
-        )
-    return Source(name, "json", file_fingerprint(path), lambda: _rows(name, value) if columns else value)
+    kind = "jsonl" if has_ending(path, LINES) else "json"
+    return Source(name, kind, file_fingerprint(path), lambda field: read_rows(path, (), "import source"))
 
 
-def _rows(name: str, columns: dict[str, list]) -> Iterator[dict[str, Any]]:
-    if len(set(map(len, columns.values()))) > 1:
-        lengths = ", ".join(f"{column} {len(values)}" for column, values in columns.items())
-        raise InputError(f"import source {name}: the columns have different lengths ({lengths})")
-    return (dict(zip(columns, row)) for row in zip(*columns.values()))
+def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files in and below `folder`, sorted, without hidden ones: their name, or that of a folder on the way, begins
+    with "." or "_", as Arrow and Spark have it."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [file for file in files if not any(part[0] in "._" for part in file.relative_to(folder).parts)]
 
 
 def _text(item: Any, field: str, where: str) -> str:
     if isinstance(item, Mapping):
-        if field not in item:
-            raise InputError(f"{where}: no field={field!r}; the fields are {', '.join(map(str, item)) or 'none'}")
+        _check_field(where, field, item)
         where, item = f"{where}, field {field}", item[field]
     try:
         if isinstance(item, bytes):
@@ -116,6 +122,26 @@ def _text(item: Any, field: str, where: str) -> str:
     raise InputError(f"{where}: must be a text, not {type(item).__name__}; name another field or mend the source")
 
 
+def _check_field(where: str, field: str, known: Iterable[Any]) -> None:
+    if field not in known:
+        raise InputError(f"{where}: no field={field!r}; the fields are {', '.join(map(str, known)) or 'none'}")
+
+
+def _own_feature(tfds: Any, name: str) -> Callable[[str], type]:
+    """Stands in for TFDS's own look-up of a feature class, which imports whatever module `features.json` names."""
+    known = tfds.features.FeatureConnector.cls_from_name
+
+    def find(feature: str) -> type:
+        if not feature.startswith("tensorflow_datasets."):
+            raise InputError(
+                f"import source {name} needs code that is not TFDS's own, for {feature}, and none is run; write "
+                "the texts as JSON lines"
+            )
+        return known(feature)
+
+    return find
+
+
 def _tfds(name: str, split: str) -> Source:
     import tensorflow_datasets as tfds
 
@@ -126,10 +152,11 @@ def _tfds(name: str, split: str) -> Source:
     if folder is None and not _TFDS_NAME.fullmatch(reference):
         raise InputError(f"import source {name} must be tfds:NAME, tfds:NAME/CONFIG:VERSION or tfds:/directory")
     try:
-        builder = tfds.builder_from_directory(folder) if folder else tfds.builder(reference)
-        if not builder.data_path.exists():
-            builder.download_and_prepare(file_format="array_record")
-        splits = builder.info.splits
+        with mock.patch.object(tfds.features.FeatureConnector, "cls_from_name", _own_feature(tfds, name)):
+            builder = tfds.builder_from_directory(folder) if folder else tfds.builder(reference)
+            if not builder.data_path.exists():
+                builder.download_and_prepare(file_format="array_record")
+            splits = builder.info.splits
         if split.split("[")[0] not in splits:
             raise InputError(f"import split={split!r}: {name} has the splits {', '.join(splits)}")
         records = builder.as_data_source(split=split)
@@ -147,52 +174,95 @@ def _tfds(name: str, split: str) -> Source:
             "prepare it as array_record files with TFDS where that works, then name its folder as tfds:/directory"
         ) from None
     details = {"name": builder.info.full_name, "version": str(builder.info.version)}
-    return Source(name, "tfds", file_fingerprint(*files), lambda: records, details)
+    return Source(name, "tfds", file_fingerprint(*files), lambda field: records, details)
 
 
 def _folder(name: str, path: pathlib.Path, split: str) -> Source:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         data = saved_dataset(f"import source {name}", path, split)
         part = path / split if (path / "dataset_dict.json").is_file() else path
-        return Source(name, "huggingface", file_fingerprint(*sorted(part.glob("*.arrow"))), lambda: data)
-    for kind, endings in (("parquet", (".parquet",)), ("jsonl", (".jsonl", ".jsonl.gz"))):
-        files = [file for file in sorted(path.rglob("*")) if file.name.endswith(endings) and file.is_file()]
+        files = [file for file in data_files(part) if file.suffix == ".arrow"]
+        return Source(name, "huggingface", file_fingerprint(*files), lambda field: _column(name, data, field))
+    found = data_files(path)
+    for kind, endings in (("parquet", (".parquet",)), ("jsonl", LINES)):
+        files = [file for file in found if has_ending(file, endings)]
         if files:
             break
     else:
         corpus = (path / "manifest.json").is_file()
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {_FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
-    files = _of_split(name, path, files, split)
+    chosen = _of_split(name, path, files, split)
     if kind == "parquet":
-        library = datasets_library(f"import source {name}")
-        try:
-            items = library.load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
-        except Exception as e:  # Arrow and the file system each raise their own
-            raise InputError(f"import source {name} is not readable parquet ({one_line(e)[:200]})") from None
-        # The streamed data set reads the files anew at each iteration.
-        return Source(name, kind, file_fingerprint(*files), lambda: items)
-    return Source(
-        name, kind, file_fingerprint(*files), lambda: (row for f in files for row in read_jsonl(f, (), "import source"))
-    )
+        parquet = _parquet(name)
+        return Source(name, kind, file_fingerprint(*chosen), lambda field: _parquet_rows(parquet, name, chosen, field))
+    rows = lambda field: (row for f in chosen for row in read_rows(f, (), "import source"))  # noqa: E731
+    return Source(name, kind, file_fingerprint(*chosen), rows)
 
 
 def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: str) -> list[pathlib.Path]:
-    """The files whose name, or a folder of theirs, says `split`; all of them, as "train", when none says any."""
+    """The files of `split`, told as the `datasets` library does, but in any case: by names such as
+    data/SPLIT-00000-of-00002, else by a folder that is called like a split, else by the file's own name; all files are
+    "train" when none says any. What has no split where others do is left out, with a warning."""
+    wanted = _SPLITS.get(split.lower(), split)
 
-    def named(file: pathlib.Path) -> str | None:
-        words = re.split(r"[^A-Za-z0-9]+", str(file.relative_to(path)))
-        return next((word for word in words if word in {split, *_SPLITS}), None)
+    def words(text: str) -> set[str]:
+        found = set(re.split(r"[-._ 0-9]+", text.lower()))
+        return {_SPLITS[word] for word in found if word in _SPLITS} | ({wanted} if wanted.lower() in found else set())
 
-    found: dict[str, list[pathlib.Path]] = {}
-    for file in files:
-        found.setdefault(named(file) or "", []).append(file)
-    if set(found) == {""}:
-        found = {"train": files}
-    if split not in found:
-        known = ", ".join(filter(None, found))
+    def sharded(file: pathlib.PurePath) -> set[str]:
+        found = re.fullmatch(r"data/(\w[\w.]*)-\d{5}-of-\d{5}.*", file.as_posix())
+        return {_SPLITS.get(found[1].lower(), found[1])} if found else set()
+
+    for named in (sharded, lambda file: set().union(*map(words, file.parts[:-1])), lambda file: words(file.name)):
+        splits = {file: named(file.relative_to(path)) for file in files}
+        if any(splits.values()):
+            break
+    else:
+        splits = dict.fromkeys(files, {"train"})
+    known = ", ".join(sorted(set().union(*splits.values())))
+    for file, found in splits.items():
+        if len(found) > 1:
+            raise InputError(
+                f"import source {name}: {file.relative_to(path)} names the splits {', '.join(sorted(found))}; rename "
+                "it, or name a folder below"
+            )
+    chosen = [file for file, found in splits.items() if wanted in found]
+    if not chosen:
         raise InputError(f"import split={split!r}: the files of {name} are of the splits {known}")
-    return found[split]
+    if rest := [str(file.relative_to(path)) for file, found in splits.items() if not found]:
+        what = f"import source {name}: not read, since of none of the splits {known}: {rest[0]}"
+        what += f" and {len(rest) - 1} more" * (len(rest) > 1)
+        warnings.warn(what, InputWarning, stacklevel=2)
+    return chosen
+
+
+def _parquet(name: str) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"import source {name} needs pyarrow: pip install 'selftrain_jax[datasets]'") from None
+    return parquet
+
+
+def _parquet_rows(parquet: Any, name: str, files: Sequence[pathlib.Path], field: str) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with parquet.ParquetFile(file) as table:
+            _check_field(f"import source {name}, {file.name}", field, table.schema_arrow.names)
+            for batch in table.iter_batches(_BATCH, columns=[field]):
+                yield from batch.to_pylist()
+
+
+def _column(name: str, data: Any, field: str) -> Iterator[dict[str, Any]]:
+    _check_field(f"import source {name}", field, data.column_names)
+    return stored_rows(data, [field])
+
+
+def stored_rows(data: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset` with these columns alone, as they are stored: nothing is decoded, which would
+    fetch what an image or a sound names."""
+    for table in data.select_columns(list(columns)).with_format("arrow").iter(_BATCH):
+        yield from table.to_pylist()
 
 
 def saved_dataset(what: str, path: str | os.PathLike, split: str) -> Any:
@@ -206,8 +276,7 @@ def saved_dataset(what: str, path: str | os.PathLike, split: str) -> Any:
     parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}
     if split not in parts:
         raise InputError(f"{what}: there is no split={split!r}; it has the splits {', '.join(parts)}")
-    # A saved format (torch, ...) would turn the fields into arrays.
-    return parts[split].with_format(None)
+    return parts[split]
 
 
 def datasets_library(what: str) -> Any:

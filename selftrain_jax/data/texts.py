@@ -1,29 +1,27 @@
 """Plain text sets: what a likelihood is measured on, and what a control trains on."""
 
 import pathlib
+import warnings
 from typing import Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.rows import ROWS, TEXT, check_file, has_ending, has_text, read_rows, read_text
+
+_LONG = 64
+"""Characters of a text that should have more than one word."""
 
 
 def load_texts(path: str | pathlib.Path) -> list[str]:
-    """Texts of a JSON-lines file with a "text" field (`.jsonl`, `.jsonl.gz`), or one text from any other file."""
-    path = pathlib.Path(path)
-    if ".jsonl" in path.suffixes:
-        rows = list(read_jsonl(path, ("text",), "text set"))
+    """The "text" of every row of a file that `read_rows` reads, or one text from a plain text file."""
+    if has_ending(check_file(path, ROWS + TEXT, "text set"), TEXT):
+        texts = [read_text(path, "text set")]
+    else:
+        rows = list(read_rows(path, ("text",), "text set"))
         check_strings(rows, ("text",), f"text set {path}")
         texts = [row["text"] for row in rows]
-    elif path.is_file():
-        try:
-            texts = [path.read_text(encoding="utf-8-sig")]
-        except UnicodeDecodeError as e:
-            raise InputError(f"text set {path} is not valid UTF-8 (byte {e.start}): convert it first") from None
-    else:
-        raise InputError(f"text set not found: {path}")
-    if not any(texts):
+    if not any(map(has_text, texts)):
         raise InputError(f"text set {path} holds no text")
     return texts
 
@@ -32,7 +30,14 @@ def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     """Each text with its words (what stands between white space) in a random order, one space between them.
 
     As a control it keeps the unigram statistics of every document and loses the order.
+
+    Warns:
+      InputWarning: long texts have no white space within, as where a script does not separate words, and stay as they
+        are.
     """
+    if whole := sum(len(text.strip()) > _LONG and len(text.split()) < 2 for text in texts):
+        what = f"shuffled control: {whole} of {len(texts)} texts have no white space within and stay as they are"
+        warnings.warn(what, InputWarning, stacklevel=2)
     rng = np.random.default_rng(seed)
     return [" ".join(rng.permutation(words)) if (words := text.split()) else "" for text in texts]
 

@@ -8,7 +8,7 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.rows import has_text, read_rows
 from selftrain_jax.data.texts import check_strings
 from selftrain_jax.evaluation.score import TokenScores
 from selftrain_jax.models.config import DecoderConfig
@@ -129,13 +129,13 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     """Rows with "question", "choices" (list of str) and "gold" (index), checked."""
-    rows = list(read_jsonl(path, ("question", "choices", "gold"), "question file"))
+    rows = list(read_rows(path, ("question", "choices", "gold"), "question file"))
     check_strings(rows, ("question",), f"question file {path}")
     for number, row in enumerate(rows, 1):
         where, choices, gold = f"question file {path}, item {number}", row["choices"], row["gold"]
         if not isinstance(choices, list) or len(choices) < 2:
             raise InputError(f"{where}: choices must be a list of two or more texts")
-        if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        if not all(isinstance(choice, str) and has_text(choice) for choice in choices):
             raise InputError(f"{where}: every choice must be a text that is not blank")
         check_strings([dict(enumerate(choices))], range(len(choices)), f"{where}, choices")
         if type(gold) is not int or not 0 <= gold < len(choices):
@@ -194,7 +194,7 @@ def multiple_choice(
 
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
-    rows = list(read_jsonl(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
+    rows = list(read_rows(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
     check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")

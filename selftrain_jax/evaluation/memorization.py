@@ -10,7 +10,7 @@ from typing import Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.diversity import ngram_hashes
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig
@@ -32,14 +32,14 @@ class Probe:
 
 
 def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: bool = False) -> list[Probe]:
-    """Probes of a JSON-lines file with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
+    """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
 
     Raises:
       InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, or a probe
         longer than the context; each named by its number.
     """
     probes = []
-    for number, row in enumerate(read_jsonl(path, ("prefix", "suffix"), "probe file"), 1):
+    for number, row in enumerate(read_rows(path, ("prefix", "suffix"), "probe file"), 1):
         where = f"probe file {path}, probe {number}"
         for part in ("prefix", "suffix"):
             # JSON's true is no id, nor is 1.5, though numpy would make both 1.

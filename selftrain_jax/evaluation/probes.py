@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import write_jsonl
-from selftrain_jax.data.sources import datasets_library, saved_dataset
+from selftrain_jax.data.sources import datasets_library, saved_dataset, stored_rows
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
@@ -72,7 +72,7 @@ def window_probes(
     ("offset"). Windows never reach over the end of a text.
 
     Args:
-      path: JSON lines with "text", or one plain text file.
+      path: rows with "text", or one plain text file.
       target: model or tokenizer directory (or hub name) whose tokens the probes hold.
       out: the JSON-lines file to write.
       stride: tokens from the start of one window to the next; default: one window ends where the next begins.
@@ -134,7 +134,7 @@ def dataset_probes(
             f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set"
         )
     chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
-    for number, row in zip(chosen, data.select(chosen)):
+    for number, row in zip(chosen, stored_rows(data.select(chosen), [columns["index"], columns["tokens"]])):
         ids = row[columns["tokens"]]
         if len(ids) < length:
             raise InputError(
@@ -155,7 +155,7 @@ def _open_dataset(source: str, split: str) -> Any:
         return saved_dataset(what, source, split)
     library = datasets_library(what)
     try:
-        return library.load_dataset(source, split=split).with_format(None)
+        return library.load_dataset(source, split=split)
     except Exception as e:  # the hub, Arrow and the file system each raise their own
         raise InputError(
             f"{what}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face hub or its "

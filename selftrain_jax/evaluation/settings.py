@@ -12,10 +12,10 @@ class EvaluateSettings:
     """What is measured on every model.
 
     Attributes:
-      texts: name -> text set (JSON lines with "text", or a plain text file), for the likelihood.
-      multiple_choice: name -> JSON lines with "question", "choices", "gold".
-      minimal_pairs: name -> JSON lines with "sentence_good", "sentence_bad".
-      probes: JSON lines with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
+      texts: name -> text set (rows with "text", or a plain text file), for the likelihood.
+      multiple_choice: name -> rows with "question", "choices", "gold".
+      minimal_pairs: name -> rows with "sentence_good", "sentence_bad".
+      probes: rows with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
       probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
       rules: how multiple choice is decided, "acc" (highest log-probability), "acc_norm" (highest per character) and
         "acc_bytes" (highest per UTF-8 byte).

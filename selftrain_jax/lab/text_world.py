@@ -16,8 +16,9 @@ import jaxtyping as jt
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, read_jsonl, user_path
-from selftrain_jax.data.sources import Source, open_source
+from selftrain_jax.core.files import file_fingerprint, user_path
+from selftrain_jax.core.rows import has_ending, has_text, read_rows
+from selftrain_jax.data.sources import Source, data_files, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.planted import Planted, encode, mixed_order
@@ -114,7 +115,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int, control
 def read_planted(directory: str | os.PathLike) -> list[Planted]:
     """The planted windows that `world_files.write_world` left in `directory`."""
     fields = [field.name for field in dataclasses.fields(Planted)]
-    rows = read_jsonl(pathlib.Path(directory) / "planted.jsonl", fields, "planted windows")
+    rows = read_rows(pathlib.Path(directory) / "planted.jsonl", fields, "planted windows")
     return [Planted(**{name: row[name] for name in fields}) for row in rows]
 
 
@@ -157,9 +158,9 @@ def _open(config: TextWorldConfig) -> Source:
             ".jsonl file or tfds:NAME"
         )
     path = user_path(config.source)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()] if os.path.isdir(path) else []
-    if files and all(file.suffix == ".txt" for file in files):
-        texts = lambda: (text for file in files for text in load_texts(file))  # noqa: E731
+    files = data_files(path) if os.path.isdir(path) else []
+    if files and all(has_ending(file, (".txt",)) for file in files):
+        texts = lambda field: (text for file in files for text in load_texts(file))  # noqa: E731
         return Source(config.source, "txt", file_fingerprint(*files), texts)
     return open_source(config.source, config.split)
 
@@ -168,7 +169,8 @@ def _in_order(config: TextWorldConfig) -> list[str]:
     """Every different text of the source that is not blank, in the order of its hash with the seed."""
     found = {}
     for text in _open(config).texts(config.field):
-        if text := text.strip():
+        if has_text(text):
+            text = text.strip()
             found[hashlib.blake2b(f"{config.seed}\0{text}".encode(), digest_size=16).digest()] = text
     return [found[key] for key in sorted(found)]
 

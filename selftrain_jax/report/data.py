@@ -204,6 +204,11 @@ class ReportData:
         if self.headline:
             result.append(_PROBES[self.probes])
             result.append(_READ_CONTROLS if any(m.startswith("control:") for m in self.models) else _MISSING_CONTROL)
+        audit = self.audit or {}
+        counts = {name: found for name, found in audit.get("benchmarks", {}).items() if found.get("short_texts")}
+        if counts:
+            short = ", ".join(f"{name} {found['short_texts']} of {found['texts']}" for name, found in counts.items())
+            result.append(f"The audit cannot find benchmark texts of fewer than {audit['ngram']} words: {short}.")
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
             result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
         return result

@@ -1,6 +1,4 @@
 import dataclasses
-import gzip
-import json
 import os
 import pathlib
 import subprocess
@@ -54,10 +52,6 @@ def test_text_and_json_read_back(tmp_path):
     assert (tmp_path / "t").read_bytes() == "naïve".encode()
     files.write_json(tmp_path / "j", rows)
     assert files.read_json(tmp_path / "j") == rows
-    files.write_jsonl(tmp_path / "l.jsonl", rows)
-    assert list(files.read_jsonl(tmp_path / "l.jsonl")) == rows
-    (tmp_path / "l.jsonl.gz").write_bytes(gzip.compress((tmp_path / "l.jsonl").read_bytes()))
-    assert list(files.read_jsonl(tmp_path / "l.jsonl.gz")) == rows
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"], ids=["cut short", "empty", "not UTF-8"])
@@ -71,39 +65,6 @@ def test_broken_json_names_the_file(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="probe file not found: .*gone"):
         files.read_json(tmp_path / "gone", "probe file")
-    for path in (tmp_path / "gone.jsonl", tmp_path / "gone.jsonl.gz", tmp_path):
-        with pytest.raises(InputError, match=f"probe file not found: {path}$"):
-            list(files.read_jsonl(path, what="probe file"))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        (b'{"text": "a', "not valid JSON"),
-        (b'{"text": "\xff"}', "not valid UTF-8"),
-        (b'{"txt": "a"}', r"missing field\(s\) text"),
-        (b'["text"]', r"missing field\(s\) text"),
-    ],
-    ids=["cut short", "not UTF-8", "another field", "no object"],
-)
-def test_a_broken_line_is_named_by_its_number_in_the_file(tmp_path, line, message, compressed):
-    content = b'{"text": "a"}\n\n  \n{"text": "b"}\n' + line + b'\n{"text": "c"}\n'
-    path = tmp_path / ("f.jsonl.gz" if compressed else "f.jsonl")
-    path.write_bytes(gzip.compress(content) if compressed else content)
-    rows = files.read_jsonl(path, ("text",), "text set")
-    assert [next(rows)["text"], next(rows)["text"]] == ["a", "b"]  # blank lines count but are skipped
-    with pytest.raises(InputError, match=f"^text set {path}, line 5: {message}") as e:
-        next(rows)
-    assert "\n" not in str(e.value)
-
-
-def test_a_damaged_archive_is_named(tmp_path):
-    whole = gzip.compress(b"".join(json.dumps({"i": i}).encode() + b"\n" for i in range(1000)))
-    for content in (whole[: len(whole) // 2], b"no archive", whole[:60] + bytes(60) + whole[120:]):
-        (tmp_path / "f.jsonl.gz").write_bytes(content)
-        with pytest.raises(InputError, match=r"f\.jsonl\.gz"):
-            list(files.read_jsonl(tmp_path / "f.jsonl.gz"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,19 +98,17 @@ def test_json_past_the_parser_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="not valid JSON") as e:
         files.read_json(tmp_path / "f.json")
     assert "\n" not in str(e.value)
-    with pytest.raises(InputError, match="line 1: not valid JSON"):
-        list(files.read_jsonl(tmp_path / "f.json"))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
-    assert files.read_json(tmp_path / "f") == {"a": 1} and list(files.read_jsonl(tmp_path / "f")) == [{"a": 1}]
+    assert files.read_json(tmp_path / "f") == {"a": 1}
 
 
 LONG = "a" * 300
 
 
-def test_paths_that_the_system_refuses_are_named(tmp_path, monkeypatch):
+def test_paths_that_the_system_refuses_are_named(tmp_path):
     (tmp_path / "file").write_text("{}")
     odd = [tmp_path, tmp_path / LONG, tmp_path / "file" / "below"]
     for path in odd:
@@ -157,20 +116,11 @@ def test_paths_that_the_system_refuses_are_named(tmp_path, monkeypatch):
             files.read_json(path)
         with pytest.raises(InputError, match="cannot be read"):
             files.file_fingerprint(path)
-        with pytest.raises(InputError, match="not found"):
-            list(files.read_jsonl(path))
     with pytest.raises(InputError, match="out .* cannot be used .File name too long"):
         files.check_new_directory(tmp_path / LONG, "out")
     for action in (files.user_path, lambda path: files.check_new_directory(path, "out")):
         with pytest.raises(InputError, match="~nobody-of-that-name/x"):
             action("~nobody-of-that-name/x")
-
-    def denied(path, *_, **__):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("builtins.open", denied)
-    with pytest.raises(InputError, match="text set .*file cannot be read .Permission denied"):
-        list(files.read_jsonl(tmp_path / "file", what="text set"))
 
 
 def test_a_new_directory_goes_where_an_empty_link_points(tmp_path):

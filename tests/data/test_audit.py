@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.audit import audit, load_benchmark_texts, ngrams, words
 from selftrain_jax.data.settings import AuditConfig
 
@@ -18,10 +18,10 @@ def test_words_are_what_the_docstring_says():
     assert words("Don't  STOP—me, now!\n(ok)") == ["dont", "stopme", "now", "ok"]
     assert words("a - b") == ["a", "b"]
     assert words("$5 + 3% = x_y") == ["5", "3", "xy"]
-    assert words("ÉCOLE «naïve» straße 東京。") == ["école", "naïve", "straße", "東京"]
+    assert words("ÉCOLE «naïve» straße 東京。") == ["école", "naïve", "straße", "東", "京"]
     assert words("e\u0301cole") == words("école")
     assert words("ｆｕｌｌ ﬁne") == ["full", "fine"]
-    assert words("soft\u00adhyphen zero\u200bwidth nul\0byte") == ["softhyphen", "zerowidth", "nulbyte"]
+    assert words("soft\u00adhyphen zero\u200bwidth nul\0byte") == ["softhyphen", "zero", "width", "nulbyte"]
     assert words("हिन्दी") == ["हिन्दी"]
     assert words("... --") == words("") == []
 
@@ -110,23 +110,64 @@ def test_wrong_settings_are_refused():
         audit([], {}, AuditConfig())
 
 
-def test_benchmark_files_of_every_format_are_read(tmp_path):
+SENTENCES = {
+    "Chinese": "快速的棕色狐狸跳过了那只懒狗。",
+    "Japanese": "素早い茶色の狐がラーメン屋の犬を、飛び越えた。",
+    "Thai": "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
+    "Khmer": "កញ្ជ្រោងពណ៌ត្នោតលោតរំលងឆ្កែខ្ជិល",
+    "Burmese": "မြေခွေးညိုသည်ပျင်းရိသောခွေးကိုခုန်ကျော်သည်",
+    "Tibetan": "ཝ་མོ་སྨུག་པོ་དེས་ཁྱི་ལས་མཆོངས་སོ།",
+    "Amharic": "ቡናማው፡ቀበሮ፡ሰነፉን፡ውሻ፡ዘሎ፡አለፈ፡ትናንት፡ማታ",
+    "zero width": "\u200b".join("the quick brown fox jumps over the lazy dog".split()),
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES.values(), ids=SENTENCES)
+@pytest.mark.filterwarnings("error")
+def test_writing_without_spaces_is_found(sentence):
+    documents = make_documents(f"Before it: {sentence} (after)", sentence[::-1], "")
+    result = audit(documents, {"x": [sentence]}, AuditConfig(ngram=8))
+    assert result.flagged == (0,) and result.benchmarks["x"].short_texts == 0
+
+
+def test_characters_of_scripts_without_spaces_are_words():
+    assert words("在2024年, abc東京defラーメン") == ["在", "2024", "年", "abc", "東", "京", "def", *"ラーメン"]
+    assert words("ที่นี่") == ["ที่", "นี่"]  # a letter with its marks
+    assert words("한국어 문장 tiếng Việt हिन्दी") == ["한국어", "문장", "tiếng", "việt", "हिन्दी"]
+    assert words("Jean·Paul col·lecció") == ["jeanpaul", "collecció"]
+
+
+def test_texts_in_which_no_words_are_told_apart_are_warned_of():
+    code = "function(a){return(a.b+c[d])};" * 8
+    with pytest.warns(InputWarning, match="audit: 2 of 3 texts of benchmark x have fewer than ngram=8 words, .* long"):
+        result = audit([], {"x": [code, "\u2060".join(["word"] * 40), "yes"]}, AuditConfig())
+    assert result.benchmarks["x"].short_texts == 3
+    with pytest.warns(InputWarning, match="all of 2 texts of benchmark y have fewer than ngram=8 words.*lower ngram"):
+        audit([], {"y": ["yes", "no"]}, AuditConfig())
+
+
+def test_every_string_of_a_row_is_looked_at_however_deep(tmp_path):
     path = tmp_path / "b.jsonl"
     rows = [
-        {"text": "plain", "id": "skip me", "source": "skip me too"},
-        {"question": "why?", "choices": ["so", "thus"], "gold": 1},
-        {"sentence_good": "it is", "sentence_bad": "it are"},
-        {"id": "only an id", "prefix": [1, 2], "nested": {"deep": "no"}, "flag": None},
+        {"text": "plain", "id": "skip", "source": "Smith et al.", "doc_id": "skip", "questionId": "skip", "ID": "skip"},
+        {"question": "why?", "choices": ["so", "thus"], "gold": 1, "paid": "no id"},
+        {"question": "what?", "choices": {"text": ["this", "that"], "label": ["A", "B"]}, "answerKey": "A"},
+        {"context": "c", "answers": {"text": ["an answer"], "answer_start": [3], "id": ["skip"]}},
+        {"id": "only an id", "prefix": [1, 2], "nested": [[{"deep": [["deeper"]]}], None], "flag": None},
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert load_benchmark_texts(path) == ["plain", "why?", "so", "thus", "it is", "it are"]
+    texts = ["plain", "Smith et al.", "why?", "so", "thus", "no id", "what?", "this", "that", "A", "B", "A"]
+    assert load_benchmark_texts(path) == [*texts, "c", "an answer", "deeper"]
+    joined = ["plain Smith et al.", "why? so thus no id", "what? this that A B A", "c an answer", "deeper"]
+    assert load_benchmark_texts(path, join_fields=True) == joined
 
 
 def test_wrong_benchmark_files_are_refused(tmp_path):
     path = tmp_path / "b.jsonl"
     with pytest.raises(InputError, match="not found"):
         load_benchmark_texts(path)
-    for content, complaint in [("", "no text"), ('{"id": "a"}', "no text"), ('["a"]', "JSON object"), ("{", "line 1")]:
+    refused = [("", "no text"), ('{"id": "a"}', "no text"), ('{"text": "\u200b"}', "no text"), ('["a"]', "JSON object")]
+    for content, complaint in [*refused, ("{", "line 1")]:
         path.write_text(content)
         with pytest.raises(InputError, match=complaint):
             load_benchmark_texts(path)

@@ -53,6 +53,16 @@ def test_what_is_kept_lacks_exactly_the_flagged_documents(files):
     assert provenance == PROVENANCE
 
 
+def test_the_fields_of_a_row_may_be_one_text(files):
+    """ "cat dog" runs over the seam of question and choice."""
+    write_jsonl(files / "texts.jsonl", [{"text": "a cat dog"}, {"text": "a dog"}])
+    for join, flagged in ((False, []), (True, [0])):
+        (out := files / f"audit-{join}").mkdir()
+        config = AuditConfig(ngram=2, join_fields=join)
+        clean.audit_text(clean.TrainingText(texts=files / "texts.jsonl"), benchmarks(files, "animals"), config, out)
+        assert json.loads((out / "audit.json").read_text())["flagged"] == flagged
+
+
 def test_the_audit_is_on_record(files):
     out = files / "audit"
     out.mkdir()

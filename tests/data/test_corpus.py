@@ -1,11 +1,15 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -283,26 +287,77 @@ def test_damage_is_reported(tmp_path):
 
     path, shard = damaged("absent")
     shard.unlink()
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=f"damaged .shard {shard.name}: cut short or missing"):
         read_corpus(path)
-    path, shard = damaged("cut")
-    shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged"):
-        read_corpus(path)
-    path, shard = damaged("flipped")
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 4] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
-        list(read_corpus(path))
-    path, _ = damaged("features")
-    (path / "features.json").unlink()
-    with pytest.raises(InputError, match="damaged"):
+    path, shard = damaged("stray")
+    shard.with_name(shard.name.replace("of-00002", "of-00004")).write_bytes(shard.read_bytes())
+    with pytest.raises(InputError, match="damaged .*of-00004 is of another layout.: remove the folder"):
         read_corpus(path)
     path, _ = damaged("manifest")
     (path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="JSON"):
         read_corpus(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_of_a_damaged_shard_only_that_shard_is_written_again(tmp_path, damage):
+    documents = [make_document(i, 500) for i in range(90)]
+    path = tmp_path / "stage" / "corpus"
+    write_corpus(path, documents, {"model": "m"}, shard_size=30)
+    (path.parent / "manifest.json").write_text("{}")  # of the stage
+    whole = corpus_fingerprint(path)
+    shard = sorted(path.glob("corpus-*"))[1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 1
+    shard.write_bytes(content if damage == "flipped" else content[:-1000])
+    with pytest.raises(InputError, match=f"damaged .shard {shard.name}: .*which draws this shard alone") as e:
+        list(read_corpus(path))
+    for file in str(e.value).split(": remove ")[1].split(" and run")[0].split(", "):
+        pathlib.Path(file).unlink()
+    assert not (path.parent / "manifest.json").exists()
+    writer = CorpusWriter(path, 90, 30)
+    assert [index for index, _ in writer.missing_shards()] == [1]
+    fill(writer, documents)
+    writer.finalize({"model": "m"})
+    assert corpus_fingerprint(path) == whole
+
+
+def test_a_damaged_import_is_imported_again(tmp_path):
+    write_corpus(tmp_path / "c", make_documents(9), {"kind": "jsonl"}, shard_size=4)
+    sorted((tmp_path / "c").glob("corpus-*"))[1].unlink()
+    with pytest.raises(InputError, match="remove the folder and write the corpus again"):
+        read_corpus(tmp_path / "c")
+
+
+def test_a_corpus_runs_no_code(tmp_path, monkeypatch):
+    """TFDS imports the module of a feature class that features.json names; a corpus is read without it."""
+    write_corpus(tmp_path / "c", make_documents(9), {})
+    (tmp_path / "stranger_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "c" / "features.json").write_text('{"pythonClassName": "stranger_module.Feature", "text": {}}')
+    assert_same(read_corpus(tmp_path / "c"), make_documents(9))
+    assert not (tmp_path / "ran").exists()
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=6), st.text()), min_size=1), st.data()
+)
+def test_any_documents_come_back_as_they_were(drawn, data):
+    """Of no token and of one, with an end-of-text token within, with and without log-probabilities, in any shards."""
+    measured, size = data.draw(st.booleans()), data.draw(st.integers(1, len(drawn)))
+    documents = [
+        Document(i, np.array(ids, np.int32), np.full(len(ids), -i / 3, np.float32) if measured else None, "eos", text)
+        for i, (ids, text) in enumerate(drawn)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_corpus(folder, documents, {}, shard_size=size)
+        found = read_corpus(folder)
+        assert (manifest["num_documents"], manifest["num_tokens"]) == (len(drawn), sum(len(ids) for ids, _ in drawn))
+        for a, b in zip(found, documents, strict=True):
+            assert (a.id, a.stop_reason, a.text, a.tokens.tolist()) == (b.id, "eos", b.text, b.tokens.tolist())
+            assert (a.log_probs is None) == (not measured and len(b.tokens) > 0)
+            if a.log_probs is not None and measured:
+                np.testing.assert_array_equal(a.log_probs, b.log_probs)
 
 
 def test_statistics_are_those_of_the_documents():

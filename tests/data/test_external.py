@@ -25,7 +25,7 @@ TEXTS = [
     "plain words",
     "naïve “quotes” 🎉\nनमस्ते",
     "",
-    "  \n\t",
+    "\u200b\ufeff \n\t",
     "nul \0 byte\n",
     "<|endoftext|> first, </s> last<|pad|>",
 ]
@@ -356,6 +356,7 @@ def test_splits_and_damage_of_hugging_face_folders(datasets, byte_tokenizer, tmp
 
 def test_without_the_library_the_extra_is_named(monkeypatch, byte_tokenizer, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "state.json").write_text("{}")
     (tmp_path / "y").mkdir()

@@ -1,3 +1,5 @@
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -37,6 +39,20 @@ def test_documents_are_recovered_from_their_segments():
     for number in range(segments[-1]):
         np.testing.assert_array_equal(tokens[segments == number], [0, *documents[number]])
     np.testing.assert_array_equal(packed.segment_ids[1:, 0], packed.segment_ids[:-1, -1])
+
+
+IDS = st.integers(0, 2)  # BOS is 0, so it also ends and sits inside documents
+
+
+@hypothesis.given(st.lists(st.lists(IDS, max_size=30), max_size=8), st.integers(1, 16))
+def test_any_documents_are_recovered(documents, sequence_length):
+    """Of no token, of one, and longer than a row."""
+    packed = pack([np.array(d, np.int32) for d in documents], bos_token_id=0, sequence_length=sequence_length)
+    owners = [i for i, document in enumerate(documents) for _ in range(len(document) + 1)]
+    for rows, stream in ((packed.tokens, stream_of(documents, 0)), (packed.segment_ids, owners)):
+        used = len(stream) - packed.dropped_tokens
+        assert [*rows[:1, 0], *rows[:, 1:].ravel()] == stream[:used] and (rows[1:, 0] == rows[:-1, -1]).all()
+        assert packed.dropped_tokens < sequence_length or packed.dropped_tokens == len(stream) <= sequence_length
 
 
 def test_an_exact_multiple_plus_one_drops_nothing():

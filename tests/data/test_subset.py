@@ -1,3 +1,5 @@
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -22,6 +24,18 @@ def test_the_number_of_tokens_is_exact(num_tokens, replacement):
         assert 0 <= last_length <= LENGTHS[order[-1]]
         assert taken(LENGTHS, order, last_length) == num_tokens
         assert ((0 <= order) & (order < len(LENGTHS))).all()
+
+
+@hypothesis.given(
+    st.lists(st.integers(0, 9), min_size=1), st.integers(1, 500), st.integers(0, 2**63 - 1), st.booleans()
+)
+def test_the_number_of_tokens_is_exact_for_any_corpus(lengths, num_tokens, seed, replacement):
+    lengths = np.array(lengths)
+    if not replacement:
+        num_tokens = min(num_tokens, int((lengths + 1).sum()))
+    order, last_length = draw_subset(lengths, SubsetConfig(num_tokens, seed=seed, replacement=replacement), 0)
+    assert taken(lengths, order, last_length) == num_tokens and 0 <= last_length <= lengths[order[-1]]
+    assert replacement or len(set(order)) == len(order)
 
 
 def test_the_packed_stream_has_that_many_tokens():

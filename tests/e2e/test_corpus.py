@@ -9,7 +9,7 @@ import pytest
 
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_jsonl
+from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.run.pipeline import Pipeline
 
@@ -64,7 +64,7 @@ def test_corpora_from_elsewhere_run_to_the_report(finished, selftrain, given, im
     wanted = {r["metric"]: r["value"] for r in old if r["model"] == "self" and "held_out" not in r["metric"]}
     found = {r["metric"]: r["value"] for r in new if r["model"] == "corpus" and "held_out" not in r["metric"]}
     assert found == wanted
-    texts = [row["text"] for row in read_jsonl(finished[0] / "lab" / "world" / "control.jsonl")]
+    texts = [row["text"] for row in read_rows(finished[0] / "lab" / "world" / "control.jsonl")]
     kept, _ = kept_documents(workdir / "audit" / "imported", TrainingText(corpus=imported))
     assert [d.text for d in kept] == texts
     page = (workdir / "report" / "report.html").read_text()

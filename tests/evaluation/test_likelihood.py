@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import gzip
 import json
 
 import jax.numpy as jnp
@@ -168,14 +167,6 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary():
     # One fp32 logarithm.
     assert np.exp(found.nll_per_token) == pytest.approx(200, rel=1e-6)
     assert found.bits_per_byte == pytest.approx(np.log2(200), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["set.jsonl", "set.jsonl.gz", "set.txt"])
-def test_texts_come_from_json_lines_or_plain_files(tmp_path, name):
-    lines = '{"text": "one é"}\n\n{"text": "two", "id": 3}\n'
-    data = lines.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    assert texts.load_texts(tmp_path / name) == ([lines] if name.endswith("txt") else ["one é", "two"])
 
 
 def row(question="q", choices=("xx", "y"), gold=0):

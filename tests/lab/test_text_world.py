@@ -238,6 +238,7 @@ def test_a_folder_of_texts_and_a_given_tokenizer_do_as_well(lab, tmp_path):
     (tmp_path / "texts").mkdir()
     for number, text in enumerate(documents()):
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    (tmp_path / "texts" / ".DS_Store").write_bytes(b"\xff no text")
     world = build_text_world(config(tmp_path / "texts", tokenizer=str(lab / "world" / "tokenizer")), 20)
     assert world.tokenizer.get_vocab_size() == 500 and len(world.validation) == 20 and not world.control
     assert set(text_world.inputs(world.config)) == {"source", "tokenizer"}

@@ -149,6 +149,14 @@ def test_sample_text_is_shown_as_text(page):
     assert "\x07" not in page
 
 
+def test_benchmark_texts_that_the_audit_could_not_find_are_said():
+    counts = {"flagged_documents": 0, "texts": 40}
+    benchmarks = {"arc": counts | {"short_texts": 12}, "long": counts | {"short_texts": 0}}
+    data = full_data(audit=full_data().audit | {"benchmarks": benchmarks})
+    note = "The audit cannot find benchmark texts of fewer than 8 words: arc 12 of 40."
+    assert note in data.notes and note in report.format_table(data)
+
+
 @pytest.mark.parametrize("field", ["title", "command", "versions", "settings", "fingerprints", "audit", "metrics"])
 def test_every_text_that_comes_from_outside_is_escaped(field):
     hostile = "<b id=x>&"

@@ -1,0 +1,141 @@
+"""Rows and texts in the files that a user names. The ending of a name, in any case, says what a file holds; every other
+ending is refused."""
+
+import codecs
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import zlib
+from typing import IO, Any, Iterable, Iterator
+
+import regex
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import user_path
+
+LINES = tuple(f"{name}{packed}" for name in (".jsonl", ".jsonlines", ".ndjson") for packed in ("", ".gz"))
+ROWS = (*LINES, ".json", ".json.gz")
+TEXT = (".txt", ".text", ".md", ".raw", ".tokens")
+
+MAX_LINE_BYTES = 1 << 26
+"""The longest line, unpacked; a small archive may hold one that fills the memory."""
+MAX_JSON_BYTES = 1 << 30
+"""The largest file, unpacked, that holds one JSON value."""
+
+_VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
+
+
+def has_text(text: str) -> bool:
+    """Whether `text` holds a visible character: no white space, control, format or ignorable character (Unicode)."""
+    return _VISIBLE.search(text) is not None
+
+
+def has_ending(path: str | os.PathLike, endings: tuple[str, ...]) -> bool:
+    return os.fspath(path).lower().endswith(endings)
+
+
+def check_file(path: str | os.PathLike, endings: tuple[str, ...], what: str) -> pathlib.PurePath:
+    """`path` with the home folder in place of `~`; `InputError` unless it is a file with one of `endings`."""
+    path = user_path(path)
+    if not os.path.isfile(path):
+        raise InputError(f"{what} not found: {path}")
+    if not has_ending(path, endings):
+        raise InputError(f"{what} {path} is of no known kind: its name must end in {', '.join(endings)}")
+    return path
+
+
+def read_rows(path: str | os.PathLike, fields: Iterable[str] = (), what: str = "file") -> Iterator[Any]:
+    """Yields the items of a file with one of the endings `ROWS`: JSON lines, of which blank ones are skipped, or one
+    JSON value: a list, or columns. A `.json` file may hold JSON lines, too.
+
+    Raises:
+      InputError: the file is missing, unreadable or of another ending, or a line or item (named by number) is broken,
+        too long or lacks one of `fields`.
+    """
+    path = check_file(path, ROWS, what)
+    try:
+        with (gzip.open if has_ending(path, (".gz",)) else open)(path, "rb") as f:
+            lines = has_ending(path, LINES) or _are_lines(f)
+            for where, row in _lines(f, f"{what} {path}") if lines else _value(f, f"{what} {path}"):
+                missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+                if missing:
+                    raise InputError(f"{where}: missing field(s) {', '.join(missing)}")
+                yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+
+
+def read_text(path: str | os.PathLike, what: str = "file") -> str:
+    """The text of a file with one of the endings `TEXT`, its lines ending in a line feed; `InputError` when it is
+    unreadable or holds something else."""
+    path = check_file(path, TEXT, what)
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{what} {path} is not valid UTF-8 (byte {e.start}): convert it first") from None
+    except OSError as e:
+        raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+    if "\0" in text:
+        raise InputError(f"{what} {path} holds a zero byte, so it is no UTF-8 text: convert it first")
+    first = text.lstrip().partition("\n")[0]
+    try:
+        lines = first.startswith("{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        lines = False
+    if lines:
+        raise InputError(f"{what} {path} holds JSON lines: end its name in .jsonl")
+    return text
+
+
+def _parsed(data: bytes, where_is: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InputError(f"{where_is} not valid UTF-8: convert it first") from None
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{where_is} not valid JSON ({getattr(e, 'msg', e)})") from None
+
+
+def _lines(f: IO[bytes], where: str) -> Iterator[tuple[str, Any]]:
+    for number in itertools.count(1):
+        line = f.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{where}, line {number}: longer than core.rows.MAX_LINE_BYTES={MAX_LINE_BYTES:,}; cut it into several "
+                "rows"
+            )
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            yield f"{where}, line {number}", _parsed(line, f"{where}, line {number}:")
+
+
+def _are_lines(f: IO[bytes]) -> bool:
+    """Whether the first line that is not blank is a JSON object and another one follows."""
+    lines = filter(bytes.strip, iter(lambda: f.readline(MAX_LINE_BYTES + 1), b""))
+    try:
+        return isinstance(json.loads(next(lines, b"")), dict) and next(lines, None) is not None
+    except (ValueError, RecursionError):
+        return False
+    finally:
+        f.seek(0)
+
+
+def _value(f: IO[bytes], where: str) -> Iterator[tuple[str, Any]]:
+    data = f.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise InputError(f"{where}: larger than core.rows.MAX_JSON_BYTES={MAX_JSON_BYTES:,}; write JSON lines (.jsonl)")
+    rows = value = _parsed(data, f"{where} is")
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        if len(set(map(len, value.values()))) > 1:
+            lengths = ", ".join(f"{column} {len(values)}" for column, values in value.items())
+            raise InputError(f"{where}: the columns have different lengths ({lengths})")
+        rows = (dict(zip(value, row)) for row in zip(*value.values()))
+    elif not isinstance(value, list):
+        raise InputError(f'{where} must hold a list of texts, a list of objects, or columns such as {{"text": [...]}}')
+    for number, row in enumerate(rows, 1):
+        yield f"{where}, item {number}", row

@@ -1,0 +1,197 @@
+"""What of a stranger's folder is read: its visible files of one split, and of these the texts alone; nothing is run."""
+
+import json
+import warnings
+
+import pytest
+
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.data.sources import open_source
+from selftrain_jax.evaluation.probes import dataset_probes
+
+HIDDEN = (".ipynb_checkpoints/a", ".git/a", "__MACOSX/._a", "._a", ".a", "_delta_log/a", "sub/.cache/deep/a")
+
+
+def texts(source, split="train", field="text"):
+    return list(open_source(source, split).texts(field))
+
+
+def write_file(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `datasets`")
+        import pyarrow
+
+        parquet.write_table(pyarrow.table({"n": [1] * len(content), "text": content}), path)
+    else:
+        write_jsonl(path, [{"text": text} for text in content])
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".NDJSON", ".jsonl.gz"])
+def test_hidden_files_and_folders_are_no_data(tmp_path, ending):
+    import gzip
+
+    content = gzip.compress(b'{"text": "a"}') if ending.endswith(".gz") else ["a"]
+    write_file(tmp_path / f"a{ending}", content)
+    write_file(tmp_path / "sub" / f"b{ending}", content)
+    for name in HIDDEN:
+        write_file(tmp_path / f"{name}{ending}", b"\x00\x05\x16\x07 no data at all")
+    assert texts(tmp_path) == ["a", "a"]
+
+
+def test_hidden_files_beside_a_saved_data_set_are_no_data(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs the extra `datasets`")
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "saved")
+    before = open_source(tmp_path / "saved").fingerprint
+    write_file(tmp_path / "saved" / "._data-00000-of-00001.arrow", b"no data")
+    assert texts(tmp_path / "saved") == ["a"] and open_source(tmp_path / "saved").fingerprint == before
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("train", "test"),
+        ("training", "testing"),
+        ("train1", "test1"),
+        ("Train", "Test"),
+        ("TRAIN_a", "x-Eval"),
+        ("data/train", "data/evaluation"),
+        ("train/a", "test/a"),
+        ("Training/test_a", "eval-2/train_a"),  # a folder's name counts more than a file's
+        ("my train/a", "my test/a"),
+        ("data/train-00000-of-00001", "data/test-00000-of-00001-0a1b"),
+    ],
+)
+def test_splits_are_those_of_the_datasets_library_in_any_case(tmp_path, train, test, ending):
+    write_file(tmp_path / f"{train}{ending}", ["train"])
+    write_file(tmp_path / f"{test}{ending}", ["test"])
+    assert texts(tmp_path) == ["train"]
+    assert texts(tmp_path, "test") == texts(tmp_path, "eval") == ["test"]
+    with pytest.raises(InputError, match="split='dev'.* of the splits test, train$"):
+        texts(tmp_path, "dev")
+
+
+def test_a_part_of_a_word_is_no_split(tmp_path):
+    for name in ("latest", "trainer", "devils", "retest"):
+        write_file(tmp_path / f"{name}.jsonl", [name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert texts(tmp_path) == ["devils", "latest", "retest", "trainer"]
+
+
+@pytest.mark.parametrize(
+    "left", ["extra.jsonl", "data/more.jsonl", "test-set.jsonl"], ids=["top", "beside shards", "less than a folder"]
+)
+def test_what_is_of_no_split_is_left_out_by_name(tmp_path, left):
+    folder = "data/train-00000-of-00001" if left.startswith("data") else "train/a"
+    write_file(tmp_path / f"{folder}.jsonl", ["train"])
+    write_file(tmp_path / left, ["left"])
+    with pytest.warns(InputWarning, match=f"not read, since of none of the splits train: {left}$"):
+        assert texts(tmp_path) == ["train"]
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+    write_file(tmp_path / "train_test.jsonl", ["a"])
+    with pytest.raises(InputError, match="train_test.jsonl names the splits test, train; rename it"):
+        texts(tmp_path)
+
+
+def test_splits_of_other_names_are_never_mixed(tmp_path):
+    for name in ("deduped", "duped"):
+        write_file(tmp_path / "data" / f"{name}.70m-00000-of-00001.jsonl", [name])
+    assert texts(tmp_path, "deduped.70m") == ["deduped"]
+    with pytest.raises(InputError, match="of the splits deduped.70m, duped.70m"):
+        texts(tmp_path)
+
+
+@pytest.fixture
+def data_with_images(tmp_path):
+    """Writes rows whose column "image" names an address, at which nobody answers: decoding it fails."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra `datasets`")
+
+    def write(columns, saved=True):
+        stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        length = len(next(iter(columns.values())))
+        columns = columns | {"image": [{"bytes": None, "path": "http://127.0.0.1:1/x.png"}] * length}
+        plain = datasets.Dataset.from_dict(columns)
+        features = datasets.Features(plain.features | {"image": stored})
+        path = tmp_path / "data"
+        if saved:
+            datasets.Dataset.from_dict(columns, features).save_to_disk(path)
+            info = json.loads((path / "dataset_info.json").read_text())
+            info["features"]["image"] = {"_type": "Image"}
+            (path / "dataset_info.json").write_text(json.dumps(info))
+        else:
+            path.mkdir()
+            table = datasets.Dataset.from_dict(
+                columns, datasets.Features(features | {"image": datasets.Image()})
+            ).data.table
+            pytest.importorskip("pyarrow.parquet").write_table(table, path / "a.parquet")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["parquet", "saved"])
+def test_only_the_wanted_column_is_read_and_nothing_is_fetched(data_with_images, saved):
+    path = data_with_images({"text": ["a", "b"]}, saved)
+    assert texts(path) == ["a", "b"]
+    with pytest.raises(InputError, match="item 1, field image: must be a text, not dict"):
+        texts(path, field="image")
+    with pytest.raises(InputError, match="no field='body'; the fields are text, image"):
+        texts(path, field="body")
+
+
+def test_probes_of_a_saved_data_set_fetch_nothing(data_with_images, tmp_path):
+    path = data_with_images({"index": [7], "tokens": [[1, 2, 3]]})
+    dataset_probes(path, "train", tmp_path / "p.jsonl", prefix_length=2, suffix_length=1)
+    assert json.loads((tmp_path / "p.jsonl").read_text()) == {"prefix": [1, 2], "suffix": [3], "offset": 0, "index": 7}
+
+
+STRANGER = "stranger_module.Feature"
+FEATURES = {
+    "class": {"pythonClassName": STRANGER, "text": {}},
+    "old": {"type": STRANGER, "content": {}},
+    "inner": {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "featuresDict": {"features": {"text": {"python_class_name": STRANGER, "text": {}}}},
+    },
+    "hidden": {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"text": {"type": STRANGER, "content": {}}})},
+    },
+}
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+def test_a_tfds_folder_runs_no_code(tmp_path, monkeypatch, features):
+    (tmp_path / "stranger_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "data").mkdir()
+    info = {"name": "x", "version": "1.0.0", "fileFormat": "array_record", "splits": [{"name": "train"}]}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    (tmp_path / "data" / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match="needs code that is not TFDS's own, for stranger_module.Feature"):
+        texts(f"tfds:{tmp_path / 'data'}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_prepared_tfds_data_set_found_by_name_runs_no_code(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "stranger_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "tfds" / "strange" / "1.0.0"
+    folder.mkdir(parents=True)
+    info = {"name": "strange", "version": "1.0.0", "fileFormat": "array_record", "splits": [{"name": "train"}]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text(json.dumps(FEATURES["class"]))
+    original = tfds.builder
+    monkeypatch.setattr(tfds, "builder", lambda name: original(name, data_dir=tmp_path / "tfds"))
+    with pytest.raises(InputError, match="needs code that is not TFDS's own"):
+        texts("tfds:strange")
+    assert not (tmp_path / "ran").exists()
