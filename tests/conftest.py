@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import hypothesis
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -74,7 +75,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def pytest_collection_modifyitems(items):
+hypothesis.settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("large", hypothesis.settings.get_profile("suite"), max_examples=5_000)
+
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("large" if config.option.markexpr == "large" else "suite")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.markexpr == "large":
+        for item in items:
+            if getattr(item.obj, "is_hypothesis_test", False):
+                item.add_marker("large")
     long = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: long.get(item.path, len(long)))
 
