@@ -6,7 +6,7 @@ import math
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, grouped
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, check_distinct, grouped
 
 MARGIN = 0.02
 """A capability score counts as kept when it is at most this far (2 points) below the base model's."""
@@ -113,6 +113,7 @@ class ReportData:
                 raise InputError(
                     f"report metrics: {row['model']} {row['metric']} = {row['value']} must be a fraction in [0, 1]"
                 )
+        check_distinct(row["metric"] for row in self.metrics)
         histogram = (self.audit or {}).get("nll_histogram")
         if histogram and any(len(histogram["edges"]) != len(histogram[k]) + 1 for k in ("before", "after")):
             raise InputError("report audit: nll_histogram needs one more edge than counts, both before and after")

@@ -65,12 +65,17 @@ def printable(lines: Iterable[str]) -> str:
     """Plain ASCII text, at most 100 columns wide."""
     wrapped = []
     for line in lines:
-        line = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line)
+        line = _ascii("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line))
         indent = " " * 18 * line.startswith("  ")
         fits = len(line) <= WIDTH
         parts = [line] if fits else textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-        wrapped += [part.encode("ascii", "replace").decode().rstrip() for part in parts]
+        wrapped += [part.rstrip() for part in parts]
     return "\n".join(wrapped).strip() + "\n"
+
+
+def _ascii(text: str) -> str:
+    """Other characters escaped: two names stay two."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def format_table(data: ReportData) -> str:
@@ -78,12 +83,13 @@ def format_table(data: ReportData) -> str:
 
     Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
     """
-    rows: list[list] = [["", "n", *data.models]]
+    rows: list[list] = [["", "n", *map(_ascii, data.models)]]
     for name, metrics in data.kinds.items():
         unit = kind(name).unit
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
-        for metric in metrics:
-            words = metric.words if len(metric.words) <= 24 else metric.words[:22] + ".."
+        whole = [_ascii(metric.words) for metric in metrics]
+        short = [words if len(words) <= 24 else words[:22] + ".." for words in whole]
+        for metric, words in zip(metrics, short if len(set(short)) == len(short) else whole):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", number(data.num_items(metric)), *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]

@@ -16,7 +16,15 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, UNKNOWN_OFFSET, Metric, group_extraction
+from selftrain_jax.report.metric import (
+    EXTRACTION,
+    HELD_OUT,
+    RUN,
+    UNKNOWN_OFFSET,
+    Metric,
+    check_distinct,
+    group_extraction,
+)
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
@@ -88,15 +96,7 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
         return [{}] * subset.num_subsets
     student = hf.load_config(pipeline.model_path(pipeline.student))
     probes = memorization.load_probes(pipeline.path(evaluate.probes), student)
-    columns = Items.load(pipeline.workdir / "evaluate" / "base").probes
-    labels = dict.fromkeys(columns["group"].tolist())
-    groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
-    groups = groups if len(labels) > 1 else {}
-    by_offset = {}
-    if evaluate.offset_edges:
-        offsets = columns["offset"]
-        bins = memorization.offset_bins(offsets, evaluate.offset_edges) | {UNKNOWN_OFFSET: offsets < 0}
-        by_offset = {Metric("extraction", offset=offset): mask for offset, mask in bins.items() if mask.any()}
+    groups, by_offset = _parts(Items.load(pipeline.workdir / "evaluate" / "base").probes, evaluate)
     masks = []
     for k in range(subset.num_subsets):
         streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
@@ -111,6 +111,26 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
         }
         masks.append({EXTRACTION: np.ones(len(probes), bool)} | groups | by_offset | held_out | by_group)
     return masks
+
+
+def _parts(columns: Masks, evaluate: EvaluateSettings) -> tuple[Masks, Masks]:
+    """The probes of each group, and by their offset; `columns` as of `memorization.probe_columns`."""
+    labels = dict.fromkeys(columns["group"].tolist())
+    groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
+    by_offset = {}
+    if evaluate.offset_edges:
+        offsets = columns["offset"]
+        bins = memorization.offset_bins(offsets, evaluate.offset_edges) | {UNKNOWN_OFFSET: offsets < 0}
+        by_offset = {Metric("extraction", offset=offset): mask for offset, mask in bins.items() if mask.any()}
+    return groups if len(labels) > 1 else {}, by_offset
+
+
+def check_groups(probes: Sequence[memorization.Probe], evaluate: EvaluateSettings) -> None:
+    """Raises `InputError` for groups of probes that the report would call as it calls something else."""
+    groups, by_offset = _parts(memorization.probe_columns(probes), evaluate)
+    others = [EXTRACTION, *by_offset, *(Metric("extraction", suffix=k) for k in evaluate.suffix_lengths)]
+    others += [dataclasses.replace(EXTRACTION, held_out=name) for name in (RUN, 13, "suffix")]
+    check_distinct([*others, *groups, *(dataclasses.replace(metric, held_out=RUN) for metric in groups)])
 
 
 def curve(training: pathlib.Path) -> Iterator[tuple[int, Items]]:

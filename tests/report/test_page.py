@@ -276,6 +276,14 @@ def test_a_row_too_wide_for_its_interval_leaves_the_others_theirs():
     assert max(map(len, table.splitlines())) <= 100
 
 
+def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
+    suites = ["arithmetic_of_very_small_numbers", "arithmetic_of_very_small_sums", "\u6570", "\u5b57"]
+    metrics = [row("base", Metric("capability", suite), 0.5) for suite in suites]
+    table = report.format_table(ReportData(title="", metrics=metrics))
+    for name in (*suites[:2], "\\u6570", "\\u5b57"):
+        assert cells(table, name)[0] == name
+
+
 @pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])
 def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     names = [f"model-number-{i}" for i in range(num_models)]

@@ -108,6 +108,7 @@ def test_a_run_is_built_to_the_bottom():
     assert build(RunConfig, {"corpus": "c", "source": "m"}).student == ""
 
 
+TEMPLATES = ["{{question}}", "{question} {subject}", "{question} {", "{question} {}", "{question!r}", "{question:.9}"]
 REFUSED = [
     ({}, "source"),
     ({"source": "m", "sample": {"num_samples": 0}}, "num_samples=0"),
@@ -117,6 +118,14 @@ REFUSED = [
     ({"source": "m", "sample": {"dtype": "float16"}}, "dtype='float16'"),
     ({"source": "m", "evaluate": {"dtype": "int8"}}, "dtype='int8'"),
     ({"source": "m", "evaluate": {"template": "Q:"}}, "template='Q:'"),
+    *(
+        ({"source": "m", "evaluate": {"template": text}}, f"template={text!r} must hold {{question}}")
+        for text in TEMPLATES
+    ),
+    ({"source": "m", "evaluate": {"multiple_choice": {"x": "a"}, "minimal_pairs": {"x": "b"}}}, "both name 'x'"),
+    ({"source": "m", "evaluate": {"multiple_choice": {"x:acc_norm": "a"}}}, "'x:acc_norm'"),
+    ({"source": "m", "evaluate": {"texts": {"": "a"}}}, "name ''"),
+    ({"source": "m", "evaluate": {"texts": {"a\x1b[2J": "a"}}}, r"name 'a\x1b[2J'"),
     ({"source": "m", "evaluate": {"held_out_ngram": 0}}, "held_out_ngram=0"),
     ({"source": "m", "evaluate": {"context_len": 0}}, "context_len=0"),
     ({"source": "m", "evaluate": {"suffix_lengths": [8, 8]}}, "suffix_lengths=(8, 8)"),
@@ -159,13 +168,13 @@ def test_the_decode_loop_is_compiled_for_sampling_settings_only():
 @pytest.mark.everywhere
 def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():
     settings = EvaluateSettings(
-        texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"a": "4"}, probes="5"
+        texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"c": "4"}, probes="5"
     )
     assert settings.files() == {
         "texts.a": "1",
         "multiple_choice.a": "2",
         "multiple_choice.b": "3",
-        "minimal_pairs.a": "4",
+        "minimal_pairs.c": "4",
         "probes": "5",
     }
     assert EvaluateSettings().files() == {}
