@@ -63,7 +63,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     settings = read_json(workdir / "config.json")
     settings["evaluate"]["add_bos"] = manifests["evaluate/base"]["result"]["add_bos"]  # what "auto" came to
     return ReportData(
-        title=config.title,
+        title=config.heading,
         metrics=metrics,
         comparisons=comparisons,
         measured_curves=curves,

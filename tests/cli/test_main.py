@@ -245,6 +245,7 @@ OVERRIDES = [
     ("subset.replacement=False", lambda c: c.subset.replacement, False),
     ("title=A title = a name", lambda c: c.title, "A title = a name"),
     ("title='5'", lambda c: c.title, "5"),
+    ("evaluate.template='Q: {question}\\nA:'", lambda c: c.evaluate.template, "Q: {question}\nA:"),
     ("revision=step143000", lambda c: c.revision, "step143000"),
     ("lab.world.repeats=(0,4,8)", lambda c: c.lab.world.repeats, (0, 4, 8)),
     ("lab.world.sequences_per_group=3", lambda c: c.lab.world.sequences_per_group, 3),
@@ -301,6 +302,13 @@ BAD = [
     (GOOD, ["--config.sample=5"], "setting sample=5 must be a group of settings"),
     (GOOD, ["--config.sample.seed.x=5"], "seed is a single value, not a group of settings"),
     (GOOD, ["--config.sample.seed"], "'--config.sample.seed' is not understood"),
+    (
+        GOOD,
+        ["--config.evaluate.template=Q: {question}\\nA:"],
+        r"""setting evaluate.template: \n is two characters in a shell; for the one that Python means by it write """
+        r"""--config.evaluate.template=''"'"'Q: {question}\nA:'"'"'', and for the two 'r'"'"'Q: {question}\nA:'"'"''""",
+    ),
+    (GOOD, ["--config.title=a\\tb"], r"setting title: \t is two characters"),
     (GOOD, ["--steps=5"], "'--steps=5' is not understood"),
     (GOOD, ["extra"], "'extra' is not understood"),
 ]

@@ -109,6 +109,21 @@ def test_a_run_is_built_to_the_bottom():
 
 
 TEMPLATES = ["{{question}}", "{question} {subject}", "{question} {", "{question} {}", "{question!r}", "{question:.9}"]
+HEADINGS = [
+    ({"source": "org/m"}, "Self-training of org/m"),
+    ({"source": "org/m", "student": "org/m", "revision": "step7"}, "Self-training of org/m, revision step7"),
+    ({"source": "/models/mine/"}, "Self-training of mine"),
+    ({"source": "org/m", "student": "/models/mine"}, "Training of mine on text of org/m"),
+    ({"corpus": "/models/mine", "student": "org/m"}, "Training of org/m on text of mine"),
+    ({"source": "org/m", "title": "A title"}, "A title"),
+]
+
+
+@pytest.mark.parametrize("values, heading", HEADINGS, ids=[heading for _, heading in HEADINGS])
+def test_a_run_is_headed_by_the_models_that_it_has(values, heading):
+    assert build(RunConfig, values).heading == heading
+
+
 REFUSED = [
     ({}, "source"),
     ({"source": "m", "sample": {"num_samples": 0}}, "num_samples=0"),
