@@ -135,16 +135,12 @@ def _verdict(data: ReportData) -> list[str]:
         lines += ["", f"{what if data.headline == HELD_OUT else 'Extraction, all probes'}, before -> after:"]
         lines += [f"  {m:<15} {text}" for m, text in found.items()]
     if found := {m: suites for m in data.trained if (suites := data.capability_changes(m))}:
-        lines += ["", "Capability against base in points (kept: at most 2 points below, or better):"]
+        lines += ["", "Capability against base in points (kept, LOST: by the 95 % interval, at most 2 points below):"]
         for model, suites in found.items():
-            shown = {"kept": [], "LOST": []}
+            shown = {"kept": [], "LOST": [], "undecided": []}
             for suite, change in suites.items():
-                star = "*" * change.verdict.endswith("*")
-                shown["LOST" if change.verdict == "lost" else "kept"].append(
-                    f"{suite.words} {number(change.difference, 1, 100, True)}{star}"
-                )
+                word = "LOST" if change.verdict == "lost" else change.verdict
+                shown[word].append(f"{suite.words} {number(change.difference, 1, 100, True)}")
             parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
             lines.append(f"  {model:<15} " + "; ".join(parts))
-        if any(c.verdict == "kept*" for suites in found.values() for c in suites.values()):
-            lines.append("  * the 95 % interval reaches further below")
     return lines

@@ -181,7 +181,7 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings) -> Iterator
             yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
     for metric, value in nll_per_token(items).items():
         nats, tokens = items.nll[metric.item]
-        yield _row(metric, value, *_bootstrap_ratio(nats, tokens), int(tokens.sum()))
+        yield _row(metric, value, *statistics.bootstrap_ratio(nats, tokens), int(tokens.sum()))
 
 
 def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
@@ -192,14 +192,6 @@ def _row(metric: Metric, value: float, low: float, high: float, n: int) -> dict[
     return {"metric": metric, "value": value, "low": low, "high": high, "n": n}
 
 
-def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int = 2_000) -> tuple[float, float]:
-    """Percentile-bootstrap interval of sum(values) / sum(weights), windows resampled together with their weights."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(values), size=(num_resamples, len(values)))
-    low, high = np.quantile(values[drawn].sum(1) / weights[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
 
@@ -207,7 +199,7 @@ def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
     same probes again and again, and stand for themselves."""
     rows = []
     for metric, new in after.items():
-        difference, low, high = statistics.paired_bootstrap_difference(before[metric], new)
+        difference, low, high = statistics.paired_difference(before[metric], new)
         row = {"metric": metric, "difference": difference, "low": low, "high": high}
         rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
     suites = [row for row in rows if row["metric"].kind == "capability"]
