@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Mapping
 
 import pytest
@@ -130,6 +131,7 @@ REFUSED = [
     ({"source": "m", "sample": {"batch_size": 0}}, "batch_size=0"),
     ({"source": "m", "sample": {"temperature": 0.0}}, "temperature=0.0"),
     ({"source": "m", "sample": {"temperature": -1.0}}, "temperature=-1.0"),
+    ({"source": "m", "sample": {"temperature": math.inf}}, "setting sample.temperature=inf must be a finite number"),
     ({"source": "m", "sample": {"dtype": "float16"}}, "dtype='float16'"),
     ({"source": "m", "evaluate": {"dtype": "int8"}}, "dtype='int8'"),
     ({"source": "m", "evaluate": {"template": "Q:"}}, "template='Q:'"),
