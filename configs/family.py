@@ -28,7 +28,7 @@ def get_config(model: str = "Qwen/Qwen2.5-0.5B"):
     model, _, revision = model.partition("@")
     shape = load_config(model) if os.path.isdir(model) else published(model)
     config = pythia.get_config()
-    config.update(title=f"Self-training of {model}", source=model, revision=revision)
+    config.update(source=model, revision=revision)
     config.train.grad_accum = config.train.batch_size // rows(shape)
     if shape is not None:
         config.train.sequence_length = min(config.train.sequence_length, shape.max_position)

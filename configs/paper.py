@@ -45,7 +45,7 @@ SIZES = ["70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"]
 def get_config(size: str = ""):
     if size:
         return pythia_study(size.removeprefix("pythia-"))
-    return study("Whose text helps whom?", MODELS, ("qwen2p5_0p5b", "llama_3p2_1b"), family.get_config(QWEN))
+    return study(MODELS, ("qwen2p5_0p5b", "llama_3p2_1b"), family.get_config(QWEN))
 
 
 def pythia_study(size: str) -> ConfigDict:
@@ -57,18 +57,18 @@ def pythia_study(size: str) -> ConfigDict:
     models = {
         name(of): dict(path=f"EleutherAI/pythia-{of}", family="pythia", recipe=recipe) for of, recipe in recipes.items()
     }
-    return study(f"Whose text helps Pythia {size}?", models, (name(size),), pythia.get_config(size))
+    return study(models, (name(size),), pythia.get_config(size))
 
 
 def name(size: str) -> str:
     return "pythia_" + size.replace(".", "p").replace("-", "_")
 
 
-def study(title: str, models: dict, students: tuple, run: ConfigDict) -> ConfigDict:
+def study(models: dict, students: tuple, run: ConfigDict) -> ConfigDict:
     """Every student on the text of every model, with the settings of `run`."""
     return ConfigDict(
         dict(
-            title=title,
+            title="Whose text helps whom?",
             models=models,
             students=students,
             sources=tuple(models),

@@ -32,7 +32,6 @@ def get_config(size: str = "410m"):
         raise ValueError(f"Pythia size {size!r} is unknown; choose one of {', '.join(ROWS)}, '-deduped' may follow")
     return ConfigDict(
         dict(
-            title=f"Self-training of Pythia {size}",
             source=f"EleutherAI/pythia-{size}",
             student="",
             revision=revision,

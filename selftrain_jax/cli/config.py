@@ -2,7 +2,9 @@
 
 import ast
 import pathlib
+import re
 import runpy
+import shlex
 import sys
 import traceback
 from typing import Any, Sequence
@@ -53,6 +55,12 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that `literal_eval` names
         value = text
+        if escape := re.search(r"\\[nrt]", text):
+            quoted = repr(text).replace("\\\\", "\\")
+            raise InputError(
+                f"setting {name}: {escape[0]} is two characters in a shell; for the one that Python means by it write "
+                f"--config.{name}={shlex.quote(quoted)}, and for the two {shlex.quote('r' + quoted)}"
+            )
     if type(value) in (int, float):
         value = Typed(text.strip())
     *groups, last = name.split(".")

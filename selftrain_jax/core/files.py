@@ -157,9 +157,18 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
             pathlib.Path(path).unlink(missing_ok=True)
 
 
+def json_text(value: Any, **how: Any) -> str:
+    """`json.dumps` in strict JSON, which any reader takes: NaN and infinities as null."""
+    try:
+        return json.dumps(value, allow_nan=False, **how)
+    except ValueError:
+        plain = json.dumps(value, default=how.get("default"))
+        return json.dumps(json.loads(plain, parse_constant=lambda _: None), **how)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """`value` as indented JSON, written by `write_atomic`."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+    write_atomic(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
@@ -176,7 +185,7 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
     """One JSON object per line, written by `write_atomic`."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(json_text(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def fingerprint(value: Any) -> str:

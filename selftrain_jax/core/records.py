@@ -10,12 +10,12 @@ import os
 from typing import Any, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import as_path, read_json, write_json
+from selftrain_jax.core.files import as_path, json_text, read_json, write_json
 
 
 def plain(value: Any) -> Any:
-    """`value` as it reads back from JSON: tuples become lists."""
-    return json.loads(json.dumps(value))
+    """`value` as it reads back from JSON: tuples become lists, NaN becomes None."""
+    return json.loads(json_text(value))
 
 
 def write_record(path: str | os.PathLike, asked: Mapping[str, Any], **outcome: Any) -> None:

@@ -99,6 +99,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(arguments[0], item, where) for item in value)
     if hint is float and type(value) is int:
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"setting {where}={value!r} must be a finite number")
     if type(value) is not hint:
         raise InputError(f"setting {where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
     return value

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint as fingerprint_of
+from selftrain_jax.core.files import json_text
 from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
 from selftrain_jax.evaluation.generation import read_generation
@@ -143,12 +144,12 @@ def _environment(settings: Settings) -> Iterator[None]:
 
 def _plain(value: Any) -> Any:
     """`value` as it reads back from JSON: numpy numbers as numbers, and anything else unknown as text."""
-    return json.loads(json.dumps(value, default=lambda x: x.item() if getattr(x, "ndim", None) == 0 else str(x)))
+    return json.loads(json_text(value, default=lambda x: x.item() if getattr(x, "ndim", None) == 0 else str(x)))
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and metric: "task", "num_fewshot", "filter", "metric", "value", "stderr" (None: not
-    known), "n".
+    """One row per task and metric: "task", "num_fewshot", "filter", "metric", "value" (None: not finite), "stderr"
+    (None: not known), "n".
     """
     table = []
     for result in results:
@@ -157,7 +158,7 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             count = result["n-samples"].get(task, {}).get("effective")
             for key, value in metrics.items():
                 metric, comma, filter_name = key.partition(",")
-                if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float, type(None))):
                     continue
                 stderr = metrics.get(f"{metric}_stderr,{filter_name}")
                 table.append(
@@ -180,8 +181,9 @@ def format_table(table: Sequence[dict[str, Any]]) -> str:
     for row in table:
         metric = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
         stderr = "-" if row["stderr"] is None else f"{row['stderr']:.4f}"
+        value = "-" if row["value"] is None else f"{row['value']:.4f}"
         shots, count = ("-" if row[name] is None else str(row[name]) for name in ("num_fewshot", "n"))
-        lines.append((row["task"], shots, metric, f"{row['value']:.4f}", stderr, count))
+        lines.append((row["task"], shots, metric, value, stderr, count))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     left = (True, False, True, False, False, False)
     return "\n".join(

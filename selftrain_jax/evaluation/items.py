@@ -52,7 +52,7 @@ class Items:
         with np.load(directory / _FILE) as arrays:
             for key in arrays.files:
                 kind, _, name = key.partition("/")
-                kinds.setdefault(kind, {})[name] = arrays[key]
+                kinds.setdefault(kind, {})[name] = arrays[f"{key}.npy"]  # "x" beside "x.npy" would find the latter
         capability = {}
         for name, hits in kinds.get("capability", {}).items():
             rule, _, suite = name.partition("/")

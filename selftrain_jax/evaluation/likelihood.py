@@ -128,7 +128,7 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "question", "choices" (list of str) and "gold" (index), checked."""
+    """Rows with "question" (not the same in all), "choices" (list of str) and "gold" (index), checked."""
     rows = list(read_rows(path, ("question", "choices", "gold"), "question file"))
     check_strings(rows, ("question",), f"question file {path}")
     for number, row in enumerate(rows, 1):
@@ -142,6 +142,11 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
             raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
     if not rows:
         raise InputError(f"question file {path} holds no questions")
+    if len(rows) > 1 and len({row["question"] for row in rows}) == 1:
+        raise InputError(
+            f"question file {path}, items 1 to {len(rows)}: all have the same question; write what tells them apart "
+            "into it, or make them minimal pairs"
+        )
     return rows
 
 

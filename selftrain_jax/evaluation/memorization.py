@@ -27,7 +27,7 @@ class Probe:
 
     prefix: np.ndarray  # int32
     suffix: np.ndarray  # int32
-    group: str = "all"  # for example how often the sequence was seen in training
+    group: str = "all"  # "all" is of no group; for example how often the sequence was seen in training
     offset: int | None = None  # tokens of the training sequence that come before the prefix, where known
 
 
@@ -35,10 +35,11 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
     """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
 
     Raises:
-      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, or a probe
-        longer than the context; each named by its number.
+      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, a group that is
+        no name, or a probe longer than the context, each named by its number; a group "all" beside others.
     """
-    probes = []
+    probes: list[Probe] = []
+    named: set[str] = set()
     for number, row in enumerate(read_rows(path, ("prefix", "suffix"), "probe file"), 1):
         where = f"probe file {path}, probe {number}"
         for part in ("prefix", "suffix"):
@@ -57,10 +58,24 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
         if offset is not None and (type(offset) is not int or offset < 0):
             raise InputError(f"{where}: offset={offset!r} must count the tokens before the prefix, 0 or more")
         group = row.get("group")
+        if group is not None:
+            if type(group) not in (str, int) or not str(group).isprintable() or group == "":
+                raise InputError(f"{where}: group={group!r} must be a name of printable characters, or left out")
+            named.add(str(group))
         probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset))
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
+    if "all" in named and len(named) > 1:
+        raise InputError(f"probe file {path}: group 'all' stands for all probes together; give that group another name")
     return probes
+
+
+def probe_columns(probes: Sequence[Probe]) -> dict[str, np.ndarray]:
+    """ "group" (str `[n]`) and "offset" (int `[n]`, -1 where it is not known)."""
+    return {
+        "group": np.array([p.group for p in probes]),
+        "offset": np.array([-1 if p.offset is None else p.offset for p in probes]),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

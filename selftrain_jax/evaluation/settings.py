@@ -69,10 +69,26 @@ class EvaluateSettings:
             values = getattr(self, name)
             if any(b <= a for a, b in zip((0, *values), values)):
                 raise InputError(f"evaluate {name}={values} must rise, and start at 1 or more")
+        for name in (*self.texts, *self.multiple_choice, *self.minimal_pairs):
+            if not name or not name.isprintable() or name.endswith((":acc_norm", ":acc_bytes")):
+                raise InputError(
+                    f"evaluate name {name!r} of a text set or suite must consist of printable characters and not end "
+                    "in a rule such as ':acc_norm'"
+                )
+        if twice := self.multiple_choice.keys() & self.minimal_pairs.keys():
+            raise InputError(f"evaluate multiple_choice and minimal_pairs both name {min(twice)!r}; rename one of them")
         if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:
             raise InputError(f"evaluate rules={self.rules} must be some of 'acc', 'acc_norm' and 'acc_bytes'")
-        if "{question}" not in self.template:
-            raise InputError(f"evaluate template={self.template!r} must contain {{question}}")
+        question = "'?\n" * 1000  # which neither repr() nor a cut leaves as it is
+        try:
+            whole = question in self.template.format(question=question)
+        except (LookupError, ValueError, AttributeError, TypeError):
+            whole = False
+        if not whole:
+            raise InputError(
+                f"evaluate template={self.template!r} must hold {{question}}, which stands for the whole question, and "
+                "no other field; braces that the prompt shall show are doubled"
+            )
 
     def stage_settings(self) -> dict[str, Any]:
         """What decides the result of an evaluation after training."""

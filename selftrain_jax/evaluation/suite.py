@@ -116,8 +116,7 @@ def evaluate_model(
         if probes:
             bos = config.bos_token_id if add_bos else None
             items.probes["index"] = index
-            items.probes["group"] = np.array([p.group for p in probes])
-            items.probes["offset"] = np.array([-1 if p.offset is None else p.offset for p in probes])
+            items.probes.update(memorization.probe_columns(probes))
             items.probes.update(vars(memorization.extract(scorer, probes, bos_token_id=bos)))
             summary["extraction/all"] = float(items.probes["exact"].mean())
             if settings.free_running:

@@ -6,10 +6,10 @@ import math
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, grouped
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, check_distinct, grouped
 
 MARGIN = 0.02
-"""A capability score counts as kept when it is at most this far (2 points) below the base model's."""
+"""A capability score counts as kept when it is surely at most this far (2 points) below the base model's."""
 METRIC_FIELDS = ("model", "metric", "value", "low", "high", "n", "seed")
 _LABELS = {
     "base": "base model",
@@ -54,11 +54,10 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """ "kept" or "lost" by the margin; "kept*" when the interval reaches below it."""
-        if self.difference < -MARGIN - 1e-9:
-            return "lost"
-        reaches = not self.bounds_relative and self.low is not None and self.low < -MARGIN - 1e-9
-        return "kept*" if reaches else "kept"
+        """ "kept" or "lost" where the whole interval lies on that side of the margin, else "undecided"."""
+        if self.low is None or self.high is None or self.bounds_relative:
+            return "undecided"
+        return "kept" if self.low >= -MARGIN else "lost" if self.high < -MARGIN else "undecided"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +112,7 @@ class ReportData:
                 raise InputError(
                     f"report metrics: {row['model']} {row['metric']} = {row['value']} must be a fraction in [0, 1]"
                 )
+        check_distinct(row["metric"] for row in self.metrics)
         histogram = (self.audit or {}).get("nll_histogram")
         if histogram and any(len(histogram["edges"]) != len(histogram[k]) + 1 for k in ("before", "after")):
             raise InputError("report audit: nll_histogram needs one more edge than counts, both before and after")

@@ -5,6 +5,8 @@ import dataclasses
 import re
 from typing import Any, Iterable, Mapping
 
+from selftrain_jax.core.errors import InputError
+
 RUN = "run"
 Row = Mapping[str, Any]
 """A row of a table: column -> value."""
@@ -189,6 +191,20 @@ def group_extraction(label: str) -> Metric:
     """
     repeats = re.fullmatch(r"repeats=(\d+)", label)
     return Metric("extraction", group=label, repeats=int(repeats[1]) if repeats else None)
+
+
+def check_distinct(metrics: Iterable[Metric]) -> None:
+    """Raises `InputError` for two metrics that files or tables would call the same."""
+    called: dict[str, Metric] = {}
+    for metric in metrics:
+        for words in (metric.name, metric.title):
+            other = called.setdefault(words, metric)
+            if other != metric:
+                named = [repr(name) for m in (other, metric) if (name := m.group or m.item)]
+                raise InputError(
+                    f"{words!r} would stand for two figures: give another name to {' or '.join(dict.fromkeys(named))}, "
+                    f"a {'group of probes' if metric.kind == 'extraction' else 'suite or text set'}"
+                )
 
 
 def grouped(rows: Iterable[Row], *names: str) -> dict[tuple, list[Row]]:

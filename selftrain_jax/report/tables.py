@@ -65,12 +65,17 @@ def printable(lines: Iterable[str]) -> str:
     """Plain ASCII text, at most 100 columns wide."""
     wrapped = []
     for line in lines:
-        line = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line)
+        line = _ascii("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line))
         indent = " " * 18 * line.startswith("  ")
         fits = len(line) <= WIDTH
         parts = [line] if fits else textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-        wrapped += [part.encode("ascii", "replace").decode().rstrip() for part in parts]
+        wrapped += [part.rstrip() for part in parts]
     return "\n".join(wrapped).strip() + "\n"
+
+
+def _ascii(text: str) -> str:
+    """Other characters escaped: two names stay two."""
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def format_table(data: ReportData) -> str:
@@ -78,12 +83,13 @@ def format_table(data: ReportData) -> str:
 
     Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
     """
-    rows: list[list] = [["", "n", *data.models]]
+    rows: list[list] = [["", "n", *map(_ascii, data.models)]]
     for name, metrics in data.kinds.items():
         unit = kind(name).unit
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
-        for metric in metrics:
-            words = metric.words if len(metric.words) <= 24 else metric.words[:22] + ".."
+        whole = [_ascii(metric.words) for metric in metrics]
+        short = [words if len(words) <= 24 else words[:22] + ".." for words in whole]
+        for metric, words in zip(metrics, short if len(set(short)) == len(short) else whole):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", number(data.num_items(metric)), *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
@@ -129,16 +135,12 @@ def _verdict(data: ReportData) -> list[str]:
         lines += ["", f"{what if data.headline == HELD_OUT else 'Extraction, all probes'}, before -> after:"]
         lines += [f"  {m:<15} {text}" for m, text in found.items()]
     if found := {m: suites for m in data.trained if (suites := data.capability_changes(m))}:
-        lines += ["", "Capability against base in points (kept: at most 2 points below, or better):"]
+        lines += ["", "Capability against base in points (kept, LOST: by the 95 % interval, at most 2 points below):"]
         for model, suites in found.items():
-            shown = {"kept": [], "LOST": []}
+            shown = {"kept": [], "LOST": [], "undecided": []}
             for suite, change in suites.items():
-                star = "*" * change.verdict.endswith("*")
-                shown["LOST" if change.verdict == "lost" else "kept"].append(
-                    f"{suite.words} {number(change.difference, 1, 100, True)}{star}"
-                )
+                word = "LOST" if change.verdict == "lost" else change.verdict
+                shown[word].append(f"{suite.words} {number(change.difference, 1, 100, True)}")
             parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
             lines.append(f"  {model:<15} " + "; ".join(parts))
-        if any(c.verdict == "kept*" for suites in found.values() for c in suites.values()):
-            lines.append("  * the 95 % interval reaches further below")
     return lines

@@ -46,4 +46,4 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     def work(directory):
         page.write_report(directory, summary.report_data(run, before))
 
-    return Stage("report", {"title": run.config.title}, [f"evaluate/{model}" for model in run.models], work)
+    return Stage("report", {"title": run.config.heading}, [f"evaluate/{model}" for model in run.models], work)

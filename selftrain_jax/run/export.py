@@ -107,7 +107,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     student = student_directory(pipeline)
     settings = dataclasses.asdict(pipeline.config)
     shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
-    shown["model"] = model
+    shown |= {"title": pipeline.config.heading, "model": model}
     if model == "base":
         if step is not None:
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")

@@ -17,6 +17,7 @@ from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
+from selftrain_jax.run.summary import check_groups
 from selftrain_jax.run.train import audit_stage, subset_stage, train_stage
 
 
@@ -80,7 +81,8 @@ class Pipeline(RunNames):
         evaluated = self.config.evaluate.files().values()
         if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
             student = self.model_path(self.student)
-            suite.read_inputs(self.config.evaluate, self.path, hf.load_config(student), load_tokenizer(student))
+            inputs = self.config.evaluate, self.path, hf.load_config(student), load_tokenizer(student)
+            check_groups(suite.read_inputs(*inputs)[-1], self.config.evaluate)
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

@@ -1,6 +1,7 @@
 """The settings of a run: one frozen dataclass per stage."""
 
 import dataclasses
+import os
 from typing import Mapping
 
 from selftrain_jax.core.errors import InputError
@@ -39,7 +40,7 @@ class RunConfig:
     """One run, from BOS to report.
 
     Attributes:
-      title: heading of the report.
+      title: of the report; "" for `heading`, which follows the models.
       source: model that writes: a Hugging Face directory or name, or "lab:base" / "lab:other".
       corpus: folder of a finished corpus to train on instead of sampling the source; the main arm is then named
         "corpus" rather than "self", and `source` only says which student is meant where `student` is empty.
@@ -50,7 +51,7 @@ class RunConfig:
       controls: name -> control; "real" and "other" are the two that every claim needs.
     """
 
-    title: str = "Unconditional self-training"
+    title: str = ""
     source: str = ""
     corpus: str = ""
     student: str = ""
@@ -74,3 +75,14 @@ class RunConfig:
         for name in self.controls:
             if not name.replace("_", "").isalnum():
                 raise InputError(f"control name {name!r} must consist of letters, digits and underscores")
+
+    @property
+    def heading(self) -> str:
+        """The title, or who is trained on whose text; of an absolute path its last name alone."""
+        student, text = (
+            os.path.basename(name.rstrip("/")) if os.path.isabs(name) else name
+            for name in (self.student or self.source, self.corpus or self.source)
+        )
+        alone = not self.corpus and self.student in ("", self.source)
+        made = f"Self-training of {student}" if alone else f"Training of {student} on text of {text}"
+        return self.title or made + f", revision {self.revision}" * bool(self.revision)

@@ -16,7 +16,15 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.report.data import ReportData
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, UNKNOWN_OFFSET, Metric, group_extraction
+from selftrain_jax.report.metric import (
+    EXTRACTION,
+    HELD_OUT,
+    RUN,
+    UNKNOWN_OFFSET,
+    Metric,
+    check_distinct,
+    group_extraction,
+)
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
@@ -55,7 +63,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     settings = read_json(workdir / "config.json")
     settings["evaluate"]["add_bos"] = manifests["evaluate/base"]["result"]["add_bos"]  # what "auto" came to
     return ReportData(
-        title=config.title,
+        title=config.heading,
         metrics=metrics,
         comparisons=comparisons,
         measured_curves=curves,
@@ -88,15 +96,7 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
         return [{}] * subset.num_subsets
     student = hf.load_config(pipeline.model_path(pipeline.student))
     probes = memorization.load_probes(pipeline.path(evaluate.probes), student)
-    columns = Items.load(pipeline.workdir / "evaluate" / "base").probes
-    labels = dict.fromkeys(columns["group"].tolist())
-    groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
-    groups = groups if len(labels) > 1 else {}
-    by_offset = {}
-    if evaluate.offset_edges:
-        offsets = columns["offset"]
-        bins = memorization.offset_bins(offsets, evaluate.offset_edges) | {UNKNOWN_OFFSET: offsets < 0}
-        by_offset = {Metric("extraction", offset=offset): mask for offset, mask in bins.items() if mask.any()}
+    groups, by_offset = _parts(Items.load(pipeline.workdir / "evaluate" / "base").probes, evaluate)
     masks = []
     for k in range(subset.num_subsets):
         streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
@@ -111,6 +111,26 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
         }
         masks.append({EXTRACTION: np.ones(len(probes), bool)} | groups | by_offset | held_out | by_group)
     return masks
+
+
+def _parts(columns: Masks, evaluate: EvaluateSettings) -> tuple[Masks, Masks]:
+    """The probes of each group, and by their offset; `columns` as of `memorization.probe_columns`."""
+    labels = dict.fromkeys(columns["group"].tolist())
+    groups = {group_extraction(label): columns["group"] == label for label in labels if label != "all"}
+    by_offset = {}
+    if evaluate.offset_edges:
+        offsets = columns["offset"]
+        bins = memorization.offset_bins(offsets, evaluate.offset_edges) | {UNKNOWN_OFFSET: offsets < 0}
+        by_offset = {Metric("extraction", offset=offset): mask for offset, mask in bins.items() if mask.any()}
+    return groups if len(labels) > 1 else {}, by_offset
+
+
+def check_groups(probes: Sequence[memorization.Probe], evaluate: EvaluateSettings) -> None:
+    """Raises `InputError` for groups of probes that the report would call as it calls something else."""
+    groups, by_offset = _parts(memorization.probe_columns(probes), evaluate)
+    others = [EXTRACTION, *by_offset, *(Metric("extraction", suffix=k) for k in evaluate.suffix_lengths)]
+    others += [dataclasses.replace(EXTRACTION, held_out=name) for name in (RUN, 13, "suffix")]
+    check_distinct([*others, *groups, *(dataclasses.replace(metric, held_out=RUN) for metric in groups)])
 
 
 def curve(training: pathlib.Path) -> Iterator[tuple[int, Items]]:
@@ -161,7 +181,7 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings) -> Iterator
             yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
     for metric, value in nll_per_token(items).items():
         nats, tokens = items.nll[metric.item]
-        yield _row(metric, value, *_bootstrap_ratio(nats, tokens), int(tokens.sum()))
+        yield _row(metric, value, *statistics.bootstrap_ratio(nats, tokens), int(tokens.sum()))
 
 
 def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
@@ -172,14 +192,6 @@ def _row(metric: Metric, value: float, low: float, high: float, n: int) -> dict[
     return {"metric": metric, "value": value, "low": low, "high": high, "n": n}
 
 
-def _bootstrap_ratio(values: np.ndarray, weights: np.ndarray, num_resamples: int = 2_000) -> tuple[float, float]:
-    """Percentile-bootstrap interval of sum(values) / sum(weights), windows resampled together with their weights."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(values), size=(num_resamples, len(values)))
-    low, high = np.quantile(values[drawn].sum(1) / weights[drawn].sum(1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
 
@@ -187,7 +199,7 @@ def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
     same probes again and again, and stand for themselves."""
     rows = []
     for metric, new in after.items():
-        difference, low, high = statistics.paired_bootstrap_difference(before[metric], new)
+        difference, low, high = statistics.paired_difference(before[metric], new)
         row = {"metric": metric, "difference": difference, "low": low, "high": high}
         rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
     suites = [row for row in rows if row["metric"].kind == "capability"]

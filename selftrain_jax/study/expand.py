@@ -97,6 +97,8 @@ class Study:
             name = f"{student}-{seed}" + f"-n{condition.num_tokens}" * bool(config.budgets)
             name += f"-lr{condition.learning_rate:g}" * bool(config.learning_rates)
             arms = tuple(self._arms(student, seed))
+            if len({arm.key for arm in arms}) < len(arms):
+                raise InputError(f"models {', '.join(config.models)}: rename what ends as a temperature does")
             settings = self._run_config(student, seed, condition, arms)
             pipeline = Pipeline(settings, self.workdir / "runs" / name, self.command)
             found.append(Run(name, student, condition, seed, arms, pipeline))

@@ -135,8 +135,8 @@ class StudyConfig:
                 )
         for kind in ("students", "sources", "seeds", "temperatures", "budgets", "learning_rates"):
             values = getattr(self, kind)
-            if len(set(values)) < len(values):
-                raise InputError(f"{kind}={values} names one of them twice")
+            if len({f"{v:g}" if isinstance(v, float) else v for v in values}) < len(values):
+                raise InputError(f"{kind}={values} names one of them twice (in six digits, as folders are named)")
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
         repeated = self.generations.students

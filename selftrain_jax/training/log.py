@@ -11,7 +11,7 @@ import jax
 
 from selftrain_jax.core.accelerators import PEAK_FLOPS
 from selftrain_jax.core.errors import InputError, RunStopped
-from selftrain_jax.core.files import as_path, write_atomic
+from selftrain_jax.core.files import as_path, json_text, write_atomic
 from selftrain_jax.distributed import job
 
 
@@ -89,7 +89,7 @@ class TrainingLog:
         from tqdm import tqdm
 
         kept = [line for line in read_metrics(self.path) if line["step"] <= first]
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomic(self.path, "".join(json_text(line) + "\n" for line in kept))
         self._file = open(self.path, "a")
         # TensorBoard hides what an earlier writer logged from `purge_step` on; step `first` itself is kept.
         self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1, write_to_disk=True)
@@ -108,7 +108,7 @@ class TrainingLog:
         self._last = (step, now)
         if self._writes:
             try:
-                self._file.write(json.dumps(line) + "\n")
+                self._file.write(json_text(line) + "\n")
                 self._file.flush()
                 for name, value in line.items():
                     if name != "step":

@@ -254,6 +254,7 @@ OVERRIDES = [
     ("mesh=fsdp=4", lambda c: dataclasses.astuple(c.mesh), (1, 4, 1)),
     ("mesh=data=-1,tensor=2", lambda c: dataclasses.astuple(c.mesh), (-1, 1, 2)),
     ("mesh.tensor=2", lambda c: dataclasses.astuple(c.mesh), (-1, 1, 2)),
+    ("evaluate.template='Q: {question}\\nA:'", lambda c: c.evaluate.template, "Q: {question}\nA:"),
     ("revision=step143000", lambda c: c.revision, "step143000"),
     ("lab.world.repeats=(0,4,8)", lambda c: c.lab.world.repeats, (0, 4, 8)),
     ("lab.world.sequences_per_group=3", lambda c: c.lab.world.sequences_per_group, 3),
@@ -311,6 +312,13 @@ BAD = [
     (GOOD, ["--config.sample.seed.x=5"], "seed is a single value, not a group of settings"),
     (GOOD, ["--config.sample.seed"], "'--config.sample.seed' is not understood"),
     (GOOD, ["--config.mesh=fdsp=4"], "mesh='fdsp=4' must read like data=1,fsdp=4,tensor=2"),
+    (
+        GOOD,
+        ["--config.evaluate.template=Q: {question}\\nA:"],
+        r"""setting evaluate.template: \n is two characters in a shell; for the one that Python means by it write """
+        r"""--config.evaluate.template=''"'"'Q: {question}\nA:'"'"'', and for the two 'r'"'"'Q: {question}\nA:'"'"''""",
+    ),
+    (GOOD, ["--config.title=a\\tb"], r"setting title: \t is two characters"),
     (GOOD, ["--steps=5"], "'--steps=5' is not understood"),
     (GOOD, ["extra"], "'extra' is not understood"),
 ]

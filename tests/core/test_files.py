@@ -54,6 +54,23 @@ def test_text_and_json_read_back(tmp_path):
     assert files.read_json(tmp_path / "j") == rows
 
 
+def test_what_is_no_number_is_written_as_null(tmp_path):
+    value = {"loss": float("nan"), "all": [1.5, float("inf"), {"low": float("-inf")}]}
+    files.write_json(tmp_path / "j", value)
+    files.write_jsonl(tmp_path / "l", [value])
+    for name in ("j", "l"):
+        found = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+        assert found == {"loss": None, "all": [1.5, None, {"low": None}]}
+    assert json.loads(files.json_text([float("nan"), tmp_path], default=str)) == [None, str(tmp_path)]
+
+
+def test_json_is_written_by_one_function():
+    """`json.dumps` elsewhere makes messages between processes, or writes again what was read or checked."""
+    package = pathlib.Path(files.__file__).parents[1]
+    found = {str(p.relative_to(package)) for p in package.rglob("*.py") if "json.dump" in p.read_text()}
+    assert found == {"core/files.py", "distributed/job.py", "lab/tokenization.py", "run/export.py"}
+
+
 @pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"], ids=["cut short", "empty", "not UTF-8"])
 def test_broken_json_names_the_file(tmp_path, content):
     (tmp_path / "f.json").write_bytes(content)

@@ -13,7 +13,7 @@ import lm_eval.tasks
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation import harness
+from selftrain_jax.evaluation import harness, harness_tasks
 from selftrain_jax.evaluation.harness_tasks import Settings
 from selftrain_jax.evaluation.task_book import PAPER_GROUPS, TaskBook, TaskRequest, expand
 from tests.evaluation.harness_model import write_model
@@ -246,3 +246,10 @@ def test_only_benchmarks_need_the_harness():
     names = "selftrain_jax.cli.tools", "selftrain_jax.evaluation.harness_tasks"
     code = f"import sys; sys.modules['lm_eval'] = None; import {', '.join(names)}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_value_that_is_no_number_is_shown_as_not_known():
+    result = {"task": "t", "num_fewshot": 0, "results": {"t": {"ppl,none": float("inf"), "acc,none": 0.5}}}
+    (ppl, acc) = harness_tasks.rows([harness_tasks._plain(result | {"n-shot": {}, "n-samples": {}})])
+    assert (ppl["value"], acc["value"]) == (None, 0.5)
+    assert harness_tasks.format_table([ppl]).splitlines()[1].split() == ["t", "0", "ppl", "-", "-", "-"]

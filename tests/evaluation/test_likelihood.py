@@ -255,7 +255,10 @@ def test_the_good_sentence_must_be_strictly_more_likely():
 def test_rows_come_back_as_they_are_in_the_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     for load, rows in (
-        (likelihood.load_multiple_choice, [row() | {"source": "test"}, row(choices=["a", "b", "c"], gold=2)]),
+        (
+            likelihood.load_multiple_choice,
+            [row() | {"source": "test"}, row(question="r", choices=["a", "b", "c"], gold=2)],
+        ),
         (likelihood.load_minimal_pairs, [{"sentence_good": "a", "sentence_bad": "b"}]),
     ):
         path.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -294,6 +297,7 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_multiple_choice", row() | {"choices": "ab"}, "item 2: choices"),
         ("load_multiple_choice", row(choices=["a", 1]), "item 2: every choice"),
         ("load_multiple_choice", row(choices=["a", " "]), "item 2: every choice"),
+        ("load_multiple_choice", row(gold=1), "items 1 to 2: all have the same question"),
         ("load_multiple_choice", row(question=None), "item 2: question must be a text"),
         ("load_minimal_pairs", {"sentence_good": "a"}, r"line 2: missing field\(s\) sentence_bad"),
         ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": 1}, "item 2: sentence_bad must be a text"),

@@ -247,6 +247,9 @@ def test_the_longest_probe_leaves_its_last_token_out_of_the_context(tmp_path, ad
         ('{"prefix": [1], "suffix": [18446744073709551616]}', "probe 2: suffix token ids"),
         ('{"prefix": [1], "suffix": [2], "offset": -1}', "probe 2: offset=-1"),
         ('{"prefix": [1], "suffix": [2], "offset": "5"}', "probe 2: offset='5'"),
+        ('{"prefix": [1], "suffix": [2], "group": ""}', "probe 2: group=''"),
+        ('{"prefix": [1], "suffix": [2], "group": ["a"]}', r"probe 2: group=\['a'\]"),
+        ('{"prefix": [1], "suffix": [2], "group": "a\\u0000"}', r"probe 2: group='a\\x00'"),
     ],
 )
 def test_a_faulty_probe_is_named(tmp_path, second, message):
@@ -254,6 +257,16 @@ def test_a_faulty_probe_is_named(tmp_path, second, message):
     path.write_text(f'{{"prefix": [1], "suffix": [2]}}\n{second}\n')
     with pytest.raises(InputError, match=f"{path}, {message}"):
         load_probes(path, CONFIG)
+
+
+def test_a_group_cannot_be_called_as_all_probes_are(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    rows = [{"prefix": [1], "suffix": [2], "group": group} for group in ("all", None, "poems")]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=f"{path}: group 'all' stands for all probes"):
+        load_probes(path, CONFIG)
+    path.write_text("\n".join(map(json.dumps, rows[:2])))
+    assert [probe.group for probe in load_probes(path, CONFIG)] == ["all"] * 2
 
 
 def test_a_file_without_probes_is_an_error(tmp_path):

@@ -72,22 +72,48 @@ def test_constant_values_have_an_interval_of_no_width():
     assert statistics.bootstrap_mean([0.25] * 7) == (0.25, 0.25)
 
 
+@pytest.mark.parametrize("elements", [1, 900])
+def test_a_ratio_is_resampled_in_bounded_memory_as_all_at_once(monkeypatch, elements):
+    rng = np.random.default_rng(1)
+    values, weights = rng.exponential(size=300), rng.integers(1, 99, 300)
+    drawn = np.random.default_rng(0).integers(300, size=(2000, 300))
+    expected = np.quantile(values[drawn].sum(1) / weights[drawn].sum(1), (0.025, 0.975))
+    monkeypatch.setattr(statistics, "_CHUNK_ELEMENTS", elements)
+    assert statistics.bootstrap_ratio(values, weights) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def pairs(both, lost, gained, neither):
+    return [1] * (both + lost) + [0] * (gained + neither), [1] * both + [0] * lost + [1] * gained + [0] * neither
+
+
+def test_what_one_item_of_eight_says_about_a_difference():
+    difference, low, high = statistics.paired_difference(*pairs(7, 1, 0, 0))
+    assert difference == -0.125 and low < -0.3 and high > 0.1
+
+
+@pytest.mark.parametrize("both, neither, half", [(8, 0, 0.33), (6, 2, 0.26), (500, 500, 0.002)])
+def test_items_that_did_not_change_leave_the_width_of_their_number(both, neither, half):
+    assert statistics.paired_difference(*pairs(both, 0, 0, neither)) == pytest.approx((0, -half, half), abs=0.01)
+
+
 def test_pairing_cancels_what_the_items_share():
-    rng = np.random.default_rng(0)
-    difficulty = rng.normal(scale=10.0, size=100)
-    before, after = difficulty, difficulty + 0.5 + rng.normal(scale=0.1, size=100)
-    difference, low, high = statistics.paired_bootstrap_difference(before, after)
-    assert difference == pytest.approx(np.mean(after) - np.mean(before))
-    assert low < 0.5 < high and high - low < 0.1
+    _, low, high = statistics.paired_difference(*pairs(480, 20, 30, 470))
+    apart = statistics.clopper_pearson(500, 1000)
+    assert high - low < 0.5 * (apart[1] - apart[0])
 
 
 def test_swapping_before_and_after_mirrors_the_difference():
-    rng = np.random.default_rng(0)
-    before, after = rng.integers(2, size=(2, 80))
-    difference, low, high = statistics.paired_bootstrap_difference(before, after)
-    mirrored, mirrored_low, mirrored_high = statistics.paired_bootstrap_difference(after, before)
-    assert mirrored == -difference
-    assert (-mirrored_high, -mirrored_low) == pytest.approx((low, high))
+    before, after = np.random.default_rng(0).integers(2, size=(2, 80))
+    difference, low, high = statistics.paired_difference(before, after)
+    assert statistics.paired_difference(after, before) == pytest.approx((-difference, -high, -low))
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.2, 0.02), (0.3, 0.05, 0.3), (0.9, 0.05, 0.05), (0.05, 0.05, 0.0)])
+def test_a_paired_interval_covers_the_true_difference(shares):
+    draws = np.random.default_rng(0).multinomial(12, [*shares, 1 - sum(shares)], size=400)
+    found = [statistics.paired_difference(*pairs(*draw)) for draw in draws]
+    # 400 draws have a standard error of 0.011.
+    assert np.mean([low <= shares[2] - shares[1] <= high for _, low, high in found]) >= 0.93
 
 
 @pytest.mark.parametrize("gains, losses, kept, missed", [(0, 6, 4, 2), (3, 9, 0, 0), (5, 5, 1, 1), (1, 0, 0, 7)])
@@ -332,7 +358,7 @@ def test_what_does_not_vary_has_no_rank_correlation():
         (lambda: statistics.bootstrap_mean([]), "at least one item"),
         (lambda: statistics.bootstrap_mean([0.1, float("nan")]), "1 non-finite"),
         (lambda: statistics.bootstrap_mean([0.1], num_resamples=0), "num_resamples=0"),
-        (lambda: statistics.paired_bootstrap_difference([1, 2], [1]), "before has 2 items"),
+        (lambda: statistics.paired_difference([1, 0], [1]), "before has 2 items"),
         (lambda: statistics.mcnemar([0, 2], [0, 1]), "before_hits"),
         (lambda: statistics.benjamini_hochberg([0.5, 1.5]), "p_values lie in .*1.5"),
         (lambda: statistics.benjamini_hochberg([]), "at least one item"),

@@ -12,6 +12,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
@@ -100,7 +101,9 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
     """Names are the user's: they may hold what the file's own keys are made with."""
     items = Items(
         capability={("a/b:c", "acc"): np.array([True]), ("a/b:c", "acc_norm"): np.array([False])},
-        nll={"x/tokens": (np.array([1.5]), np.array([3]))},
+        nll={
+            name: (np.array([i + 0.5]), np.array([3])) for i, name in enumerate(("x", "x/tokens", "x:tokens", "x.npy"))
+        },
         probes={"group": np.array(["repeats=8"]), "offset": np.array([-1])},
         membership={"loss": np.array([0.5])},
         members=np.array([True]),
@@ -108,6 +111,16 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
     for before in (items, Items()):
         before.save(tmp_path / "new")
         np.testing.assert_equal(vars(Items.load(tmp_path / "new")), vars(before))
+
+
+@pytest.mark.parametrize(
+    "group", ["held_out", "held_out=13", "held_out/rare", "offset=0-3", "suffix=3", "first 3 tokens"]
+)
+def test_groups_of_probes_called_as_other_figures_are_refused(group):
+    probes = [Probe(np.array([1]), np.array([2]), name, 0) for name in ("rare", group)]
+    with pytest.raises(InputError, match=f"would stand for two figures: give another name to .*'{group}'"):
+        summary.check_groups(probes, SETTINGS)
+    summary.check_groups([probes[0], dataclasses.replace(probes[1], group="all")], SETTINGS)
 
 
 @pytest.mark.parametrize(

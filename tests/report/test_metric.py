@@ -1,9 +1,11 @@
 """The names that files hold, and the words that people read, of every kind of key."""
 
 import dataclasses
+import re
 
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.report.metric import (
     CAPABILITY,
     EXTRACTION,
@@ -11,6 +13,7 @@ from selftrain_jax.report.metric import (
     RUN,
     UNKNOWN_OFFSET,
     Metric,
+    check_distinct,
     group_extraction,
     grouped,
 )
@@ -46,6 +49,18 @@ CASES = [
 @pytest.mark.parametrize("metric, name, words", CASES, ids=[name for _, name, _ in CASES])
 def test_a_metric_has_one_name_and_one_wording(metric, name, words):
     assert (metric.name, str(metric), metric.words) == (name, name, words)
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["all", "", "held_out", "held_out=13", "held_out/poems", "offset=512+", "suffix=8", "held-out", "repeats=064"],
+)
+def test_two_metrics_of_one_name_or_wording_are_refused_by_name(group):
+    metrics = [metric for metric, _, _ in CASES] + [held_out(group_extraction("poems"))]
+    check_distinct(metrics)
+    if group_extraction(group) not in metrics:
+        with pytest.raises(InputError, match=f"would stand for two figures: give another name to.*{re.escape(group)}"):
+            check_distinct([*metrics, group_extraction(group)])
 
 
 def test_titles_name_the_kind_first():

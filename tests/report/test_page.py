@@ -284,6 +284,14 @@ def test_a_row_too_wide_for_its_interval_leaves_the_others_theirs():
     assert max(map(len, table.splitlines())) <= 100
 
 
+def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
+    suites = ["arithmetic_of_very_small_numbers", "arithmetic_of_very_small_sums", "\u6570", "\u5b57"]
+    metrics = [row("base", Metric("capability", suite), 0.5) for suite in suites]
+    table = report.format_table(ReportData(title="", metrics=metrics))
+    for name in (*suites[:2], "\\u6570", "\\u5b57"):
+        assert cells(table, name)[0] == name
+
+
 @pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])
 def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     names = [f"model-number-{i}" for i in range(num_models)]
@@ -298,31 +306,20 @@ def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     assert f"{0.1 * num_models:.1f}" in table
 
 
-def test_each_suite_is_judged_against_two_points():
-    suites = {"down": -0.021, "edge": -0.02, "flat": 0.0, "up": 0.035}
-    metrics = [
-        row(m, Metric("capability", s), 0.5 + d * (m == "self")) for m in ("base", "self") for s, d in suites.items()
-    ]
-    line = next(x for x in report.format_table(ReportData(title="", metrics=metrics)).splitlines() if " kept:" in x)
-    kept, lost = line.split("; LOST: ")
-    assert kept.split("kept: ")[1] == "edge -2.0, flat +0.0, up +3.5"
-    assert lost == "down -2.1"
+VERDICTS = [(-0.3, -0.021, "LOST"), (-0.02, 0.0, "kept"), (0.01, 0.05, "kept"), (-0.3, -0.02, "undecided")]
 
 
-def test_an_interval_that_reaches_below_two_points_is_marked():
-    def table(low):
-        comparison = {
-            "model": "self",
-            "metric": Metric("capability", "sciq"),
-            "difference": 0.01,
-            "low": low,
-            "high": 0.04,
-            "p_value": 0.2,
-        }
-        metrics = [row("base", Metric("capability", "sciq"), 0.5), row("self", Metric("capability", "sciq"), 0.51)]
-        return report.format_table(ReportData(title="", metrics=metrics, comparisons=[comparison]))
-
-    assert "sciq +1.0*" in table(-0.03) and "sciq +1.0*" not in table(-0.02)
+@pytest.mark.parametrize("low, high, verdict", [*VERDICTS, (-0.1, 0.1, "undecided"), (None, None, "undecided")])
+def test_a_suite_is_kept_or_lost_by_its_whole_interval(low, high, verdict):
+    suite = Metric("capability", "sciq")
+    change = {"model": "self", "metric": suite, "difference": -0.1, "low": low, "high": high}
+    metrics = [row("base", suite, 0.5), row("self", suite, 0.4)]
+    data = ReportData(title="", metrics=metrics, comparisons=[change])
+    (line,) = [x for x in report.format_table(data).splitlines() if "sciq -10.0" in x]
+    assert line.split()[1:] == [f"{verdict}:", "sciq", "-10.0"]
+    page = " ".join(report.render_html(data).split())
+    assert f"<strong>{int(verdict == 'kept')} of 1</strong>" in page
+    assert (f"; {verdict.lower()}: sciq" in page) == (verdict != "kept")
 
 
 def test_the_verdict_names_the_controls_or_their_absence():

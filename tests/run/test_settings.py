@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Mapping
 
 import pytest
@@ -108,15 +109,40 @@ def test_a_run_is_built_to_the_bottom():
     assert build(RunConfig, {"corpus": "c", "source": "m"}).student == ""
 
 
+TEMPLATES = ["{{question}}", "{question} {subject}", "{question} {", "{question} {}", "{question!r}", "{question:.9}"]
+HEADINGS = [
+    ({"source": "org/m"}, "Self-training of org/m"),
+    ({"source": "org/m", "student": "org/m", "revision": "step7"}, "Self-training of org/m, revision step7"),
+    ({"source": "/models/mine/"}, "Self-training of mine"),
+    ({"source": "org/m", "student": "/models/mine"}, "Training of mine on text of org/m"),
+    ({"corpus": "/models/mine", "student": "org/m"}, "Training of org/m on text of mine"),
+    ({"source": "org/m", "title": "A title"}, "A title"),
+]
+
+
+@pytest.mark.parametrize("values, heading", HEADINGS, ids=[heading for _, heading in HEADINGS])
+def test_a_run_is_headed_by_the_models_that_it_has(values, heading):
+    assert build(RunConfig, values).heading == heading
+
+
 REFUSED = [
     ({}, "source"),
     ({"source": "m", "sample": {"num_samples": 0}}, "num_samples=0"),
     ({"source": "m", "sample": {"batch_size": 0}}, "batch_size=0"),
     ({"source": "m", "sample": {"temperature": 0.0}}, "temperature=0.0"),
     ({"source": "m", "sample": {"temperature": -1.0}}, "temperature=-1.0"),
+    ({"source": "m", "sample": {"temperature": math.inf}}, "setting sample.temperature=inf must be a finite number"),
     ({"source": "m", "sample": {"dtype": "float16"}}, "dtype='float16'"),
     ({"source": "m", "evaluate": {"dtype": "int8"}}, "dtype='int8'"),
     ({"source": "m", "evaluate": {"template": "Q:"}}, "template='Q:'"),
+    *(
+        ({"source": "m", "evaluate": {"template": text}}, f"template={text!r} must hold {{question}}")
+        for text in TEMPLATES
+    ),
+    ({"source": "m", "evaluate": {"multiple_choice": {"x": "a"}, "minimal_pairs": {"x": "b"}}}, "both name 'x'"),
+    ({"source": "m", "evaluate": {"multiple_choice": {"x:acc_norm": "a"}}}, "'x:acc_norm'"),
+    ({"source": "m", "evaluate": {"texts": {"": "a"}}}, "name ''"),
+    ({"source": "m", "evaluate": {"texts": {"a\x1b[2J": "a"}}}, r"name 'a\x1b[2J'"),
     ({"source": "m", "evaluate": {"held_out_ngram": 0}}, "held_out_ngram=0"),
     ({"source": "m", "evaluate": {"context_len": 0}}, "context_len=0"),
     ({"source": "m", "evaluate": {"suffix_lengths": [8, 8]}}, "suffix_lengths=(8, 8)"),
@@ -159,13 +185,13 @@ def test_the_decode_loop_is_compiled_for_sampling_settings_only():
 @pytest.mark.everywhere
 def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():
     settings = EvaluateSettings(
-        texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"a": "4"}, probes="5"
+        texts={"a": "1"}, multiple_choice={"a": "2", "b": "3"}, minimal_pairs={"c": "4"}, probes="5"
     )
     assert settings.files() == {
         "texts.a": "1",
         "multiple_choice.a": "2",
         "multiple_choice.b": "3",
-        "minimal_pairs.a": "4",
+        "minimal_pairs.c": "4",
         "probes": "5",
     }
     assert EvaluateSettings().files() == {}

@@ -42,6 +42,7 @@ def test_conditions_are_named_by_what_differs():
         ({"students": ()}, "students is empty"),
         ({"seeds": ()}, "seeds is empty"),
         ({"seeds": (0, 0)}, "names one of them twice"),
+        ({"temperatures": (0.8, 0.8000001)}, "names one of them twice"),
         ({"sources": ("smal",)}, "sources names 'smal', which is none of models: small, large"),
         ({"students": ("other",)}, "'other', of which there is only a corpus"),
         ({"models": MODELS | {"real": ModelSettings(path="x")}}, "'real' must consist of letters"),

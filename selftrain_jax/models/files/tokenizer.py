@@ -1,6 +1,5 @@
 """Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
 
-import json
 import os
 import pathlib
 from typing import Any, Sequence
@@ -45,7 +44,7 @@ def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
         if path.name == "tokenizer_config.json" and b'"auto_map"' in data:
             settings = files.read_json(path, "tokenizer settings")
             del settings["auto_map"]
-            data = json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+            data = files.json_text(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
         files.write_atomic(directory / path.name, data)
 
 
