@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.generation import Generation, read_generation
 from selftrain_jax.evaluation.likelihood import rolling_windows
@@ -231,7 +232,7 @@ class HarnessModel(LM):
 
         keys = None
         if generation.sampling is not None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.asarray(places, jnp.uint32))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(seed_key(self.seed), jnp.asarray(places, jnp.uint32))
         continued = continue_prompts(
             self._decoding_params,
             self._decoding_config,

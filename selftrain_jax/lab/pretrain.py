@@ -5,13 +5,13 @@ import pathlib
 import tempfile
 from typing import Any, Callable
 
-import jax
 import jaxtyping as jt
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import pack
 from selftrain_jax.distributed import job
@@ -66,7 +66,7 @@ def pretrain_model(
         )
     model_config = config.model_config(tokenizer.get_vocab_size())
     train(
-        lambda: init_params(model_config, jax.random.key(config.seed)),
+        lambda: init_params(model_config, seed_key(config.seed)),
         model_config,
         pack(documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length),
         config.train,
