@@ -22,7 +22,7 @@ from selftrain_jax.evaluation.likelihood import rolling_windows
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import check_tokenizer, known_ids, load_tokenizer
+from selftrain_jax.models.files.tokenizer import call_tokenizer, check_tokenizer, known_ids, load_tokenizer
 from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
 
@@ -108,7 +108,7 @@ class HarnessModel(LM):
         return found
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+        return call_tokenizer(self.tokenizer, texts, add_special_tokens=special)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Token ids of (context, continuation): those of both together, cut where the context's own end.

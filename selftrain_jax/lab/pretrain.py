@@ -64,7 +64,7 @@ def pretrain_model(
             f"lineage model {name!r}: max_position={config.max_position} must be at least {longest}, the tokens of the "
             "longest probe; raise it, or bpe_vocab_size"
         )
-    model_config = config.model_config(tokenizer.get_vocab_size())
+    model_config = config.model_config(max(tokenizer.get_vocab().values()) + 1)  # ids may have holes
     train(
         lambda: init_params(model_config, seed_key(config.seed)),
         model_config,
