@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import os
 import pathlib
+import re
 from typing import Any, Iterator, Sequence
 
 import jax
@@ -226,9 +227,9 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
     with _quiet(import_transformers()) as transformers:
         import torch
 
-        # Some settings name code on the hub that transformers would fetch and run.
+        # Some settings name code on the hub that transformers would fetch and run, others ask for a list of any length.
         raw = files.read_json(directory / "config.json", "model configuration")
-        config = {name: value for name, value in raw.items() if "implementation" not in name}
+        config = {name: value for name, value in raw.items() if not re.search("implementation|num_labels", name)}
         family = FAMILIES[raw["model_type"]]
         try:
             model, loading = getattr(transformers, family.model_class).from_pretrained(
