@@ -4,7 +4,7 @@ import argparse
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import user_path, write_json
-from selftrain_jax.distributed.mesh import enable_compilation_cache, make_mesh
+from selftrain_jax.distributed.mesh import configure_jax, make_mesh
 from selftrain_jax.evaluation import harness, harness_tasks
 from selftrain_jax.evaluation.batches import check_batch_size
 from selftrain_jax.evaluation.task_book import TaskBook, expand
@@ -27,7 +27,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     book = TaskBook([request.name for request in requests], arguments.include_path, allowed)
 
     def make_model():
-        enable_compilation_cache()
+        configure_jax()
         mesh = make_mesh()
         return harness.HarnessModel(
             found.load(mesh), found.config, found.tokenizer, mesh=mesh, batch_size=batch_size, dtype=settings.dtype

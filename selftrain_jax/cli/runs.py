@@ -14,7 +14,7 @@ from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.distributed import job, preemption
-from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
+from selftrain_jax.distributed.mesh import configure_jax, describe, find_devices
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.study.execute import run_study
@@ -27,8 +27,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     pipeline = _pipeline(arguments, overrides, argv)
     plan = pipeline.stages()
     check_wandb(pipeline.wandb)
-    enable_compilation_cache()
+    configure_jax()
     job.initialize()
+    find_devices()
     asked = fingerprint([wanted, __version__, dataclasses.asdict(pipeline.config), str(pipeline.home)])
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")

@@ -7,7 +7,7 @@ import argparse
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.external import import_corpus
-from selftrain_jax.distributed.mesh import enable_compilation_cache
+from selftrain_jax.distributed.mesh import configure_jax, find_devices
 from selftrain_jax.evaluation import probes, published
 from selftrain_jax.models import verify
 from selftrain_jax.run.export import convert, export
@@ -65,7 +65,8 @@ def verify_model(arguments: argparse.Namespace) -> int:
     model, revision, item = arguments.model, arguments.revision, None
     if arguments.arc_easy is not None:
         item = published.first_arc_easy_item(arguments.arc_easy, model, revision)
-    enable_compilation_cache()
+    configure_jax()
+    find_devices()
     verdict = verify.verify(model, revision, arguments.dtype or verify.DTYPES)
     print(verify.format_tables(verdict) + "\n", flush=True)
     ok, outcome = verdict.ok, [verify.format_verdict(verdict)]

@@ -37,6 +37,15 @@ def check_choice(section: str, settings: Any, name: str, options: Sequence[Any])
         raise InputError(f"{section} {name}={value!r} must be one of {', '.join(map(repr, options))}")
 
 
+SEED_LIMIT = 2**63
+
+
+def check_seed(section: str, value: Any, name: str = "seed") -> None:
+    """Raises `InputError` unless `value` is a whole number from 0 to 2^63 - 1, as every seed is."""
+    if type(value) is not int or not 0 <= value < SEED_LIMIT:
+        raise InputError(f"{section} {name}={value!r} must be a whole number from 0 to {SEED_LIMIT - 1}")
+
+
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.core.records import plain
 from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.distributed import job
@@ -98,7 +99,7 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
             weights,
             config,
             sampling,
-            jax.random.key(settings.seed),
+            seed_key(settings.seed),
             ids,
             mesh=mesh,
             batch_size=settings.batch_size,

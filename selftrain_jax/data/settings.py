@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Mapping
 
-from selftrain_jax.core.settings import check_choice, check_ranges
+from selftrain_jax.core.settings import check_choice, check_ranges, check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,5 +45,6 @@ class SubsetConfig:
     retokenize: bool | str = "auto"
 
     def __post_init__(self):
-        check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1, "seed": 0})
+        check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1})
+        check_seed("subset", self.seed)
         check_choice("subset", self, "retokenize", (True, False, "auto"))

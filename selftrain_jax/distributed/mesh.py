@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.distributed.settings import MESH_AXES, MeshConfig
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -33,10 +33,48 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 """Logical axis name -> mesh axis (or axes). Pass another table to shard differently."""
 
+_FLAGS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+"""Flags, and variables of the environment, that would change a run's numbers, with what they are in a run."""
+
+
+def configure_jax() -> None:
+    """Readies JAX for a command: the compilation cache is on, and what decides numbers is as in every run.
+
+    Raises:
+      InputError: the environment asks for a precision of matrix products.
+    """
+    if (asked := jax.config.jax_default_matmul_precision) is not None:
+        raise InputError(
+            f"JAX_DEFAULT_MATMUL_PRECISION={asked} would change what is computed under the same settings: unset it, "
+            "and choose a dtype (train.dtype, sample.dtype, evaluate.dtype) instead"
+        )
+    for name, value in _FLAGS.items():
+        jax.config.update(name, value)
+    enable_compilation_cache()
+
+
+def find_devices() -> list[jax.Device]:
+    """All devices; `InputError` where JAX finds none of the kind that it is told to use."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as e:  # an assertion fails where a plug-in finds no hardware
+        platforms = jax.config.jax_platforms
+        raise InputError(
+            f"JAX finds no device with JAX_PLATFORMS={platforms or ''} ({one_line(e)[:300]}): unset it to take what "
+            "there is, or check the driver"
+        ) from None
+
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh with axes `("data", "fsdp", "tensor")` over `devices` (default: all)."""
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     shape = config.shape(len(devices))
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 

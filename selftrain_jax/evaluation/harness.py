@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.generation import Generation, read_generation
 from selftrain_jax.evaluation.likelihood import rolling_windows
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import check_tokenizer, known_ids, load_tokenizer
+from selftrain_jax.models.files.tokenizer import call_tokenizer, check_tokenizer, known_ids, load_tokenizer
 from selftrain_jax.sampling import placement
 from selftrain_jax.sampling.continuation import continue_prompts
 
@@ -107,7 +108,7 @@ class HarnessModel(LM):
         return found
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+        return call_tokenizer(self.tokenizer, texts, add_special_tokens=special)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Token ids of (context, continuation): those of both together, cut where the context's own end.
@@ -231,7 +232,7 @@ class HarnessModel(LM):
 
         keys = None
         if generation.sampling is not None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), jnp.asarray(places, jnp.uint32))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(seed_key(self.seed), jnp.asarray(places, jnp.uint32))
         continued = continue_prompts(
             self._decoding_params,
             self._decoding_config,

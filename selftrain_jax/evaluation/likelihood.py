@@ -12,6 +12,7 @@ from selftrain_jax.core.rows import has_text, read_rows
 from selftrain_jax.data.texts import check_strings
 from selftrain_jax.evaluation.score import TokenScores
 from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.tokenizer import call_tokenizer
 
 Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list[TokenScores]]
 """`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also
@@ -124,7 +125,7 @@ def _check_context(context_len: int, max_seq_len: int) -> None:
 
 def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, with no special tokens added."""
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return call_tokenizer(tokenizer, texts)
 
 
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.core.settings import check_seed
 from selftrain_jax.data.sources import datasets_library, saved_dataset, stored_rows
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
@@ -83,6 +84,7 @@ def window_probes(
     """
     length = prefix_length + suffix_length
     stride = length if stride is None else stride
+    check_seed("probes", seed)
     _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, stride=stride, limit=limit)
     documents = encode_texts(load_tokenizer(target), load_texts(path))
     places = [(i, at) for i, ids in enumerate(documents) for at in range(0, len(ids) - length + 1, stride)]
@@ -125,6 +127,7 @@ def dataset_probes(
     Returns:
       {"read", "written"}.
     """
+    check_seed("probes", seed)
     _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, limit=limit)
     data = _open_dataset(source, split)
     columns = {name.lower(): name for name in data.column_names}

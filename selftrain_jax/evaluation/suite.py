@@ -19,7 +19,7 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import adds_bos, load_tokenizer
+from selftrain_jax.models.files.tokenizer import adds_bos, known_ids, load_tokenizer
 
 
 def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
@@ -43,7 +43,14 @@ def read_inputs(
         {name: likelihood.load_minimal_pairs(find(path)) for name, path in settings.minimal_pairs.items()},
         memorization.load_probes(find(settings.probes), config, add_bos=add_bos) if settings.probes else [],
     )
-    probes = inputs[-1]
+    probes, known = inputs[-1], known_ids(config, tokenizer)
+    for number, probe in enumerate(probes, 1):
+        ids = np.concatenate([probe.prefix, probe.suffix])
+        if not known[ids].all():
+            raise InputError(
+                f"probe file {settings.probes}, probe {number}: id {ids[~known[ids]][0]} is none of the {known.sum()} "
+                "ids that the model's tokenizer has; make the probes with it"
+            )
     shortest = min((len(p.suffix) for p in probes), default=0)
     if probes and settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
         raise InputError(

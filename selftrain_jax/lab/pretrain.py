@@ -5,13 +5,13 @@ import pathlib
 import tempfile
 from typing import Any, Callable
 
-import jax
 import jaxtyping as jt
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import pack
 from selftrain_jax.distributed import job
@@ -64,9 +64,9 @@ def pretrain_model(
             f"lineage model {name!r}: max_position={config.max_position} must be at least {longest}, the tokens of the "
             "longest probe; raise it, or bpe_vocab_size"
         )
-    model_config = config.model_config(tokenizer.get_vocab_size())
+    model_config = config.model_config(max(tokenizer.get_vocab().values()) + 1)  # ids may have holes
     train(
-        lambda: init_params(model_config, jax.random.key(config.seed)),
+        lambda: init_params(model_config, seed_key(config.seed)),
         model_config,
         pack(documents, bos_token_id=model_config.bos_token_id, sequence_length=config.train.sequence_length),
         config.train,

@@ -6,7 +6,7 @@ import re
 from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import check_choice, check_ranges
+from selftrain_jax.core.settings import check_choice, check_ranges, check_seed
 from selftrain_jax.lab import grammar
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import preset
@@ -46,8 +46,9 @@ class PlantedConfig:
         object.__setattr__(self, "repeats", tuple(self.repeats))
         if not isinstance(self.sequences_per_group, int):
             object.__setattr__(self, "sequences_per_group", tuple(self.sequences_per_group))
-        limits = {"planted_length": (5, 1024), "planted_prefix": (4, self.planted_length - 1), "seed": (0, 2**63 - 1)}
+        limits = {"planted_length": (5, 1024), "planted_prefix": (4, self.planted_length - 1)}
         check_ranges("world", self, limits)
+        check_seed("world", self.seed)
         if len(set(self.repeats)) < len(self.repeats) or min(self.repeats, default=0) < 0:
             raise InputError(f"world repeats={self.repeats} must be distinct numbers >= 0")
         if len(self._group_sizes) != len(self.repeats) or min(self._group_sizes, default=1) < 1:
@@ -212,6 +213,7 @@ class PretrainConfig:
         check_choice("pre-training", self, "tokenizer", ("words", "bpe"))
         # Two special tokens, the mark of a word's beginning, 26 letters, 10 digits and "." are 40; merges come on top.
         check_ranges("pre-training", self, {"bpe_vocab_size": (64, 65_536)})
+        check_seed("pre-training", self.seed)
         if self.preset:
             preset(self.preset)
             for name in filter(self.is_set, _SHAPE):

@@ -25,6 +25,7 @@ from selftrain_jax.lab.planted import Planted, encode, mixed_order
 from selftrain_jax.lab.settings import PretrainConfig, TextWorldConfig
 from selftrain_jax.lab.text_questions import TokenCounts, can_be_asked, familiar_words, planted_window, question_suites
 from selftrain_jax.lab.tokenization import byte_level_bpe
+from selftrain_jax.models.files.tokenizer import read_tokenizer
 
 BPE_CHARACTERS = 50_000_000
 """Characters at most that the merges of a tokenizer are learned from."""
@@ -194,13 +195,8 @@ def _tokenizer_file(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def _read_tokenizer(directory: str | os.PathLike) -> Any:
-    import tokenizers
-
     path = _tokenizer_file(directory)
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as e:  # the tokenizers library raises bare Exception
-        raise InputError(f"tokenizer {path} cannot be read ({e}); copy or download it again") from None
+    tokenizer = read_tokenizer(path)
     if tokenizer.token_to_id(grammar.END_OF_TEXT) != 0:
         raise InputError(
             f"tokenizer {path}: {grammar.END_OF_TEXT!r} must be its id 0, BOS and EOS; leave tokenizer out to have one "

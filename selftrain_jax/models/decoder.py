@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from selftrain_jax.core.randomness import pinned
 from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig, Layer
@@ -349,6 +350,7 @@ def _init(config: DecoderConfig, key: jax.Array) -> Params:
     return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32), method="init_all")["params"]
 
 
+@pinned()
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
     """Freshly initialized fp32 parameters as a plain nested dict."""
     return nn.unbox(_init(config, key))

@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import os
 import pathlib
+import re
 from typing import Any, Iterator, Sequence
 
 import jax
@@ -26,7 +27,13 @@ from selftrain_jax.models.decoder import Block, Decoder, Params
 from selftrain_jax.models.families import FAMILIES
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import check_tokenizer, import_transformers, load_tokenizer
+from selftrain_jax.models.files.tokenizer import (
+    call_tokenizer,
+    check_tokenizer,
+    import_transformers,
+    known_ids,
+    load_tokenizer,
+)
 
 DTYPES = ("fp32", "bf16")
 LOGIT_TOLERANCE = 1e-4
@@ -149,20 +156,20 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
 
 def make_prompts(config: DecoderConfig, directory: pathlib.Path) -> list[np.ndarray]:
     """Token ids int32 `[1, T]`, the same at every call: BOS alone, random ids of several lengths, and, where there is a
-    tokenizer, two texts. Random ids stay below the tokenizer's last one: rows past it are padding."""
-    size, texts = config.vocab_size, []
+    tokenizer, two texts. Random ids are of those that the tokenizer has."""
+    known, texts = np.arange(config.vocab_size), []
     if (directory / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(directory)
         check_tokenizer(config, tokenizer)
-        size = max(tokenizer.get_vocab().values()) + 1
-        texts = tokenizer(list(_TEXTS), add_special_tokens=False, verbose=False)["input_ids"]
+        known = np.flatnonzero(known_ids(config, tokenizer))
+        texts = call_tokenizer(tokenizer, _TEXTS)
     longest = min(config.max_position, _LONGEST)
     rng = np.random.default_rng(0)
     # One short of the longest: no multiple of any block size.
     lengths = sorted({min(n, longest) for n in (7, 64, max(longest - 1, 1))})
     rows = [
         [config.bos_token_id],
-        *(rng.integers(0, size, n) for n in lengths),
+        *(known[rng.integers(0, len(known), n)] for n in lengths),
         *(ids[:longest] for ids in texts if ids),
     ]
     return [np.asarray(row, np.int32)[None] for row in rows]
@@ -220,9 +227,9 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
     with _quiet(import_transformers()) as transformers:
         import torch
 
-        # Some settings name code on the hub that transformers would fetch and run.
+        # Some settings name code on the hub that transformers would fetch and run, others ask for a list of any length.
         raw = files.read_json(directory / "config.json", "model configuration")
-        config = {name: value for name, value in raw.items() if "implementation" not in name}
+        config = {name: value for name, value in raw.items() if not re.search("implementation|num_labels", name)}
         family = FAMILIES[raw["model_type"]]
         try:
             model, loading = getattr(transformers, family.model_class).from_pretrained(

@@ -51,6 +51,8 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
         curve = {name: getattr(evaluate, name) for name in ("curve_points", "curve_items")}
         settings |= {"curve": light.stage_settings() | curve}
 
+    config = dataclasses.replace(run.config.train, seed=run.config.train.seed + k)
+
     def work(directory):
         student = run.model_path(run.student)
         model_config = hf.load_config(student)
@@ -64,7 +66,7 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
             lambda: hf.load_pretrained(student, mesh=run.mesh)[1],
             model_config,
             read_subset(run.workdir / "subset" / name),
-            dataclasses.replace(run.config.train, seed=run.config.train.seed + k),
+            config,
             directory,
             mesh=run.mesh,
             description=f"train {name}",

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import pinned, seed_key
 from selftrain_jax.distributed.mesh import batch_sharding, padded_rows, to_global
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, continue_cached
@@ -26,6 +27,7 @@ STEPS = 32  # tokens between two looks of the host; bucket ends are multiples of
 _BLOCK = 128  # prompt tokens read at once
 
 
+@pinned()
 def continue_prompts(
     params: Params,
     config: DecoderConfig,
@@ -83,7 +85,7 @@ def continue_prompts(
     starts, most = np.ones(rows, np.int32), np.ones(rows, np.int32)
     starts[:count], most[:count] = lengths, limits
     if keys is None:  # greedy, so none is used
-        keys = jax.random.split(jax.random.key(0), count)
+        keys = jax.random.split(seed_key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
     weights = placement.prepare(params, config, mesh=mesh, dtype=dtype)
     allowed = jnp.asarray(np.ones(config.vocab_size, bool) if allowed is None else allowed)

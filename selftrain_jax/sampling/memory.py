@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import pinned, seed_key
 from selftrain_jax.distributed.mesh import padded_rows
 from selftrain_jax.models.decoder import Decoder, Params
 from selftrain_jax.sampling.decode import bucket_ends, decode_bucket, start, state_shardings
@@ -33,7 +34,7 @@ def wave_bytes(
     limit = sampling.num_fed
     *_, before, end = 0, *bucket_ends(limit)
     steps = limit - max(before, sampling.start_length - 1)
-    shapes = jax.eval_shape(lambda: start(model, jax.random.split(jax.random.key(0), rows), jnp.zeros(rows, bool), end))
+    shapes = jax.eval_shape(lambda: start(model, jax.random.split(seed_key(0), rows), jnp.zeros(rows, bool), end))
     if mesh is not None:
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
@@ -59,6 +60,7 @@ def device_bytes(tree: Any) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
+@pinned()
 def largest_wave(
     weights: Params, model: Decoder, sampling: SamplingConfig, num_samples: int, *, mesh: Mesh | None = None
 ) -> int:

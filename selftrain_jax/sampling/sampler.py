@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.randomness import pinned
 from selftrain_jax.distributed.mesh import padded_rows
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
@@ -59,7 +60,7 @@ def sample(
     Args:
       params: the model's weights, on the host or on the devices of `mesh`; or what `prepare` made of them.
       model_config, sampling_config: what is sampled, and how; a `start` other than "auto" is given as ids.
-      key: the corpus's random key (`jax.random.key(seed)`).
+      key: the corpus's random key (`core.randomness.seed_key(seed)`).
       ids: sample ids, non-negative and below 2^32.
       mesh: devices over which the rows of a wave are spread.
       batch_size: rows per wave; "auto" takes as many as the device memory holds (`memory.largest_wave`).
@@ -150,6 +151,7 @@ def _fewer_rows(rows: int, alive: int, mesh: Mesh | None) -> int:
     return min((size for size in sizes if size >= least and size % ways == 0), default=rows)
 
 
+@pinned()
 def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Samples:
     """One wave. Rows are always padded to the same count, so a short last wave compiles nothing new."""
     rows = padded_rows(batch_size, mesh)

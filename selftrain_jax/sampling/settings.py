@@ -3,7 +3,7 @@
 import dataclasses
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
+from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges, check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ class SampleSettings(SamplingConfig):
     def __post_init__(self):
         super().__post_init__()
         check_ranges("sample", self, {"num_samples": 1, "shard_size": 1})
+        check_seed("sample", self.seed)
         if self.batch_size != "auto" and (isinstance(self.batch_size, str) or self.batch_size < 1):
             raise InputError(f"sample batch_size={self.batch_size!r} must be at least 1, or 'auto'")
         check_choice("sample", self, "dtype", ("auto", *COMPUTE_DTYPES))

@@ -12,7 +12,7 @@ from typing import Callable, Sequence
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.records import read_same, write_record
-from selftrain_jax.distributed.mesh import describe, enable_compilation_cache
+from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
 from selftrain_jax.run import stages
@@ -42,7 +42,7 @@ def run_study(
             f"JAX_NUM_PROCESSES={os.environ['JAX_NUM_PROCESSES']}: a study takes no job of several processes; unset "
             "it, and give each process a shard of its own with --shard"
         )
-    enable_compilation_cache()
+    configure_jax()
     if files.is_remote(workdir):
         raise InputError(f"workdir {workdir}: a study needs a folder on disk, or a bucket that is mounted as one")
     study = Study(config, workdir, command)

@@ -5,7 +5,7 @@ import itertools
 from typing import Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import check_ranges
+from selftrain_jax.core.settings import check_ranges, check_seed
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
@@ -139,6 +139,8 @@ class StudyConfig:
                 raise InputError(f"{kind}={values} names one of them twice (in six digits, as folders are named)")
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
+        for seed in self.seeds:
+            check_seed("study", seed)
         repeated = self.generations.students
         named = {"students": self.students, "sources": self.sources, "generations.students": repeated}
         for kind, names in named.items():

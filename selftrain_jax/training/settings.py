@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
+from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges, check_seed
 from selftrain_jax.models.config import ATTENTION
 
 
@@ -73,6 +73,7 @@ class TrainConfig:
     def __post_init__(self):
         positive = dict.fromkeys(("batch_size", "sequence_length", "epochs", "keep", "log_every"), 1)
         check_ranges("train", self, positive | {"grad_accum": 0, "checkpoint_every": 0})
+        check_seed("train", self.seed)
         check_choice("train", self, "attention", ATTENTION)
         check_choice("train", self, "dtype", COMPUTE_DTYPES)
         if self.grad_accum and self.batch_size % self.grad_accum:

@@ -16,8 +16,10 @@ from selftrain_jax.distributed.mesh import (
     RULES,
     batch_sharding,
     batch_ways,
+    configure_jax,
     constrain,
     describe,
+    find_devices,
     is_local,
     local_mesh,
     make_mesh,
@@ -143,6 +145,39 @@ def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
     assert placed["scalar"].sharding.is_fully_replicated
     again = to_global(mesh, {"rows": placed["rows"]}, replicated(mesh))["rows"]
     assert again.sharding.is_fully_replicated
+
+
+@pytest.fixture
+def flags():
+    """Puts back what a test makes of JAX's flags."""
+    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_command_computes_the_same_whatever_the_environment_asks_of_jax(flags):
+    asked = {"jax_enable_x64": True, "jax_default_prng_impl": "rbg", "jax_threefry_partitionable": False}
+    for name, value in asked.items():
+        jax.config.update(name, value)
+    configure_jax()
+    np.testing.assert_array_equal(jax.random.bits(jax.random.key(7), (2,)), [2895194379, 4185947648])
+    assert jnp.zeros(1, float).dtype == jnp.float32
+    jax.config.update("jax_default_matmul_precision", "highest")
+    with pytest.raises(InputError, match="JAX_DEFAULT_MATMUL_PRECISION=highest.*unset it"):
+        configure_jax()
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'")], ids=repr)
+def test_a_platform_without_devices_is_named(monkeypatch, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    for find in (find_devices, make_mesh):
+        with pytest.raises(InputError, match="no device with JAX_PLATFORMS=cpu.*unset it"):
+            find()
 
 
 @pytest.fixture

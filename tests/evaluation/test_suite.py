@@ -1,5 +1,6 @@
 """All that is measured on one model, down to the rows of the report, on an untrained model of a generated world."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -136,3 +137,15 @@ def test_settings_that_do_not_fit_are_named_before_any_work(world, change, messa
     with pytest.raises(InputError, match=message):
         settings, tokenizer = dataclasses.replace(SETTINGS, **change), load_tokenizer(directory / "tokenizer")
         suite.read_inputs(settings, lambda name: directory / name, config, tokenizer)
+
+
+def test_probes_hold_ids_of_the_tokenizer(world, tmp_path):
+    directory, config = world
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    last = max(tokenizer.get_vocab().values())
+    larger = dataclasses.replace(config, vocab_size=last + 2)  # a row of padding
+    for suffix, fits in ((last, True), (last + 1, False)):
+        (tmp_path / "probes.jsonl").write_text(json.dumps({"prefix": [1], "suffix": [suffix]}))
+        settings = EvaluateSettings(probes="probes.jsonl")
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match=rf"probe 1: id {suffix} is none"):
+            suite.read_inputs(settings, lambda name: tmp_path / name, larger, tokenizer)

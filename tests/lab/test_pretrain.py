@@ -5,10 +5,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.lab import pretrain
 from selftrain_jax.lab.pretrain import pretrain_model
 from selftrain_jax.lab.settings import LineageConfig, PretrainConfig, WorldConfig
 from selftrain_jax.lab.tokenization import build_tokenizer
@@ -102,6 +104,19 @@ def of_family(monkeypatch, name):
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(preset(name), **FAMILIES[name]))
     shape = {field: getattr(PretrainConfig, field) for field in ("hidden_size", "num_layers", "num_heads")}
     return dataclasses.replace(CONFIG, preset="tiny", **shape)
+
+
+def test_a_tokenizer_with_holes_between_its_ids_has_a_row_for_the_last(monkeypatch, tmp_path):
+    vocabulary = {"<|endoftext|>": 0, "a": 3, "b": 90}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a"))
+    monkeypatch.setattr(pretrain, "_reading", lambda *_: (tokenizer, [], []))
+    found = []
+    monkeypatch.setattr(pretrain, "train", lambda params, config, *_, **__: found.append(config))
+    monkeypatch.setattr(pretrain.job, "on_first", lambda *_: None)
+    (tmp_path / "probes.jsonl").touch()
+    lineage = LineageConfig(models={"a": PretrainConfig()})
+    pretrain_model(lineage, "a", tmp_path, tmp_path, mesh=None)
+    assert found[0].vocab_size == 91
 
 
 @pytest.mark.parametrize("name", FAMILIES)

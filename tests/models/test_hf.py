@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.models import decoder, hf
@@ -129,7 +131,10 @@ def test_tied_checkpoint_may_repeat_the_embedding_but_not_contradict_it(tmp_path
         ({}, {}),
         ({"rotary_pct": 1.0, "rotary_emb_base": 500}, {"pattern": (Layer(Rotary(1.0, 500.0)),)}),
         (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
+                **{"rotary_pct": 1.0, "rotary_emb_base": 500},
+            },
             {"pattern": (Layer(Rotary(1.0, 500.0)),)},
         ),
         ({"use_parallel_residual": False}, {"parallel_residual": False}),
@@ -142,6 +147,45 @@ def test_tied_checkpoint_may_repeat_the_embedding_but_not_contradict_it(tmp_path
 def test_config_fields_reach_the_model_config(tmp_path, change, expected):
     (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | change))
     assert hf.load_config(tmp_path) == dataclasses.replace(CONFIG, **expected)
+
+
+@pytest.mark.parametrize(
+    "change, fields",
+    [
+        ({"rope_theta": 5e5, "partial_rotary_factor": 0.25}, "rope_theta=500000.0, partial_rotary_factor=0.25"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}, "rotary_emb_base=10000"),
+        ({"logit_scale": 2.0}, "logit_scale=2.0"),
+    ],
+)
+def test_a_field_that_nothing_reads_is_named(tmp_path, change, fields):
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | change))
+    with pytest.warns(InputWarning, match=f"nothing reads {re.escape(fields)};"):
+        hf.load_config(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rotary_pct": 1.0, "rope_theta": 10000.0, "partial_rotary_factor": 1},
+        {"n_ctx": 1024, "task_specific_params": {"text-generation": {"do_sample": True}}, "use_mrope": False},
+        {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 1, "transformers.js_config": {"a": 1}},
+        {"cache_implementation": "hybrid", "_name_or_path": "x", "unsloth_fixed": True, "hidden_activation": "gelu"},
+        {"auto_map": {"AutoConfig": {"nested": ["x"]}}, "name_or_path": "x", "quantization_config": None},
+    ],
+)
+def test_fields_of_published_models_that_change_nothing_are_passed_over(tmp_path, change):
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | change))
+    hf.load_config(tmp_path)
+
+
+def test_a_number_of_labels_makes_no_list_of_them(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | {"num_labels": 2000}))
+    labels, asked = transformers.PretrainedConfig.num_labels, []
+    spy = property(labels.fget, lambda config, count: (asked.append(count), labels.fset(config, count)))
+    monkeypatch.setattr(transformers.PretrainedConfig, "num_labels", spy)
+    assert hf.load_config(tmp_path) == CONFIG and max(asked) <= 2
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,29 @@
 import dataclasses
 import os
 import pathlib
+import re
+import warnings
 from typing import Any
 
 from selftrain_jax.core import files
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import FAMILIES
 from selftrain_jax.models.families.family import Family
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import import_transformers
+
+_ROTARY = {
+    **{"rope_theta": "base", "rotary_emb_base": "base", "rope_local_base_freq": "base"},
+    **{"partial_rotary_factor": "fraction", "rotary_pct": "fraction"},
+}
+"""Field that older transformers versions wrote -> attribute of `Rotary`; which families have it, differs."""
+_LEGACY = {"rope_scaling", "sliding_window_pattern", *_ROTARY}
+# What says nothing about the function of a model, though no class of transformers has it (any more).
+_NOTES = re.compile(
+    r"model_type|auto_map|torch_dtype|name_or_path|n_ctx|cache_implementation|attn_implementation|is_llama_config|"
+    r"task_specific_params|num_labels|gradient_checkpointing|pretraining_tp|(unsloth|transformers)\W?\w*|_\w+"
+)
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -24,6 +38,9 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     Raises:
       InputError: a file is missing or broken, or describes a model of another family than those of `FAMILIES`, or one
         with something (named by field) that its family does not support here.
+
+    Warns:
+      InputWarning: nothing reads a field (named) that is set.
     """
     path = resolve_model(directory) / "config.json"
     raw = files.read_json(path, "model configuration")
@@ -44,9 +61,33 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     generation = path.parent / "generation_config.json"
     more = files.read_json(generation, "generation settings") if generation.is_file() else {}
     try:
-        return _read(FAMILIES[model_type], raw, more if isinstance(more, dict) else {})
+        family = FAMILIES[model_type]
+        config = _read(family, raw, more if isinstance(more, dict) else {})
     except Exception as e:  # transformers validates with exception classes that differ between its versions
         raise InputError(f"{path}: {one_line(e)}") from None
+    if unread := _unread(family, raw, config):
+        text = f"{path}: nothing reads {', '.join(unread)}; if that changes what the model computes, it is another"
+        warnings.warn(text, InputWarning, stacklevel=1)  # of one place: said once
+    return config
+
+
+def _known(family: Family) -> set[str]:
+    """The fields of config.json that are read for a family."""
+    kind = getattr(import_transformers(), family.config_class)
+    labels = {"id2label", "label2id", "problem_type"}  # of classifiers; a large number of them would fill the memory
+    return {*vars(kind()), *kind.attribute_map, *family.fields, *family.fixed, *family.layered, *_LEGACY} - labels
+
+
+def _unread(family: Family, raw: dict[str, Any], config: DecoderConfig) -> list[str]:
+    """ "name=value" of the fields that are on and that nothing reads, or that something else overrules."""
+    known, found = _known(family), []
+    for name, value in raw.items():
+        read = name in known or value in (None, False, *family.fixed.values()) or _NOTES.fullmatch(name)
+        if name in _ROTARY:
+            read = not config.rotaries or value in [getattr(rotary, _ROTARY[name]) for rotary in config.rotaries]
+        if not read:
+            found.append(f"{name}={value!r}"[:80])
+    return found[:8]
 
 
 def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> DecoderConfig:
@@ -54,7 +95,7 @@ def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> De
     kind = getattr(transformers, family.config_class)
     common = vars(transformers.PretrainedConfig())
     defaults = {name: value for name, value in vars(kind()).items() if name not in common}
-    hf = kind.from_dict(raw)
+    hf = kind.from_dict({name: value for name, value in raw.items() if name in _known(family)})
     ends = [*_token_ids(hf.eos_token_id, "eos_token_id"), *_token_ids(generation.get("eos_token_id"), "eos_token_id")]
     if not ends:
         raise InputError("eos_token_id is missing: set it to the id of the token that ends a document")

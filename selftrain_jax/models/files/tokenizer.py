@@ -1,8 +1,10 @@
 """Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
 
+import contextlib
+import json
 import os
 import pathlib
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +15,14 @@ from selftrain_jax.models.files.hub import resolve_model
 
 _TOKENIZER = "tokenizer.json"
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
+_KEYS = {
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "model_specific_special_tokens"),
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
+    *("model_max_length", "padding_side", "truncation_side", "model_input_names", "spaces_between_special_tokens"),
+    *("legacy", "errors", "use_default_system_prompt", "tokenizer_class", "backend", "is_local", "chat_template"),
+}
+"""What is copied of the files beside `tokenizer.json`."""
 
 
 def import_transformers():
@@ -38,28 +48,71 @@ def tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
-    """Copies the tokenizer's files; `tokenizer_config.json` without its reference to code that is not copied."""
+    """Copies the tokenizer's files, of the settings beside `tokenizer.json` what transformers knows alone: no reference
+    to code, which is not copied, and nothing that somebody else's folder hides there.
+
+    Raises:
+      InputError: a file is a link that leads out of its folder (unless into the hub's cache), or is broken.
+    """
     for path in tokenizer_files(source):
+        home, target = path.parent.resolve(), path.resolve()
+        blobs = home.parent.parent / "blobs"  # where the links of the hub's cache lead
+        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+            raise InputError(f"{path} is a link to {target}, out of its folder, and is not copied: put the file there")
         data = path.read_bytes()
-        if path.name == "tokenizer_config.json" and b'"auto_map"' in data:
+        if path.name in _EXTRAS:
             settings = files.read_json(path, "tokenizer settings")
-            del settings["auto_map"]
-            data = files.json_text(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=2)
+            if not isinstance(settings, dict):
+                raise InputError(f"tokenizer settings {path} must be a JSON object; copy or download it again")
+            known = {name: value for name, value in settings.items() if name in _KEYS}
+            if "auto_map" in settings:
+                known["tokenizer_class"] = "PreTrainedTokenizerFast"
+            data = data if known == settings else files.json_text(known, indent=2)
         files.write_atomic(directory / path.name, data)
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Any:
     """The `transformers.PreTrainedTokenizerFast` in `directory`, which needs no more than `tokenizer.json`.
 
-    Decoding never tidies spaces, so text is what the ids say. Raises `InputError` when the file is missing or broken.
+    A text gives all its ids, and the same ones, whatever truncation, padding or dropout is saved with it. Decoding
+    never tidies spaces, so text is what the ids say. Raises `InputError` when the file is missing or broken.
     """
     path = tokenizer_files(directory)[0]
-    try:
-        return import_transformers().PreTrainedTokenizerFast.from_pretrained(
+    with _refusing(f"tokenizer {path} cannot be read"):
+        tokenizer = import_transformers().PreTrainedTokenizerFast.from_pretrained(
             path.parent, local_files_only=True, clean_up_tokenization_spaces=False
         )
-    except Exception as e:  # the tokenizers library raises bare Exception
-        raise InputError(f"tokenizer {path} cannot be read ({one_line(e)}); copy or download it again") from None
+        _whole(tokenizer.backend_tokenizer)
+        with contextlib.suppress(Exception):  # some fail in use alone; what they have no token for is not meant
+            tokenizer(tokenizer.decode(range(256)))
+    return tokenizer
+
+
+def read_tokenizer(path: str | os.PathLike) -> Any:
+    """The `tokenizers.Tokenizer` in the file `path`, in this respect like `load_tokenizer`'s."""
+    import tokenizers
+
+    with _refusing(f"tokenizer {path} cannot be read"):
+        return _whole(tokenizers.Tokenizer.from_file(os.fspath(path)))
+
+
+def _whole(tokenizer: Any) -> Any:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):  # of merges, by chance
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turns what the tokenizers library raises, bare `Exception` and Rust's panics, into an `InputError`."""
+    try:
+        yield
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what} ({one_line(e)[:300]}); copy or download the model's own again") from None
 
 
 def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
@@ -84,7 +137,19 @@ def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters."""
-    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return call_tokenizer(tokenizer, texts, split_special_tokens=True)
+
+
+def call_tokenizer(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:
+    """The token ids of each text, special tokens not added unless `options` of the tokenizer's call say so.
+
+    Raises:
+      InputError: the tokenizer fails on a text.
+    """
+    if not texts:
+        return []
+    with _refusing("the tokenizer has nothing for a part of the text, or is broken"):
+        return tokenizer(list(texts), **{"add_special_tokens": False, "verbose": False} | options)["input_ids"]
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
@@ -119,7 +184,9 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
 def adds_bos(tokenizer: Any) -> bool:
     """Whether `tokenizer` puts its BOS before a text by itself, as those of Gemma and Llama 3 do, and the harness's
     `hf` model with them; those of Pythia, Qwen and GPT-2 do not."""
-    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id is not None and call_tokenizer(tokenizer, ["x"], add_special_tokens=True)[0][:1] == [
+        tokenizer.bos_token_id
+    ]
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:

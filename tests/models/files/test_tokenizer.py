@@ -1,6 +1,8 @@
 """What a model's tokenizer says about starts, ends and the ids that there are, for tokenizers of several families."""
 
 import dataclasses
+import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +13,16 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import build
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.evaluation.suite import begins_with_bos
-from selftrain_jax.models.files.tokenizer import adds_bos, encode_texts, known_ids, load_tokenizer, start_ids
+from selftrain_jax.models.files.tokenizer import (
+    adds_bos,
+    copy_tokenizer,
+    encode_texts,
+    known_ids,
+    load_tokenizer,
+    read_tokenizer,
+    start_ids,
+)
+from selftrain_jax.models.verify import make_prompts
 from tests.shapes import ONE_LAYER
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|im_end|>"]
@@ -128,3 +139,90 @@ def test_a_start_is_tokens_ids_and_text(tokenizer):
     assert len(newline) == 1 and tokenizer.decode(newline) == "\n"
     several = start_ids(("<bos>", "b\nb"), CONFIG, tokenizer)
     assert several[0] == vocabulary["<bos>"] and tokenizer.decode(several[1:]) == "b\nb"
+
+
+def test_prompts_of_verify_hold_ids_of_the_tokenizer_alone(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 250, "?": 255}, unk_token="?"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    drawn = np.concatenate(make_prompts(dataclasses.replace(CONFIG, max_position=64), tmp_path)[1:], axis=1)
+    assert set(drawn.flat) == {0, 250, 255}
+
+
+SAVED_IN = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        **{"strategy": {"Fixed": 99}, "direction": "Left", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
+    },
+    "dropout": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", SAVED_IN)
+def test_what_would_cut_pad_or_change_a_text_is_switched_off(tmp_path, name):
+    text = "ab " * 20
+    expected = encode_texts(pythia(tmp_path), [text])
+    file = tmp_path / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    (saved["model"] if name == "dropout" else saved)[name] = SAVED_IN[name]
+    file.write_text(json.dumps(saved))
+    assert len(expected[0]) == 40
+    assert encode_texts(load_tokenizer(tmp_path), [text]) == expected
+    assert read_tokenizer(file).encode(text).ids == expected[0]
+
+
+BROKEN = {
+    "as it is read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "as it is used": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "by decoding": {"decoder": {"type": "Strip", "content": "a", "start": 9, "stop": 9}},
+    "by a text": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}},
+    "without unknown": {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}},
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_a_tokenizer_that_breaks_the_library_is_one_line(tmp_path, change):
+    pythia(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens": []} | change))
+    with pytest.raises(InputError, match="tokenizer .* again$"):
+        encode_texts(load_tokenizer(tmp_path), ["a b é"])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_no_file_from_outside_the_folder_is_copied(tmp_path, name):
+    secret = tmp_path / "credentials.json"
+    secret.write_text(json.dumps({"refresh_token": "secret"}))
+    model, out = tmp_path / "model", tmp_path / "out"
+    for folder in (model, out):
+        folder.mkdir()
+    pythia(model)
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(secret)
+    with pytest.raises(InputError, match=f"{name} is a link to .*credentials.json, out of its folder"):
+        copy_tokenizer(model, out)
+    assert not (out / name).exists()
+
+
+def test_only_settings_that_transformers_knows_are_copied(tmp_path):
+    (tmp_path / "out").mkdir()
+    pythia(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text(json.dumps({"eos_token": "<eos>", "refresh_token": "secret"}))
+        copy_tokenizer(tmp_path, tmp_path / "out")
+        assert json.loads((tmp_path / "out" / name).read_text()) == {"eos_token": "<eos>"}
+    (tmp_path / "tokenizer_config.json").write_text('[{"auto_map": 1}]')
+    with pytest.raises(InputError, match="tokenizer_config.json must be a JSON object"):
+        copy_tokenizer(tmp_path, tmp_path / "out")
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path):
+    blobs, snapshot, out = tmp_path / "blobs", tmp_path / "snapshots" / "1234", tmp_path / "out"
+    for folder in (blobs, snapshot, out):
+        folder.mkdir(parents=True)
+    pythia(snapshot)
+    for file in list(snapshot.iterdir()):
+        os.replace(file, blobs / file.name)
+        file.symlink_to(f"../../blobs/{file.name}")
+    copy_tokenizer(snapshot, out)
+    assert load_tokenizer(out).get_vocab() == load_tokenizer(snapshot).get_vocab()
