@@ -26,7 +26,7 @@ def environment(port: int) -> dict[str, str]:
 
 def _generation(request, storage) -> str:
     with contextlib.suppress(NotFound):
-        name = request.params.get("object_id") or request.query["name"][0]
+        name = request.params.get("object_id") or request.query.get("name", [None])[0] or request.data["meta"]["name"]
         return storage.get_file_obj(request.params["bucket_name"], name)["generation"]
     return "0"
 

@@ -4,6 +4,7 @@ import argparse
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import user_path, write_json
+from selftrain_jax.core.storage import Workdir
 from selftrain_jax.distributed.mesh import configure_jax, make_mesh
 from selftrain_jax.evaluation import harness, harness_tasks
 from selftrain_jax.evaluation.batches import check_batch_size
@@ -33,9 +34,10 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
             found.load(mesh), found.config, found.tokenizer, mesh=mesh, batch_size=batch_size, dtype=settings.dtype
         )
 
-    results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
-    rows = harness_tasks.rows(results)
-    record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
-    write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
+    with Workdir(out).held():
+        results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
+        rows = harness_tasks.rows(results)
+        record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
+        write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
     print("\n" + harness_tasks.format_table(rows) + f"\n\nresults: {out / 'results.json'}")
     return 0

@@ -1,6 +1,7 @@
 """The sub-commands of `selftrain` that take a config: the stages of a run, its state, and a study."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -30,28 +31,35 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     configure_jax()
     job.initialize()
     find_devices()
+
+    def is_wanted(stage: str) -> bool:
+        return wanted in ("run", stage.split("/")[0])
+
     asked = fingerprint([wanted, __version__, dataclasses.asdict(pipeline.config), str(pipeline.home)])
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 
-    def check_and_save():
-        stages.check(pipeline.home, plan)
+    def hold_check_and_save():
+        holding.enter_context(pipeline.place.held())
+        stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
+        stages.check(pipeline.home, plan, is_wanted)
         save_config(pipeline.home, pipeline.config)
 
-    job.on_first("check of files and settings", check_and_save)
-    first = job.is_first()
-    if first:
-        mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
-        print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
-    stages.run(pipeline.place, plan, lambda name: wanted in ("run", name.split("/")[0]), _say)
-    if wanted == "sample" and arguments.show and first:
-        pipeline.place.fetch(f"sample/{pipeline.main}")
-        _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
-    if wanted in ("run", "report") and first:
-        report = pipeline.home / "report"
-        print("\n" + (report / "table.txt").read_text())
-        print(f"report: {report / 'report.html'}")
+    with contextlib.ExitStack() as holding:
+        job.on_first("check of files and settings", hold_check_and_save)
+        first = job.is_first()
+        if first:
+            mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+            print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
+        stages.run(pipeline.place, plan, is_wanted, _say)
+        if wanted == "sample" and arguments.show and first:
+            pipeline.place.fetch(f"sample/{pipeline.main}")
+            _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
+        if wanted in ("run", "report") and first:
+            report = pipeline.home / "report"
+            print("\n" + (report / "table.txt").read_text())
+            print(f"report: {report / 'report.html'}")
     return 0
 
 
@@ -60,10 +68,12 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
     pipeline = _pipeline(arguments, overrides, argv)
     plan = pipeline.stages()
     stages.check(pipeline.home, plan)
-    stale = stages.stale(pipeline.home, plan)
+    stale = stages.stale(pipeline.home, plan, models=False)
     for stage in plan:
         state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
-        far = stage.progress(pipeline.home / stage.name) if state == "started" else ""
+        far = stale[stage.name].why if state == "stale" else ""
+        if state == "started":
+            far = stage.progress(pipeline.home / stage.name)
         print(f"{state:8} {stage.name}{far and f': {far}'}")
     return 0
 

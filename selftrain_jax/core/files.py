@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -13,6 +13,7 @@ import shutil
 from typing import Any, Iterable, Iterator
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.lock import held
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -120,7 +121,7 @@ def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator
                 f"{what} {path} needs {size:,} bytes, but its disk has {free:,} free; choose another place"
             )
         temporary = target.with_name(f".{target.name}.partial")
-        with locked(target.with_name(f".{target.name}.lock"), f"{what} {path} is being written"):
+        with held(target.with_name(f".{target.name}.lock"), f"{what} {path} is being written"):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             try:
@@ -131,30 +132,6 @@ def new_directory(path: str | os.PathLike, what: str, size: int = 0) -> Iterator
     except OSError as e:
         reason = " ".join((e.strerror or str(e)).split())
         raise InputError(f"{what} {path} cannot be written ({reason}); make room or choose another place") from None
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """Holds a lock file, which the system releases when its process ends in whatever way; it goes with the body.
-
-    Raises:
-      InputError: another process holds it; `what` begins the message, for example "folder x is being written".
-    """
-    with open(path, "wb") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file since it was opened.
-            free = os.path.samestat(os.fstat(f.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            free = False
-        except OSError:  # some network file systems have no locks
-            free = True
-        if not free:
-            raise InputError(f"{what} by another process; wait for it, or choose another place")
-        try:
-            yield
-        finally:
-            pathlib.Path(path).unlink(missing_ok=True)
 
 
 def json_text(value: Any, **how: Any) -> str:
@@ -202,13 +179,20 @@ def fingerprint(value: Any) -> str:
 
 def file_fingerprint(*paths: str | os.PathLike) -> str:
     """A short hash of the contents of `paths`, in the order given; `InputError` when one cannot be read."""
+    try:
+        found = [os.stat(path) for path in paths]
+        return _hash(*((os.path.abspath(p), s.st_ino, s.st_mtime_ns, s.st_size) for p, s in zip(paths, found)))
+    except OSError as e:
+        raise InputError(f"file {e.filename} cannot be read ({e.strerror})") from None
+
+
+@functools.lru_cache(1024)
+def _hash(*versions: tuple) -> str:
+    """Of files as (path, what changes with its contents), read once by a process."""
     digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with open(path, "rb") as f:
-                while block := f.read(1 << 20):
-                    digest.update(block)
-        except OSError as e:
-            raise InputError(f"file {path} cannot be read ({e.strerror})") from None
+    for path, *_ in versions:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
         digest.update(b"\0")
     return digest.hexdigest()[:16]

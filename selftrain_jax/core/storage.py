@@ -8,22 +8,25 @@ TensorBoard) know files only: what a stage reads is fetched before it begins, an
 import atexit
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
 import tempfile
 import threading
 import warnings
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterator, Sequence
 
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
 from selftrain_jax.core.files import is_remote, user_path
+from selftrain_jax.core.lock import held
 
 SEND_EVERY = 10
 """Seconds between two looks for what a stage has written; so much of its work may be lost with the machine."""
 
 CHECKPOINTS = "checkpoints"
-_RECORDS = ("manifest.json", "started.json")
+_REPLACED, _LOGS = "replaced", ("tensorboard", "profile", CHECKPOINTS)
+RECORDS = ("manifest.json", "started.json")
 
 
 class Workdir:
@@ -45,6 +48,30 @@ class Workdir:
             self._fetched: dict[str, str] = {}  # file below the folder -> what the bucket calls the version of our copy
             self._sent: dict[str, tuple[int, int]] = {}  # file -> time and size of the copy when both were the same
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folder, made where there is none, for the work of this process alone.
+
+        Raises:
+          InputError: another process works in it, or it cannot be written.
+        """
+        new = not self._remote and not self.path.exists()
+        with contextlib.ExitStack() as holding:
+            try:
+                if new:
+                    self.path.mkdir(parents=True)
+                    holding.callback(self._remove_if_empty)
+                holding.enter_context(held(self.path / ".lock", f"workdir {self.path} is in use", fenced=True))
+            except OSError as e:
+                raise InputError(
+                    f"workdir {self.path} cannot be written ({e.strerror or e}): name another --workdir"
+                ) from None
+            yield
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def fetch(self, *names: str) -> None:
         """Copies what the bucket holds below these folders, or anywhere, and is not here yet. Checkpoints stay there.
 
@@ -61,7 +88,8 @@ class Workdir:
                     file = found[len(root) + 1 :]
                     version = str(info.get("etag") or (info.get("size"), info.get("updated")))
                     own = file in self._sent and file not in self._fetched
-                    if own or self._fetched.get(file) == version or CHECKPOINTS in file.split("/"):
+                    elsewhere = CHECKPOINTS in file.split("/") or file.startswith((f"{_REPLACED}/", "."))
+                    if own or elsewhere or self._fetched.get(file) == version:
                         continue
                     target = self.local / file
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +107,7 @@ class Workdir:
         with self._lock, self._at_work("written"):
             top = self.local / name
             files = [p for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")]
-            here = {str(p.relative_to(self.local)): p for p in files if p.parent != top or p.name not in _RECORDS}
+            here = {str(p.relative_to(self.local)): p for p in files if p.parent != top or p.name not in RECORDS}
             # What declares other files complete goes last.
             for file, source in sorted(here.items(), key=lambda item: (item[1].name == "manifest.json", item[0])):
                 with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
@@ -121,6 +149,34 @@ class Workdir:
             thread.join()
             self.send(name)
 
+    def result_files(self, name: str) -> list[str]:
+        """What a stage has left below the folder `name`, by name: its files, hidden ones, records and logs excepted,
+        and of its checkpoints the last."""
+        top, last = self.local / name, self.path / name / CHECKPOINTS
+        found = [p.relative_to(top) for p in top.rglob("*") if p.is_file()]
+        shown = [p for p in found if not any(part.startswith(".") or part in _LOGS for part in p.parts)]
+        steps = [step.name for step in last.iterdir() if step.name.isdigit()] if last.is_dir() else []
+        names = [p.as_posix() for p in shown if p.as_posix() not in RECORDS]
+        return sorted(names) + [f"{CHECKPOINTS}/{step}" for step in sorted(steps, key=int)[-1:]]
+
+    def set_aside(self, name: str) -> pathlib.PurePath:
+        """Moves the folder `name` away; returns where it is now, below `replaced`."""
+        target = next(
+            target for n in itertools.count(1) if not (target := self.path / _REPLACED / str(n) / name).exists()
+        )
+        if not self._remote:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).rename(target)
+            return target
+        with self._lock, self._at_work("written"):
+            filesystem, root = self._filesystem()
+            filesystem.mv(f"{root}/{name}", f"{root}/{target.relative_to(self.path)}", recursive=True)
+            shutil.rmtree(self.local / name, ignore_errors=True)
+            for known in (self._fetched, self._sent):
+                for file in [file for file in known if file.startswith(f"{name}/")]:
+                    del known[file]
+        return target
+
     def _check(self) -> None:
         try:
             self._filesystem()[0].find(os.fspath(self.path), maxdepth=1)
@@ -150,6 +206,17 @@ class Workdir:
             raise RunStopped(
                 f"{self.path} cannot be {doing} ({one_line(e)[:200]}); the same command goes on from what is there"
             ) from e
+
+
+def missing_files(folder: pathlib.PurePath, names: Sequence[str]) -> list[str]:
+    """Which of `names`, files or folders below `folder`, are not there."""
+    if not is_remote(folder):
+        return [name for name in names if not (folder / name).exists()]
+    import fsspec
+
+    filesystem, root = fsspec.url_to_fs(os.fspath(folder))
+    there = filesystem.find(root, withdirs=True) if names else ()
+    return [name for name in names if f"{root}/{name}" not in there]
 
 
 def is_storage_error(error: Exception) -> bool:

@@ -22,6 +22,8 @@ import time
 import urllib.request
 from typing import Callable, Iterator
 
+from selftrain_jax.core import lock
+
 EXIT_CODE = 128 + signal.SIGTERM
 PATIENCE = 20
 """Seconds in which a training that is told to stop must begin to save; clouds and schedulers leave some 30 in all."""
@@ -146,7 +148,8 @@ class _Process:
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
                 told = f"SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
                 # The main thread may hold the lock of stdout; nobody may read what is written.
-                for last in (sys.stdout.flush, functools.partial(_tell, f"stopped: {why or told}")):
+                tell = functools.partial(_tell, f"stopped: {why or told}")
+                for last in (sys.stdout.flush, tell, lock.release_all):
                     thread = threading.Thread(target=last, daemon=True)
                     thread.start()
                     thread.join(1)
@@ -204,6 +207,7 @@ def leave_job(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    lock.release_all()
     _process.others.wait_for_others_to_leave(10)
     _process.others.announce_leaving(in_order=code == EXIT_CODE)
     os._exit(code)

@@ -25,7 +25,8 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
         evaluate.stage_settings() | {"student": run.student},
         [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())],
         work,
-        lambda: run.file_inputs(files) | run.model_input("student", run.student),
+        lambda: run.file_inputs(files),
+        lambda: run.model_input("student", run.student),
         # Only where not even the tensor axis fits the devices of one process.
         together=lambda: not is_local(run.local_mesh),
     )
@@ -46,4 +47,5 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     def work(directory):
         page.write_report(directory, summary.report_data(run, before))
 
-    return Stage("report", {"title": run.config.heading}, [f"evaluate/{model}" for model in run.models], work)
+    after = [f"evaluate/{model}" for model in run.models]
+    return Stage("report", {"title": run.config.heading}, after, work, again=True)

@@ -16,7 +16,7 @@ from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
 from selftrain_jax.report.metric import KINDS, Metric
 from selftrain_jax.report.tables import interval, number
-from selftrain_jax.run.references import open_run, student_directory
+from selftrain_jax.run.references import check_current, open_run, student_directory
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -108,6 +108,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     settings = dataclasses.asdict(pipeline.config)
     shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
     shown |= {"title": pipeline.config.heading, "model": model}
+    check_current(pipeline, *([] if model == "base" else [f"train/{model}", "report"]))
     if model == "base":
         if step is not None:
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")

@@ -15,6 +15,7 @@ from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run import stages
 from selftrain_jax.run.names import LAB, RunNames
+from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.training.checkpoint import restore_params
 
@@ -76,6 +77,7 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     if name not in pipeline.models:
         raise InputError(f"run {workdir} has no model {name!r}; it has {', '.join(pipeline.models)}")
     student = student_directory(pipeline)
+    check_current(pipeline, *([] if name == "base" else [f"train/{name}"]))
     if name == "base":
         return _of_directory(reference, student)
     manifest = stages.read_manifest(workdir, f"train/{name}")
@@ -93,7 +95,7 @@ def _is_run(settings: Any) -> bool:
     return isinstance(settings, dict) and "train" in settings
 
 
-def open_run(workdir: pathlib.Path) -> RunNames:
+def open_run(workdir: pathlib.Path) -> Pipeline:
     """The run in `workdir`, from the settings that it keeps; `InputError` when that is no run."""
     place = Workdir(workdir)
     settings = files.read_json(place.path / "config.json", "run (config.json of a workdir)")
@@ -103,7 +105,12 @@ def open_run(workdir: pathlib.Path) -> RunNames:
             "directory needs no export"
         )
     place.fetch("lab", "report")
-    return RunNames(build(RunConfig, settings), place)
+    return Pipeline(build(RunConfig, settings), place)
+
+
+def check_current(run: Pipeline, *names: str) -> None:
+    """Raises `InputError` where these stages of a run, or those that make its student, are stale."""
+    stages.current(run.home, run.stages(), *run.lab_stages(run.student), *names)
 
 
 def student_directory(run: RunNames) -> pathlib.Path:

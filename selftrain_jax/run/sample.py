@@ -81,12 +81,15 @@ def sample_stage(
     def finish(directory):
         return finish_corpus(find(), sample, directory / "corpus", name=source)
 
-    def externals():
-        # "auto" must not change in the middle of a corpus.
-        model = {} if after else {"source": hf.model_fingerprint(find())}
-        return model | {"dtype": sampling_dtype(sample)}
-
-    progress = functools.partial(sampling_progress, sample)
     return Stage(
-        name, settings, after, work, externals, grows=("num_samples",), together=True, finish=finish, progress=progress
+        name,
+        settings,
+        after,
+        work,
+        models=lambda: {} if after else {"source": hf.model_fingerprint(find())},
+        machine=lambda: {"dtype": sampling_dtype(sample)},  # "auto" must not change in the middle of a corpus
+        grows=("num_samples",),
+        together=True,
+        finish=finish,
+        progress=functools.partial(sampling_progress, sample),
     )

@@ -4,22 +4,23 @@ Every stage owns `workdir/<name>/`. What it was asked for is written there when 
 found when it ends (`manifest.json`, last and atomically). So a run can be killed anywhere and started again with the
 same command, and a changed setting is caught before it can mix with what is on disk.
 
+A stage whose inputs are no longer those that it was made from is *stale*: nobody may take its result for a current one.
+
 In a job of several processes, process 0 alone reads and writes these files and decides; the others hear from it what to
 do, since what one host writes may reach another's view of a network file system late.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, read_json
 from selftrain_jax.core.records import plain, read_record, refuse_changes, write_record
-from selftrain_jax.core.storage import Workdir
+from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.distributed import job, preemption
-
-_RECORDS = ("manifest.json", "started.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Stage:
       after: names of the stages whose results it reads.
       work: does it, in the folder it is given, and returns JSON values for the manifest. It may find its own unfinished
         work there and go on with it.
-      externals: fingerprints of the files from outside the workdir that it reads, called when the stage is reached.
+      externals: fingerprints of the files from outside the workdir that it reads.
+      models: those of the models; dear, or perhaps a download.
+      machine: what it takes from the machine, which must not change in the middle of the work.
       grows: settings that may be raised later; the stage then goes on from what is there.
+      again: whether it is cheap, and so done anew each time, whatever is there.
       together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
         alone.
       finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
@@ -45,7 +49,10 @@ class Stage:
     after: Sequence[str]
     work: Callable[[pathlib.Path], Mapping[str, Any] | None]
     externals: Callable[[], Mapping[str, str]] = dict
+    models: Callable[[], Mapping[str, str]] = dict
+    machine: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
+    again: bool = False
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
     progress: Callable[[pathlib.Path], str] = lambda folder: ""
@@ -66,30 +73,138 @@ def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def state(workdir: pathlib.Path, stage: Stage) -> str:
-    """ "done", "started" or "waiting"."""
+    """ "done", "started" or "waiting"; what is done may be stale."""
     if manifest_path(workdir, stage.name).is_file():
-        return "started" if _grown(workdir, stage) else "done"
+        return "started" if grown(workdir, stage) else "done"
     return "started" if (workdir / stage.name / "started.json").is_file() else "waiting"
 
 
-def check(workdir: pathlib.Path, stages: Sequence[Stage]) -> None:
-    """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for."""
+def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool] = lambda name: False) -> None:
+    """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for; then, the
+    first reason for which a `wanted` stage could not be done."""
     for stage in stages:
-        for file in _RECORDS:
+        for file in () if stage.again else RECORDS:
             if record := read_record(workdir / stage.name / file):
                 found, asked = record["settings"], stage.settings
                 raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
                 _refuse_changes(workdir, stage, "setting", found, {**asked, **raised})
+    plan = [stage for stage in stages if wanted(stage.name)]
+    if not plan:
+        return
+    known = {stage.name: stage for stage in stages}
+    bad = stale(workdir, stages, absent=True)
+    for stage in plan:
+        for name in (*stage.after, *([] if stage.again else [stage.name])):
+            if name in bad and not (bad[name].outgrown and wanted(name)):
+                _refuse_stale(workdir, name, bad)
+        for name in stage.after:
+            if name in known and not wanted(name) and grown(workdir, known[name]):
+                raise InputError(f"stage {name} has less than is asked for: run `selftrain {name.split('/')[0]}` first")
+            if not wanted(name):
+                read_manifest(workdir, name)
 
 
-def check_externals(workdir: pathlib.Path, stage: Stage) -> None:
-    """Raises `InputError` when a file that a stage on disk was made from has changed, or cannot be read."""
-    asked = dict(stage.externals())
-    if record := _record(workdir, stage.name):
-        _refuse_changes(workdir, stage, "input", {name: record["inputs"].get(name) for name in asked}, asked)
+@dataclasses.dataclass(frozen=True)
+class Stale:
+    """Why a stage's result is not that of now. `outgrown`: it is, but for a stage before it that was asked for more."""
+
+    why: str
+    outgrown: bool = False
 
 
-def _grown(workdir: pathlib.Path, stage: Stage) -> bool:
+def stale(
+    workdir: pathlib.Path, stages: Sequence[Stage], *, models: bool = True, absent: bool = False
+) -> dict[str, Stale]:
+    """The stages on disk that are not what the settings, files and other stages of now would make, by name.
+
+    Args:
+      stages: in order; what they come after beside them is taken as it is on disk.
+      models: whether to look at models from outside, too.
+      absent: whether a stage that is gone counts as what it will be once it is made again; otherwise, as what it was.
+    """
+    found: dict[str, Stale] = {}
+    earlier: dict[str, Sequence[str]] = {}  # fingerprints that a stage had when less was asked for
+    will_be: dict[str, Callable[[], str | None]] = {}  # that of the stage once it is done; None: not known
+    names = {stage.name for stage in stages} | {name for stage in stages for name in stage.after}
+    records = {name: _record(workdir, name) for name in names}
+    for name, record in records.items():
+        will_be[name] = functools.partial((record or {}).get, "fingerprint")
+        earlier[name] = (record or {}).get("earlier", ())
+    for stage in stages:
+        record, inputs = records[stage.name], {name: will_be[name] for name in stage.after}
+        if record and (reason := _why_stale(workdir, stage, record, inputs, earlier, found, models)):
+            found[stage.name] = reason
+        done = record.get("fingerprint") if record else None
+        made_anew = bool(done) and (stage.name in found or grown(workdir, stage))
+        if made_anew:
+            earlier[stage.name] = [*earlier[stage.name], done]
+        if made_anew or (not done if record else absent):
+            will_be[stage.name] = functools.cache(functools.partial(_predicted, stage, record, inputs))
+    return found
+
+
+def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bool) -> Stale | None:
+    outgrown = None
+    for name, now in inputs.items():
+        before = record["inputs"].get(name)
+        if name in found and not found[name].outgrown:
+            return Stale(f"stage {name}, which it was made from, is stale")
+        if before is None or now() not in (None, before):
+            if before not in earlier[name]:
+                return Stale(f"it was made from another {name}")
+            outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
+    for name, now in _outside(stage, models).items():
+        if record["inputs"].get(name) != now:
+            return Stale(f"its input {name} has changed since")
+    if stage.again and record["settings"] != plain(stage.settings):
+        return Stale("its settings have changed since")
+    gone = missing_files(workdir / stage.name, record.get("files", ()))
+    return Stale(f"{gone[0]} is gone from its folder") if gone else outgrown
+
+
+def _outside(stage: Stage, models: bool) -> dict[str, str]:
+    """Fingerprints of what it reads from outside; nothing where that cannot be read any more."""
+    try:
+        return {**stage.externals(), **(stage.models() if models else {})}
+    except InputError:
+        return {}
+
+
+def _predicted(
+    stage: Stage, record: dict[str, Any] | None, inputs: Mapping[str, Callable[[], str | None]]
+) -> str | None:
+    """The fingerprint that a stage will have; None where one before it, or what it reads, is not known."""
+    try:
+        outside = record["inputs"] if record else {**stage.externals(), **stage.models(), **stage.machine()}
+    except InputError:
+        return None
+    before = {name: now() for name, now in inputs.items()}
+    asked = {"stage": stage.name, "settings": plain(stage.settings), "inputs": {**outside, **before}}
+    return None if None in before.values() else fingerprint(asked)
+
+
+def current(workdir: pathlib.Path, stages: Sequence[Stage], *names: str) -> None:
+    """Raises `InputError` where one of these stages, as far as it is on disk, is stale."""
+    found = stale(workdir, stages)
+    for name in names:
+        if name in found:
+            _refuse_stale(workdir, name, found)
+
+
+def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) -> NoReturn:
+    folders = ", ".join(str(workdir / other) for other in found if found[other].outgrown == found[name].outgrown)
+    raise InputError(
+        f"stage {name} in {workdir} is stale: {found[name].why}; undo that, delete {folders} to have it made anew, or "
+        "use another --workdir"
+    )
+
+
+def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+    """What is on disk of a stage: its manifest, or else what it was started with."""
+    return next(filter(None, (read_record(workdir / name / file) for file in RECORDS)), None)
+
+
+def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
     record = stage.grows and read_record(manifest_path(workdir, stage.name))
     return bool(record) and any(record["settings"].get(n) != stage.settings[n] for n in stage.grows)
@@ -100,82 +215,55 @@ def run(
 ) -> None:
     """Does the stages whose name is `wanted`, in order, skipping those that are done.
 
+    What was made from less than is asked for now is set aside, in the folder `replaced`, and made anew.
+
     Raises:
-      InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs.
+      InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs;
+        before any of them begins.
     """
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
-
-    def check_all():
-        check(workdir.path, stages)
-        _check_growth(workdir.path, stages, wanted)
-
-    job.on_first("check of the workdir", check_all)
+    job.on_first("check of the workdir", lambda: check(workdir.path, stages, wanted))
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
 
 
-def stale(workdir: pathlib.Path, stages: Sequence[Stage]) -> list[str]:
-    """Names of the stages on disk that were made, in part or whole, from less than is asked for now."""
-    found: set[str] = set()
-    asked = {stage.name: _asked_fingerprint(workdir, stage) for stage in stages if stage.grows}
-    for stage in stages:
-        record = _record(workdir, stage.name)
-        if record and any(name in found or (asked.get(name) or old) != old for name, old in record["inputs"].items()):
-            found.add(stage.name)
-    return [stage.name for stage in stages if stage.name in found]
-
-
-def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
-    """What is on disk of a stage: its manifest, or else what it was started with."""
-    return next(filter(None, (read_record(workdir / name / file) for file in _RECORDS)), None)
-
-
-def _asked_fingerprint(workdir: pathlib.Path, stage: Stage) -> str | None:
-    """The fingerprint that the stage will have once it is done, if it has been started."""
-    record = _record(workdir, stage.name)
-    return record and fingerprint({"stage": stage.name, "settings": plain(stage.settings), "inputs": record["inputs"]})
-
-
-def _check_growth(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool]) -> None:
-    """Raises `InputError` when a wanted stage was made from less than is asked for, or would be."""
-    outdated = stale(workdir, stages)
-    if any(wanted(name) for name in outdated):
-        raise InputError(
-            f"these stages in {workdir} were made from less than is asked for now: delete their folders first "
-            f"({', '.join(outdated)})"
-        )
-    small = {stage.name for stage in stages if _grown(workdir, stage) and not wanted(stage.name)}
-    for stage in stages:
-        if wanted(stage.name) and small & set(stage.after):
-            name = min(small & set(stage.after))
-            raise InputError(f"stage {name} has less than is asked for: run `selftrain {name.split('/')[0]}` first")
-
-
 def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], None]) -> None:
     directory, local = workdir.path / stage.name, workdir.local / stage.name
     asked: dict[str, Any] = {}
+    earlier: list[str] = []
 
     def begins() -> bool:
         inputs = {name: read_manifest(workdir.path, name)["fingerprint"] for name in stage.after}
-        asked.update(stage=stage.name, settings=plain(stage.settings), inputs=inputs | dict(stage.externals()))
-        for file in _RECORDS:
-            if record := read_record(directory / file):
-                _refuse_changes(workdir.path, stage, "input", record["inputs"], asked["inputs"])
-        if (directory / "manifest.json").is_file():
-            if not _grown(workdir.path, stage):
+        machine = stage.machine()
+        inputs |= {**stage.externals(), **stage.models(), **machine}
+        asked.update(stage=stage.name, settings=plain(stage.settings), inputs=inputs)
+        record = None if stage.again else _record(workdir.path, stage.name)
+        found = stale(workdir.path, [stage]) if record else {}
+        if found and not found[stage.name].outgrown:
+            _refuse_stale(workdir.path, stage.name, found)
+        if record:
+            done = "fingerprint" in record
+            if done and not found and not grown(workdir.path, stage):
                 say(f"{title}: done before")
                 return False
-            (directory / "manifest.json").unlink()
+            earlier.extend([*record.get("earlier", ()), *([record["fingerprint"]] if done else [])])
+            if found:
+                say(f"{title}: {found[stage.name].why}; what it was is kept in {workdir.set_aside(stage.name)}")
+            else:
+                _refuse_changes(workdir.path, stage, "input", {n: record["inputs"].get(n) for n in machine}, machine)
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
-        write_record(directory / "started.json", asked)
+        write_record(directory / "started.json", asked, earlier=earlier)
+        (directory / "manifest.json").unlink(missing_ok=True)
         return True
 
     def ends() -> None:
         seconds = round(time.perf_counter() - begin, 2)
         outcome = {"fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
-        write_record(directory / "manifest.json", asked, **outcome)
+        write_record(
+            directory / "manifest.json", asked, earlier=earlier, files=workdir.result_files(stage.name), **outcome
+        )
 
     def works() -> Mapping[str, Any]:
         workdir.fetch()

@@ -77,9 +77,13 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
             **run.saving(f"train/{name}"),
         )
 
-    def externals():
-        return run.model_input("student", run.student) | run.file_inputs(measured)
-
-    before = [f"subset/{name}", *run.lab_stages(run.student, *measured.values())]
-    progress = functools.partial(training_progress, epochs=run.config.train.epochs)
-    return Stage(f"train/{name}", settings, before, work, externals, together=True, progress=progress)
+    return Stage(
+        f"train/{name}",
+        settings,
+        [f"subset/{name}", *run.lab_stages(run.student, *measured.values())],
+        work,
+        lambda: run.file_inputs(measured),
+        lambda: run.model_input("student", run.student),
+        together=True,
+        progress=functools.partial(training_progress, epochs=run.config.train.epochs),
+    )

@@ -4,13 +4,13 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 import sys
 import time
 from typing import Callable, Sequence
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.lock import held
 from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
@@ -56,7 +56,11 @@ def run_study(
         return
     save_config(study.workdir, config, "study.json")
     lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
-    with files.locked(lock, f"workdir {study.workdir}: shard {shard} of this study is being done"):
+    with held(lock, f"workdir {study.workdir}: shard {shard} of this study is being done", fenced=True):
+        for other in study.workdir.glob(".shard-*.lock"):
+            if not other.match(f"*-of-{count}.lock"):
+                with held(other, f"workdir {study.workdir}: this study, cut another way, is being done"):
+                    pass
         print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
         execution = Execution(study, say)
         failures = execution.do([i for i in range(len(study.units)) if i % count == index])
@@ -125,12 +129,12 @@ class Execution:
 
     def _do(self, unit: Unit, title: str) -> None:
         done = unit.done()
+        if unit.config is not None:
+            save_config(unit.workdir, unit.config)
         if done:
             self._say(f"{title}: done before")
-        elif unit.config is not None:
-            save_config(unit.workdir, unit.config)
-        if unit.stages[0].name == "report":
-            _forget_old_report(unit)
+            if unit.stages[0].again:
+                return
         stages.run(unit.workdir, unit.stages, lambda name: True, functools.partial(self._say_of_stage, title))
         if not done and (outcome := unit.outcome()):
             self._say(f"{title}: {outcome}")
@@ -164,16 +168,6 @@ class Execution:
             except InputError:
                 failed.append(f"{unit.name}: {self._failures.reason(unit.name)}")
         return failed
-
-
-def _forget_old_report(unit: Unit) -> None:
-    """Removes a run's page that was made from fewer arms: it is made anew."""
-    (stage,) = unit.stages
-    path = stages.manifest_path(unit.workdir, "report")
-    if path.is_file():
-        inputs = {name: stages.read_manifest(unit.workdir, name)["fingerprint"] for name in stage.after}
-        if files.read_json(path)["inputs"] != inputs:
-            shutil.rmtree(path.parent)
 
 
 def _shard(text: str) -> tuple[int, int]:

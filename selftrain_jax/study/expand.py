@@ -285,13 +285,23 @@ class Study:
 
     def check(self) -> None:
         """Raises `InputError` for changed settings and for models and files that are missing or broken."""
+        grown = set()
         for unit in self.units:
             stages.check(unit.workdir, unit.stages)
+            if grown & set(unit.needs) and any(stages.state(unit.workdir, s) != "waiting" for s in unit.stages):
+                raise InputError(
+                    f"{min(grown & set(unit.needs))} has less than is asked for, and {unit.name} was made from it: set "
+                    "num_samples back, or name another --workdir"
+                )
+            grown |= {unit.name} if any(stages.grown(unit.workdir, stage) for stage in unit.stages) else set()
         self._check_models()
         if self.config.real and not self.config.real.startswith(LAB):
             load_texts(self.config.real)
         for unit in self._lab_units():
-            stages.check_externals(unit.workdir, unit.stages[0])
+            for stage in unit.stages:
+                stage.externals()  # which says what is missing or broken
+        for unit in self.units:
+            stages.current(unit.workdir, unit.stages, *(stage.name for stage in unit.stages if not stage.again))
         if self.config.proxies.sentence_encoder:
             sentence_library()
         self._check_files()

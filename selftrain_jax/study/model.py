@@ -31,7 +31,9 @@ class Unit:
     outcome: Callable[[], str] = str
 
     def done(self) -> bool:
-        return all(stages.state(self.workdir, stage) == "done" for stage in self.stages)
+        """Whether every stage is done, and none is stale."""
+        done = all(stages.state(self.workdir, stage) == "done" for stage in self.stages)
+        return done and not stages.stale(self.workdir, self.stages)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from selftrain_jax.cli import main as cli
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
+from selftrain_jax.core.lock import held
+from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import stages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -160,7 +163,10 @@ def test_status_tells_done_started_and_waiting_and_writes_nothing(tmp_path, caps
     plan = {stage.name: stage for stage in Pipeline(load_config(TINY), workdir).stages()}
     for name, file in (("lab/world", "manifest.json"), ("lab/base", "started.json")):
         (workdir / name).mkdir(parents=True)
-        write_json(workdir / name / file, {"settings": plan[name].settings, "inputs": {}})
+        inputs = dict.fromkeys(plan[name].after, "a fingerprint")
+        write_json(
+            workdir / name / file, {"settings": plan[name].settings, "inputs": inputs, "fingerprint": "a fingerprint"}
+        )
     before = sorted(workdir.rglob("*"))
     assert run(*arguments) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -175,7 +181,8 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
     plan = {stage.name: stage for stage in Pipeline(load_config(TINY), tmp_path).stages()}
     for name in ("lab/base", "sample/self", "train/self-0"):
         (tmp_path / name).mkdir(parents=True)
-        write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": {}})
+        inputs = dict.fromkeys(plan[name].after, "unknown")
+        write_json(tmp_path / name / "started.json", {"settings": plan[name].settings, "inputs": inputs})
     (tmp_path / "lab/base/metrics.jsonl").write_text('{"step": 5, "epoch": 0.25}\n')
     (tmp_path / "train/self-0/metrics.jsonl").write_text('{"step": 4, "epoch": 2.0}\n{"step": 6, "epoch": 3.0}\n{"st')
     (tmp_path / "sample/self/corpus").mkdir()
@@ -348,3 +355,20 @@ def test_a_config_without_get_config_is_refused(tmp_path):
         load_config(str(tmp_path / "config.py"))
     with pytest.raises(InputError, match="not found: .*gone.py"):
         load_config(str(tmp_path / "gone.py"))
+
+
+def test_a_second_run_in_one_folder_is_refused_at_once_while_status_works(tmp_path, capsys):
+    arguments = (f"--config={TINY}", f"--workdir={tmp_path}")
+    with Workdir(tmp_path).held():
+        assert run("run", *arguments) == 2
+        assert f"workdir {tmp_path} is in use by process {os.getpid()} on " in capsys.readouterr().err
+        assert run("status", *arguments) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_another_process_cuts_otherwise_is_refused(tmp_path, capsys):
+    study = str(pathlib.Path(TINY).with_name("tiny_study.py"))
+    for mine, other in (("0/1", "0-of-1"), ("0/2", "0-of-1")):
+        with held(tmp_path / f".shard-{other}.lock", "x"):
+            assert run("study", f"--config={study}", f"--workdir={tmp_path}", f"--shard={mine}") == 2
+            assert f"by process {os.getpid()} on " in capsys.readouterr().err

@@ -50,7 +50,6 @@ CHANGED = [
     ("lab.world.seed=1", "lab/world: setting seed is 1"),
     ("sample.num_samples=63", "sample/self: setting num_samples is 63"),
     ("train.epochs=3", "train/self-0: setting epochs is 3"),
-    ("title=Other", "report: setting title is 'Other'"),
 ]
 
 

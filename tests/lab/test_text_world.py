@@ -326,5 +326,5 @@ def test_a_study_asks_for_its_text_before_any_work_and_refuses_a_changed_one(sou
     started.write_text(json.dumps({"settings": world.settings, "inputs": world.externals()}))
     study.check()
     copy.write_text(copy.read_text().replace("n0 ", "n1000 "))
-    with pytest.raises(InputError, match="lab/0/world: input source"):
+    with pytest.raises(InputError, match="lab/0/world .*its input source has changed"):
         study.check()

@@ -87,7 +87,7 @@ CHANGES = [
     (dict(sample={"warp": {"top_k": 0, "sizes": (1, 3)}}), "sample/self", r"setting warp.sizes is \[1, 3\]"),
     (dict(sample={"new": "x"}), "sample/self", "setting new is 'x' .* made with None"),
     (dict(train={"epochs": 3}), "train/self-0", "setting epochs is 3 .* made with 2"),
-    (dict(text="text v2"), "train/self-0", "input texts is 'text v2' .* made with 'text v1'"),
+    (dict(text="text v2"), "train/self-0", "its input texts has changed"),
 ]
 
 
@@ -98,20 +98,19 @@ def test_a_change_is_refused_by_name_and_nothing_is_overwritten(tmp_path, change
     if state == "started":
         (tmp_path / stage / "manifest.json").unlink()
     before, calls = contents(tmp_path), []
-    with pytest.raises(InputError, match=f"stage {stage}: {message}.*--workdir") as e:
+    with pytest.raises(InputError, match=f"stage {stage}.*: {message}.*--workdir") as e:
         run(tmp_path, plan(**change, calls=calls))
     assert "\n" not in str(e.value)
-    assert contents(tmp_path) == before
-    # An input is compared when its stage is reached, so an unfinished stage before it may be done first.
-    assert "train" not in calls and ("input" in message or not calls)
+    assert contents(tmp_path) == before and not calls
 
 
-def test_a_changed_setting_is_refused_before_an_earlier_stage_works(tmp_path):
+@pytest.mark.parametrize("change, message", [(dict(train={"epochs": 3}), "epochs"), (dict(text="v2"), "input texts")])
+def test_a_change_is_refused_before_an_earlier_stage_works(tmp_path, change, message):
     run(tmp_path, plan())
     (tmp_path / "sample/self/manifest.json").unlink()
     calls = []
-    with pytest.raises(InputError, match="epochs"):
-        run(tmp_path, plan(train={"epochs": 3}, calls=calls))
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, plan(**change, calls=calls))
     assert calls == []
 
 
@@ -124,8 +123,62 @@ def test_a_setting_that_is_not_there_equals_none(tmp_path):
 def test_a_stage_whose_origin_was_made_anew_differently_is_refused(tmp_path):
     run(tmp_path, plan())
     shutil.rmtree(tmp_path / "sample")
-    with pytest.raises(InputError, match="stage train/self-0: input sample/self"):
-        run(tmp_path, plan(sample={"seed": 1}))
+    calls, changed = [], plan(sample={"seed": 1})
+    message = "stage train/self-0 .*is stale: it was made from another sample/self"
+    with pytest.raises(InputError, match=message):  # before the sampling, not after it
+        run(tmp_path, plan(sample={"seed": 1}, calls=calls))
+    assert calls == [] and not (tmp_path / "sample").exists()
+    run(tmp_path, changed, lambda name: name == "sample/self")
+    assert set(stages.stale(tmp_path, changed)) == {"train/self-0"}
+    with pytest.raises(InputError, match=message):
+        stages.current(tmp_path, changed, "sample/self", "train/self-0")
+    shutil.rmtree(tmp_path / "sample")
+    assert run(tmp_path, plan()) == ["[1/2] sample/self", "[2/2] train/self-0: done before"]
+    assert stages.stale(tmp_path, plan()) == {}
+
+
+def with_report(title="T", arms=("self",), calls=None, **change):
+    """`plan`, with a report on the trainings of `arms`, which is made anew each time."""
+    made = plan(calls=calls, **change)
+    for arm in arms[1:]:
+        made.append(dataclasses.replace(made[1], name=f"train/{arm}-0"))
+
+    def report(directory):
+        (directory / "report").write_text(title)
+
+    return [*made, Stage("report", {"title": title}, [f"train/{arm}-0" for arm in arms], report, again=True)]
+
+
+def test_what_is_made_from_a_stale_stage_is_stale_and_no_report_is_made_of_it(tmp_path):
+    run(tmp_path, with_report())
+    (tmp_path / "sample/self/manifest.json").unlink()
+    (tmp_path / "sample/self/started.json").unlink()
+    changed = with_report(sample={"seed": 1})
+    run(tmp_path, changed, lambda name: name == "sample/self")
+    assert set(stages.stale(tmp_path, changed)) == {"train/self-0", "report"}
+    with pytest.raises(InputError, match="stage train/self-0 .*is stale"):
+        run(tmp_path, changed, lambda name: name == "report")
+    with pytest.raises(InputError, match="stage report .*is stale: stage train/self-0, which it was made from"):
+        stages.current(tmp_path, changed, "report")
+
+
+def test_a_report_is_written_again_whatever_was_there(tmp_path):
+    run(tmp_path, with_report())
+    (tmp_path / "report/report").unlink()
+    calls, asked = [], with_report("New", ("self", "control"))
+    assert "report" in stages.stale(tmp_path, asked)
+    run(tmp_path, asked)
+    assert (tmp_path / "report/report").read_text() == "New" and stages.stale(tmp_path, asked) == {}
+    run(tmp_path, with_report("New", ("self", "control"), calls))
+    assert calls == []
+
+
+def test_a_file_of_a_finished_stage_that_is_gone_is_noticed(tmp_path):
+    run(tmp_path, plan())
+    (tmp_path / "sample/self/result").unlink()
+    assert stages.stale(tmp_path, plan())["sample/self"].why == "result is gone from its folder"
+    with pytest.raises(InputError, match="stage sample/self .*result is gone.*sample/self"):
+        run(tmp_path, plan())
     shutil.rmtree(tmp_path / "sample")
     assert run(tmp_path, plan()) == ["[1/2] sample/self", "[2/2] train/self-0: done before"]
 
@@ -194,19 +247,19 @@ def test_a_setting_that_grows_takes_the_stage_up_again(tmp_path):
     assert [stages.state(tmp_path, stage) for stage in more] == ["done", "done"]
 
 
-def test_growth_under_finished_stages_is_refused_before_any_work(tmp_path):
+def test_growth_is_carried_through_and_what_was_made_from_less_is_kept(tmp_path):
     calls = []
     run(tmp_path, growing(5, calls))
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
-        run(tmp_path, growing(8, calls))
-    assert contents(tmp_path) == before and calls == ["sample", "train"]
-    shutil.rmtree(tmp_path / "train")
+    before = contents(tmp_path / "train")
     run(tmp_path, growing(8, calls))
-    assert calls == ["sample", "train", "sample", "train"]
+    assert calls == ["sample", "train"] * 2
+    assert contents(tmp_path / "replaced/1/train") == before
+    assert run(tmp_path, growing(8, calls)) == ["[1/2] sample/self: done before", "[2/2] train/self-0: done before"]
+    run(tmp_path, growing(9, calls))
+    assert calls == ["sample", "train"] * 3 and (tmp_path / "replaced/2/train/self-0/result").is_file()
 
 
-def test_growth_that_was_cut_off_or_done_alone_keeps_later_stages_out_of_date(tmp_path):
+def test_growth_that_was_cut_off_or_done_alone_is_carried_through_later(tmp_path):
     calls = []
     run(tmp_path, growing(5, calls))
     more = growing(8, calls)
@@ -220,13 +273,11 @@ def test_growth_that_was_cut_off_or_done_alone_keeps_later_stages_out_of_date(tm
     for work in (killed, more[0].work):
         with contextlib.suppress(KeyboardInterrupt):
             run(tmp_path, [dataclasses.replace(more[0], work=work), more[1]], only_sample)
-        assert stages.stale(tmp_path, more) == ["train/self-0"]
-        with pytest.raises(InputError, match=r"delete their folders first \(train/self-0\)"):
-            run(tmp_path, more)
-    shutil.rmtree(tmp_path / "train")
-    assert stages.stale(tmp_path, more) == []
+        assert stages.stale(tmp_path, more)["train/self-0"].outgrown
+        with pytest.raises(InputError, match="stage train/self-0 .*made from less of sample/self"):
+            stages.current(tmp_path, more, "train/self-0")
     run(tmp_path, more)
-    assert calls == ["sample", "train", "sample", "train"]
+    assert stages.stale(tmp_path, more) == {} and calls == ["sample", "train", "sample", "train"]
 
 
 def test_a_stage_does_not_run_on_less_than_is_asked_for(tmp_path):

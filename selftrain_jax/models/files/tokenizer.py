@@ -1,7 +1,6 @@
 """Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
 
 import contextlib
-import json
 import os
 import pathlib
 from typing import Any, Iterator, Sequence

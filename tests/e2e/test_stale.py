@@ -1,0 +1,50 @@
+"""Figures of one model never stand for another: every reader of a run refuses what was made from something else."""
+
+import json
+import shutil
+
+import pytest
+
+from selftrain_jax.run.references import find_model
+from tests.models.checkpoints import refuses
+
+CHANGE = "--config.train.optimizer.learning_rate=1e-4"
+
+
+@pytest.fixture
+def retrained(selftrain, copy_of, finished):
+    """A finished run whose models were removed and trained anew with another learning rate, but not evaluated."""
+    workdir = copy_of("lab", "sample", "audit", "subset", "evaluate", "report")
+    for model in ("self-0", "real-0", "other-0"):
+        shutil.copytree(finished[0] / "train" / model, workdir / "train" / model)
+    changed = json.loads((finished[0] / "config.json").read_text())
+    changed["train"]["optimizer"]["learning_rate"] = 1e-4
+    (workdir / "config.json").write_text(json.dumps(changed))
+    for path in workdir.glob("train/*/*.json"):
+        record = json.loads(path.read_text())
+        record.get("settings", {}).get("optimizer", {}).update(learning_rate=1e-4)
+        path.write_text(json.dumps(record | ({"fingerprint": "another"} if "fingerprint" in record else {})))
+    return workdir
+
+
+def test_nothing_is_trained_where_the_evaluation_would_be_refused(selftrain, copy_of):
+    workdir = copy_of("lab", "sample", "audit", "subset", "evaluate", "report")
+    done = selftrain("run", workdir, CHANGE)
+    assert done.returncode == 2 and not (workdir / "train").exists()
+    assert "stage evaluate/self-0 in " in done.stderr and "made from another train/self-0" in done.stderr
+
+
+def test_status_report_and_export_refuse_figures_of_another_model(selftrain, retrained, tmp_path):
+    lines = selftrain.succeeds("status", retrained, CHANGE).splitlines()
+    stale = {line.split()[1].rstrip(":") for line in lines if line.startswith("stale ")}
+    assert stale == {"evaluate/self-0", "evaluate/real-0", "evaluate/other-0", "report"}
+    for done in (selftrain("report", retrained, CHANGE), selftrain.command("export", retrained, tmp_path / "out")):
+        assert done.returncode == 2 and " is stale: " in done.stderr
+    assert not (tmp_path / "out").exists()
+    find_model(f"{retrained}:self-0")  # the weights themselves are those that config.json speaks of
+
+
+def test_a_model_of_another_text_is_refused_by_name(retrained):
+    for path in retrained.glob("subset/self-0/*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "another"}))
+    refuses(lambda: find_model(f"{retrained}:self-0"), "train/self-0", "is stale", "another subset/self-0")
