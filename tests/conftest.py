@@ -76,7 +76,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 hypothesis.settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("large", hypothesis.settings.get_profile("suite"), max_examples=5_000)
+hypothesis.settings.register_profile("large", hypothesis.settings.get_profile("suite"), max_examples=2_000)
 
 
 def pytest_configure(config):

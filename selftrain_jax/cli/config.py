@@ -10,6 +10,7 @@ import traceback
 from typing import Any, Sequence
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import at_home
 from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
@@ -17,7 +18,7 @@ from selftrain_jax.study.settings import StudyConfig
 
 def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False) -> RunConfig | StudyConfig:
     """The `RunConfig` (or, of a study, `StudyConfig`) of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with
-    `--config.a.b=value` overrides.
+    `--config.a.b=value` overrides. `~/` at the beginning of a value is the home folder.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
@@ -43,7 +44,7 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
         raise InputError(
             f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
         )
-    return build(StudyConfig if study else RunConfig, values)
+    return build(StudyConfig if study else RunConfig, at_home(values))
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -11,6 +11,7 @@ from typing import Callable, Iterator, Sequence
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.files import at_home
 from selftrain_jax.core.storage import is_storage_error
 from selftrain_jax.distributed import preemption
 
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments, overrides = make_parser().parse_known_args(argv)
     try:
+        arguments, overrides = make_parser().parse_known_args(list(map(_with_home, argv)))
         with _one_line_warnings():
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
@@ -70,6 +71,12 @@ def _run(argv: list[str]) -> int:
         outcome = "nothing was written" if arguments.command in _TOOLS else "the same command goes on from here"
         print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
         return 1
+
+
+def _with_home(argument: str) -> str:
+    """`argument` with the home folder for `~/` at its beginning, or after `=`, where shells leave it."""
+    name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return name + equals + at_home(value)
 
 
 def _bucket_failed(error: Exception, argv: list[str]) -> int:

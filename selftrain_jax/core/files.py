@@ -84,6 +84,16 @@ def user_path(path: str | os.PathLike) -> pathlib.PurePath:
         raise InputError(f"path {path}: there is no such user's home folder; write the path in full") from None
 
 
+def at_home(value: Any) -> Any:
+    """`value`, and what is in its dicts, lists and tuples, with the home folder in place of `~` or `~NAME` where a text
+    is that, or begins with it and a slash, as a shell has it. `InputError` as `user_path`."""
+    if isinstance(value, dict):
+        return {name: at_home(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(at_home, value))
+    return str(user_path(value)) if isinstance(value, str) and re.match(r"~$|~[\w.-]*/", value) else value
+
+
 def check_new_directory(path: str | os.PathLike, what: str) -> None:
     """Raises `InputError` when `path` is anything but absent or an empty folder."""
     path = user_path(path)

@@ -211,7 +211,7 @@ def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: s
         return {_SPLITS[word] for word in found if word in _SPLITS} | ({wanted} if wanted.lower() in found else set())
 
     def sharded(file: pathlib.PurePath) -> set[str]:
-        found = re.fullmatch(r"data/(\w[\w.]*)-\d{5}-of-\d{5}.*", file.as_posix())
+        found = re.fullmatch(r"data/(\w[\w.]*)-\d{5}-of-\d{5}[^/]*", file.as_posix())
         return {_SPLITS.get(found[1].lower(), found[1])} if found else set()
 
     for named in (sharded, lambda file: set().union(*map(words, file.parts[:-1])), lambda file: words(file.name)):

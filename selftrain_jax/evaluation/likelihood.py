@@ -202,6 +202,9 @@ def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
     rows = list(read_rows(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
     check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
+    for number, row in enumerate(rows, 1):
+        if not (has_text(row["sentence_good"]) and has_text(row["sentence_bad"])):
+            raise InputError(f"minimal-pair file {path}, item {number}: an empty sentence, the likeliest of all")
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")
     return rows

@@ -276,6 +276,36 @@ def test_settings_are_changed_from_the_command_line(argument, read, value):
     assert read(changed) == value and type(read(changed)) is type(value)
 
 
+def test_the_home_folder_is_meant_in_every_setting(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    body = "dict(source='~/m', evaluate=dict(probes='~/p', template='~{question}'), title='~ 5', audit=dict(ngram=6))"
+    names = ["student", "corpus", "audit.benchmarks.b", "evaluate.texts.t", "controls.c.texts", "controls.d.corpus"]
+    found = load_config(config(f"return ConfigDict({body})"), [f"--config.{name}=~/x" for name in names])
+    assert (found.source, found.evaluate.probes) == ("/home/me/m", "/home/me/p")
+    paths = [found.student, found.corpus, found.audit.benchmarks["b"], found.evaluate.texts["t"]]
+    assert [*paths, found.controls["c"].texts, found.controls["d"].corpus] == ["/home/me/x"] * 6
+    assert (found.evaluate.template, found.title) == ("~{question}", "~ 5")
+
+
+def test_the_home_folder_is_meant_in_every_argument(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    seen = []
+    monkeypatch.setattr(cli, "_find", lambda where: lambda arguments, *rest: seen.append(vars(arguments)) or 0)
+    assert run("import", "~/a", "~", "--tokenizer=~/t", "--field=~text") == 0
+    assert run("import", "~/a", "b", "--tokenizer", "~/t") == run("status", "--config=~/c.py:x", "--workdir=~/w") == 0
+    first, second, third = seen
+    assert [first[name] for name in ("source", "out", "tokenizer", "field")] == [
+        "/home/me/a",
+        "/home/me",
+        "/home/me/t",
+        "~text",
+    ]
+    assert second["tokenizer"] == "/home/me/t"
+    assert (third["config"], third["workdir"]) == ("/home/me/c.py:x", "/home/me/w")
+    assert run("import", "a", "b", "--tokenizer=~nobody-of-that-name/t") == 2
+    assert "no such user's home" in capsys.readouterr().err
+
+
 def test_a_setting_that_the_config_leaves_out_is_changed_too(config):
     path = config('return ConfigDict(dict(source="some/model", sample=dict(seed=1)))')
     changed = load_config(path, ["--config.sample.top_k=3", "--config.subset.retokenize=True", "--config.student=m"])

@@ -1,8 +1,16 @@
 """What of a stranger's folder is read: its visible files of one split, and of these the texts alone; nothing is run."""
 
+import contextlib
+import gzip
+import itertools
 import json
+import os
+import pathlib
+import tempfile
 import warnings
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
@@ -32,8 +40,6 @@ def write_file(path, content):
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".NDJSON", ".jsonl.gz"])
 def test_hidden_files_and_folders_are_no_data(tmp_path, ending):
-    import gzip
-
     content = gzip.compress(b'{"text": "a"}') if ending.endswith(".gz") else ["a"]
     write_file(tmp_path / f"a{ending}", content)
     write_file(tmp_path / "sub" / f"b{ending}", content)
@@ -73,6 +79,40 @@ def test_splits_are_those_of_the_datasets_library_in_any_case(tmp_path, train, t
     assert texts(tmp_path, "test") == texts(tmp_path, "eval") == ["test"]
     with pytest.raises(InputError, match="split='dev'.* of the splits test, train$"):
         texts(tmp_path, "dev")
+
+
+WORDS = st.sampled_from(
+    "train training test testing eval evaluation dev val valid validation x data latest train1 my-train foo.dev.bar "
+    "testing_2 data/train-00000-of-00001 data/test-00000-of-00001 data/foo-00000-of-00001".split()
+)
+
+
+@hypothesis.given(st.sets(st.lists(WORDS, min_size=1, max_size=2).map("/".join), min_size=1, max_size=4))
+def test_any_folder_is_split_as_the_datasets_library_does(names):
+    """What that library reads into two splits is refused."""
+    data_files = pytest.importorskip("datasets.data_files", reason="needs the extra `datasets`")
+
+    def matching(pattern, folder):
+        with contextlib.suppress(FileNotFoundError):
+            return {os.path.relpath(path, folder) for path in data_files.resolve_pattern(pattern, folder)}
+        return set()
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            write_file(pathlib.Path(folder) / f"{name}.jsonl", [f"{name}.jsonl"])
+        patterns = data_files.get_data_patterns(folder)
+        splits = {str(name): set().union(*(matching(p, folder) for p in found)) for name, found in patterns.items()}
+        for split in ("train", "validation", "test"):
+            if any(a & b for a, b in itertools.combinations(splits.values(), 2)):
+                refusal = "names the splits"
+            elif splits.get(split):
+                assert set(texts(folder, split)) == splits[split]
+                continue
+            else:
+                refusal = f"split='{split}': the files of"
+            with pytest.raises(InputError, match=refusal):
+                texts(folder, split)
 
 
 def test_a_part_of_a_word_is_no_split(tmp_path):

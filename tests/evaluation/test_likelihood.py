@@ -288,6 +288,8 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
             "item 2, .*: 1 holds half",
         ),
         ("load_multiple_choice", '{"question": "q", "choices": ["a", "b"]}', r"line 2: missing field\(s\) gold"),
+        ("load_minimal_pairs", {"sentence_good": "\u200b", "sentence_bad": "b"}, "item 2: an empty sentence"),
+        ("load_multiple_choice", row(choices=["a", "\u200b"]), "item 2: every choice must be a text that is not blank"),
         ("load_multiple_choice", row(gold=2), "item 2: gold=2 .*2 choices"),
         ("load_multiple_choice", row(gold=-1), "item 2: gold=-1"),
         ("load_multiple_choice", row(gold="a"), "item 2: gold='a'"),
