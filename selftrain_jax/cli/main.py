@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import errno
 import importlib
+import io
+import os
 import sys
 import traceback
 import warnings
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, Sequence, TextIO
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
@@ -36,15 +38,16 @@ _ONLY_LOOKS = ("plan", "status")  # and leaves nothing to go on with
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code. A process of a job that fails ends here, at once."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        code = _run(argv)
-    except Exception:
-        if not preemption.in_job():
-            raise
-        traceback.print_exc()
-        code = 1
-    if code and preemption.in_job():
-        preemption.leave_job(code)
+    with _sturdy_output():
+        try:
+            code = _run(argv)
+        except Exception:
+            if not preemption.in_job():
+                raise
+            traceback.print_exc()
+            code = 1
+        if code and preemption.in_job():
+            preemption.leave_job(code)
     return code
 
 
@@ -54,7 +57,9 @@ def _run(argv: list[str]) -> int:
         with _one_line_warnings():
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
-        print(f"selftrain: error: {e}", file=sys.stderr)
+        print(f"selftrain: error: {e}", file=sys.stderr, flush=True)
+        if arguments.command in ("run", *STAGES) and preemption.joining():
+            _tell_job()
         return 2
     except RunStopped as e:
         print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
@@ -77,6 +82,52 @@ def _with_home(argument: str) -> str:
     """`argument` with the home folder for `~/` at its beginning, or after `=`, where shells leave it."""
     name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return name + equals + at_home(value)
+
+
+def _tell_job() -> None:
+    """Joins the others of a job, if there are any: they would wait for this process, and miss it now instead."""
+    with contextlib.suppress(InputError, RuntimeError):
+        importlib.import_module("selftrain_jax.distributed.job").initialize(timeout=60)
+
+
+class _Sturdy:
+    """A standard stream that nobody may read any more: what is written then goes nowhere, and ends no work."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._do(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._do(self._stream.flush)
+
+    def _do(self, do: Callable, *arguments):
+        try:
+            return do(*arguments)
+        except OSError as e:
+            if e.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that is closed
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextlib.contextmanager
+def _sturdy_output() -> Iterator[None]:
+    """Within the body, neither a reader that is gone nor a character that the terminal lacks ends the work."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed (`>&-`): else the next file that is opened would get what is printed
+            os.open(os.devnull, os.O_RDWR)
+    with contextlib.ExitStack() as replaced:
+        for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+                replaced.callback(replaced.enter_context(redirect(_Sturdy(stream))).flush)
+        yield
 
 
 def _bucket_failed(error: Exception, argv: list[str]) -> int:

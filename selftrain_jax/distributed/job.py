@@ -26,14 +26,17 @@ NAME_TIMEOUT = 60
 
 
 def initialize(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
 ) -> None:
     """Joins this process to the others of its job, if there are any; call it before anything asks JAX for its devices.
 
     What is not given comes from `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`, then from JAX's own detection (Cloud TPU, GKE, Slurm, Open MPI, Kubernetes jobs). Where none of
     them says anything, or the job is joined already, nothing happens. A process that dies is noticed within
-    `PEER_TIMEOUT` seconds, instead of JAX's 100.
+    `PEER_TIMEOUT` seconds, instead of JAX's 100. Those that have not come after `timeout` seconds are not waited for.
 
     Raises:
       InputError: a part is set without the others, is impossible, or the coordinator cannot be reached.
@@ -53,7 +56,7 @@ def initialize(
         raise InputError(f"JAX_NUM_PROCESSES={count} must be at least 1")
     if number is not None and not 0 <= number < (count or number + 1):
         raise InputError(f"JAX_PROCESS_ID={number} must lie between 0 and JAX_NUM_PROCESSES - 1 = {(count or 1) - 1}")
-    if not jax.distributed.is_initialized() and _join(given):
+    if not jax.distributed.is_initialized() and _join(given, timeout):
         Peers().listen()
     preemption.joined(Peers() if jax.distributed.is_initialized() else preemption.Alone())
 
@@ -99,9 +102,11 @@ def _bind_address(coordinator: str | None) -> str | None:
     return None
 
 
-def _join(given: dict[str, Any]) -> bool:
+def _join(given: dict[str, Any], timeout: int) -> bool:
     """Whether there was a job to join; `given` are the arguments of `jax.distributed.initialize`, by variable."""
-    options = dict(heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT)
+    options = dict(
+        initialization_timeout=timeout, heartbeat_timeout_seconds=PEER_TIMEOUT, shutdown_timeout_seconds=PEER_TIMEOUT
+    )
     if None not in given.values() or given["JAX_COORDINATOR_ADDRESS"] == _slurm_coordinator():
         bound = _bind_address(given["JAX_COORDINATOR_ADDRESS"])
         if bound and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
@@ -226,6 +231,11 @@ class Peers(preemption.Alone):
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             for what in ("leaves", "left") if in_order else ("left",):
                 self._say(what, self._number)
+
+    def announce_failure(self) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if self._number == 0:
+                self._say("lost", 0, f"process 0 on {socket.gethostname()}")
 
     def wait_for_others_to_leave(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
         until = time.monotonic() + seconds

@@ -1,5 +1,5 @@
-"""What a command does when it is told to stop, by SIGTERM or by a notice that the cloud takes the machine away; and
-when a process of its job dies.
+"""What a command does when it is told to stop, by SIGTERM, Ctrl-C or a notice that the cloud takes the machine away;
+and when a process of its job dies.
 
 Training saves its step and stops by itself (`training.loop`); it gets `PATIENCE` seconds to come to the end of a step.
 Everything else leaves at once: what is on disk is whole, and the same command goes on from it. In a job of several
@@ -48,6 +48,9 @@ class Alone:
     def announce_leaving(self, in_order: bool = True) -> None:
         """Tells process 0 that this one is about to end; unless `in_order`, the others will miss it."""
 
+    def announce_failure(self) -> None:
+        """In process 0, tells the others that it is about to end, so that they can say so before JAX aborts them."""
+
     def wait_for_others_to_leave(self, seconds: float, unless: Callable[[], bool] = lambda: False) -> None:
         """In process 0, returns when all others have left or are lost, after `seconds`, or when `unless()`; elsewhere,
         at once. JAX aborts those that outlive process 0."""
@@ -56,9 +59,9 @@ class Alone:
 class _Process:
     """What this process does, with whom, and whether it was told to stop.
 
-    Once `watch` is called, a thread waits for SIGTERM, here or in another process of the job, and ends this process. A
-    thread, since Python runs signal handlers between two steps of the main one, which may be compiling, or waiting for
-    a device or another process.
+    Once `watch` is called, a thread waits for SIGTERM, here or in another process of the job, or for SIGINT, and ends
+    this process. A thread, since Python runs signal handlers between two steps of the main one, which may be compiling,
+    or waiting for a device or another process; an exception in the middle of that has ended in segmentation faults.
     """
 
     def __init__(self):
@@ -78,6 +81,9 @@ class _Process:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._handler = signal.signal(signal.SIGTERM, self.note_sigterm)
+        self._interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # jobs of a shell ignore it
+        if self._interrupts:
+            signal.signal(signal.SIGINT, lambda *_: None)
         self._wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._wait, name="preemption", daemon=True)
         self._thread.start()
@@ -90,6 +96,8 @@ class _Process:
         self._write.send(b"\0")  # wakes the thread
         self._thread.join(PATIENCE + 10)  # it may be about to end the process
         signal.set_wakeup_fd(self._wakeup)
+        if self._interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if not self.stopping_by_itself and not self.others.in_job:  # in a job, the handler is no longer ours but JAX's
             signal.signal(signal.SIGTERM, self._handler)
         self._read.close()
@@ -99,7 +107,11 @@ class _Process:
         looked = time.monotonic()
         while not self._over.is_set():
             ready, _, _ = select.select([self._read], [], [], 0.5)
-            here = bool(ready) and signal.SIGTERM in self._read.recv(64)
+            came = self._read.recv(64) if ready else b""
+            if signal.SIGINT in came and self._interrupts:
+                told = "interrupted; the same command goes on from here"
+                return self.leave(time.monotonic() + 10, told, code=1, in_order=False)
+            here = signal.SIGTERM in came
             if here and self.joining:  # the others are told as soon as they can be
                 self._wait_while(lambda: self.joining)
                 if self.others.in_job:
@@ -125,7 +137,7 @@ class _Process:
         self._over.wait(POLL)  # where data is exchanged, the main thread notices, too, and says what it was about
         if not self._over.is_set():
             way_out = "start all again, the same command goes on from what is saved"
-            self.leave(time.monotonic() + 10, f"{lost}, as seen in {self.doing}; {way_out}", 1)
+            self.leave(time.monotonic() + 10, f"stopped: {lost}, as seen in {self.doing}; {way_out}", 1)
 
     def _wait_while(self, goes_on: Callable[[], bool]) -> None:
         until, told = time.monotonic() + PATIENCE, False
@@ -135,32 +147,37 @@ class _Process:
                 told = True
             time.sleep(0.05)
 
-    def leave(self, until: float = 0, why: str = "", code: int = EXIT_CODE) -> None:
+    def leave(self, until: float = 0, told: str = "", code: int = EXIT_CODE, in_order: bool = True) -> None:
         """Ends the process, unless a training, even one that began only meanwhile, stops by itself.
 
         Process 0 waits for the others until that time of `time.monotonic`.
         """
+        if not in_order:
+            self.others.announce_failure()
         self.others.wait_for_others_to_leave(until - time.monotonic(), lambda: self.stopping_by_itself)
         with self.leaving:
             if self.stopping_by_itself:
                 return
             try:
                 late = f", which came to no end of a step within {PATIENCE} s" if self.training else ""
-                told = f"SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
+                sigterm = (
+                    f"stopped: SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
+                )
                 # The main thread may hold the lock of stdout; nobody may read what is written.
-                tell = functools.partial(_tell, f"stopped: {why or told}")
+                tell = functools.partial(_tell, told or sigterm)
                 for last in (sys.stdout.flush, tell, lock.release_all):
                     thread = threading.Thread(target=last, daemon=True)
                     thread.start()
                     thread.join(1)
-                self.others.announce_leaving()
+                self.others.announce_leaving(in_order)
             finally:
                 os._exit(code)
 
 
 def _tell(text: str) -> None:
     """One line on stderr, past Python's buffers; a progress bar may have left its line open."""
-    os.write(2, f"\nselftrain: {text}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"\nselftrain: {text}\n".encode())
 
 
 _process = _Process()
@@ -196,6 +213,11 @@ def joined(others: Alone = Alone()) -> None:
     _process.others, _process.joining = others, False
 
 
+def joining() -> bool:
+    """Whether it is not known yet if there are others."""
+    return _process.joining
+
+
 def in_job() -> bool:
     """Whether the process has joined others."""
     return _process.others.in_job
@@ -208,8 +230,11 @@ def leave_job(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     lock.release_all()
+    in_order = code == EXIT_CODE
+    if not in_order:
+        _process.others.announce_failure()
     _process.others.wait_for_others_to_leave(10)
-    _process.others.announce_leaving(in_order=code == EXIT_CODE)
+    _process.others.announce_leaving(in_order)
     os._exit(code)
 
 

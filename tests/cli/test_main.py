@@ -4,13 +4,14 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 
 from selftrain_jax import __version__
 from selftrain_jax.cli import main as cli
 from selftrain_jax.cli.config import load_config
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_json
 from selftrain_jax.core.lock import held
 from selftrain_jax.core.storage import Workdir
@@ -234,11 +235,55 @@ def test_a_path_that_the_system_refuses_exits_with_2_and_one_line(tmp_path, caps
 
 def test_an_error_of_the_system_that_names_no_path_is_not_bad_input(tmp_path, monkeypatch):
     def broken(*_):
-        raise BrokenPipeError(32, "Broken pipe")
+        raise ConnectionError(104, "Connection reset by peer")
 
     monkeypatch.setattr(stages, "check", broken)
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(ConnectionError):
         run("status", f"--config={TINY}", f"--workdir={tmp_path}")
+
+
+@pytest.fixture
+def unread():
+    """A pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stderr"], ["stdout", "stderr"]], ids=str)
+def test_output_that_nobody_reads_ends_no_work(tmp_path, monkeypatch, unread, streams):
+    done = []
+
+    def work(*_, **__):
+        for text in ("a", "b\n" * 100_000, "c"):
+            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
+        warnings.warn("w", InputWarning, stacklevel=1)
+        done.append(True)
+        return {}
+
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, unread)
+    monkeypatch.setattr(stages, "stale", work)
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0 and done
+
+
+@pytest.mark.parametrize("closing", ["| head -0", ">&-", "2>&- >&-"])
+def test_the_command_ends_quietly_when_its_reader_does(tmp_path, closing):
+    arguments = f"status --config={TINY} --workdir={tmp_path} {closing}; echo ${{PIPESTATUS[0]}} >&3"
+    script = f"exec 3>&1; {sys.executable} -m selftrain_jax {arguments}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "" and done.stdout == "0\n"
+
+
+def test_what_a_terminal_cannot_show_ends_no_work(tmp_path, monkeypatch):
+    with open(tmp_path / "ascii", "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        found = {"lab/world": stages.Stale("\u00e9")}
+        monkeypatch.setattr(stages, "stale", lambda *_, **__: found)
+        assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    assert "stale    lab/world: \\xe9\n" in (tmp_path / "ascii").read_text()
 
 
 OVERRIDES = [

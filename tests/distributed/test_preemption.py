@@ -21,10 +21,11 @@ from tests.waiting import HANGS, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from selftrain_jax.distributed import preemption
 preemption.PATIENCE, preemption.POLL = 1, 0.05
 print("left in the buffer", end="")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 
 def work(end=""):
     os.write(2, b"ready\\n")  # at once: a thread of `body` may write, too
@@ -69,6 +70,14 @@ def test_sigterm_ends_a_command_with_one_line_and_loses_no_output():
     with command() as process:
         process.terminate()
         assert ends(process) == (143, "left in the buffer", [STOPPED])
+
+
+@pytest.mark.parametrize("body", ["work()", "with preemption.during('training'): work()"])
+def test_an_interrupt_ends_a_command_without_an_exception_in_the_middle_of_its_work(body):
+    with command(body) as process:
+        process.send_signal(signal.SIGINT)
+        said = ["selftrain: interrupted; the same command goes on from here"]
+        assert ends(process) == (1, "left in the buffer", said)
 
 
 def test_a_training_that_comes_to_no_end_of_a_step_is_not_waited_for():

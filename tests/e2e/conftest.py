@@ -72,15 +72,18 @@ class Selftrain:
         """The same in this process: its exit code and what it printed, whatever that is."""
         return self.command(name, f"--config={config}", f"--workdir={workdir}", *settings, devices=devices)
 
-    def start_job(self, count, name, workdir, *settings, last=(), holds=None, **environment) -> list[subprocess.Popen]:
-        """The same command as `count` processes of one job; the last of them with settings of its own, too; some of
-        them (number -> `Hold`) wait somewhere."""
+    def start_job(
+        self, count, name, workdir, *settings, last=(), bad=-1, holds=None, **environment
+    ) -> list[subprocess.Popen]:
+        """The same command as `count` processes of one job; one of them, the last unless `bad` says which, with
+        settings of its own, too; some of them (number -> `Hold`) wait somewhere."""
         with socket.socket() as s:
             s.bind(("localhost", 0))
             address = f"localhost:{s.getsockname()[1]}"
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
         arguments = [name, f"--config={CONFIG}", f"--workdir={workdir}", *settings]
-        own, holds = [()] * (count - 1) + [last], holds or {}
+        own, holds = [()] * count, holds or {}
+        own[bad] = last
         return [self._open(*arguments, *own[i], JAX_PROCESS_ID=str(i), hold=holds.get(i), **job) for i in range(count)]
 
     def start_under(self, launcher, name, workdir, *settings) -> subprocess.Popen:
