@@ -143,4 +143,7 @@ def _verdict(data: ReportData) -> list[str]:
                 shown[word].append(f"{suite.words} {number(change.difference, 1, 100, True)}")
             parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
             lines.append(f"  {model:<15} " + "; ".join(parts))
+    if data.drawn:
+        lines += ["", "Documents drawn for training, different ones, and how often each on average:"]
+        lines += [f"  {m:<15} {n:,}, {distinct:,}, {n / distinct:.1f}" for m, (n, distinct) in data.drawn.items()]
     return lines
