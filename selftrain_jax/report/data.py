@@ -212,8 +212,8 @@ class ReportData:
             result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
         if many := [m for m, (documents, distinct) in self.drawn.items() if documents > MANY_REPETITIONS * distinct]:
             result.append(
-                f"Each document more than {MANY_REPETITIONS:g} times on average, no match for as many tokens that do not "
-                f"repeat: {', '.join(map(label, many))}."
+                f"Each document is drawn more than {MANY_REPETITIONS:g} times on average, no match for as many tokens "
+                f"that do not repeat: {', '.join(map(label, many))}."
             )
         return result
 
