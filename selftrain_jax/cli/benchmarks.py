@@ -2,7 +2,7 @@
 
 import argparse
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.core.files import user_path, write_json
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.distributed.mesh import configure_jax, make_mesh
@@ -39,5 +39,5 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         rows = harness_tasks.rows(results)
         record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
         write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
-    print("\n" + harness_tasks.format_table(rows) + f"\n\nresults: {out / 'results.json'}")
+    print("\n" + visible(harness_tasks.format_table(rows), keep="\n") + f"\n\nresults: {out / 'results.json'}")
     return 0

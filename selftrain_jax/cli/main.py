@@ -12,7 +12,7 @@ import warnings
 from typing import Callable, Iterator, Sequence, TextIO
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
-from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, visible
 from selftrain_jax.core.files import at_home
 from selftrain_jax.core.storage import is_storage_error
 from selftrain_jax.distributed import preemption
@@ -57,18 +57,19 @@ def _run(argv: list[str]) -> int:
         with _one_line_warnings():
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
-        print(f"selftrain: error: {e}", file=sys.stderr, flush=True)
+        print(f"selftrain: error: {visible(str(e))}", file=sys.stderr, flush=True)
         if arguments.command in ("run", *STAGES) and preemption.joining():
             _tell_job()
         return 2
     except RunStopped as e:
-        print(f"selftrain: stopped: {e}", file=sys.stderr, flush=True)
+        print(f"selftrain: stopped: {visible(str(e))}", file=sys.stderr, flush=True)
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _bucket_failed(e, argv)
-        print(f"selftrain: error: {f'{e.filename}: ' if e.filename else ''}{e.strerror}", file=sys.stderr)
+        where = f"{visible(str(e.filename))}: " if e.filename else ""
+        print(f"selftrain: error: {where}{e.strerror}", file=sys.stderr)
         return 2
     except Exception as e:
         return _bucket_failed(e, argv)
@@ -135,7 +136,7 @@ def _bucket_failed(error: Exception, argv: list[str]) -> int:
     if not any("gs://" in argument for argument in argv) or not is_storage_error(error):
         raise error
     print(
-        f"selftrain: stopped: the bucket cannot be used ({one_line(error)[:300]}); try the same command again",
+        f"selftrain: stopped: the bucket cannot be used ({visible(one_line(error)[:300])}); try the same command again",
         file=sys.stderr,
     )
     return 1
@@ -149,7 +150,7 @@ def _one_line_warnings() -> Iterator[None]:
 
         def show_one_line(message, category, *rest, **named):
             if issubclass(category, InputWarning):
-                print(f"selftrain: warning: {message}", file=sys.stderr)
+                print(f"selftrain: warning: {visible(str(message))}", file=sys.stderr)
             else:
                 show(message, category, *rest, **named)
 

@@ -10,7 +10,7 @@ from typing import Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.cli.config import load_config
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
@@ -97,9 +97,8 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
 
 def _show_documents(corpus: pathlib.Path, count: int) -> None:
     for document in read_corpus(corpus)[:count]:
-        print(
-            f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---\n{document.text}"
-        )
+        print(f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---")
+        print(visible(document.text, keep="\n\t"))
 
 
 def _say(text: str) -> None:

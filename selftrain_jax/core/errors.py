@@ -1,5 +1,7 @@
 """The exceptions whose message is all that a user needs: one line that says what is wrong, and the way out."""
 
+import unicodedata
+
 
 class InputError(ValueError):
     """A setting, file or argument that cannot be used.
@@ -24,6 +26,12 @@ class PeerLost(RunStopped):
 
 class InputWarning(UserWarning):
     """An input that can be used but is probably not what its user wants. The command line prints it as one line."""
+
+
+def visible(text: str, keep: str = "", mask: str = "\N{REPLACEMENT CHARACTER}") -> str:
+    """`text` with `mask` for control characters (but those in `keep`) and halves of surrogate pairs: text from outside
+    gives no orders to a terminal."""
+    return "".join(mask if c not in keep and unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
 def one_line(error: Exception) -> str:

@@ -24,6 +24,11 @@ class AuditConfig:
         check_ranges("audit", self, {"ngram": 1, "threshold": 1})
 
 
+MANY_REPETITIONS = 4.0
+"""Of a document in a subset, on average: up to here repeated text teaches a model nearly what new text does, and by 16
+times little more (Muennighoff et al. 2023, arXiv 2305.16264). More is warned of."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SubsetConfig:
     """How to draw subsets.
@@ -34,6 +39,7 @@ class SubsetConfig:
       num_subsets: how many subsets there are.
       seed: subset i is a function of (seed, i).
       replacement: whether a document may occur several times in one subset.
+      max_repetitions: how often, on average, a subset may draw each of its documents; more is refused.
       retokenize: train on the corpus's text rather than its token ids; "auto" does so where the tokenizers of corpus
         and student differ, and False refuses such a corpus.
     """
@@ -42,9 +48,10 @@ class SubsetConfig:
     num_subsets: int = 3
     seed: int = 0
     replacement: bool = True
+    max_repetitions: float = 16.0
     retokenize: bool | str = "auto"
 
     def __post_init__(self):
-        check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1})
+        check_ranges("subset", self, {"num_tokens": 1, "num_subsets": 1, "max_repetitions": 1})
         check_seed("subset", self.seed)
         check_choice("subset", self, "retokenize", (True, False, "auto"))

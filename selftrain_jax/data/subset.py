@@ -1,11 +1,13 @@
 """Training subsets of an exact number of tokens."""
 
+import warnings
+
 import numpy as np
 from jaxtyping import Int
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.packing import addressed_bits, packed_length, permutation
-from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.data.settings import MANY_REPETITIONS, SubsetConfig
 
 
 def draw_subset(
@@ -42,6 +44,26 @@ def draw_subset(
     last = int(np.searchsorted(ends, config.num_tokens))
     surplus = int(ends[last]) - config.num_tokens
     return order[: last + 1], int(lengths[order[last]]) - surplus
+
+
+def check_repetition(text: str, num_documents: int, num_distinct: int, config: SubsetConfig) -> None:
+    """Raises `InputError`, or warns, when a subset of `num_documents` draws repeats its `num_distinct` documents often.
+
+    Args:
+      text: names where the documents are.
+    """
+    repeated = num_documents / num_distinct
+    what = (
+        f"subset num_tokens={config.num_tokens} of {text} holds each of {num_distinct} documents {repeated:.1f} times "
+        "on average"
+    )
+    if repeated > config.max_repetitions:
+        raise InputError(
+            f"{what}, more than max_repetitions={config.max_repetitions:g}: give more text, lower num_tokens, or raise "
+            "subset.max_repetitions"
+        )
+    if repeated > MANY_REPETITIONS:
+        warnings.warn(InputWarning(f"{what}: no match for as many tokens that do not repeat"), stacklevel=2)
 
 
 def _draw_with_replacement(costs: np.ndarray, num_tokens: int, bits: np.random.Philox) -> np.ndarray:

@@ -12,7 +12,7 @@ from selftrain_jax.data.clean import Text, TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.settings import SubsetConfig
-from selftrain_jax.data.subset import draw_subset
+from selftrain_jax.data.subset import check_repetition, draw_subset
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
 
@@ -31,6 +31,8 @@ def write_subset(
     config = hf.load_config(student)
     _, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
+    num_distinct = len(np.unique(order))
+    check_repetition(str(text.corpus or text.texts), len(order), num_distinct, settings)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
@@ -45,7 +47,7 @@ def write_subset(
     write_atomic(directory / "rows.npz", buffer.getvalue())
     return {
         "num_documents": len(drawn),
-        "num_distinct": len(set(order.tolist())),
+        "num_distinct": num_distinct,
         "num_tokens": settings.num_tokens,
         "num_rows": len(rows.tokens),
         "retokenized": retokenized,

@@ -6,6 +6,7 @@ import math
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, check_distinct, grouped
 
 MARGIN = 0.02
@@ -73,6 +74,8 @@ class ReportData:
       "nll_histogram": {"edges": [K+1], "before": [K], "after": [K]}}.
     corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
       {reason: count}, or any other; nested dicts are shown flat.
+    drawn: model -> documents drawn for a training subset, and how many different ones; of several subsets, those of the
+      one that repeats most.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
     measured_curves: rows {"model", "step", "metric", "value", "low", "high", "n", "seed"}, measured during training.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
@@ -86,6 +89,7 @@ class ReportData:
     comparisons: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] | None = None
     corpus: Mapping[str, Any] | None = None
+    drawn: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     measured_curves: Sequence[Mapping[str, Any]] = ()
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
@@ -211,6 +215,11 @@ class ReportData:
             result.append(f"The audit cannot find benchmark texts of fewer than {audit['ngram']} words: {short}.")
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
             result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
+        if many := [m for m, (documents, distinct) in self.drawn.items() if documents > MANY_REPETITIONS * distinct]:
+            result.append(
+                f"Each document is drawn more than {MANY_REPETITIONS:g} times on average, no match for as many tokens "
+                f"that do not repeat: {', '.join(map(label, many))}."
+            )
         return result
 
 

@@ -4,13 +4,13 @@ import dataclasses
 import os
 import pathlib
 import re
-import unicodedata
 import urllib.parse
 from typing import Any, Mapping
 
 import jinja2
 
 from selftrain_jax.core import files
+from selftrain_jax.core.errors import visible
 from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, label
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
@@ -137,11 +137,9 @@ def _duration(seconds: float | None) -> str:
 
 def _document(text: str, limit: int = 4000) -> str:
     """The first `limit` characters with control characters made visible: a sample may hold any byte."""
-    shown = "".join(
-        "\N{REPLACEMENT CHARACTER}" if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs") else c
-        for c in text[:limit]
+    return visible(text[:limit], keep="\n\t") + (
+        f"\n... ({len(text) - limit} more characters)" if len(text) > limit else ""
     )
-    return shown + (f"\n... ({len(text) - limit} more characters)" if len(text) > limit else "")
 
 
 def _flat(value: Mapping, readable: bool = False, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
 """Numbers as text, and the table that a run prints at its end."""
 
 import textwrap
-import unicodedata
 from typing import Any, Iterable, Mapping
 
+from selftrain_jax.core.errors import visible
 from selftrain_jax.report.data import Estimate, ReportData, finite
 from selftrain_jax.report.metric import HELD_OUT, Metric, kind
 
@@ -65,7 +65,7 @@ def printable(lines: Iterable[str]) -> str:
     """Plain ASCII text, at most 100 columns wide."""
     wrapped = []
     for line in lines:
-        line = _ascii("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in line))
+        line = _ascii(visible(line, mask=" "))
         indent = " " * 18 * line.startswith("  ")
         fits = len(line) <= WIDTH
         parts = [line] if fits else textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
@@ -143,4 +143,7 @@ def _verdict(data: ReportData) -> list[str]:
                 shown[word].append(f"{suite.words} {number(change.difference, 1, 100, True)}")
             parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
             lines.append(f"  {model:<15} " + "; ".join(parts))
+    if data.drawn:
+        lines += ["", "Documents drawn for training, different ones, and how often each on average:"]
+        lines += [f"  {m:<15} {n:,}, {distinct:,}, {n / distinct:.1f}" for m, (n, distinct) in data.drawn.items()]
     return lines

@@ -8,7 +8,7 @@ from typing import Any, Collection
 
 from selftrain_jax import __version__
 from selftrain_jax.core import files
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.evaluation.membership import ATTACKS
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
@@ -134,21 +134,38 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
 def _card(family: str, name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
     """The text of `README.md`: what the model is, the lines on what was measured, and the settings that made it."""
     base = settings.get("student") or settings["source"]
+    hub_name = base and not os.path.exists(base) and base.count("/") == 1
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base and not os.path.exists(base) and base.count("/") == 1:
+    if hub_name:
         front += [f"base_model: {json.dumps(base)}"]
-    lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {name}", ""]
+    lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {_literal(name)}", ""]
+    settings = _without_places(settings)
+    base = _literal(settings.get("student") or settings["source"])
     if model and model != "base":
         lines += [
-            f"`{base}`, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
-            f'"{settings["title"]}", step {settings["checkpoint"]}).',
+            f"{base}, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
+            f"{_literal(settings['title'])}, step {settings['checkpoint']}).",
             "",
             *measured,
         ]
     else:
-        lines += [f"The weights of `{base}`, written by selftrain_jax {__version__}."]
-    lines += ["", "## Settings", "", "```json", json.dumps(settings, indent=2), "```", ""]
+        lines += [f"The weights of {base}, written by selftrain_jax {__version__}."]
+    lines += ["", "## Settings", "", "```json", files.json_text(settings, indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _literal(text: str) -> str:
+    """`text` letter by letter, on one line: no link, no tag and no table cell."""
+    return "`" + visible(str(text), mask=" ").replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _without_places(value: Any) -> Any:
+    """`value` with the last name alone of every absolute path: the rest tells about this machine."""
+    if isinstance(value, dict):
+        return {name: _without_places(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(item) for item in value]
+    return os.path.basename(value.rstrip("/")) or value if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _measured(workdir: pathlib.Path, model: str, texts: Collection[str]) -> list[str]:
@@ -180,7 +197,10 @@ def _table(rows: list[dict[str, Any]], model: str, no_rates: Collection[str]) ->
         form = (3, 1) if row["metric"] in no_rates else (1, 100)
         return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}".rstrip()
 
-    lines = [f"| {metric} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |" for metric, row in after.items()]
+    lines = [
+        f"| {_literal(metric)} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |"
+        for metric, row in after.items()
+    ]
     return lines and [
         "## Before and after",
         "",

@@ -69,6 +69,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         measured_curves=curves,
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
+        drawn={_model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
         samples=_samples(corpus),
         learning_curves=learning_curves,
         settings=settings,
@@ -79,6 +80,14 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
     )
+
+
+def drawn(pipeline: RunNames, arm: str) -> tuple[int, int]:
+    """(documents, different ones) of the subset of `arm` that repeats most."""
+    names = [f"subset/{arm}-{k}" for k in range(pipeline.config.subset.num_subsets)]
+    subsets = [read_manifest(pipeline.workdir, name)["result"] for name in names]
+    most = max(subsets, key=lambda subset: subset["num_documents"] / subset["num_distinct"])
+    return most["num_documents"], most["num_distinct"]
 
 
 def _model_name(pipeline: RunNames, arm: str) -> str:

@@ -37,9 +37,10 @@ def subset_stage(run: RunNames, arm: str, k: int) -> Stage:
         audited, text, student = run.workdir / "audit" / arm, run.training_text(arm), run.model_path(run.student)
         return training_set.write_subset(audited, text, student, subset, k, sequence_length, directory)
 
-    settings = {"index": k, "student": run.student, "sequence_length": sequence_length}
+    settings = dataclasses.asdict(subset) | {"index": k, "student": run.student, "sequence_length": sequence_length}
+    del settings["max_repetitions"]  # it refuses a result, and changes none
     before = [f"audit/{arm}", *run.lab_stages(run.student)]
-    return Stage(f"subset/{arm}-{k}", dataclasses.asdict(subset) | settings, before, work)
+    return Stage(f"subset/{arm}-{k}", settings, before, work)
 
 
 def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> Stage:

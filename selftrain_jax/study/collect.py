@@ -8,6 +8,7 @@ import numpy as np
 
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.diversity import diversity
+from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
@@ -50,6 +51,9 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
+    draws = {a.name: summary.drawn(run.pipeline, key) for run in runs for a, key in zip(run.arms, _keys(run))}
+    if many := [name for name, (number, distinct) in draws.items() if number > MANY_REPETITIONS * distinct]:
+        notes.append(f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}.")
     return StudyData(
         title=config.title,
         command=study.command,

@@ -6,15 +6,18 @@ import sys
 import textwrap
 import warnings
 
+import numpy as np
 import pytest
 
 from selftrain_jax import __version__
 from selftrain_jax.cli import main as cli
+from selftrain_jax.cli import runs
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_json
 from selftrain_jax.core.lock import held
 from selftrain_jax.core.storage import Workdir
+from selftrain_jax.data.records import Document
 from selftrain_jax.run import stages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -219,6 +222,19 @@ def test_an_interrupted_tool_says_that_nothing_was_written(tmp_path, monkeypatch
     monkeypatch.setattr("selftrain_jax.cli.tools.convert", interrupted)
     assert run("convert", tmp_path, tmp_path / "out") == 1
     assert capsys.readouterr().err == "selftrain: interrupted; nothing was written\n"
+
+
+def test_nothing_that_is_told_reaches_the_terminal_as_an_order(tmp_path, monkeypatch, capsys):
+    escape = "\x1b]0;owned\x07\x9b2J\r"
+    assert run("status", f"--config={tmp_path}/{escape}", f"--workdir={tmp_path}") == 2
+    with cli._one_line_warnings():
+        warnings.warn(InputWarning(escape), stacklevel=1)
+    document = Document(0, np.zeros(3, np.int32), None, "eos", "one\n\ttwo" + escape + "\ud800")
+    monkeypatch.setattr(runs, "read_corpus", lambda _: [document])
+    runs._show_documents(tmp_path, 1)
+    out, err = capsys.readouterr()
+    assert "one\n\ttwo\ufffd]0;owned" in out and err.count("]0;owned\ufffd") == 2
+    assert all(c.isprintable() or c in "\n\t" for c in out + err)
 
 
 def test_a_path_that_the_system_refuses_exits_with_2_and_one_line(tmp_path, capsys):

@@ -3,10 +3,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.settings import SubsetConfig
-from selftrain_jax.data.subset import draw_subset
+from selftrain_jax.data.subset import check_repetition, draw_subset
 
 LENGTHS = np.random.default_rng(0).integers(0, 30, 200)
 
@@ -51,6 +51,15 @@ def test_a_budget_beyond_the_corpus_repeats_documents():
     lengths = np.array([4, 0, 9])
     order, last_length = draw_subset(lengths, SubsetConfig(10_000), 0)
     assert taken(lengths, order, last_length) == 10_000
+
+
+def test_a_budget_met_by_repeating_is_warned_of_then_refused():
+    config = SubsetConfig(5_000, max_repetitions=20)
+    check_repetition("control.jsonl", 40, 10, config)
+    with pytest.warns(InputWarning, match="num_tokens=5000 of control.jsonl holds each of 10 documents 4.1 times"):
+        check_repetition("control.jsonl", 41, 10, config)
+    with pytest.raises(InputError, match=r"each of 3 documents 20.3 times .* more than max_repetitions=20: .* raise"):
+        check_repetition("control.jsonl", 61, 3, config)
 
 
 def test_draws_are_uniform_over_documents():

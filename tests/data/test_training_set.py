@@ -180,6 +180,12 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
     assert len(texts) == 10 - found["num_flagged"]
 
 
+def test_a_budget_is_not_met_by_repeating_a_few_documents(audited_texts, model_directory, tmp_path):
+    settings = SubsetConfig(num_tokens=10**5, num_subsets=1)
+    with pytest.raises(InputError, match=f"of {audited_texts[1].texts} holds each of .* raise subset.max_repetitions"):
+        write(audited_texts, model_directory, tmp_path / "s", settings)
+
+
 def test_too_small_a_corpus_without_replacement_is_refused(audited, model_directory, tmp_path):
     settings = SubsetConfig(num_tokens=10**6, num_subsets=1, replacement=False)
     with pytest.raises(InputError, match="num_tokens=1000000"):

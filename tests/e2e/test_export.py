@@ -1,6 +1,7 @@
 """A finished run's models leave it as Hugging Face directories that anybody can load, card included."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -120,13 +121,25 @@ def test_names_on_the_hub_are_quoted():
     assert 'base_model: "a: \\"b\\"/c"' in card
 
 
+def test_a_card_shows_names_letter_by_letter_and_no_place_on_this_machine():
+    hostile = "<script>x</script>[a](https://a.example)`|\n# b\x1b[2J"
+    settings = {"source": "/home/me/<b>m", "title": hostile, "checkpoint": 1, "text": {"texts": "/home/me/t.jsonl"}}
+    row = {"model": "self", "seed": 0, "metric": f"extraction/{hostile}", "value": 0.5, "low": 0, "high": 1, "n": 2}
+    card = export._card("gpt_neox", hostile, settings, "self-0", export._table([row], "self-0", ()))
+    code = re.compile(r"`[^`\n]*`")
+    outside = code.sub("", card.split("```json")[0])
+    assert not re.search(r"[<\[]|https:|\x1b|^# b", outside.replace(" [0.0, 100.0]", ""), re.MULTILINE), outside
+    assert "/home" not in card and "\x1b" not in card and "`<b>m`" in card
+    assert settings_of(card) == settings | {"source": "<b>m", "text": {"texts": "t.jsonl"}}
+
+
 def test_the_card_states_settings_and_measured_figures(selftrain, finished, exported):
     card = (exported / "README.md").read_text()
     settings = settings_of(card)
     asked = json.loads((finished[0] / "config.json").read_text())
     assert {name: settings[name] for name in ("sample", "train")} == {name: asked[name] for name in ("sample", "train")}
     cells = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
-    table = {row[0]: row[1:] for row in cells}
+    table = {row[0].strip("`"): row[1:] for row in cells}
     figures = {(r["model"], r["metric"]): r for r in selftrain.report(finished[0])["metrics"]}
     measured = [metric for model, metric in figures if model == "self"]
     assert set(measured) == set(table) - {"metric"} and measured

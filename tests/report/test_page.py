@@ -365,6 +365,16 @@ def test_a_given_relative_change_is_shown_as_given():
     assert "[−90.0\xa0%, −50.0\xa0%]" in report.render_html(data)
 
 
+def test_texts_that_repeat_to_meet_the_budget_are_shown():
+    data = full_data(drawn={"self": (1200, 800), "control:real": (41, 10)})
+    table = report.format_table(data)
+    assert "  self            1,200, 800, 1.5\n  control:real    41, 10, 4.1\n" in table
+    told = "times on average, no match for as many tokens that do not repeat: control (real text)."
+    assert told in " ".join(table.split()) and told in report.render_html(data)
+    assert "<td>1,200</td><td>800</td>\n<td>1.5</td>" in report.render_html(data)
+    assert "no match" not in report.format_table(full_data(drawn={"self": (40, 10)}))
+
+
 def test_seeds_are_averaged_under_the_widest_interval():
     metrics = [row("base", EXTRACTION, 1.0)]
     metrics += [row("self", EXTRACTION, v, v - 0.1, v + 0.1, seed=i) for i, v in enumerate((0.2, 0.3, 0.7))]

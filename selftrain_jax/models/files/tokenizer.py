@@ -13,6 +13,7 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 
 _TOKENIZER = "tokenizer.json"
+_PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 _KEYS = {
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
@@ -149,6 +150,35 @@ def call_tokenizer(tokenizer: Any, texts: Sequence[str], **options: Any) -> list
         return []
     with _refusing("the tokenizer has nothing for a part of the text, or is broken"):
         return tokenizer(list(texts), **{"add_special_tokens": False, "verbose": False} | options)["input_ids"]
+
+
+def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
+    """The share of the characters of `texts`, white space aside, that `tokenizer` leaves out or makes its unknown token
+    of; 0 without any. (Tokens would not do: one may stand for a whole unknown passage, or for none.)
+
+    Raises:
+      InputError: the tokenizer fails on the texts.
+    """
+    pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
+    known, unknown = 0, 0
+    for start in range(0, len(pieces), 256):
+        batch = pieces[start : start + 256]
+        try:
+            found = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except Exception as e:  # the tokenizers library raises bare Exception
+            raise InputError(
+                f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer"
+            ) from None
+        for text, ids, offsets in zip(batch, found["input_ids"], found["offset_mapping"]):
+            written = np.zeros(len(text), bool)
+            for i, (begin, end) in zip(ids, offsets):
+                # Where the text itself names the unknown token, it is read as it is.
+                if i != tokenizer.unk_token_id or text[begin:end].strip() == tokenizer.unk_token:
+                    written[begin:end] = True
+            seen = ~np.array([c.isspace() for c in text], bool)
+            known += int((seen & written).sum())
+            unknown += int((seen & ~written).sum())
+    return unknown / max(known + unknown, 1)
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
