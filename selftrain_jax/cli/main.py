@@ -58,7 +58,7 @@ def _run(argv: list[str]) -> int:
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
         print(f"selftrain: error: {visible(str(e))}", file=sys.stderr, flush=True)
-        if arguments.command in ("run", *STAGES) and preemption.joining():
+        if argv[0] in ("run", *STAGES) and preemption.joining():
             _tell_job()
         return 2
     except RunStopped as e:
@@ -74,7 +74,7 @@ def _run(argv: list[str]) -> int:
     except Exception as e:
         return _bucket_failed(e, argv)
     except KeyboardInterrupt:
-        outcome = "nothing was written" if arguments.command in _TOOLS else "the same command goes on from here"
+        outcome = "nothing was written" if argv[:1] and argv[0] in _TOOLS else "the same command goes on from here"
         print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
         return 1
 

@@ -12,7 +12,9 @@ import re
 import shutil
 from typing import Any, Iterable, Iterator
 
-from selftrain_jax.core.errors import InputError
+import numpy as np
+
+from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.lock import held
 
 
@@ -168,6 +170,19 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
         raise InputError(f"{what} {path} cannot be read ({e.strerror or e})") from None
     except (ValueError, RecursionError) as e:
         raise InputError(f"{what} {path} is not valid JSON: {e}") from None
+
+
+def read_arrays(path: str | os.PathLike, what: str) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file of a stage; `InputError` naming `what` when it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            # By the name in the archive: "x" would find "x.npy.npy" where that is the name of another array.
+            return {name: arrays[f"{name}.npy"] for name in arrays.files}
+    except Exception as e:  # zipfile, zlib and numpy each raise their own
+        raise InputError(
+            f"{what} {path} is missing or damaged ({one_line(e)[:200]}): remove {os.path.dirname(path)} and run the "
+            "same command again"
+        ) from None
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -32,6 +32,7 @@ _SPLITS = {
     for word in words
 }
 _BATCH = 1024
+_DATA = (".parquet", *LINES, ".csv", ".tsv", ".arrow", ".txt")
 _FORMATS = f"a {', '.join(ROWS)} file, a Hugging Face data set folder, or tfds:NAME"
 
 
@@ -192,7 +193,11 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         corpus = (path / "manifest.json").is_file()
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {_FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
-    chosen = _of_split(name, path, files, split)
+    chosen, rest = _of_split(name, path, files, split)
+    rest += [file for file in found if has_ending(file, _DATA) and file not in files]
+    if rest:
+        what = f"import source {name}: not read, since of no split or another kind: {rest[0].relative_to(path)}"
+        warnings.warn(what + f" and {len(rest) - 1} more" * (len(rest) > 1), InputWarning, stacklevel=2)
     if kind == "parquet":
         parquet = _parquet(name)
         return Source(name, kind, file_fingerprint(*chosen), lambda field: _parquet_rows(parquet, name, chosen, field))
@@ -200,10 +205,13 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
     return Source(name, kind, file_fingerprint(*chosen), rows)
 
 
-def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: str) -> list[pathlib.Path]:
-    """The files of `split`, told as the `datasets` library does, but in any case: by names such as
-    data/SPLIT-00000-of-00002, else by a folder that is called like a split, else by the file's own name; all files are
-    "train" when none says any. What has no split where others do is left out, with a warning."""
+def _of_split(
+    name: str, path: pathlib.Path, files: list[pathlib.Path], split: str
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """The files of `split`, and those that are of none where others are of some.
+
+    A split is told as the `datasets` library does, but in any case: by names such as data/SPLIT-00000-of-00002, else by
+    a folder that is called like a split, else by the file's own name; all files are "train" when none says any."""
     wanted = _SPLITS.get(split.lower(), split)
 
     def words(text: str) -> set[str]:
@@ -229,12 +237,8 @@ def _of_split(name: str, path: pathlib.Path, files: list[pathlib.Path], split: s
             )
     chosen = [file for file, found in splits.items() if wanted in found]
     if not chosen:
-        raise InputError(f"import split={split!r}: the files of {name} are of the splits {known}")
-    if rest := [str(file.relative_to(path)) for file, found in splits.items() if not found]:
-        what = f"import source {name}: not read, since of none of the splits {known}: {rest[0]}"
-        what += f" and {len(rest) - 1} more" * (len(rest) > 1)
-        warnings.warn(what, InputWarning, stacklevel=2)
-    return chosen
+        raise InputError(f"import split={split!r}: the files of {name} are of the splits {known}; or name a file")
+    return chosen, [file for file, found in splits.items() if not found]
 
 
 def _parquet(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import write_atomic
+from selftrain_jax.core.files import read_arrays, write_atomic
 from selftrain_jax.data.clean import Text, TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
@@ -105,11 +105,10 @@ def _same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) 
 
 def read_subset(directory: pathlib.Path) -> PackedRows:
     """The rows that `write_subset` left in `directory`."""
-    with np.load(directory / "rows.npz") as arrays:
-        return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
+    arrays = read_arrays(directory / "rows.npz", "subset")
+    return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 
 
 def read_stream(directory: pathlib.Path) -> np.ndarray:
     """All document tokens of the subset in `directory` without BOS, one after the other, int32."""
-    with np.load(directory / "rows.npz") as arrays:
-        return arrays["stream"]
+    return read_arrays(directory / "rows.npz", "subset")["stream"]

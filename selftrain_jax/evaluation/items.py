@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from selftrain_jax.core.files import write_atomic
+from selftrain_jax.core.files import read_arrays, write_atomic
 
 _FILE = "items.npz"
 
@@ -49,10 +49,9 @@ class Items:
     def load(cls, directory: pathlib.Path) -> "Items":
         """What `save` left in `directory`."""
         kinds: dict[str, dict[str, np.ndarray]] = {}
-        with np.load(directory / _FILE) as arrays:
-            for key in arrays.files:
-                kind, _, name = key.partition("/")
-                kinds.setdefault(kind, {})[name] = arrays[f"{key}.npy"]  # "x" beside "x.npy" would find the latter
+        for key, array in read_arrays(directory / _FILE, "measured items").items():
+            kind, _, name = key.partition("/")
+            kinds.setdefault(kind, {})[name] = array
         capability = {}
         for name, hits in kinds.get("capability", {}).items():
             rule, _, suite = name.partition("/")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from selftrain_jax.core import files
@@ -69,7 +70,7 @@ def test_json_is_written_by_one_function():
     """`json.dumps` elsewhere makes messages between processes, or writes again what was read or checked."""
     package = pathlib.Path(files.__file__).parents[1]
     found = {str(p.relative_to(package)) for p in package.rglob("*.py") if "json.dump" in p.read_text()}
-    assert found == {"core/files.py", "distributed/job.py", "lab/tokenization.py", "run/export.py"}
+    assert found == {"core/files.py", "core/lock.py", "distributed/job.py", "lab/tokenization.py", "run/export.py"}
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe"], ids=["cut short", "empty", "not UTF-8"])
@@ -83,6 +84,28 @@ def test_broken_json_names_the_file(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="probe file not found: .*gone"):
         files.read_json(tmp_path / "gone", "probe file")
+
+
+def test_arrays_read_back_under_their_own_names(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"x": np.arange(3), "x.npy": np.ones(2), "g/é": np.zeros(0)})
+    found = files.read_arrays(tmp_path / "a.npz", "subset")
+    assert {name: array.tolist() for name, array in found.items()} == {"x": [0, 1, 2], "x.npy": [1, 1], "g/é": []}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no archive", "pickled", "gone"])
+def test_damaged_arrays_are_named(tmp_path, damage):
+    path = tmp_path / "stage" / "a.npz"
+    path.parent.mkdir()
+    np.savez(path, x=np.array([{}]) if damage == "pickled" else np.arange(1000))
+    whole = path.read_bytes()
+    flipped = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    contents = {"cut": whole[:200], "flipped": flipped, "empty": b"", "no archive": b"no archive at all"}
+    path.write_bytes(contents.get(damage, whole))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(InputError, match=f"subset {path} is missing or damaged .*remove {path.parent} and run") as e:
+        files.read_arrays(path, "subset")
+    assert "\n" not in str(e.value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_splits_are_those_of_the_datasets_library_in_any_case(tmp_path, train, t
     write_file(tmp_path / f"{test}{ending}", ["test"])
     assert texts(tmp_path) == ["train"]
     assert texts(tmp_path, "test") == texts(tmp_path, "eval") == ["test"]
-    with pytest.raises(InputError, match="split='dev'.* of the splits test, train$"):
+    with pytest.raises(InputError, match="split='dev'.* of the splits test, train;"):
         texts(tmp_path, "dev")
 
 
@@ -124,13 +124,15 @@ def test_a_part_of_a_word_is_no_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", ["extra.jsonl", "data/more.jsonl", "test-set.jsonl"], ids=["top", "beside shards", "less than a folder"]
+    "left",
+    ["extra.jsonl", "data/more.jsonl", "test-set.jsonl", "train/a.csv"],
+    ids=["top", "beside shards", "less than a folder", "of another kind"],
 )
 def test_what_is_of_no_split_is_left_out_by_name(tmp_path, left):
     folder = "data/train-00000-of-00001" if left.startswith("data") else "train/a"
     write_file(tmp_path / f"{folder}.jsonl", ["train"])
     write_file(tmp_path / left, ["left"])
-    with pytest.warns(InputWarning, match=f"not read, since of none of the splits train: {left}$"):
+    with pytest.warns(InputWarning, match=f"not read, since of no split or another kind: {left}$"):
         assert texts(tmp_path) == ["train"]
 
 
