@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import secrets
 import shutil
 from typing import Any, Iterable, Iterator
 
@@ -65,15 +66,24 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     if is_remote(path):  # an object in a bucket appears whole
         path.write_bytes(payload)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # nobody can have put a link there
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "xb") as f:
             f.write(payload)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def inside(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
+    """`folder / name`, for a name that others chose, in `where`; `InputError` where it could lead out of the folder."""
+    target = folder / name
+    bad = {"", ".", ".."} & set(name.split("/")) or {"\\", "\0"} & set(name)
+    if bad or not os.path.realpath(target).startswith(os.path.join(os.path.realpath(folder), "")):
+        raise InputError(f"{where} names {name!r}, which may lie outside of its folder; rename or remove that")
+    return target
 
 
 def user_path(path: str | os.PathLike) -> pathlib.PurePath:

@@ -12,13 +12,14 @@ import itertools
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import threading
 import warnings
 from typing import IO, Any, Iterator, Sequence
 
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
-from selftrain_jax.core.files import is_remote, user_path
+from selftrain_jax.core.files import inside, is_remote, user_path
 from selftrain_jax.core.lock import held
 
 SEND_EVERY = 10
@@ -89,9 +90,9 @@ class Workdir:
                     version = str(info.get("etag") or (info.get("size"), info.get("updated")))
                     own = file in self._sent and file not in self._fetched
                     elsewhere = CHECKPOINTS in file.split("/") or file.startswith((f"{_REPLACED}/", "."))
-                    if own or elsewhere or self._fetched.get(file) == version:
+                    if own or elsewhere or self._fetched.get(file) == version or found.endswith("/"):
                         continue
-                    target = self.local / file
+                    target = inside(self.local, file, self.path)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     filesystem.get_file(found, str(target))
                     self._fetched[file], self._sent[file] = version, _mark(target)
@@ -170,7 +171,8 @@ class Workdir:
             return target
         with self._lock, self._at_work("written"):
             filesystem, root = self._filesystem()
-            filesystem.mv(f"{root}/{name}", f"{root}/{target.relative_to(self.path)}", recursive=True)
+            filesystem.copy(f"{root}/{name}", f"{root}/{target.relative_to(self.path)}", recursive=True)
+            filesystem.rm(f"{root}/{name}", recursive=True)
             shutil.rmtree(self.local / name, ignore_errors=True)
             for known in (self._fetched, self._sent):
                 for file in [file for file in known if file.startswith(f"{name}/")]:
@@ -231,15 +233,22 @@ _locks: list[IO] = []
 def _new_copy() -> pathlib.Path:
     """An empty folder that goes when this process ends; or, if it is killed, when the next one asks for one."""
     for lock in pathlib.Path(tempfile.gettempdir()).glob("selftrain-*/.lock"):
-        with contextlib.suppress(OSError), open(lock) as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with its process
-            shutil.rmtree(lock.parent, ignore_errors=True)
+        # The folder is everybody's: what is no file of this user may be a trap.
+        with contextlib.suppress(OSError), open(lock, opener=_open_without_waiting) as f:
+            found = os.fstat(f.fileno())
+            if stat.S_ISREG(found.st_mode) and found.st_uid == lock.parent.lstat().st_uid == os.getuid():
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it with its process
+                shutil.rmtree(lock.parent, ignore_errors=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="selftrain-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _locks.append(open(folder / ".new", "w"))
     fcntl.flock(_locks[-1], fcntl.LOCK_EX)
     os.replace(folder / ".new", folder / ".lock")
     return folder
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _mark(path: pathlib.Path) -> tuple[int, int]:

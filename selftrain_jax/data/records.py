@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import pathlib
+import secrets
 from typing import Sequence
 
 import numpy as np
@@ -135,7 +136,7 @@ def write_records(file: pathlib.Path, records: Sequence[bytes]) -> None:
     """Writes a shard that exists whole or not at all; `OSError` when the system refuses."""
     from array_record.python import array_record_module
 
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         try:
             # Readers that fetch single documents (Grain, TFDS) need one record per group.

@@ -48,6 +48,31 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
     assert os.listdir(tmp_path) == ["f.json"]
 
 
+@pytest.mark.parametrize("name", ["", "/etc/x", "a//x", "../x", "a/../../x", "a/..", "./x", "a\\x", "a\0x", "link/x"])
+def test_a_name_that_others_chose_stays_in_its_folder(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="bucket b names .*may lie outside"):
+        files.inside(folder, name, "bucket b")
+    assert files.inside(folder, "a/b..c/.x", "bucket b") == folder / "a/b..c/.x"
+
+
+def test_what_is_written_follows_no_link_that_waits_for_it(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("theirs")
+    for name in (f".f.{os.getpid()}.tmp", ".00.tmp", ".out.lock"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    files.write_atomic(tmp_path / "f", "ours")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "00")  # though it were guessed
+    for write in (
+        lambda: files.write_atomic(tmp_path / "g", "ours"),
+        files.new_directory(tmp_path / "out", "x").__enter__,
+    ):
+        with pytest.raises((FileExistsError, InputError)):
+            write()
+    assert (tmp_path / "precious").read_text() == "theirs" and (tmp_path / "f").read_text() == "ours"
+
+
 def test_text_and_json_read_back(tmp_path):
     rows = [{"text": "naïve “quotes” 🎉\u2028new\nline"}, {"n": [1, 2.5, None]}]
     files.write_atomic(tmp_path / "t", "naïve")

@@ -1,5 +1,6 @@
 """A workdir in a bucket, against an emulator of Google's object store on this machine (tests/bucket.py)."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -127,6 +128,23 @@ def test_what_declares_the_others_complete_goes_last(bucket, monkeypatch):
     assert [pathlib.Path(name).name for name in sent] == ["a", "z", "manifest.json"]
 
 
+def test_what_is_set_aside_is_kept_and_made_anew(bucket):
+    place = Workdir(bucket)
+    write(place, a="1", corpus__b="2")
+    place.send("sample/self")
+    (place.path / "sample/self/checkpoints/4/params").write_text("weights")
+    assert set(place.result_files("sample/self")) == {"a", "corpus/b", "checkpoints/4"}
+    assert storage.missing_files(place.path / "sample/self", ["a", "checkpoints/4", "c"]) == ["c"]
+    assert str(place.set_aside("sample/self")) == f"{bucket}/replaced/1/sample/self"
+    write(place, a="3")
+    place.send("sample/self")
+    other = Workdir(bucket)
+    other.fetch()
+    assert held(other.local) == {"sample/self/a": "3"}
+    kept = {f"replaced/1/sample/self/{name}" for name in ("a", "corpus/b", "checkpoints/4/params")}
+    assert set(held(place.path)) == kept | {"sample/self/a"}
+
+
 def test_work_is_sent_while_it_goes_on_and_when_it_fails(bucket, monkeypatch):
     monkeypatch.setattr(storage, "SEND_EVERY", 0.05)
     place = Workdir(bucket)
@@ -162,6 +180,33 @@ def test_the_copy_of_a_killed_process_is_removed_by_the_next(bucket, tmp_path, m
     for ending, left in (("os._exit(0)", 2), ("", 1)):  # the second removes what the first left behind, and its own
         subprocess.run([sys.executable, "-c", script.format(ending)], check=True, cwd=ROOT)
         assert len(list(tmp_path.glob("selftrain-*"))) == left and alive.local.is_dir()
+
+
+@pytest.mark.parametrize("name", ["/{}/x", "a\\x", "report//x"])
+def test_names_in_a_bucket_write_nowhere_else(bucket, tmp_path, name):
+    import fsspec
+
+    place = Workdir(bucket)
+    filesystem, root = fsspec.url_to_fs(str(place.path))
+    filesystem.pipe_file(f"{root}/{name.format(tmp_path)}", b"theirs")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="may lie outside"):
+        place.fetch()
+    assert set(tmp_path.rglob("*")) == before and held(place.local) == {}
+
+
+def test_what_others_leave_in_the_folder_for_temporary_files_is_neither_opened_nor_followed(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    for name in ("selftrain-pipe", "selftrain-link", "precious"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "selftrain-pipe" / ".lock")
+    (tmp_path / "precious" / ".lock").touch()
+    (tmp_path / "selftrain-link" / ".lock").symlink_to(tmp_path / "precious" / ".lock")
+    (tmp_path / "selftrain-folder").symlink_to(tmp_path / "precious")
+    Workdir(bucket)
+    assert (tmp_path / "precious" / ".lock").exists() and (tmp_path / "selftrain-pipe").exists()
 
 
 @pytest.mark.parametrize(
