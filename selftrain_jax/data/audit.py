@@ -187,13 +187,13 @@ def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = False) -> 
     return texts
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            if not _ID.search(name):
-                yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner)
+def _strings(row: dict) -> Iterator[str]:
+    waiting: list[Any] = [row]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [inner for name, inner in reversed(value.items()) if not _ID.search(name)]
+        elif isinstance(value, list):
+            waiting += reversed(value)

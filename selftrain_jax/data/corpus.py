@@ -291,7 +291,8 @@ def read_corpus(path: str | os.PathLike) -> Corpus:
     if not (path / _MANIFEST).is_file():
         raise InputError(f"corpus {path} is unfinished (no {_MANIFEST}): run the command that writes it again")
     manifest = read_json(path / _MANIFEST, "corpus manifest")
-    if not isinstance(manifest, dict) or manifest.get("schema") != _SCHEMA or "num_documents" not in manifest:
+    known = isinstance(manifest, dict) and manifest.get("schema") == _SCHEMA
+    if not known or not {"num_documents", "nll"} <= manifest.keys() or not isinstance(manifest.get("provenance"), dict):
         raise InputError(f"corpus manifest {path / _MANIFEST} is not of schema {_SCHEMA}: write the corpus again")
     corpus = Corpus(path, manifest)
     if len(corpus) != manifest["num_documents"]:

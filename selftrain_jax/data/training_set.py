@@ -67,7 +67,8 @@ def student_documents(
     like a special token in a text is read as ordinary characters: a document ends where it ends, and nowhere before.
 
     Raises:
-      InputError: corpus and student have different tokenizers, and `retokenize` is False.
+      InputError: corpus and student have different tokenizers, and `retokenize` is False, or the corpus holds ids that
+        the student does not have.
     """
     config, tokenizer = hf.load_config(student), load_tokenizer(student)
     check_tokenizer(config, tokenizer)
@@ -80,11 +81,17 @@ def student_documents(
         tokens = [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
         return documents, tokens, provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
+    for document in documents:
+        if document.tokens.size and not 0 <= document.tokens.min() <= document.tokens.max() < config.vocab_size:
+            raise InputError(
+                f"corpus {text.corpus}, document {document.id}: its token ids reach beyond the student's "
+                f"{config.vocab_size}; set subset.retokenize=True to train on its text"
+            )
     return documents, [_with_end(d, config.eos_token_id) for d in documents], False
 
 
 def _with_end(document: Document, eos_token_id: int) -> np.ndarray:
-    if document.stop_reason != "eos" or document.tokens[-1] == eos_token_id:
+    if document.stop_reason != "eos" or document.tokens[-1:].tolist() == [eos_token_id]:
         return document.tokens
     return np.append(document.tokens[:-1], np.int32(eos_token_id))
 

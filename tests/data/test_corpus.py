@@ -322,6 +322,16 @@ def test_of_a_damaged_shard_only_that_shard_is_written_again(tmp_path, damage):
     assert corpus_fingerprint(path) == whole
 
 
+@pytest.mark.parametrize("change", [{"provenance": None}, {"num_documents": None}, {"schema": 2}, {"nll": None}])
+def test_a_manifest_of_another_make_is_refused(tmp_path, change):
+    [(name, value)] = change.items()
+    manifest = write_corpus(tmp_path, make_documents(4), {})
+    del manifest[name]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | ({name: value} if value else {})))
+    with pytest.raises(InputError, match="is not of schema 1"):
+        read_corpus(tmp_path)
+
+
 def test_a_damaged_import_is_imported_again(tmp_path):
     write_corpus(tmp_path / "c", make_documents(9), {"kind": "jsonl"}, shard_size=4)
     sorted((tmp_path / "c").glob("corpus-*"))[1].unlink()

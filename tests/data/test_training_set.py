@@ -1,7 +1,11 @@
 import dataclasses
 import json
+import pathlib
 import shutil
+import tempfile
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -96,6 +100,47 @@ def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, docume
     assert whole and all(d[0] == 0 and tuple(d[1:]) in known for d in whole)
     assert any(tuple(last[1:]) == k[: len(last) - 1] for k in known)
     np.testing.assert_array_equal(np.concatenate([d[1:] for d in (*whole, last)]), read_stream(tmp_path / "s"))
+
+
+def corpus_of(documents, student, folder):
+    """The folder of an audit of a corpus of these documents, and the corpus."""
+    write_corpus(folder / "corpus", documents, {"tokenizer_fingerprint": tokenizer_fingerprint(student)})
+    (folder / "audited").mkdir()
+    text = clean.TrainingText(corpus=folder / "corpus")
+    clean.audit_text(text, {}, AuditConfig(), folder / "audited")
+    return folder / "audited", text
+
+
+@pytest.mark.parametrize("beyond", [-1, 0])
+def test_ids_that_the_student_does_not_have_are_refused(documents, model_directory, tmp_path, beyond):
+    """A gather beyond the embedding would take its last row without a word."""
+    vocab_size = json.loads((model_directory / "config.json").read_text())["vocab_size"]
+    drawn = Document(1, np.array([3, vocab_size + beyond, 0], np.int32), None, "eos", "")
+    made = corpus_of([drawn], model_directory, tmp_path)
+    if beyond < 0:
+        assert student_documents(*made, model_directory, False)[1][0].tolist() == drawn.tokens.tolist()
+    else:
+        with pytest.raises(InputError, match=f"document 1: its token ids reach beyond the student's {vocab_size}"):
+            student_documents(*made, model_directory, False)
+
+
+@hypothesis.given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=40), st.booleans()), min_size=1, max_size=8))
+def test_any_sampled_documents_are_trained_on(model_directory, drawn):
+    """Of no token and of one, with EOS (0) within, cut or ended, and longer than a row."""
+    documents = [
+        Document(i, np.array(ids + [0] * ended, np.int32), None, "eos" if ended else "length", "")
+        for i, (ids, ended) in enumerate(drawn)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        made = corpus_of(documents, model_directory, pathlib.Path(folder))
+        tokens = student_documents(*made, model_directory, False)[1]
+        assert [t.tolist() for t in tokens] == [d.tokens.tolist() for d in documents]
+        settings = SubsetConfig(num_tokens=1 + LENGTH, retokenize=False)
+        found = write(made, model_directory, pathlib.Path(folder) / "s", settings)
+        assert (found["num_rows"], found["dropped_tokens"]) == (1, 0)
+        [row] = read_subset(pathlib.Path(folder) / "s").tokens
+        stream = read_stream(pathlib.Path(folder) / "s")
+        assert row[0] == 0 and len(row) == LENGTH + 1 == len(stream) + found["num_documents"]
 
 
 def test_every_document_ends_with_the_student_s_one_end(documents, model_directory, tmp_path):
