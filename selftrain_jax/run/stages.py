@@ -42,6 +42,7 @@ class Stage:
         alone.
       finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
       progress: how far the work in the folder is, in words; "" where that is not known.
+      root: a folder that settings name paths in, and that may be moved.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Stage:
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
     progress: Callable[[pathlib.Path], str] = lambda folder: ""
+    root: pathlib.Path | None = None
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -87,7 +89,9 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
             if record := read_record(workdir / stage.name / file):
                 found, asked = record["settings"], stage.settings
                 raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
-                _refuse_changes(workdir, stage, "setting", found, {**asked, **raised})
+                _refuse_changes(
+                    workdir, stage, "setting", found, _before_moving({**asked, **raised}, found, stage.root)
+                )
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:
         return
@@ -291,6 +295,15 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
             (directory / "started.json").unlink()
         raise
     job.on_first(f"end of {stage.name}", ends)
+
+
+def _before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
+    """`asked`, with paths below `root` as they were `found` where that is the same place of a folder since moved."""
+    if isinstance(asked, Mapping) and isinstance(found, Mapping):
+        return {name: _before_moving(value, found.get(name), root) for name, value in asked.items()}
+    if isinstance(asked, str) and isinstance(found, str) and root and asked.startswith(f"{root}/"):
+        return found if found.endswith(asked.removeprefix(str(root))) else asked
+    return asked
 
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:

@@ -133,9 +133,8 @@ class Execution:
             save_config(unit.workdir, unit.config)
         if done:
             self._say(f"{title}: done before")
-            if unit.stages[0].again:
-                return
-        stages.run(unit.workdir, unit.stages, lambda name: True, functools.partial(self._say_of_stage, title))
+        todo = {stage.name for stage in unit.stages if not (done and stage.again)}
+        stages.run(unit.workdir, unit.stages, todo.__contains__, functools.partial(self._say_of_stage, title))
         if not done and (outcome := unit.outcome()):
             self._say(f"{title}: {outcome}")
 

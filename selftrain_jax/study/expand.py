@@ -195,7 +195,7 @@ class Study:
     @functools.cached_property
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
-        return [
+        units = [
             *self._lab_units(),
             *self._shuffled_units(),
             *self._corpus_units(),
@@ -204,6 +204,9 @@ class Study:
             *self._proxy_units(),
             *self._generation_units(),
         ]
+        for unit in units:  # what names paths in the study's folder may be moved with it
+            unit.stages[:] = [dataclasses.replace(stage, root=self.workdir) for stage in unit.stages]
+        return units
 
     def _unit(self, stage: Stage, *needs: str) -> Unit:
         """A stage in the study's own folder."""

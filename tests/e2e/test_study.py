@@ -2,6 +2,7 @@ import csv
 import json
 import pathlib
 import random
+import shutil
 import signal
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.run.references import find_model
 from selftrain_jax.study.execute import run_study
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
@@ -63,12 +65,26 @@ def test_a_study_ends_with_its_tables(finished):
     assert str(workdir / "report" / "study.html") in out and "INCONCLUSIVE" in out
 
 
-def test_a_finished_study_is_not_done_again(finished, selftrain):
+def test_a_finished_study_is_not_done_again_though_it_was_moved(finished, selftrain, tmp_path):
     workdir, _ = finished
-    before = found(workdir)
-    out = selftrain.succeeds("study", workdir, config=CONFIG)
+    moved = shutil.copytree(workdir, tmp_path / "elsewhere" / "moved")
+    out = selftrain.succeeds("study", moved, config=CONFIG)
     units = [line for line in out.splitlines() if line.startswith("[")]
-    assert units and all(line.endswith("done before") for line in units) and found(workdir) == before
+    assert units and all(line.endswith("done before") for line in units)
+    assert {**found(moved), "settings": 0} == {**found(workdir), "settings": 0}
+    assert find_model(f"{moved}/runs/A_small-0:corpus-0").tokenizer.is_relative_to(moved)
+
+
+@pytest.mark.parametrize(
+    "gone, unit",
+    [("runs/A_small-0/evaluate/base/items.npz", "evaluate/base"), ("corpora/0/B/corpus/manifest.json", "corpora/0/B")],
+)
+def test_a_unit_whose_files_are_gone_is_named_before_any_work(finished, selftrain, tmp_path, gone, unit):
+    moved = shutil.copytree(finished[0], tmp_path / "moved")
+    (moved / gone).unlink()
+    done = selftrain("study", moved, config=CONFIG)
+    assert done.returncode == 2 and f"stage {unit} in " in done.stderr and "is gone from its folder" in done.stderr
+    assert "[" not in done.stdout
 
 
 def test_a_changed_setting_is_named_before_any_work(finished, selftrain):

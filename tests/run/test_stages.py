@@ -310,3 +310,15 @@ def test_a_killed_growth_goes_on(tmp_path):
         run(tmp_path, growing(5, calls))
     run(tmp_path, more)
     assert calls == ["sample", "sample", "train"]
+
+
+def test_settings_that_name_paths_in_a_folder_may_move_with_it(tmp_path):
+    def stages_in(root, model="lab/model"):
+        settings = {"student": f"{root}/{model}", "files": {"a": f"{root}/a.jsonl", "b": "elsewhere/b.jsonl"}}
+        return [Stage("train/self-0", settings, [], lambda directory: None, root=root)]
+
+    run(tmp_path / "old", stages_in(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert run(tmp_path / "new", stages_in(tmp_path / "new")) == ["[1/1] train/self-0: done before"]
+    with pytest.raises(InputError, match="setting student is .*lab/other"):
+        run(tmp_path / "new", stages_in(tmp_path / "new", "lab/other"))
