@@ -12,6 +12,8 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 
 _TOKENIZER = "tokenizer.json"
+UNKNOWN_TOLD = 0.001
+"""`unknown_share` from which on users are told."""
 _PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -96,6 +98,7 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
       InputError: the tokenizer fails on the texts.
     """
     pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
+    name, unknown_id = tokenizer.unk_token, -1 if tokenizer.unk_token is None else tokenizer.unk_token_id
     known, unknown = 0, 0
     for start in range(0, len(pieces), 256):
         batch = pieces[start : start + 256]
@@ -106,11 +109,12 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
                 f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer"
             ) from None
         for text, ids, offsets in zip(batch, found["input_ids"], found["offset_mapping"]):
-            written = np.zeros(len(text), bool)
-            for i, (begin, end) in zip(ids, offsets):
-                # Where the text itself names the unknown token, it is read as it is.
-                if i != tokenizer.unk_token_id or text[begin:end].strip() == tokenizer.unk_token:
-                    written[begin:end] = True
+            spans = np.array(offsets, np.int64).reshape(-1, 2)
+            read = np.array(ids, np.int64) != unknown_id
+            for i in np.flatnonzero(~read):  # where the text itself names the unknown token, it is read as it is
+                read[i] = text[slice(*spans[i])].strip() == name
+            begins, ends = (np.bincount(column, minlength=len(text) + 1) for column in spans[read].T)
+            written = np.cumsum(begins - ends)[: len(text)] > 0
             seen = ~np.array([c.isspace() for c in text], bool)
             known += int((seen & written).sum())
             unknown += int((seen & ~written).sum())
