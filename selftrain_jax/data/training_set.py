@@ -2,11 +2,12 @@
 
 import io
 import pathlib
+import warnings
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import read_arrays, write_atomic
 from selftrain_jax.data.clean import Text, TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
@@ -14,7 +15,14 @@ from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer, tokenizer_fingerprint
+from selftrain_jax.models.files.tokenizer import (
+    UNKNOWN_TOLD,
+    check_tokenizer,
+    encode_texts,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    unknown_share,
+)
 
 
 def write_subset(
@@ -29,10 +37,13 @@ def write_subset(
     """Draws subset `index` of the documents of `text` that the audit let through, and writes its packed rows as
     `rows.npz`."""
     config = hf.load_config(student)
-    _, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
+    documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
-    num_distinct = len(np.unique(order))
-    check_repetition(str(text.corpus or text.texts), len(order), num_distinct, settings)
+    distinct, name = np.unique(order), str(text.corpus or text.texts)
+    check_repetition(name, len(order), len(distinct), settings)
+    read = [documents[i].text for i in distinct[:1000]] if text.texts or retokenized else []
+    if (unknown := unknown_share(load_tokenizer(student), read)) > UNKNOWN_TOLD:
+        warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
@@ -47,10 +58,11 @@ def write_subset(
     write_atomic(directory / "rows.npz", buffer.getvalue())
     return {
         "num_documents": len(drawn),
-        "num_distinct": num_distinct,
+        "num_distinct": len(distinct),
         "num_tokens": settings.num_tokens,
         "num_rows": len(rows.tokens),
         "retokenized": retokenized,
+        "unknown_share": unknown,
         "dropped_tokens": rows.dropped_tokens,
     }
 

@@ -81,6 +81,8 @@ def text_likelihood(
         for sequence, start in rolling_windows(ids, config.bos_token_id, config.max_position, context_len):
             windows.append(sequence)
             starts.append(start)
+    if not windows:
+        raise InputError("the model's tokenizer makes no token of the whole text set; leave it out")
     scores = scorer(windows, starts)
     return TextLikelihood(
         nll=-summed_log_probs(scores),
@@ -161,16 +163,19 @@ def choice_log_probs(
       add_bos: start every prompt with BOS (for models whose documents start with it).
 
     Raises:
-      InputError: an empty prompt without BOS, before which nothing stands, or a choice longer than the model's context.
+      InputError: an empty prompt without BOS, before which nothing stands; a choice without a token of its own, or
+        longer than the model's context.
     """
     prompts = [template.format(question=row["question"]) for row in rows]
     texts = [prompt + " " + choice.lstrip() for prompt, row in zip(prompts, rows) for choice in row["choices"]]
     prompt_lengths = np.repeat([len(x) for x in encode_all(tokenizer, prompts)], [len(row["choices"]) for row in rows])
     head = [config.bos_token_id] if add_bos else []
     sequences, starts = [], []
-    for ids, prompt_length in zip(encode_all(tokenizer, texts), prompt_lengths):
+    for text, ids, prompt_length in zip(texts, encode_all(tokenizer, texts), prompt_lengths):
         ids = head + ids
         start = len(head) + int(prompt_length)
+        if start >= len(ids):
+            raise InputError(f"the choice at the end of {text[-80:]!r} adds no token to its prompt; leave the item out")
         cut = max(len(ids) - config.max_position - 1, 0)  # a prompt longer than the context loses its beginning
         if start - cut < 1:
             what = f"a choice of {len(ids) - start} tokens is longer than the model's context of {config.max_position}"

@@ -2,17 +2,18 @@
 
 import os
 import pathlib
+import warnings
 from typing import Any, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.settings import check_seed
 from selftrain_jax.data.sources import datasets_library, saved_dataset, stored_rows
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
-from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
+from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, load_tokenizer, unknown_share
 
 MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"
 
@@ -44,6 +45,7 @@ def convert_arrays(
         raise InputError(f"{path} holds the id {ids[strange].max()}, which the tokenizer of {source} does not have")
 
     texts = [old.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in arrays]
+    _warn_of_unknown(f"text of {prefixes} and {suffixes}", new, [text for half in texts for text in half])
     joined = encode_all(new, [a + b for a, b in zip(*texts)])
     rows: list[dict[str, Any]] = [
         {"prefix": prefix, "suffix": suffix}
@@ -86,7 +88,9 @@ def window_probes(
     stride = length if stride is None else stride
     check_seed("probes", seed)
     _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, stride=stride, limit=limit)
-    documents = encode_texts(load_tokenizer(target), load_texts(path))
+    tokenizer, texts = load_tokenizer(target), load_texts(path)
+    _warn_of_unknown(f"text set {path}", tokenizer, texts)
+    documents = encode_texts(tokenizer, texts)
     places = [(i, at) for i, ids in enumerate(documents) for at in range(0, len(ids) - length + 1, stride)]
     if not places:
         raise InputError(f"text set {path}: no text has {length} tokens; lower prefix_length or suffix_length")
@@ -164,6 +168,11 @@ def _open_dataset(source: str, split: str) -> Any:
             f"{what}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face hub or its "
             "cache: elsewhere, give a folder that datasets' save_to_disk wrote"
         ) from None
+
+
+def _warn_of_unknown(what: str, tokenizer: Any, texts: Sequence[str]) -> None:
+    if (share := unknown_share(tokenizer, texts)) > UNKNOWN_TOLD:
+        warnings.warn(InputWarning(f"{what}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=3)
 
 
 def _check_counts(**counts: int | None) -> None:

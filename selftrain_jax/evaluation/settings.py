@@ -24,6 +24,7 @@ class EvaluateSettings:
         tokenizer puts it before a text by itself. Texts and minimal pairs begin with it always.
       held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also
         given for 13-grams and for the whole suffix.
+      max_unknown: largest share of characters of a text set or suite that the model's tokenizer may leave unread.
       batch_size: sequences scored at once.
       dtype: compute dtype; published Pythia figures are only reproduced in float32.
       context_len: tokens that every scored token of `texts` has before it, at least; more is slower
@@ -49,6 +50,7 @@ class EvaluateSettings:
     template: str = "Question: {question}\nAnswer:"
     add_bos: bool | str = "auto"
     held_out_ngram: int = 8
+    max_unknown: float = 0.1
     batch_size: int = 64
     dtype: str = "float32"
     context_len: int = 1
@@ -62,6 +64,7 @@ class EvaluateSettings:
     def __post_init__(self):
         positive = dict.fromkeys(("held_out_ngram", "batch_size", "context_len", "curve_items"), 1)
         check_ranges("evaluate", self, positive | {"curve_points": 0})
+        check_ranges("evaluate", self, {"max_unknown": (0, 1)})
         check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
         check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
         check_choice("evaluate", self, "add_bos", ("auto", True, False))
@@ -92,8 +95,8 @@ class EvaluateSettings:
 
     def stage_settings(self) -> dict[str, Any]:
         """What decides the result of an evaluation after training."""
-        curve = ("curve_points", "curve_items")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in curve}
+        other = ("curve_points", "curve_items", "max_unknown")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in other}
 
     def for_curve(self) -> "EvaluateSettings":
         """What is measured during training: the suites and extraction, nothing that costs more."""

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pathlib
+import warnings
 from typing import Any, Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
@@ -19,7 +20,7 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import adds_bos, known_ids, load_tokenizer
+from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, adds_bos, known_ids, load_tokenizer, unknown_share
 
 
 def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
@@ -66,6 +67,31 @@ def read_inputs(
     return inputs
 
 
+def unknown_shares(
+    settings: EvaluateSettings,
+    texts: dict[str, list],
+    questions: dict[str, list],
+    pairs: dict[str, list],
+    tokenizer: Any,
+) -> dict[str, float]:
+    """By the setting that names them, the text sets and suites of which the tokenizer leaves a thousandth or more of
+    the characters unread, with that share; `InputError` for more than `settings.max_unknown`."""
+    read = {f"texts.{name}": documents for name, documents in texts.items()}
+    for name, rows in questions.items():
+        read[f"multiple_choice.{name}"] = [text for row in rows for text in (row["question"], *row["choices"])]
+    for name, rows in pairs.items():
+        read[f"minimal_pairs.{name}"] = [row[side] for row in rows for side in ("sentence_good", "sentence_bad")]
+    shares = {name: unknown_share(tokenizer, found) for name, found in read.items()}
+    for name, share in shares.items():
+        if share > settings.max_unknown:
+            raise InputError(
+                f"evaluate {name}: {share:.1%} of the characters are unknown to the model's tokenizer, so figures "
+                "would be of the others: give text that it can write, or raise "
+                f"evaluate.max_unknown={settings.max_unknown:g}"
+            )
+    return {name: share for name, share in shares.items() if share >= UNKNOWN_TOLD}
+
+
 def evaluate_model(
     model: tuple[DecoderConfig, Params],
     tokenizer_source: str | pathlib.Path,
@@ -94,6 +120,9 @@ def evaluate_model(
     add_bos, dtype = begins_with_bos(settings, tokenizer), jnp.dtype(settings.dtype)
     texts, questions, pairs, probes = read_inputs(settings, find, config, tokenizer)
     index = np.arange(len(probes))
+    unknown = unknown_shares(settings, texts, questions, pairs, tokenizer) if limit is None else {}
+    for setting, share in unknown.items():
+        warnings.warn(InputWarning(f"evaluate {setting}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=2)
     if limit is not None:
         texts, questions, pairs = (
             {name: [rows[i] for i in evenly_spread(len(rows), limit)] for name, rows in kind.items()}
@@ -103,7 +132,7 @@ def evaluate_model(
         probes = [probes[i] for i in index]
     placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
     scorer = functools.partial(score, params, config, **placed)
-    items, summary = Items(), {"add_bos": add_bos}
+    items, summary = Items(), {"add_bos": add_bos, "unknown": unknown}
     total = len(texts) + len(questions) + len(pairs) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():

@@ -74,6 +74,7 @@ class ReportData:
       "nll_histogram": {"edges": [K+1], "before": [K], "after": [K]}}.
     corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
       {reason: count}, or any other; nested dicts are shown flat.
+    unknown: text set or suite, by its setting -> share of its characters that the tokenizer does not know.
     drawn: model -> documents drawn for a training subset, and how many different ones; of several subsets, those of the
       one that repeats most.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
@@ -89,6 +90,7 @@ class ReportData:
     comparisons: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] | None = None
     corpus: Mapping[str, Any] | None = None
+    unknown: Mapping[str, float] = dataclasses.field(default_factory=dict)
     drawn: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     measured_curves: Sequence[Mapping[str, Any]] = ()
@@ -215,6 +217,9 @@ class ReportData:
             result.append(f"The audit cannot find benchmark texts of fewer than {audit['ngram']} words: {short}.")
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
             result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
+        if self.unknown:
+            shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in self.unknown.items())
+            result.append(f"Unknown to the tokenizer, so that figures speak of the rest: {shares}.")
         if many := [m for m, (documents, distinct) in self.drawn.items() if documents > MANY_REPETITIONS * distinct]:
             result.append(
                 f"Each document is drawn more than {MANY_REPETITIONS:g} times on average, no match for as many tokens "

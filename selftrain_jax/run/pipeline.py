@@ -81,8 +81,10 @@ class Pipeline(RunNames):
         evaluated = self.config.evaluate.files().values()
         if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
             student = self.model_path(self.student)
-            inputs = self.config.evaluate, self.path, hf.load_config(student), load_tokenizer(student)
-            check_groups(suite.read_inputs(*inputs)[-1], self.config.evaluate)
+            evaluate, tokenizer = self.config.evaluate, load_tokenizer(student)
+            *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
+            check_groups(probes, evaluate)
+            suite.unknown_shares(evaluate, *texts, tokenizer)
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

@@ -69,6 +69,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         measured_curves=curves,
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
+        unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
         drawn={_model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
         samples=_samples(corpus),
         learning_curves=learning_curves,

@@ -51,6 +51,10 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
+    for run in runs:
+        found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
+        notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
+    notes = list(dict.fromkeys(notes))
     draws = {a.name: summary.drawn(run.pipeline, key) for run in runs for a, key in zip(run.arms, _keys(run))}
     if many := [name for name, (number, distinct) in draws.items() if number > MANY_REPETITIONS * distinct]:
         notes.append(f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}.")

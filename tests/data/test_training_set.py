@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data import clean
 from selftrain_jax.data.corpus import Document, write_corpus
@@ -223,6 +223,16 @@ def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path)
     texts = {tokenizer.decode(d[1:-1]) for d in split(tmp_path / "s")[:-1]}
     assert documents[3].text not in texts and documents[4].text not in texts
     assert len(texts) == 10 - found["num_flagged"]
+
+
+def test_a_text_that_the_student_cannot_read_is_warned_of(model_directory, tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": "\u6570 \u5b66 \u6570"}) + "\n")
+    text = clean.TrainingText(texts=tmp_path / "t.jsonl")
+    (tmp_path / "audited").mkdir()
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
+    settings = SubsetConfig(num_tokens=LENGTH + 1, num_subsets=1, max_repetitions=LENGTH)
+    with pytest.warns(InputWarning, match="t.jsonl: 100.0% of it is unknown to the student's tokenizer"):
+        assert write((tmp_path / "audited", text), model_directory, tmp_path / "s", settings)["unknown_share"] == 1
 
 
 def test_a_budget_is_not_met_by_repeating_a_few_documents(audited_texts, model_directory, tmp_path):

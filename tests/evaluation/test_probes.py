@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from selftrain_jax.cli.main import main
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.evaluation.probes import MEMORIZED_EVALS, convert_arrays, dataset_probes, window_probes
 
 
@@ -86,6 +86,14 @@ def test_windows_tile_every_text_and_never_leave_it(tmp_path, letters):
     for row in rows:
         ids = letters[row["document"] - 1][row["offset"] :]
         assert row["prefix"] == ids[:3] and row["suffix"] == ids[3:5]
+
+
+def test_text_that_the_tokenizer_cannot_write_is_warned_of(tmp_path, letters):
+    (tmp_path / "set.jsonl").write_text(json.dumps({"text": "abcxyz"}))
+    with pytest.warns(InputWarning, match="set.jsonl: 50.0% of it is unknown to the tokenizer"):
+        window_probes(
+            tmp_path / "set.jsonl", str(tmp_path / "letters"), tmp_path / "o", prefix_length=1, suffix_length=1
+        )
 
 
 def test_stride_limit_and_seed_choose_windows(tmp_path, letters):

@@ -114,6 +114,33 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
         np.testing.assert_equal(vars(Items.load(tmp_path / "new")), vars(before))
 
 
+@pytest.mark.parametrize("kind", ["texts", "multiple_choice", "minimal_pairs"])
+def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
+    tokenizer = load_tokenizer(world[0] / "tokenizer")
+    known = next(word for word in tokenizer.get_vocab() if word.isalpha())
+    make = {
+        "texts": lambda text: [text],
+        "multiple_choice": lambda text: [{"question": text, "choices": [text, text], "gold": 0}],
+        "minimal_pairs": lambda text: [{"sentence_good": text, "sentence_bad": text}],
+    }[kind]
+
+    def shares(text):
+        read = {"texts": {}, "multiple_choice": {}, "minimal_pairs": {}} | {kind: {"x": make(text)}}
+        return suite.unknown_shares(EvaluateSettings(), *read.values(), tokenizer)
+
+    assert shares(f"{known} {known}") == {}
+    assert shares(" ".join([known] * 50) + " é") == {f"{kind}.x": pytest.approx(1 / (1 + 50 * len(known)))}
+    with pytest.raises(
+        InputError, match=f"evaluate {kind}.x: 100.0% of the characters .* raise evaluate.max_unknown=0.1"
+    ):
+        shares("É tranger é lle")
+
+
+def test_unknown_text_is_a_note_of_the_report():
+    notes = ReportData(title="", metrics=[], unknown={"texts.wiki": 0.0312}).notes
+    assert notes == ["Unknown to the tokenizer, so that figures speak of the rest: 3.1 % of texts.wiki."]
+
+
 @pytest.mark.parametrize(
     "group", ["held_out", "held_out=13", "held_out/rare", "offset=0-3", "suffix=3", "first 3 tokens"]
 )

@@ -1,8 +1,11 @@
 """Tokenizers, through transformers; a directory needs no more than `tokenizer.json`."""
 
+import collections
 import contextlib
+import itertools
 import os
 import pathlib
+import re
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -13,6 +16,8 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 
 _TOKENIZER = "tokenizer.json"
+UNKNOWN_TOLD = 0.001
+"""`unknown_share` from which on users are told."""
 _PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 _KEYS = {
@@ -159,26 +164,28 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     Raises:
       InputError: the tokenizer fails on the texts.
     """
+    counts = collections.Counter(itertools.chain.from_iterable(texts))
+    letters = [c for c in counts if not c.isspace()]
+    if not letters:
+        return 0.0
     pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
-    known, unknown = 0, 0
-    for start in range(0, len(pieces), 256):
-        batch = pieces[start : start + 256]
-        try:
+    name, unknown_id = tokenizer.unk_token, None if tokenizer.unk_token is None else tokenizer.unk_token_id
+    unknown = 0
+    try:
+        left_out = [c for c, ids in zip(letters, encode_texts(tokenizer, letters)) if not ids]
+        for start in range(0, len(pieces), 256):
+            batch = pieces[start : start + 256]
             found = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        except Exception as e:  # the tokenizers library raises bare Exception
-            raise InputError(
-                f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer"
-            ) from None
-        for text, ids, offsets in zip(batch, found["input_ids"], found["offset_mapping"]):
-            written = np.zeros(len(text), bool)
-            for i, (begin, end) in zip(ids, offsets):
+            for text, ids, spans in zip(batch, found["input_ids"], found["offset_mapping"]):
+                passages = [text[slice(*span)] for i, span in zip(ids, spans) if i == unknown_id]
                 # Where the text itself names the unknown token, it is read as it is.
-                if i != tokenizer.unk_token_id or text[begin:end].strip() == tokenizer.unk_token:
-                    written[begin:end] = True
-            seen = ~np.array([c.isspace() for c in text], bool)
-            known += int((seen & written).sum())
-            unknown += int((seen & ~written).sum())
-    return unknown / max(known + unknown, 1)
+                unknown += sum(not c.isspace() for passage in passages if passage.strip() != name for c in passage)
+    except Exception as e:  # the tokenizers library raises bare Exception
+        raise InputError(f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer") from None
+    if left_out:  # which offsets do not tell: the library counts on as if it had not been there
+        whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
+        unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)
+    return unknown / sum(counts[c] for c in letters)
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import build
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.evaluation.suite import begins_with_bos
+from selftrain_jax.models.files import tokenizer as files_tokenizer
 from selftrain_jax.models.files.tokenizer import (
     adds_bos,
     copy_tokenizer,
@@ -21,6 +22,7 @@ from selftrain_jax.models.files.tokenizer import (
     load_tokenizer,
     read_tokenizer,
     start_ids,
+    unknown_share,
 )
 from selftrain_jax.models.verify import make_prompts
 from tests.shapes import ONE_LAYER
@@ -128,6 +130,24 @@ def test_ids_between_which_there_are_holes(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             start_ids(bad, CONFIG, tokenizer)
+
+
+UNREAD = [("a b c", 0.0), ("a z b zz", 3 / 5), ("数学", 1.0), ("? a", 0.0), ("  \n", 0.0), ("", 0.0)]
+
+
+@pytest.mark.parametrize("text, share", UNREAD, ids=[repr(text) for text, _ in UNREAD])
+def test_characters_without_a_token_of_their_own_are_unknown(text, share):
+    made = Tokenizer(models.WordLevel({"a": 0, "?": 2, "b": 50, "c": 90}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
+    assert unknown_share(tokenizer, [text]) == share
+
+
+def test_bytes_are_never_unknown(tokenizer, monkeypatch):
+    texts = ["数学 ab\n", "<|endoftext|>" + "<eos>"]
+    assert unknown_share(tokenizer, texts) == 0
+    monkeypatch.setattr(files_tokenizer, "_PIECE", 3)
+    assert unknown_share(tokenizer, texts[:1]) == 0
 
 
 def test_a_start_is_tokens_ids_and_text(tokenizer):
