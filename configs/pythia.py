@@ -88,5 +88,6 @@ def get_config(size: str = "410m"):
                 dtype="float32",
             ),
             controls={},
-        )
+        ),
+        type_safe=False,
     )

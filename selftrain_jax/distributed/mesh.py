@@ -161,6 +161,10 @@ def check_mesh(mesh: Mesh, rules: dict = RULES) -> None:
             f"mesh axes {mesh.axis_names} are {', '.join(sorted({kind.name for kind in mesh.axis_types}))}: make the "
             "mesh with axis_types=(AxisType.Auto,) * number of axes, or by distributed.mesh.make_mesh"
         )
+    _check_names(mesh, rules)
+
+
+def _check_names(mesh: Mesh, rules: dict) -> None:
     for name, entry in rules.items():
         for axis in _mesh_axes(entry):
             if axis not in mesh.shape:
@@ -198,9 +202,9 @@ def named_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: dict = RULES) -> 
     A dimension that its mesh axes do not divide is left whole rather than refused: small models have few heads.
 
     Raises:
-      InputError: the rules spread two dimensions of one array over one mesh axis, or as `check_mesh`.
+      InputError: the rules spread two dimensions of one array over one mesh axis, or name one that `mesh` lacks.
     """
-    check_mesh(mesh, rules)
+    _check_names(mesh, rules)
 
     def one(names, leaf):
         spec = []

@@ -337,6 +337,13 @@ def test_half_precision_models_can_be_sampled(params):
         assert 0 < np.abs(difference).mean() < 0.1
 
 
+@pytest.mark.parametrize("asked, least", [({}, 50), ({"max_new_tokens": 16}, 16), ({"min_new_tokens": 0}, 0)])
+def test_the_least_length_fits_the_longest(asked, least):
+    assert SamplingConfig(**asked).min_new_tokens == least
+    with pytest.raises(InputError, match="min_new_tokens=50 must lie between 0 and max_new_tokens=16"):
+        SamplingConfig(min_new_tokens=50, max_new_tokens=16)
+
+
 @pytest.mark.parametrize(
     "weights, message",
     [
