@@ -33,7 +33,7 @@ def get_config(model: str = "Qwen/Qwen2.5-0.5B"):
     if shape is not None:
         config.train.sequence_length = min(config.train.sequence_length, shape.max_position)
         config.sample.max_new_tokens = min(config.sample.max_new_tokens, shape.max_position)
-    return ConfigDict(config)
+    return ConfigDict(config, type_safe=False)
 
 
 def rows(shape: DecoderConfig | None) -> int:

@@ -121,5 +121,6 @@ def get_config():
             ),
             proxies=dict(num_documents=512, gradient_rows=256),
             generations=dict(students=("A_small",), count=4, modes=("replace", "accumulate")),
-        )
+        ),
+        type_safe=False,
     )

@@ -125,5 +125,6 @@ def get_config():
             ),
             proxies=dict(num_documents=512, gradient_rows=256),
             generations=dict(students=(), count=2, modes=("replace", "accumulate")),
-        )
+        ),
+        type_safe=False,
     )

@@ -79,5 +79,6 @@ def study(models: dict, students: tuple, run: ConfigDict) -> ConfigDict:
             proxies=dict(num_documents=2_000, gradient_rows=128, sentence_encoder=""),
             generations=dict(students=(), count=3, modes=("replace", "accumulate")),
             **{part: run[part] for part in ("mesh", "sample", "audit", "train", "evaluate")},
-        )
+        ),
+        type_safe=False,
     )

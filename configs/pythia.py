@@ -87,5 +87,6 @@ def get_config(size: str = "410m"):
                 dtype="float32",
             ),
             controls={},
-        )
+        ),
+        type_safe=False,
     )

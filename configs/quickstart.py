@@ -101,5 +101,6 @@ def get_config(seed: str = "0"):
                 curve_points=6,
             ),
             controls=dict(real=dict(texts="lab:control.jsonl"), other=dict(source="lab:other")),
-        )
+        ),
+        type_safe=False,
     )

@@ -30,7 +30,8 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
     folder = str(path.parent.absolute())
     sys.path.insert(0, folder)  # a config may build on its neighbour
     try:
-        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else [])).to_dict()
+        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
+        values = _plain(values)
     except Exception as e:  # whatever the file does wrong is bad input
         where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
@@ -39,12 +40,21 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
         sys.path.remove(folder)
     for override in overrides:
         _override(values, override)
+    if not isinstance(values, dict):
+        raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
     if study != ("students" in values):
         command = "study" if not study else "run"
         raise InputError(
             f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
         )
     return build(StudyConfig if study else RunConfig, at_home(values))
+
+
+def _plain(values: Any) -> Any:
+    """A copy of `values` in which every group of settings, a ConfigDict or a dict, is a dict."""
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    return {name: _plain(value) for name, value in values.items()} if isinstance(values, dict) else values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

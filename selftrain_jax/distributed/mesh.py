@@ -31,7 +31,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "mlp": "tensor",
 }
-"""Logical axis name -> mesh axis (or axes). Pass another table to shard differently."""
+"""Logical axis name -> mesh axis (or axes). Pass another table to shard differently; what it leaves out stays whole."""
 
 _FLAGS = {
     "jax_enable_x64": False,
@@ -137,7 +137,7 @@ def partition_spec(axes: tuple[str | None, ...], rules: dict = RULES) -> Partiti
     Raises:
       InputError: the rules spread two of these dimensions over one mesh axis.
     """
-    spec = PartitionSpec(*(None if name is None else rules[name] for name in axes))
+    spec = PartitionSpec(*(rules.get(name) for name in axes))
     taken: dict[str, str] = {}
     for name, entry in zip(axes, spec):
         for part in _mesh_axes(entry):
@@ -154,14 +154,57 @@ def _mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
+def check_mesh(mesh: Mesh, rules: dict = RULES) -> None:
+    """Raises `InputError` for axes that are not of type Auto, and where `rules` name an axis that `mesh` lacks."""
+    if set(mesh.axis_types) != {AxisType.Auto}:
+        raise InputError(
+            f"mesh axes {mesh.axis_names} are {', '.join(sorted({kind.name for kind in mesh.axis_types}))}: make the "
+            "mesh with axis_types=(AxisType.Auto,) * number of axes, or by distributed.mesh.make_mesh"
+        )
+    _check_names(mesh, rules)
+
+
+def _check_names(mesh: Mesh, rules: dict) -> None:
+    for name, entry in rules.items():
+        for axis in _mesh_axes(entry):
+            if axis not in mesh.shape:
+                raise InputError(
+                    f"sharding rules: {name!r} lies on mesh axis {axis!r}, but the mesh has {mesh.axis_names}; pass "
+                    f'rules= with the names of yours, for example {{"batch": {mesh.axis_names[0]!r}}}'
+                )
+
+
+def shards_params(mesh: Mesh, rules: dict = RULES) -> bool:
+    """Whether `rules` spread any axis of parameters over several devices of `mesh`."""
+    of_params = (entry for name, entry in rules.items() if name not in ("batch", "time"))
+    return any(mesh.shape[axis] > 1 for entry in of_params for axis in _mesh_axes(entry))
+
+
+def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """A context in which `mesh` takes the place of one that the caller has set (`jax.set_mesh`), if any."""
+    return contextlib.nullcontext() if mesh is None or jax.sharding.get_abstract_mesh().empty else jax.set_mesh(mesh)
+
+
+def standard_mesh(mesh: Mesh | None, rules: dict = RULES) -> Mesh | None:
+    """The devices of any mesh under our axis names: what `rules` spread heads over is "tensor", all else "data"."""
+    if mesh is None or (mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto} and rules == RULES):
+        return mesh
+    tensor = [axis for axis in _mesh_axes(rules.get("heads")) if axis in mesh.shape]
+    order = [*(axis for axis in mesh.axis_names if axis not in tensor), *tensor]
+    devices = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in order])
+    devices = devices.reshape(-1, 1, math.prod(mesh.shape[axis] for axis in tensor))
+    return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def named_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: dict = RULES) -> Any:
     """A `NamedSharding` per leaf of `axes` (tuples of logical names).
 
     A dimension that its mesh axes do not divide is left whole rather than refused: small models have few heads.
 
     Raises:
-      InputError: the rules spread two dimensions of one array over one mesh axis.
+      InputError: the rules spread two dimensions of one array over one mesh axis, or name one that `mesh` lacks.
     """
+    _check_names(mesh, rules)
 
     def one(names, leaf):
         spec = []
@@ -173,7 +216,8 @@ def named_shardings(mesh: Mesh, axes: Any, shapes: Any, rules: dict = RULES) -> 
 
 
 def batch_sharding(mesh: Mesh, rules: dict = RULES) -> NamedSharding:
-    """Rows over the data-parallel axes, everything else whole."""
+    """Rows over the data-parallel axes, everything else whole; `InputError` as `check_mesh`."""
+    check_mesh(mesh, rules)
     return NamedSharding(mesh, partition_spec(("batch",), rules))
 
 
@@ -181,14 +225,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh, rules: dict = RULES) -> int:
     """How many ways the batch axis is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes(rules.get("batch")))
 
 
 def padded_rows(rows: int, mesh: Mesh | None) -> int:
-    """`rows`, rounded up to what the batch axis of `mesh` divides."""
-    ways = 1 if mesh is None else batch_ways(mesh)
+    """`rows`, rounded up to what the batch axis of `mesh` divides; `InputError` as `check_mesh`."""
+    if mesh is None:
+        return rows
+    check_mesh(mesh)
+    ways = batch_ways(mesh)
     return -(-rows // ways) * ways
 
 

@@ -13,6 +13,7 @@ from selftrain_jax.core.settings import check_seed
 from selftrain_jax.data.sources import datasets_library, saved_dataset, stored_rows
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
+from selftrain_jax.models.files.hub import check_hub_name
 from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, load_tokenizer, unknown_share
 
 MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"
@@ -160,6 +161,7 @@ def _open_dataset(source: str, split: str) -> Any:
     what = f"probe data set {source}"
     if pathlib.Path(source).is_dir():
         return saved_dataset(what, source, split)
+    check_hub_name(f"{what} not found", source)
     library = datasets_library(what)
     try:
         return library.load_dataset(source, split=split)
@@ -191,9 +193,13 @@ def _load(path: str | os.PathLike) -> np.ndarray:
     if not pathlib.Path(path).is_file():
         raise InputError(f"token array not found: {path}")
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise InputError(f"token array {path} is not a NumPy file: {e}") from None
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)  # a map is never larger than the file
+    except OSError:
+        raise
+    except Exception as e:  # a header is parsed as Python is, with its errors
+        raise InputError(f"token array {path} is not a NumPy file: {one_line(e)[:200]}") from None
+    if not isinstance(ids, np.ndarray):
+        raise InputError(f"token array {path} is an archive of arrays (.npz): save the one array with numpy.save")
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
         raise InputError(f"token array {path} has shape {ids.shape} and dtype {ids.dtype}: it must be a matrix of ids")
     if ids.max() > np.iinfo(np.int64).max:

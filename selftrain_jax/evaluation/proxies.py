@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import math
+import os
 from typing import Any, Sequence
 
 import jax
@@ -24,6 +25,7 @@ from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
+from selftrain_jax.models.files.hub import check_hub_name
 from selftrain_jax.training.step import accumulated, next_token_loss
 
 
@@ -218,6 +220,8 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
         if not len(texts):
             raise InputError(f"there are no {name} texts to compare")
     sentence_transformers = sentence_library()
+    if not os.path.isdir(encoder):
+        check_hub_name(f"sentence encoder not found: {encoder}", encoder)
     try:
         model = sentence_transformers.SentenceTransformer(encoder, trust_remote_code=False)
     except Exception as e:  # the library, the hub and PyTorch each raise their own
@@ -228,7 +232,7 @@ def sentence_similarity(corpus_texts: Sequence[str], benchmark_texts: Sequence[s
 
 
 def sentence_library():
-    """The `sentence_transformers` library; `InputError` without it."""
+    """The `sentence_transformers` library; `InputError` without it, or where it would run code of a local folder."""
     try:
         import sentence_transformers
     except ImportError as e:
@@ -236,6 +240,11 @@ def sentence_library():
             f"sentence_similarity needs sentence_transformers ({one_line(e)}): pip install sentence-transformers, or "
             "leave this proxy out"
         ) from None
+    if int((version := sentence_transformers.__version__).split(".")[0]) < 6:
+        raise InputError(
+            f"sentence_transformers {version} runs code that lies in an encoder's folder: pip install "
+            "'sentence-transformers>=6', or leave this proxy out"
+        )
     return sentence_transformers
 
 

@@ -131,6 +131,8 @@ def _find_tensors(paths: list[pathlib.Path], config: DecoderConfig) -> dict[str,
                 "quantized checkpoints are not supported"
             )
         found[name] = stored
+    if config.tie_embeddings and family.head in found:  # the one table may be stored under either name
+        found.setdefault(family.embedding_name, found[family.head])
     missing = [name for name in _tensors(config) if name not in found]
     if missing:
         raise InputError(
@@ -148,7 +150,9 @@ def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
     family = FAMILIES[config.family]
     if not config.tie_embeddings or family.head not in found:
         return
-    head, embedding = found[family.head], found[f"{family.prefix}{family.embedding}.weight"]
+    head, embedding = found[family.head], found[family.embedding_name]
+    if head is embedding:
+        return
     whole = tuple((0, size) for size in head.shape)
     if not all(
         np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)

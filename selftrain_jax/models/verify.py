@@ -111,6 +111,7 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     Raises:
       InputError: PyTorch is not installed, or the checkpoint cannot be used by us or by transformers.
     """
+    hf.load_config(resolve_model(model, revision, weights=False))
     if importlib.util.find_spec("torch") is None:
         raise InputError("verify compares with transformers on PyTorch, which is not installed here: pip install torch")
     directory = resolve_model(model, revision)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import pinned, seed_key
-from selftrain_jax.distributed.mesh import batch_sharding, padded_rows, to_global
+from selftrain_jax.distributed.mesh import RULES, batch_sharding, padded_rows, standard_mesh, to_global
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, continue_cached
 from selftrain_jax.sampling import placement, warp
@@ -39,6 +39,7 @@ def continue_prompts(
     keys: Key[Array, "B"] | None = None,
     finished: Callable[[int, list[int]], bool] | None = None,
     mesh: Mesh | None = None,
+    rules: dict = RULES,
     rows: int | None = None,
     allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = jnp.float32,
@@ -54,7 +55,7 @@ def continue_prompts(
       stop_at_eos: False takes the model's stop tokens for tokens like others.
       keys: one per prompt, for drawing: token t of a row uses `fold_in(key, t)`.
       finished: asked every `STEPS` tokens with a prompt's index and its tokens so far; True ends the row.
-      mesh: devices over which the rows are spread.
+      mesh, rules: devices over which the rows are spread, as in `sampler.sample`.
       rows: the batch is filled up to this size, so that a short last one compiles nothing new.
       allowed: only these ids are emitted; None: all.
 
@@ -76,7 +77,7 @@ def continue_prompts(
         if keys is None:
             raise InputError("drawing tokens needs a random key for each prompt (keys)")
         sampling = dataclasses.replace(sampling, min_new_tokens=0)
-    model = Decoder(config, dtype=dtype)
+    model, mesh = Decoder(config, dtype=dtype), standard_mesh(mesh, rules)
     count, rows = len(prompts), padded_rows(max(rows or 0, len(prompts)), mesh)
     longest = int(lengths.max())
     table = np.zeros((rows, longest + 2 * STEPS), np.int32)

@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import RULES
+from selftrain_jax.distributed.mesh import RULES, standard_mesh, within
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Params, param_shardings, unstack_layers
+from selftrain_jax.models.decoder import Params, param_shapes, param_shardings, unstack_layers
 
 SAMPLING_RULES = RULES | {"embed": None}
 """Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
@@ -20,27 +21,45 @@ def default_dtype() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def prepare(params: Params, config: DecoderConfig, *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def check_params(params: Params, config: DecoderConfig) -> None:
+    """Raises `InputError` unless `params` are those of a `Decoder` of `config`, stacked or as `prepare` made them."""
+    if isinstance(params, dict) and isinstance(params.get("layers"), list):
+        return
+    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(param_shapes(config))}
+    found = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"params are not those of a Decoder of this config, which alone can be sampled: {name or type(params)} "
+                f"has shape {found.get(name)}, not {wanted.get(name)}"
+            )
+
+
+def prepare(
+    params: Params, config: DecoderConfig, *, mesh: Mesh | None = None, rules: dict = RULES, dtype: Any = None
+) -> Params:
     """The weights as the decode loop reads them: in `dtype`, one dict per layer, placed by `SAMPLING_RULES`.
 
     For many calls of `sample` on the same weights, which would otherwise each do this. A no-op on its own result, which
-    must be of the same dtype and mesh.
+    must be of the same dtype and mesh. `mesh` and `rules` are those of `sampler.sample`.
     """
+    mesh = standard_mesh(mesh, rules)
+    check_params(params, config)
     if isinstance(params["layers"], list):
         found = params["embed"]["embedding"].dtype
         if dtype is not None and found != jnp.dtype(dtype):
             raise InputError(f"the weights were prepared as {found}, not as {jnp.dtype(dtype)}; prepare them again")
         return params
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
-    placement = None
-    if mesh is not None:
-        params = jax.device_put(params, param_shardings(config, mesh, SAMPLING_RULES))
-        placement = prepared_shardings(config, mesh)
 
     def convert(params):
         return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))
 
-    return jax.jit(convert, out_shardings=placement)(params)
+    if mesh is None:
+        return jax.jit(convert)(params)
+    with within(mesh):
+        params = jax.device_put(params, param_shardings(config, mesh, SAMPLING_RULES))
+        return jax.jit(convert, out_shardings=prepared_shardings(config, mesh))(params)
 
 
 def prepared_shardings(config: DecoderConfig, mesh: Mesh) -> Params:

@@ -21,12 +21,12 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import pinned
-from selftrain_jax.distributed.mesh import padded_rows
+from selftrain_jax.distributed.mesh import RULES, padded_rows, standard_mesh, within
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize, start, state_shardings
 from selftrain_jax.sampling.memory import largest_wave
-from selftrain_jax.sampling.placement import default_dtype, prepare
+from selftrain_jax.sampling.placement import check_params, default_dtype, prepare
 from selftrain_jax.sampling.settings import SamplingConfig
 
 _LEAST_ROWS = 8  # a wave is not compacted below this: smaller batches cost the same time per step
@@ -51,6 +51,7 @@ def sample(
     ids: Sequence[int],
     *,
     mesh: Mesh | None = None,
+    rules: dict = RULES,
     batch_size: int | str = 64,
     allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = None,
@@ -62,17 +63,28 @@ def sample(
       model_config, sampling_config: what is sampled, and how; a `start` other than "auto" is given as ids.
       key: the corpus's random key (`core.randomness.seed_key(seed)`).
       ids: sample ids, non-negative and below 2^32.
-      mesh: devices over which the rows of a wave are spread.
+      mesh: devices over which the rows of a wave are spread, on axes of any names and type.
+      rules: the sharding table; the mesh axes that it names for "heads" divide the weights, all others the rows.
       batch_size: rows per wave; "auto" takes as many as the device memory holds (`memory.largest_wave`).
       allowed: only these token ids are emitted (those that the tokenizer has, `models.files.tokenizer.known_ids`);
         None: all, padded rows of the embedding among them.
       dtype: of weights, compute and cache; None is `default_dtype()`. Logits and log-probabilities are fp32.
 
     Raises:
-      InputError: no ids, `batch_size` below 1, more tokens than the context holds, or an unusable `start` or `allowed`.
+      InputError: no ids, `batch_size` below 1, more tokens than the context holds, an unusable `start` or `allowed`, or
+        parameters of another model.
     """
     waves = sample_waves(
-        params, model_config, sampling_config, key, ids, mesh=mesh, batch_size=batch_size, allowed=allowed, dtype=dtype
+        params,
+        model_config,
+        sampling_config,
+        key,
+        ids,
+        mesh=mesh,
+        rules=rules,
+        batch_size=batch_size,
+        allowed=allowed,
+        dtype=dtype,
     )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *waves)
 
@@ -85,6 +97,7 @@ def sample_waves(
     ids: Sequence[int],
     *,
     mesh: Mesh | None = None,
+    rules: dict = RULES,
     batch_size: int | str = 64,
     allowed: Bool[np.ndarray, "V"] | None = None,
     dtype: Any = None,
@@ -94,19 +107,27 @@ def sample_waves(
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
+    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise InputError("sample key must be one of jax.random.key or core.randomness.seed_key, not a number or array")
+    check_params(params, model_config)
+    mesh = standard_mesh(mesh, rules)
     if dtype is None and isinstance(params["layers"], list):
         dtype = params["embed"]["embedding"].dtype
     dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
     model = Decoder(model_config, dtype=dtype)
-    allowed = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
+    bits, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 
     def waves():
-        weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
-        rows = batch_size
-        if rows == "auto":
-            rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
+        with within(mesh):
+            weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
+            usable = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
+            root, rows = jax.random.wrap_key_data(bits, impl=kind), batch_size
+            if rows == "auto":
+                rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
         for begin in range(0, len(ids), rows):
-            yield _wave(model, sampling_config, weights, key, ids[begin : begin + rows], rows, allowed, mesh)
+            with within(mesh):
+                wave = _wave(model, sampling_config, weights, root, ids[begin : begin + rows], rows, usable, mesh)
+            yield wave
 
     return waves()
 

@@ -18,14 +18,15 @@ class SamplingConfig:
       top_k: only the k most likely tokens stay; 0 keeps all.
       top_p: only the smallest set of tokens whose probability reaches it stays (after temperature and top-k); 1 keeps
         all (Holtzman et al. 2020).
-      min_new_tokens: nothing that ends a document can be drawn before this many tokens are out.
+      min_new_tokens: nothing that ends a document can be drawn before this many tokens are out; None is 50, or
+        max_new_tokens where that is less.
       max_new_tokens: a document that has not ended by then stops with reason "length".
     """
 
     temperature: float = 1.25
     top_k: int = 0
     top_p: float = 1.0
-    min_new_tokens: int = 50
+    min_new_tokens: int | None = None
     max_new_tokens: int = 1024
     start: str | int | tuple[int | str, ...] = "auto"
 
@@ -47,6 +48,8 @@ class SamplingConfig:
             raise InputError(f"top_p={self.top_p} must lie in (0, 1]; 1 turns it off")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.min_new_tokens is None:
+            object.__setattr__(self, "min_new_tokens", min(50, self.max_new_tokens))
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise InputError(
                 f"min_new_tokens={self.min_new_tokens} must lie between 0 and max_new_tokens={self.max_new_tokens}"

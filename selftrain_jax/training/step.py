@@ -7,6 +7,7 @@ state, metrics = train_step(state, {"tokens": tokens})   # tokens [B, T + 1]; `s
 """
 
 import functools
+import warnings
 from typing import Any, Callable
 
 import flax.struct
@@ -16,8 +17,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import RULES, batch_sharding, named_shardings, replicated
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.distributed.mesh import (
+    RULES,
+    batch_sharding,
+    batch_ways,
+    check_mesh,
+    named_shardings,
+    replicated,
+    shards_params,
+)
 from selftrain_jax.models import ops
 
 Batch = dict[str, jax.Array]
@@ -49,9 +58,9 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
       chunk: time steps whose logits exist at once.
 
     Raises:
-      InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when rows are
-        too short, the batch holds what is not read here, or a function is given packed documents, which it cannot keep
-        apart.
+      InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when there are
+        no tokens or rows are too short, the batch holds what is not read here, or a function is given packed documents,
+        which it cannot keep apart.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1")
@@ -73,11 +82,15 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
     cap = model.config.logit_softcap if is_ours else None
 
     def loss_fn(params, batch):
+        if not isinstance(batch, dict) or "tokens" not in batch:
+            raise InputError('batch must be a dict with "tokens" [B, T + 1]: add them, or write a loss of your own')
         tokens = batch["tokens"]
         if unread := set(batch) - {"tokens", "segment_ids"}:
             raise InputError(f"batch entry {unread.pop()!r} is not read by next_token_loss: write a loss of your own")
-        if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"batch tokens of shape {tokens.shape} must be [B, T + 1], T at least 1")
+        if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.dtype.kind not in "iu":
+            raise InputError(
+                f"batch tokens of shape {tokens.shape} and dtype {tokens.dtype} must be ids [B, T + 1], T at least 1"
+            )
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         weights = jnp.ones(targets.shape, jnp.float32)
         segments = None
@@ -102,7 +115,14 @@ def positions_in_segment(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, Any]]:
     """`(params, batch) -> (loss sum, weight sum, gradient of the sum)`, over `grad_accum` equal slices of the batch."""
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def checked(params, batch):
+        out = loss_fn(params, batch)
+        if not isinstance(out, tuple) or [jnp.shape(x) for x in jax.tree.leaves(out)] != [(), ()]:
+            raise InputError("loss_fn must return two scalars, (sum of losses, sum of weights), not their quotient")
+        return out
+
+    value_and_grad = jax.value_and_grad(checked, has_aux=True)
 
     def whole(params, batch):
         (loss, weight), grads = value_and_grad(params, batch)
@@ -144,16 +164,21 @@ def make_train_step(
       `update_norm` and `targets`.
 
     Raises:
-      InputError: when called with a batch whose rows `grad_accum` does not divide.
+      InputError: `mesh` lacks an axis that `rules` name, or has axes of another type than Auto; and when called with a
+        batch whose rows `grad_accum` or the devices of its axis do not divide, or with a loss of another form.
+
+    Warns:
+      InputWarning: `rules` shard parameters over `mesh`, but all of the state is whole on every device.
     """
+    if mesh is not None:
+        check_mesh(mesh, rules)
     if not isinstance(grad_accum, int) or grad_accum < 1:
         raise InputError(f"grad_accum={grad_accum!r} must be a whole number, at least 1")
     loss_and_grad = accumulated(loss_fn, grad_accum)
 
     def train_step(state: TrainState, batch: Batch):
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % grad_accum:
-            raise InputError(f"batch of {rows} rows cannot be cut into grad_accum={grad_accum} equal slices")
+        if cut := [rows for rows in _row_counts(batch) if rows % grad_accum]:
+            raise InputError(f"batch of {cut[0]} rows cannot be cut into grad_accum={grad_accum} equal slices")
         loss, weight, grads = loss_and_grad(state.params, batch)
         # In fp32, since weights add up to more than half precision holds; a batch without a target has no gradient.
         share = 1 / jnp.where(weight == 0, 1, weight)
@@ -176,9 +201,16 @@ def make_train_step(
     @functools.lru_cache
     def jitted_for(structure, shardings):
         placement = jax.tree.unflatten(structure, shardings)
+        if shards_params(mesh, rules) and all(s is None or s.is_fully_replicated for s in shardings):
+            text = f"all of the state lies on every device of mesh {dict(mesh.shape)}, which could share it: place it"
+            warnings.warn(f"{text} by state_shardings, or leave parameters out of rules", InputWarning, stacklevel=3)
         return jitted(in_shardings=(None, batch_sharding(mesh, rules)), out_shardings=(placement, None))
 
+    ways = batch_ways(mesh, rules)
+
     def train_step_on_mesh(state, batch):
+        if uneven := [rows for rows in _row_counts(batch) if rows % ways]:
+            raise InputError(f"batch of {uneven[0]} rows cannot be spread over {ways} devices: make it a multiple")
         leaves, structure = jax.tree.flatten(state)
         held = (getattr(leaf, "sharding", None) for leaf in leaves)
         held = tuple(s if isinstance(s, NamedSharding) and s.mesh == mesh else None for s in held)
@@ -186,6 +218,10 @@ def make_train_step(
             return jitted_for(structure, held)(state, batch)
 
     return train_step_on_mesh
+
+
+def _row_counts(batch: Batch) -> list[int]:
+    return [shape[0] if shape else 1 for shape in map(jnp.shape, jax.tree.leaves(batch))]
 
 
 def state_shardings(state: TrainState, mesh: Mesh, axes: Any, rules: dict = RULES) -> TrainState:

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from selftrain_jax.core.lock import held
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.records import Document
 from selftrain_jax.run import stages
+from selftrain_jax.sampling.settings import SampleSettings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
@@ -378,6 +380,23 @@ def test_a_config_takes_an_argument(config):
     assert (load_config(path).title, load_config(f"{path}:given").title) == ("default", "given")
 
 
+@pytest.mark.parametrize("sample", ["dict(seed=1)", "ConfigDict(dict(seed=1))"])
+def test_a_config_may_be_a_plain_dict(config, sample):
+    path = config(f"return dict(source='m', sample={sample})")
+    assert load_config(path, ["--config.sample.top_k=3"]).sample == SampleSettings(seed=1, top_k=3)
+
+
+@pytest.mark.parametrize("name", ["pythia", "family", "quickstart", "lab"])
+def test_a_config_of_ours_can_be_changed_where_its_value_is_a_word(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "configs")
+    values = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+    values.sample.dtype = "auto"
+    values.sample.update(dtype=None)
+    values.subset.update(retokenize="auto")
+    values.subset.update(retokenize=True)
+    assert values.sample.dtype is None and values.subset.retokenize is True
+
+
 def test_a_config_builds_on_its_neighbour(config):
     config("return ConfigDict(dict(source='m', title='of the neighbour'))", name="neighbour_of_config.py")
     path = config("import neighbour_of_config\nreturn neighbour_of_config.get_config()")
@@ -395,7 +414,7 @@ BAD = [
     ("return ConfigDict(dict(source='m', sample=dict(temperature=-1.0)))", [], "temperature=-1.0"),
     ("return ConfigDict(dict())", [], "source is empty"),
     ("return ConfigDict(dict(source='lab:base'))", [], "needs a lab"),
-    ("return 5", [], "to_dict"),
+    ("return 5", [], "get_config() must return a dict or a ConfigDict, not 5"),
     ("assert False", [], "line 3: AssertionError"),
     ("return unknown_name", [], "unknown_name"),
     ("import no_such_module_anywhere", [], "no_such_module_anywhere"),

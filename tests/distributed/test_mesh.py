@@ -79,6 +79,7 @@ def test_mesh_axes_are_auto_and_hold_every_device_once(mesh):
 def test_every_axis_name_of_the_model_has_a_rule(name):
     axes = decoder.param_axes(PRESETS[name])
     for names in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)):
+        assert {name for name in names if name is not None} <= set(RULES)
         used = [axis for axis in partition_spec(names) if axis is not None]
         assert set(used) <= set(MESH_AXES) and len(used) == len(set(used))
 

@@ -52,7 +52,13 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
     np.save(tmp_path / "unknown.npy", ids + 1000)
     np.save(tmp_path / "huge.npy", np.full_like(ids, 2**63, np.uint64))
     (tmp_path / "text.npy").write_text("not an array")
-    for bad in ("huge", "float", "more", "unknown", "text", "missing"):
+    with open(tmp_path / "archive.npy", "wb") as f:
+        np.savez(f, ids)
+    header = (tmp_path / "good.npy").read_bytes()
+    (tmp_path / "claims.npy").write_bytes(header.replace(b"(1, 2), }" + b" " * 10, b"(9999999999, 99), }"))
+    (tmp_path / "broken.npy").write_bytes(header.replace(b"{'descr'", b"{('descr"))
+    (tmp_path / "objects.npy").write_bytes(header.replace(b"<i8", b"|O "))
+    for bad in ("huge", "float", "more", "unknown", "text", "missing", "archive", "claims", "broken", "objects"):
         with pytest.raises(InputError, match=f"{bad}.npy"):
             convert_arrays(
                 tmp_path / "good.npy",

@@ -188,7 +188,7 @@ def test_tfidf_similarity_of_the_same_and_of_foreign_texts():
     assert common < proxies.tfidf_similarity(["the red"], ["the red", "the green"])
 
 
-def test_sentence_similarity_compares_mean_directions(monkeypatch):
+def test_sentence_similarity_compares_mean_directions(monkeypatch, tmp_path):
     class Encoder:
         def __init__(self, name, trust_remote_code):
             assert trust_remote_code is False
@@ -198,11 +198,19 @@ def test_sentence_similarity_compares_mean_directions(monkeypatch):
         def encode(self, texts, show_progress_bar):
             return np.array([[text.count("a"), text.count("b"), 1] for text in texts], np.float32)
 
-    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Encoder))
+    library = types.SimpleNamespace(SentenceTransformer=Encoder, __version__="6.0.0")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoders").mkdir()
     expected = proxies.hidden_similarity([[2, 1, 1], [0, 0, 1]], [[0, 3, 1]])
     assert proxies.sentence_similarity(["aab", ""], ["bbb"], "tiny") == pytest.approx(expected)
     with pytest.raises(InputError, match="encoder 'other' cannot be loaded .no such model"):
         proxies.sentence_similarity(["a"], ["b"], "other")
+    with pytest.raises(InputError, match="encoders/tny, though encoders is a folder here"):
+        proxies.sentence_similarity(["a"], ["b"], "encoders/tny")
+    library.__version__ = "5.7.0"
+    with pytest.raises(InputError, match="5.7.0 runs code that lies in an encoder's folder.*sentence-transformers>=6"):
+        proxies.sentence_similarity(["a"], ["b"], "tiny")
 
 
 def test_sentence_similarity_without_its_library_says_how_to_get_it(monkeypatch):

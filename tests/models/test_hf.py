@@ -125,6 +125,17 @@ def test_tied_checkpoint_may_repeat_the_embedding_but_not_contradict_it(tmp_path
     assert config == TIED and "head" not in params
 
 
+@pytest.mark.parametrize("head", ["embed_out.weight", "lm_head.weight"])
+def test_tied_weights_may_be_stored_as_the_output_layer_alone(tmp_path, head):
+    tensors, tied = old_tensors(), OLD_CONFIG | {"tie_word_embeddings": True}
+    tensors.pop("embed_out.weight")
+    expected = hf.load_pretrained(write_checkpoint(tmp_path / "embedding", tensors, tied))
+    tensors[head] = tensors.pop("gpt_neox.embed_in.weight")
+    found = hf.load_pretrained(write_checkpoint(tmp_path / "head", tensors, tied))
+    assert found[0] == expected[0] == TIED
+    assert_same_bits(found[1], expected[1])
+
+
 @pytest.mark.parametrize(
     "change, expected",
     [

@@ -2,6 +2,7 @@
 astray.
 """
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -21,6 +22,7 @@ from selftrain_jax.models import hf, verify
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import PRESETS
 from tests.models import references
+from tests.models.checkpoints import OLD_CONFIG
 
 CONFIG = DecoderConfig(vocab_size=96, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_position=300)
 ARC_EASY = pathlib.Path(__file__).parents[3] / "shared" / "data" / "benchmarks" / "arc_easy_test.jsonl"
@@ -236,12 +238,15 @@ def test_prompts_are_fixed_and_fit_model_and_tokenizer(tmp_path):
         verify.make_prompts(short, tmp_path / "tokenizer")
 
 
-def test_without_pytorch(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    # The name is never looked up.
-    assert cli.main(["verify", "EleutherAI/pythia-70m"]) == 2
+@pytest.mark.parametrize("kind, message", [("gpt_neox", "pip install torch"), ("mamba", "'mamba' is not supported")])
+def test_without_pytorch(tmp_path, monkeypatch, capsys, kind, message):
+    """What no PyTorch would help is said first; no weights are looked for."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else find_spec(name, *a))
+    (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | {"model_type": kind}))
+    assert cli.main(["verify", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "pip install torch" in error
+    assert error.count("\n") == 1 and message in error
 
 
 def test_a_broken_checkpoint_is_refused(checkpoint, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Documents are functions of (key, id, weights, settings), follow the model's exact distribution, and stop rightly."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 from selftrain_jax.core.errors import InputError
@@ -19,7 +21,7 @@ from selftrain_jax.sampling import placement, sampler, warp
 from selftrain_jax.sampling.decode import draw_token, state_shardings
 from selftrain_jax.sampling.sampler import sample, sample_waves
 from selftrain_jax.sampling.settings import SamplingConfig
-from tests.shapes import GROUPED, wandering
+from tests.shapes import GROUPED, initial, wandering
 
 VOCAB_LIMIT = 150
 CONFIG = DecoderConfig(  # more than one block of 128 tokens, and padded rows; a context that is no power of two
@@ -126,6 +128,18 @@ def test_fewer_heads_of_keys_and_values_than_tensor_devices_change_nothing(sizes
     assert len({tuple(document(expected, row).tolist()) for row in range(8)}) == 8 and expected.lengths.max() > 20
     placed = state_shardings(Decoder(GROUPED), mesh).cache.keys[0]
     assert placed.shard_shape((8, 2, 64, 8)) == ((4, 2, 64, 8) if sizes[2] == 4 else (2, 1, 64, 8))
+
+
+@pytest.mark.parametrize("types, set_it", [("Explicit", True), ("Auto", False)])
+def test_a_mesh_of_ones_own_serves(params, corpus, types, set_it):
+    """Axes of other names and in another order, of both types, with and without `jax.set_mesh`."""
+    mesh = jax.make_mesh((2, 4), ("model", "replica"), axis_types=(jax.sharding.AxisType[types],) * 2)
+    with jax.set_mesh(mesh) if set_it else contextlib.nullcontext():
+        placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        rules = {"batch": "replica", "heads": "model"}
+        short = dataclasses.replace(WHOLE, max_new_tokens=12)
+        found = sample(placed, CONFIG, short, KEY, IDS[:4], mesh=mesh, rules=rules, batch_size=4, allowed=ALLOWED)
+    np.testing.assert_array_equal(found.tokens, corpus.tokens[:4, :12])
 
 
 def test_weights_on_the_host_or_one_device_serve_any_mesh(params, corpus):
@@ -323,6 +337,27 @@ def test_half_precision_models_can_be_sampled(params):
         assert 0 < np.abs(difference).mean() < 0.1
 
 
+@pytest.mark.parametrize("asked, least", [({}, 50), ({"max_new_tokens": 16}, 16), ({"min_new_tokens": 0}, 0)])
+def test_the_least_length_fits_the_longest(asked, least):
+    assert SamplingConfig(**asked).min_new_tokens == least
+    with pytest.raises(InputError, match="min_new_tokens=50 must lie between 0 and max_new_tokens=16"):
+        SamplingConfig(min_new_tokens=50, max_new_tokens=16)
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        (lambda params, tokens: tokens, r"\['embed'\]\['embedding'\] has shape None"),
+        ({"w": np.ones(3)}, r"\['embed'\]\['embedding'\] has shape None"),
+        (initial(GROUPED), "not those of a Decoder of this config"),
+    ],
+    ids=["function", "own", "another"],
+)
+def test_only_a_decoders_own_weights_are_sampled(weights, message):
+    with pytest.raises(InputError, match=message):
+        sample(weights, CONFIG, WHOLE, KEY, [0])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -331,6 +366,8 @@ def test_half_precision_models_can_be_sampled(params):
         ({"ids": [0, 2**32]}, "sample ids"),
         ({"ids": [[0, 1]]}, "sample ids"),
         ({"ids": [0.5]}, "sample ids"),
+        ({"key": 7}, "sample key must be one of jax.random.key or core.randomness.seed_key"),
+        ({"key": np.array([0, 7], np.uint32)}, "sample key"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": "many"}, "batch_size='many'"),

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import make_mesh, replicated
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.distributed.mesh import RULES, make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.families import PRESETS
@@ -321,8 +321,11 @@ def test_half_precision_parameters_take_many_targets():
 @pytest.mark.parametrize(
     "batch, message",
     [
-        ({"tokens": np.zeros((2, 1), np.int32)}, r"tokens of shape \(2, 1\) must be \[B, T \+ 1\]"),
+        ({"tokens": np.zeros((2, 1), np.int32)}, r"tokens of shape \(2, 1\) .* must be ids \[B, T \+ 1\]"),
         ({"tokens": np.zeros((2, 4), np.int32), "weights": np.ones((2, 4))}, "entry 'weights' is not read"),
+        ({"tokens": np.zeros((2, 4))}, "dtype float64 must be ids"),
+        ({"ids": np.zeros((2, 4), np.int32)}, 'must be a dict with "tokens"'),
+        (np.zeros((2, 4), np.int32), 'must be a dict with "tokens"'),
     ],
 )
 def test_batches_that_would_be_misread_are_refused(params, batch, message):
@@ -343,6 +346,48 @@ def test_batches_that_cannot_be_cut_are_refused(params, batches):
     state = TrainState.create(params, sgd())
     with pytest.raises(InputError, match="8 rows.*grad_accum=3"):
         make_train_step(next_token_loss(MODEL), sgd(), grad_accum=3)(state, batches[0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda params, batch: jnp.float32(3), lambda params, batch: (jnp.ones(8), jnp.ones(8))],
+    ids=["one", "rows"],
+)
+def test_a_loss_of_another_form_is_refused(params, batches, loss):
+    with pytest.raises(InputError, match="loss_fn must return two scalars"):
+        make_train_step(loss, sgd())(TrainState.create(params, sgd()), batches[0])
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(params):
+    step = make_train_step(next_token_loss(MODEL), sgd(), mesh=make_mesh(MeshConfig(1, 4, 2)))
+    with pytest.raises(InputError, match="batch of 6 rows cannot be spread over 4 devices"):
+        step(TrainState.create(params, sgd()), {"tokens": np.zeros((6, 9), np.int32)})
+
+
+@pytest.mark.parametrize(
+    "types, rules, message",
+    [
+        ("Auto", RULES, "'batch' lies on mesh axis 'data', but the mesh has .'replica',.; pass rules="),
+        ("Explicit", {"batch": "replica"}, "axes .'replica',. are Explicit: make the mesh with axis_types="),
+    ],
+)
+def test_a_mesh_that_the_step_cannot_use_is_refused(types, rules, message):
+    mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType[types],))
+    with pytest.raises(InputError, match=message):
+        make_train_step(squared_error, sgd(), mesh=mesh, rules=rules)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_state_that_is_whole_on_devices_which_could_share_it_is_warned_of():
+    mesh, optimizer = make_mesh(MeshConfig(1, 4, 2)), optax.sgd(0.1)
+    batch = {"x": np.ones((8, 8), np.float32), "y": np.ones(8, np.float32), "weight": np.ones(8, np.float32)}
+    state = TrainState.create({"w": np.zeros(8, np.float32), "b": np.float32(0)}, optimizer)
+    placed = jax.device_put(state, state_shardings(state, mesh, {"w": ("embed",), "b": ()}))
+    make_train_step(squared_error, optimizer, mesh=mesh)(placed, batch)
+    state = state.replace(step=np.int32(0))
+    make_train_step(squared_error, optimizer, mesh=mesh, rules={"batch": "fsdp"})(state, batch)
+    with pytest.warns(InputWarning, match="all of the state lies on every device of mesh .*state_shardings"):
+        make_train_step(squared_error, optimizer, mesh=mesh)(state, batch)
 
 
 def neox(config):

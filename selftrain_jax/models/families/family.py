@@ -133,10 +133,14 @@ class Family:
         found = {name: value for name, value in found.items() if name in self.layered}
         return found | ({"rope_parameters": ropes if self.by_type else [*ropes.values()][0]} if ropes else {})
 
+    @property
+    def embedding_name(self) -> str:
+        return f"{self.prefix}{self.embedding}.weight"
+
     def tensors(self, config: DecoderConfig, head: bool) -> dict[str, tuple[Tensor, int | None]]:
         """Full name -> (`Tensor`, layer or None), in file order; with `head`, the output layer too."""
         v, d, p = config.vocab_size, config.hidden_size, config.max_position
-        first = {f"{self.prefix}{self.embedding}.weight": table("embed", "embedding", rows=v, columns=d)}
+        first = {self.embedding_name: table("embed", "embedding", rows=v, columns=d)}
         if config.learned_positions:
             first[f"{self.prefix}{self.positions}.weight"] = table("positions", "embedding", rows=p, columns=d)
         names: dict[str, tuple[Tensor, int | None]] = {name: (tensor, None) for name, tensor in first.items()}

@@ -42,6 +42,7 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
             f"model directory not found: {name} (pass a directory holding config.json and model.safetensors, "
             "or a hub name such as EleutherAI/pythia-14m)"
         )
+    check_hub_name(f"model directory not found: {name}", name)
     model = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
         return _fetch(name, revision, model, weights)
@@ -49,6 +50,17 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
         raise
     except Exception as e:  # the hub client raises its own, its HTTP library's and the system's errors
         raise InputError(f"{model}: {_explain(e, name)}") from None
+
+
+def check_hub_name(what: str, name: str) -> None:
+    """Raises `InputError`, which begins with `what`, for a hub name whose owner is a folder here: that is a local path
+    with a slip, and the hub would be asked for somebody's account of that name."""
+    owner = name.split("/")[0]
+    if owner and os.path.isdir(owner):
+        raise InputError(
+            f"{what}, though {owner} is a folder here: correct the path ./{name}, or ask for what the hub has under "
+            "this name from another working directory"
+        )
 
 
 class _Incomplete(Exception):

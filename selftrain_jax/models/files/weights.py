@@ -170,9 +170,15 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f"{path}: {key!r} is not a tensor but a {type(tensor).__name__}; export the model again")
-        if tensor.layout != torch.strided or tensor.is_meta:
-            kind = "has no values (device meta)" if tensor.is_meta else f"is stored as {tensor.layout}"
-            raise InputError(f"{path}: tensor {key!r} {kind}; export the model again with dense tensors")
+        fault = ""
+        if tensor.is_meta:
+            fault = "has no values (device meta)"
+        elif tensor.layout != torch.strided:
+            fault = f"is stored as {tensor.layout}"
+        elif tensor.nbytes > tensor.untyped_storage().nbytes():  # the same bytes many times over
+            fault = f"of shape {tuple(tensor.shape)} is larger than what the file holds of it"
+        if fault:
+            raise InputError(f"{path}: tensor {key!r} {fault}; export the model again with dense tensors")
         dtype = str(tensor.dtype).removeprefix("torch.")
         yield StoredTensor(path, str(key), tuple(tensor.shape), dtype, _torch_reader(tensor))
 

@@ -345,6 +345,9 @@ def test_local_names_never_reach_the_hub(tmp_path, monkeypatch):
     assert hub.resolve_model("runs/model").samefile(tmp_path / "runs" / "model")
     with pytest.raises(InputError, match="revision='step1'.*runs/model"):
         hub.resolve_model("runs/model", revision="step1")
+    for name in ("runs/bse", "runs/base"):
+        with pytest.raises(InputError, match=f"not found: {name}, though runs is a folder here"):
+            hub.resolve_model(name)
     for name in ("pythia-14m", "./a/b", "/a/b", "a/b/c", "runs/file"):
         with pytest.raises(InputError, match=f"not found: {name} "):
             hub.resolve_model(name)

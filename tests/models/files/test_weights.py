@@ -153,7 +153,11 @@ def test_pytorch_tensors_that_are_not_dense_are_refused_by_name(torch, tmp_path)
     model = write_torch_checkpoint(torch, tmp_path / "bin", tensors)
     key = "gpt_neox.embed_in.weight"
     value = torch.from_numpy(tensors[key])
-    for odd, word in ((value.to_sparse(), "sparse_coo"), (value.to("meta"), "meta")):
+    for odd, word in (
+        (value.to_sparse(), "sparse_coo"),
+        (value.to("meta"), "meta"),
+        (value[:1].clone().expand(48, 16), "larger"),
+    ):
         state = {name: torch.from_numpy(x) for name, x in tensors.items()} | {key: odd}
         torch.save(state, model / "pytorch_model.bin")
         refuses(lambda: hf.load_pretrained(model), model / "pytorch_model.bin", key, word)
