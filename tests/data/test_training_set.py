@@ -135,7 +135,7 @@ def test_any_sampled_documents_are_trained_on(model_directory, drawn):
         made = corpus_of(documents, model_directory, pathlib.Path(folder))
         tokens = student_documents(*made, model_directory, False)[1]
         assert [t.tolist() for t in tokens] == [d.tokens.tolist() for d in documents]
-        settings = SubsetConfig(num_tokens=1 + LENGTH, retokenize=False)
+        settings = SubsetConfig(max_repetitions=1e9, num_tokens=1 + LENGTH, retokenize=False)
         found = write(made, model_directory, pathlib.Path(folder) / "s", settings)
         assert (found["num_rows"], found["dropped_tokens"]) == (1, 0)
         [row] = read_subset(pathlib.Path(folder) / "s").tokens
