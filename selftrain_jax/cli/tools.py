@@ -50,12 +50,14 @@ def import_texts(arguments: argparse.Namespace) -> int:
 
 
 def convert_model(arguments: argparse.Namespace) -> int:
+    find_devices()
     convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
     print(f"Orbax arrays: {arguments.out}")
     return 0
 
 
 def export_model(arguments: argparse.Namespace) -> int:
+    find_devices()
     export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
     print(f"Hugging Face model: {arguments.out}")
     return 0

@@ -169,8 +169,8 @@ def _check_names(mesh: Mesh, rules: dict) -> None:
         for axis in _mesh_axes(entry):
             if axis not in mesh.shape:
                 raise InputError(
-                    f"sharding rules: {name!r} lies on mesh axis {axis!r}, but the mesh has {mesh.axis_names}; pass "
-                    f'rules= with the names of yours, for example {{"batch": {mesh.axis_names[0]!r}}}'
+                    f"sharding rules: {name!r} lies on mesh axis {axis!r}, but the mesh has {mesh.axis_names}: make it "
+                    f'by make_mesh, or pass rules= with its names, for example {{"batch": {mesh.axis_names[0]!r}}}'
                 )
 
 

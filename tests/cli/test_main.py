@@ -7,6 +7,7 @@ import sys
 import textwrap
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
@@ -378,6 +379,16 @@ def test_a_setting_that_the_config_leaves_out_is_changed_too(config):
 def test_a_config_takes_an_argument(config):
     path = config("return ConfigDict(dict(source='m', title=word))", arguments="word='default'")
     assert (load_config(path).title, load_config(f"{path}:given").title) == ("default", "given")
+
+
+@pytest.mark.parametrize("command", ["convert", "export", "verify"])
+def test_a_command_without_a_device_says_so_first(monkeypatch, capsys, tmp_path, command):
+    def devices():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert run(command, str(tmp_path), *[str(tmp_path / "out")] * (command != "verify")) == 2
+    assert capsys.readouterr().err.startswith("selftrain: error: JAX finds no device with JAX_PLATFORMS=cpu")
 
 
 @pytest.mark.parametrize("sample", ["dict(seed=1)", "ConfigDict(dict(seed=1))"])
