@@ -72,7 +72,7 @@ def release_all() -> None:
 
 
 def _acquire(path: str, what: str) -> "_File":
-    lock = _Object(path) if "://" in path else _File(path)
+    lock = _Object(path) if "://" in path else _File(os.path.abspath(path))
     seen, since = None, time.monotonic()
     while not lock.create():
         found = lock.read()
@@ -111,7 +111,7 @@ def _machine() -> list[str]:
 def _started(pid: int) -> str:
     """When the process began, in ticks since the machine did; "" where that is not told. Numbers are given again."""
     with contextlib.suppress(OSError, IndexError):
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return pathlib.Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[19]
     return ""
 
 
