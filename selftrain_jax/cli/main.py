@@ -38,6 +38,10 @@ _ONLY_LOOKS = ("plan", "status")  # and leaves nothing to go on with
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code. A process of a job that fails ends here, at once."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # removed since; libraries that ask for it abort the process
+        os.chdir(os.sep)
     with _sturdy_output():
         try:
             code = _run(argv)

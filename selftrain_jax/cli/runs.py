@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
         if wanted in ("run", "report") and first:
             report = pipeline.home / "report"
-            print("\n" + (report / "table.txt").read_text())
+            print("\n" + (report / "table.txt").read_text("utf-8"))
             print(f"report: {report / 'report.html'}")
     return 0
 

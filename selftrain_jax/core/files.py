@@ -87,11 +87,19 @@ def inside(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
 
 
 def user_path(path: str | os.PathLike) -> pathlib.PurePath:
-    """`path` with the home folder in place of a leading `~`; `InputError` when there is none of that user."""
-    if is_remote(path):
-        return as_path(path)
+    """`path` with the home folder in place of a leading `~`.
+
+    Raises:
+      InputError: there is no home folder of that user, or libraries that expect UTF-8 could not open the path.
+    """
     try:
-        return as_path(path).expanduser()
+        os.fspath(path).encode()
+        return as_path(path) if is_remote(path) else as_path(path).expanduser()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"path {os.fsencode(path)!r} is not in the encoding of this locale, or not UTF-8; set PYTHONUTF8=1, or "
+            "rename it"
+        ) from None
     except RuntimeError:
         raise InputError(f"path {path}: there is no such user's home folder; write the path in full") from None
 

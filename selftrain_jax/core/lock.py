@@ -72,28 +72,27 @@ def release_all() -> None:
 
 
 def _acquire(path: str, what: str) -> "_File":
-    lock = _Object(path) if "://" in path else _File(path)
-    seen, since = None, time.monotonic()
+    lock = _Object(path) if "://" in path else _File(os.path.abspath(path))
+    seen, since, warned = None, time.monotonic(), False
     while not lock.create():
         found = lock.read()
         if found is None:  # released meanwhile
             continue
         holder, version = found
         here = holder.get("machine") == _machine()
-        gone = not _lives(holder) if here else version == seen and time.monotonic() - since > GONE_AFTER
-        if gone:
+        who = "process {pid} on {host} since {started}".format(**{"pid": "?", "host": "?", "started": "?"} | holder)
+        if not here and version == seen and not warned:
+            message = f"{what} by {who}; looking for {GONE_AFTER:.0f} s whether it still is"
+            warnings.warn(message, InputWarning, stacklevel=3)
+            warned = True
+        if not _lives(holder) if here else version == seen and time.monotonic() - since > GONE_AFTER:
             lock.remove(version)
             continue
-        who = "process {pid} on {host} since {started}".format(**{"pid": "?", "host": "?", "started": "?"} | holder)
-        if holder and (here or version != (seen or version)):
+        if here or holder and version != (seen or version):
             raise InputError(
                 f"{what} by {who}; wait for it, stop it, or choose another place; should it be gone, remove {path}"
             )
         if version != seen:
-            if holder:
-                warnings.warn(
-                    f"{what} by {who}; looking for {GONE_AFTER} s whether it still is", InputWarning, stacklevel=3
-                )
             seen, since = version, time.monotonic()
         time.sleep(0.5)
     return lock
@@ -111,7 +110,7 @@ def _machine() -> list[str]:
 def _started(pid: int) -> str:
     """When the process began, in ticks since the machine did; "" where that is not told. Numbers are given again."""
     with contextlib.suppress(OSError, IndexError):
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return pathlib.Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[19]
     return ""
 
 
@@ -140,8 +139,12 @@ class _File:
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         except FileExistsError:
             return False
-        with open(file, "wb") as f:
-            f.write(self.payload)
+        try:
+            with open(file, "wb") as f:
+                f.write(self.payload)
+        except OSError:  # a full disk: an empty lock would hold up the next
+            os.unlink(self.path)
+            raise
         return True
 
     def read(self) -> tuple[dict[str, Any], Any] | None:

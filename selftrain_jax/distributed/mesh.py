@@ -6,7 +6,6 @@ A user's `pjit` is `jax.jit` with these shardings: one process and one device is
 import contextlib
 import math
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -125,8 +124,9 @@ def is_local(mesh: Mesh | None) -> bool:
 def enable_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache, unless one is set: a second start costs seconds, not minutes."""
     if not jax.config.jax_compilation_cache_dir and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "selftrain_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if os.path.isabs(cache):  # else there is no home
+            jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "selftrain_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

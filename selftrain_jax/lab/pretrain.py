@@ -80,7 +80,7 @@ def pretrain_model(
     def save():
         if not (directory / "model").exists():
             params = restore_params(checkpoints, model_config)
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=directory) as folder:
                 source = save_tokenizer(tokenizer, folder)
                 save_pretrained(directory / "model", model_config, params, tokenizer_source=source)
         write_jsonl(directory / "probes.jsonl", probes)

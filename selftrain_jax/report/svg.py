@@ -4,7 +4,9 @@ import dataclasses
 import html
 import io
 import math
+import os
 import re
+import unittest.mock
 from typing import Any, Callable, Sequence
 
 # Matplotlib writes colours as fixed numbers. These stand for CSS variables, put in afterwards, so that one SVG serves
@@ -93,9 +95,7 @@ def figure(
       name: prefix of the ids in the SVG, one per page; made from the title where None.
       numbers: where the numbers are.
     """
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
+    matplotlib = _matplotlib()
     settings = {
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
         **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
@@ -112,8 +112,10 @@ def figure(
         "axes.formatter.use_mathtext": False,
         "figure.constrained_layout.use": True,
     }
-    with matplotlib.rc_context(settings):
-        canvas = Canvas(figsize=(width, height))
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        canvas = matplotlib.figure.Figure(figsize=(width, height))
         canvas.patch.set_alpha(0)
         axes = canvas.add_subplot()
         axes.patch.set_alpha(0)
@@ -126,6 +128,18 @@ def figure(
         canvas.savefig(buffer, format="svg")
     name = name or re.sub(r"\W+", "-", title.lower())
     return Figure(title, caption, _inline(buffer.getvalue(), name, title, f"{caption} The numbers are in {numbers}."))
+
+
+def _matplotlib():
+    """matplotlib, imported without what its user has set: a `matplotlibrc` in the working directory, in a folder of the
+    user's or named by the environment could break the import, or change a page."""
+    settings, exists = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "svg"}, os.path.exists
+    with (
+        unittest.mock.patch.dict(os.environ, settings),
+        unittest.mock.patch("os.path.exists", lambda path: path != "matplotlibrc" and exists(path)),
+    ):
+        import matplotlib.figure
+    return matplotlib
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:

@@ -10,6 +10,7 @@ In a job of several processes, process 0 alone reads and writes these files and 
 do, since what one host writes may reach another's view of a network file system late.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -153,7 +154,9 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
         before = record["inputs"].get(name)
         if name in found and not found[name].outgrown:
             return Stale(f"stage {name}, which it was made from, is stale")
-        if before is None or now() not in (None, before):
+        if before is None and stage.again:
+            outgrown = Stale(f"{name} has come since", True)
+        elif before is None or now() not in (None, before):
             if before not in earlier[name]:
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
@@ -161,17 +164,18 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
         if record["inputs"].get(name) != now:
             return Stale(f"its input {name} has changed since")
     if stage.again and record["settings"] != plain(stage.settings):
-        return Stale("its settings have changed since")
+        outgrown = Stale("its settings have changed since", True)
     gone = missing_files(workdir / stage.name, record.get("files", ()))
     return Stale(f"{gone[0]} is gone from its folder") if gone else outgrown
 
 
 def _outside(stage: Stage, models: bool) -> dict[str, str]:
-    """Fingerprints of what it reads from outside; nothing where that cannot be read any more."""
-    try:
-        return {**stage.externals(), **(stage.models() if models else {})}
-    except InputError:
-        return {}
+    """Fingerprints of what it reads from outside, as far as that can still be read."""
+    found: dict[str, str] = {}
+    for look in (stage.externals, *([stage.models] if models else [])):
+        with contextlib.suppress(InputError):
+            found.update(look())
+    return found
 
 
 def _predicted(
@@ -188,10 +192,13 @@ def _predicted(
 
 
 def current(workdir: pathlib.Path, stages: Sequence[Stage], *names: str) -> None:
-    """Raises `InputError` where one of these stages, as far as it is on disk, is stale."""
-    found = stale(workdir, stages)
+    """Raises `InputError` where one of these stages, as far as it is on disk, is stale.
+
+    A report that merely lacks what has come since is as good as ever for what is in it.
+    """
+    found, again = stale(workdir, stages), {stage.name for stage in stages if stage.again}
     for name in names:
-        if name in found:
+        if name in found and not (found[name].outgrown and name in again):
             _refuse_stale(workdir, name, found)
 
 

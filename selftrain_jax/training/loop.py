@@ -213,7 +213,9 @@ def _check_same_training(
         raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
     path, begun = directory / "training.json", any(p.name.isdigit() for p in checkpoints.glob("*"))
     if begun and (record := read_record(path)):
-        refuse_changes("train", record, settings, directory, "name another directory")
+        refuse_changes("train", record, settings | {"rows": record.get("rows")}, directory, "name another directory")
+        if record.get("rows") != settings["rows"]:
+            raise InputError(f"train: {directory} was made from other rows; give it those, or name another directory")
     elif job.is_first():
         write_record(path, settings)
     return settings

@@ -493,3 +493,11 @@ def test_a_study_that_another_process_cuts_otherwise_is_refused(tmp_path, capsys
         with held(tmp_path / f".shard-{other}.lock", "x"):
             assert run("study", f"--config={study}", f"--workdir={tmp_path}", f"--shard={mine}") == 2
             assert f"by process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_working_directory_that_is_gone_is_left(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path / 'run'}") == 0
+    assert os.getcwd() == "/"

@@ -221,3 +221,9 @@ def test_one_process_writes_a_new_directory_and_what_it_leaves_when_killed_goes(
     with files.new_directory(tmp_path / "out", "out") as directory:
         (directory / "whole").touch()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["whole"]
+
+
+def test_a_path_that_no_library_could_open_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(InputError, match=r"caf\\xe9' is not in the encoding of this locale.*PYTHONUTF8=1"):
+        files.user_path(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert files.user_path(tmp_path / "caf\u00e9") == tmp_path / "caf\u00e9"

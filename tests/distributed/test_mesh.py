@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed import job
+from selftrain_jax.distributed import mesh as mesh_lib
 from selftrain_jax.distributed.mesh import (
     RULES,
     batch_sharding,
@@ -314,3 +315,27 @@ def test_a_notice_that_comes_between_two_trainings_of_a_job_is_heeded_by_the_sec
     agreed.append(asked[-1] + 1)
     with job.training("train") as told_to_stop:
         assert [told_to_stop() for _ in (1, 2, 3)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "environment, home, expected",
+    [
+        ({}, "/home/a/.cache", "/home/a/.cache/selftrain_jax/xla"),
+        ({}, "~/.cache", None),  # a container's user, whom no file knows
+        ({"XDG_CACHE_HOME": ""}, "/home/a/.cache", "/home/a/.cache/selftrain_jax/xla"),
+        ({"XDG_CACHE_HOME": "/scratch"}, "~/.cache", "/scratch/selftrain_jax/xla"),
+    ],
+)
+def test_compiled_programs_are_kept_where_there_is_a_place(monkeypatch, environment, home, expected):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mesh_lib.os.path, "expanduser", lambda _: home)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        mesh_lib.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -48,3 +48,16 @@ def test_a_model_of_another_text_is_refused_by_name(retrained):
     for path in retrained.glob("subset/self-0/*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "another"}))
     refuses(lambda: find_model(f"{retrained}:self-0"), "train/self-0", "is stale", "another subset/self-0")
+
+
+@pytest.mark.large
+def test_a_corpus_that_grows_is_carried_through_to_the_report(selftrain, copy_of, finished):
+    workdir = copy_of("lab", "sample", "audit", "subset", "train", "evaluate", "report")
+    before = selftrain.contents(workdir / "train")
+    out = selftrain.succeeds("run", workdir, "--config.sample.num_samples=80", "--config.train.epochs=4")
+    assert "sample/self" in out and "lab/base: done before" in out and "train/real-0: done before" in out
+    assert json.loads((workdir / "report" / "report.json").read_text())["corpus"]["num_documents"] == 80
+    kept = selftrain.contents(workdir / "replaced" / "1" / "train")
+    assert kept and all(before[name] == data for name, data in kept.items())
+    again = selftrain.succeeds("status", workdir, "--config.sample.num_samples=80").splitlines()
+    assert {line.split()[0] for line in again} == {"done"}

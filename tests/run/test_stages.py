@@ -164,9 +164,12 @@ def test_what_is_made_from_a_stale_stage_is_stale_and_no_report_is_made_of_it(tm
 
 def test_a_report_is_written_again_whatever_was_there(tmp_path):
     run(tmp_path, with_report())
-    (tmp_path / "report/report").unlink()
     calls, asked = [], with_report("New", ("self", "control"))
     assert "report" in stages.stale(tmp_path, asked)
+    stages.current(tmp_path, asked, "report")  # for what it holds
+    (tmp_path / "report/report").unlink()
+    with pytest.raises(InputError, match="report is gone"):
+        stages.current(tmp_path, asked, "report")
     run(tmp_path, asked)
     assert (tmp_path / "report/report").read_text() == "New" and stages.stale(tmp_path, asked) == {}
     run(tmp_path, with_report("New", ("self", "control"), calls))

@@ -109,7 +109,7 @@ def _holds(directory: pathlib.Path, weights: str) -> bool:
     if (directory / weights).is_file():
         return True
     try:
-        shards = set(json.loads((directory / f"{weights}.index.json").read_text())["weight_map"].values())
+        shards = set(json.loads((directory / f"{weights}.index.json").read_bytes())["weight_map"].values())
         return bool(shards) and all((directory / shard).is_file() for shard in shards)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
