@@ -3,7 +3,7 @@
 from typing import Any, Sequence
 
 from selftrain_jax.distributed.mesh import is_local
-from selftrain_jax.evaluation import suite
+from selftrain_jax.evaluation import memorization, suite
 from selftrain_jax.models import hf
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
@@ -17,6 +17,9 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
 
     def work(directory):
         tokenizer = run.model_path(run.student)
+        if evaluate.probes:
+            probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
+            summary.check_groups(probes, evaluate)
         loaded = _load(run, model)
         return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, mesh=run.local_mesh, name=model)
 

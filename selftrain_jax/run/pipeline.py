@@ -1,4 +1,6 @@
-"""One run: its stages in order (lab, sample, audit, subset, train, evaluate, report), and what is checked before."""
+"""One run: its stages in order (lab, sample, audit, subset, train, evaluate, report), and what is checked before them.
+
+The untouched student is evaluated first: what evaluation refuses is refused before the long work."""
 
 import dataclasses
 import pathlib
@@ -32,11 +34,12 @@ class Pipeline(RunNames):
         trained = [where for where in self.models.values() if where]
         stages = [
             *self._lab(),
+            evaluate_stage(self, "base"),
             *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
             *(audit_stage(self, arm) for arm in self.arms),
             *(subset_stage(self, arm, k) for arm, k in trained),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
-            *(evaluate_stage(self, model) for model in self.models),
+            *(evaluate_stage(self, model) for model, where in self.models.items() if where),
         ]
         return [*stages, report_stage(self, [stage.name for stage in stages])]
 

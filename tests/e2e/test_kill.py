@@ -23,6 +23,7 @@ def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftr
         return code, err
 
     stop_inside("lab/base", "checkpoints/8$")
+    stop_inside("evaluate/base", "items.npz$")
     stop_inside("sample/self", "corpus/corpus-", 2)
     assert shards("sample/self") == 1
     code, err = stop_inside("sample/other", "corpus/corpus-", 2, signal.SIGINT)
@@ -31,7 +32,6 @@ def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftr
     stop_inside("train/self-0", "checkpoints/4$")
     code, err = stop_inside("train/other-0", "checkpoints/4$", 1, signal.SIGTERM)
     assert code == 143 and "selftrain: stopped: SIGTERM came; step " in err and "Traceback" not in err
-    stop_inside("evaluate/base", "items.npz$")
 
     status = selftrain.succeeds("status", tmp_path).splitlines()
     assert {line.split()[0] for line in status} == {"done", "started", "waiting"}

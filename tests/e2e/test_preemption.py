@@ -16,13 +16,13 @@ STAGES = {
     "lab/world": 0.1,
     "lab/base": 3,
     "lab/other": 2,
+    "evaluate/base": 0.5,
     "sample/self": 2,
     "sample/other": 0.5,
     "audit/real": 0.02,
     "subset/self-0": 0.02,
     "train/self-0": 2,
     "train/other-0": 2,
-    "evaluate/base": 0.5,
     "report": 0.5,
 }
 """And the longest time in seconds after which the signal comes, some as short as the stage."""
