@@ -20,6 +20,7 @@ _KEYS = {
     *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "model_specific_special_tokens"),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("model_max_length", "padding_side", "truncation_side", "model_input_names", "spaces_between_special_tokens"),
+    *("do_lower_case", "strip_accents", "tokenize_chinese_chars", "sp_model_kwargs", "trim_offsets"),
     *("legacy", "errors", "use_default_system_prompt", "tokenizer_class", "backend", "is_local", "chat_template"),
 }
 """What is copied of the files beside `tokenizer.json`."""
@@ -84,7 +85,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
         )
         _whole(tokenizer.backend_tokenizer)
         with contextlib.suppress(Exception):  # some fail in use alone; what they have no token for is not meant
-            tokenizer(tokenizer.decode(range(256)))
+            tokenizer(tokenizer.decode(list(range(256))), verbose=False)
     return tokenizer
 
 
