@@ -48,18 +48,25 @@ def tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
     return [directory / name for name in (_TOKENIZER, *_EXTRAS) if (directory / name).is_file()]
 
 
+def copied_files(source: str | os.PathLike) -> list[pathlib.Path]:
+    """`tokenizer_files`; `InputError` for one that is a link out of its folder, unless within the hub's cache."""
+    paths = tokenizer_files(source)
+    for path in paths:
+        home, target = path.parent.resolve(), path.resolve()
+        blobs = home.parent.parent / "blobs"  # where the links of the hub's cache lead
+        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+            raise InputError(f"{path} is a link to {target}, out of its folder, and is not copied: put the file there")
+    return paths
+
+
 def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
     """Copies the tokenizer's files, of the settings beside `tokenizer.json` what transformers knows alone: no reference
     to code, which is not copied, and nothing that somebody else's folder hides there.
 
     Raises:
-      InputError: a file is a link that leads out of its folder (unless into the hub's cache), or is broken.
+      InputError: as `copied_files`, or the settings are broken.
     """
-    for path in tokenizer_files(source):
-        home, target = path.parent.resolve(), path.resolve()
-        blobs = home.parent.parent / "blobs"  # where the links of the hub's cache lead
-        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
-            raise InputError(f"{path} is a link to {target}, out of its folder, and is not copied: put the file there")
+    for path in copied_files(source):
         data = path.read_bytes()
         if path.name in _EXTRAS:
             settings = files.read_json(path, "tokenizer settings")
