@@ -27,7 +27,7 @@ from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.dtypes import DTYPES, cast, narrower, to_dtype
 from selftrain_jax.models.files.hf_config import load_config, write_config
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import copy_tokenizer, tokenizer_files
+from selftrain_jax.models.files.tokenizer import copied_files, copy_tokenizer
 from selftrain_jax.models.files.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 PathLike = str | os.PathLike
@@ -272,7 +272,7 @@ def save_pretrained(
     """
     dtype = None if dtype is None else to_dtype(dtype)
     if tokenizer_source is not None:
-        tokenizer_files(tokenizer_source)
+        copied_files(tokenizer_source)
     leaves = _checked_leaves(config, params)
     size = sum(math.prod(leaf.shape) * np.dtype(dtype or leaf.dtype).itemsize for leaf in leaves.values())
     with files.new_directory(directory, "export directory", size) as temporary:

@@ -13,7 +13,7 @@ from selftrain_jax.evaluation.membership import ATTACKS
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, load_tokenizer
 from selftrain_jax.report.metric import KINDS, Metric
 from selftrain_jax.report.tables import interval, number
 from selftrain_jax.run.references import check_current, open_run, student_directory
@@ -95,6 +95,7 @@ def _has_tokenizer(directory: pathlib.Path) -> bool:
 
 def _check_tokenizer(directory: pathlib.Path, config: Any) -> None:
     if _has_tokenizer(directory):
+        copied_files(directory)
         check_tokenizer(config, load_tokenizer(directory))
 
 

@@ -37,6 +37,7 @@ def test_a_seed_is_a_whole_number_from_0_to_2_to_the_63(seeded, seed):
         seeded(seed=seed)
 
 
+@pytest.mark.everywhere
 def test_seeds_have_different_keys_which_are_those_of_jax_where_it_has_them():
     seeds = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1]
     keys = [jax.random.key_data(seed_key(seed)).tolist() for seed in seeds]
@@ -58,6 +59,7 @@ def expected():
     return draws()
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     "flag, value",
     [

@@ -226,6 +226,9 @@ def test_convert_refuses_before_it_writes(model, tmp_path):
     refuses(lambda: convert(str(model), model), "not empty")
     refuses(lambda: convert(str(tmp_path / "none"), tmp_path / "out"), "not found")
     refuses(lambda: convert(str(model), tmp_path / "out", revision="step1"), "step1", "local directory")
+    (model / "special_tokens_map.json").symlink_to("/etc/hostname")
+    refuses(lambda: convert(str(model), tmp_path / "out"), "special_tokens_map.json is a link to /etc/hostname")
+    (model / "special_tokens_map.json").unlink()
     write_tokenizer(model, words=[f"w{i}" for i in range(60)])
     refuses(lambda: convert(str(model), tmp_path / "out"), "61 ids", "vocab_size=48")
     assert sorted(tmp_path.iterdir()) == before

@@ -25,6 +25,7 @@ _KEYS = {
     *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "model_specific_special_tokens"),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("model_max_length", "padding_side", "truncation_side", "model_input_names", "spaces_between_special_tokens"),
+    *("do_lower_case", "strip_accents", "tokenize_chinese_chars", "sp_model_kwargs", "trim_offsets"),
     *("legacy", "errors", "use_default_system_prompt", "tokenizer_class", "backend", "is_local", "chat_template"),
 }
 """What is copied of the files beside `tokenizer.json`."""
@@ -52,18 +53,25 @@ def tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
     return [directory / name for name in (_TOKENIZER, *_EXTRAS) if (directory / name).is_file()]
 
 
+def copied_files(source: str | os.PathLike) -> list[pathlib.Path]:
+    """`tokenizer_files`; `InputError` for one that is a link out of its folder, unless within the hub's cache."""
+    paths = tokenizer_files(source)
+    for path in paths:
+        home, target = path.parent.resolve(), path.resolve()
+        blobs = home.parent.parent / "blobs"  # where the links of the hub's cache lead
+        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
+            raise InputError(f"{path} is a link to {target}, out of its folder, and is not copied: put the file there")
+    return paths
+
+
 def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
     """Copies the tokenizer's files, of the settings beside `tokenizer.json` what transformers knows alone: no reference
     to code, which is not copied, and nothing that somebody else's folder hides there.
 
     Raises:
-      InputError: a file is a link that leads out of its folder (unless into the hub's cache), or is broken.
+      InputError: as `copied_files`, or the settings are broken.
     """
-    for path in tokenizer_files(source):
-        home, target = path.parent.resolve(), path.resolve()
-        blobs = home.parent.parent / "blobs"  # where the links of the hub's cache lead
-        if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
-            raise InputError(f"{path} is a link to {target}, out of its folder, and is not copied: put the file there")
+    for path in copied_files(source):
         data = path.read_bytes()
         if path.name in _EXTRAS:
             settings = files.read_json(path, "tokenizer settings")
@@ -89,7 +97,7 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
         )
         _whole(tokenizer.backend_tokenizer)
         with contextlib.suppress(Exception):  # some fail in use alone; what they have no token for is not meant
-            tokenizer(tokenizer.decode(range(256)))
+            tokenizer(tokenizer.decode(list(range(256))), verbose=False)
     return tokenizer
 
 
