@@ -161,7 +161,9 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {command} --help")
         return _find(_TOOLS[command])(arguments)
     if command == "evaluate" and _is_benchmark(arguments, overrides):
-        return _find("benchmarks.evaluate_tasks")(arguments)
+        with preemption.watching():
+            preemption.joined()  # it takes no others
+            return _find("benchmarks.evaluate_tasks")(arguments)
     with contextlib.nullcontext() if command in _ONLY_LOOKS else preemption.watching():
         return _find(_WITH_CONFIG[command])(arguments, overrides, argv)
 
