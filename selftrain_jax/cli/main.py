@@ -88,7 +88,8 @@ def _tell_job() -> None:
 
 
 class _Sturdy:
-    """A standard stream that nobody may read any more: what is written then goes nowhere, and ends no work."""
+    """A standard stream that may break, its reader gone or its disk full: the rest then goes nowhere, and ends no
+    work."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -106,9 +107,9 @@ class _Sturdy:
         try:
             return do(*arguments)
         except OSError as e:
-            if e.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that is closed
-                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if e.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that is closed
+                print(f"selftrain: warning: output cannot be written ({e.strerror}); its rest is lost", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -142,6 +143,7 @@ def _bucket_failed(error: Exception, argv: list[str]) -> int:
 def _one_line_warnings() -> Iterator[None]:
     """Prints an `InputWarning` as the command line prints errors; other warnings as Python does."""
     with warnings.catch_warnings():
+        warnings.simplefilter("default", InputWarning)  # whatever PYTHONWARNINGS says
         show = warnings.showwarning
 
         def show_one_line(message, category, *rest, **named):
