@@ -96,7 +96,8 @@ def _tell_job() -> None:
 
 
 class _Sturdy:
-    """A standard stream that nobody may read any more: what is written then goes nowhere, and ends no work."""
+    """A standard stream that may break, its reader gone or its disk full: the rest then goes nowhere, and ends no
+    work."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -114,9 +115,9 @@ class _Sturdy:
         try:
             return do(*arguments)
         except OSError as e:
-            if e.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that is closed
-                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if e.errno not in (errno.EPIPE, errno.EIO):  # a pipe, or a terminal, that is closed
+                print(f"selftrain: warning: output cannot be written ({e.strerror}); its rest is lost", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -150,6 +151,7 @@ def _bucket_failed(error: Exception, argv: list[str]) -> int:
 def _one_line_warnings() -> Iterator[None]:
     """Prints an `InputWarning` as the command line prints errors; other warnings as Python does."""
     with warnings.catch_warnings():
+        warnings.simplefilter("default", InputWarning)  # whatever PYTHONWARNINGS says
         show = warnings.showwarning
 
         def show_one_line(message, category, *rest, **named):
@@ -169,7 +171,9 @@ def _dispatch(arguments: argparse.Namespace, overrides: list[str], argv: list[st
             raise InputError(f"argument {overrides[0]!r} is not understood; see selftrain {command} --help")
         return _find(_TOOLS[command])(arguments)
     if command == "evaluate" and _is_benchmark(arguments, overrides):
-        return _find("benchmarks.evaluate_tasks")(arguments)
+        with preemption.watching():
+            preemption.joined()  # it takes no others
+            return _find("benchmarks.evaluate_tasks")(arguments)
     with contextlib.nullcontext() if command in _ONLY_LOOKS else preemption.watching():
         return _find(_WITH_CONFIG[command])(arguments, overrides, argv)
 

@@ -229,6 +229,6 @@ class _Object(_File):
 def _parse(payload: bytes) -> dict[str, Any]:
     try:
         found = json.loads(payload)
-        return found if {"machine", "pid", "ticks", "token"} <= set(found) else {}
-    except (ValueError, TypeError):
+        return found if {"machine", "ticks", "token"} <= set(found) and isinstance(found["pid"], int) else {}
+    except (ValueError, TypeError, KeyError):
         return {}

@@ -60,7 +60,7 @@ class Workdir:
         with contextlib.ExitStack() as holding:
             try:
                 if new:
-                    self.path.mkdir(parents=True)
+                    self.path.mkdir(parents=True, exist_ok=True)
                     holding.callback(self._remove_if_empty)
                 holding.enter_context(held(self.path / ".lock", f"workdir {self.path} is in use", fenced=True))
             except OSError as e:

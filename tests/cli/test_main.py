@@ -296,6 +296,26 @@ def test_the_command_ends_quietly_when_its_reader_does(tmp_path, closing):
     assert done.stderr == "" and done.stdout == "0\n"
 
 
+def test_a_full_disk_under_the_output_is_told_and_ends_no_work(tmp_path, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    assert "selftrain: warning: output cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_warning_of_ours_is_a_line_whatever_the_environment_says(tmp_path, monkeypatch, capsys):
+    def warns(*_, **__):
+        warnings.warn("careful", InputWarning, stacklevel=1)
+        return {}
+
+    monkeypatch.setattr(stages, "stale", warns)
+    for action in ("error", "ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+            assert capsys.readouterr().err == "selftrain: warning: careful\n"
+
+
 def test_what_a_terminal_cannot_show_ends_no_work(tmp_path, monkeypatch):
     with open(tmp_path / "ascii", "w", encoding="ascii") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
