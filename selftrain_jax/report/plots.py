@@ -79,7 +79,7 @@ def _capability_change(data: ReportData) -> svg.Figure | None:
                     svg.bar(axes, svg.percent([change.low, change.high]), [y, y], hues[model])
             xs = [100 * change.difference for change in changes.values()]
             axes.plot(xs, ys, **svg.look(hues[model], label(model), ls="none", ms=7))
-        axes.set_yticks(range(len(suites)), [svg.short(suite.words) for suite in suites])
+        axes.set_yticks(range(len(suites)), svg.short([suite.words for suite in suites]))
         axes.set(ylim=(len(suites) - 0.5, -0.5), xlabel="change against base (points)")
         widest = max(abs(x) for x in axes.get_xlim())
         axes.set_xlim(-max(widest, 3), max(widest, 3))

@@ -91,7 +91,7 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> svg.F
         for (relation,), group in grouped(in_order(rows), "relation").items():
             ys = svg.percent([row["utility"] for row in group])
             axes.plot([row["value"] for row in group], ys, **svg.look(hue(relation), ls="none"))
-        axes.set(xlabel=svg.short(proxy_words(proxy), 34), ylabel="utility (points)")
+        axes.set(xlabel=svg.short([proxy_words(proxy)], 34)[0], ylabel="utility (points)")
         axes.locator_params(nbins=6)
 
     return svg.figure(title, caption + ".", draw, 3.0, width=3.7, name=name, numbers="tables/proxies.csv")
@@ -210,6 +210,7 @@ def generations(data: StudyData) -> list[svg.Figure]:
     made = []
     names = list(dict.fromkeys((row["student"], row["mode"]) for row in data.generations))
     known = list(dict.fromkeys(student for student, _ in names))
+    shown = dict(zip(known, svg.short(known, 16)))
     modes = list(dict.fromkeys(mode for _, mode in names))
     for i, ((metric,), rows) in enumerate(grouped(data.generations, "metric").items()):
         lines = _lines(rows, lambda r: ((r["student"], r["mode"]), r["generation"]), names, least=1)
@@ -219,7 +220,7 @@ def generations(data: StudyData) -> list[svg.Figure]:
         def draw(axes):
             for (student, mode), line in lines.items():
                 of, dash = _HUES[known.index(student) % len(_HUES)], modes.index(mode)
-                style = svg.look(of, f"{svg.short(student, 16)}, {mode}", ls=("-", (0, (4, 2)), (0, (1, 1)))[dash % 3])
+                style = svg.look(of, f"{shown[student]}, {mode}", ls=("-", (0, (4, 2)), (0, (1, 1)))[dash % 3])
                 hollow = {"mfc": svg.PAPER, "mec": svg.colour(of), "mew": 1.4} if dash % 2 else {}
                 _ranged(axes, line, style | hollow, metric.scale)
             axes.set_xticks(sorted({x for line in lines.values() for x, *_ in line})[:12])

@@ -71,9 +71,10 @@ def step_axis(axes, steps: Sequence[int]) -> None:
     axes.set_xlabel("training step" + " (log scale)" * (place is not float))
 
 
-def short(name: str, limit: int = 18) -> str:
-    """`name` with an ellipsis in place of what is too long."""
-    return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def short(names: Sequence[str], limit: int = 18, dots: str = "\N{HORIZONTAL ELLIPSIS}") -> list[str]:
+    """`names` with `dots` in place of what is too long; all as they are where that would make two the same."""
+    cut = [name if len(name) <= limit else name[: limit - len(dots)] + dots for name in names]
+    return cut if len(set(cut)) == len(set(names)) else list(names)
 
 
 def figure(

@@ -6,6 +6,7 @@ from typing import Any, Iterable, Mapping
 from selftrain_jax.core.errors import visible
 from selftrain_jax.report.data import Estimate, ReportData, finite
 from selftrain_jax.report.metric import HELD_OUT, Metric, kind
+from selftrain_jax.report.svg import short
 
 WIDTH = 100
 
@@ -87,9 +88,7 @@ def format_table(data: ReportData) -> str:
     for name, metrics in data.kinds.items():
         unit = kind(name).unit
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
-        whole = [_ascii(metric.words) for metric in metrics]
-        short = [words if len(words) <= 24 else words[:22] + ".." for words in whole]
-        for metric, words in zip(metrics, short if len(set(short)) == len(short) else whole):
+        for metric, words in zip(metrics, short([_ascii(metric.words) for metric in metrics], 24, "..")):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", number(data.num_items(metric)), *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]

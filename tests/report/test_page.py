@@ -8,6 +8,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.report import page as report
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
+from selftrain_jax.report.svg import short
 
 MODELS = ("base", "self", "control:real", "control:other")
 HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
@@ -290,6 +291,7 @@ def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
     table = report.format_table(ReportData(title="", metrics=metrics))
     for name in (*suites[:2], "\\u6570", "\\u5b57"):
         assert cells(table, name)[0] == name
+    assert short(["a" * 20, "b" * 20], 5) == ["aaaa\u2026", "bbbb\u2026"] and short(suites) == suites
 
 
 @pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])
