@@ -97,10 +97,8 @@ def test_processes_with_different_settings_are_refused(selftrain, tmp_path):
 @pytest.mark.parametrize("bad", [0, 1])
 def test_one_with_a_bad_config_is_missed_at_once_by_the_others(selftrain, tmp_path, bad):
     last = ("--config.sample.top_p=7",)
-    begin = time.monotonic()
     job = selftrain.start_job(2, "run", tmp_path / "run", bad=bad, last=last)
-    ended = selftrain.ends(job)
-    assert time.monotonic() - begin < 100  # JAX waits for 300 s
+    ended = selftrain.ends(job)  # left alone, the other would wait for 300 s, and end by JAX's abort
     assert ended[bad][0] == 2 and "top_p=7" in ended[bad][2]
     code, _, err = ended[1 - bad]
     assert code == 1 and f"process {bad}" in err and "is gone" in err, err[-3000:]
