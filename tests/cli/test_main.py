@@ -7,6 +7,8 @@ import sys
 import textwrap
 import warnings
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -521,3 +523,21 @@ def test_a_working_directory_that_is_gone_is_left(tmp_path, monkeypatch, capsys)
     (tmp_path / "gone").rmdir()
     assert run("status", f"--config={TINY}", f"--workdir={tmp_path / 'run'}") == 0
     assert os.getcwd() == "/"
+
+
+_SETTINGS = ("title", "source", "revision", "mesh", "sample.start", "sample.seed", "sample.temperature", "train.epochs")
+_SETTINGS += ("audit.benchmarks.x", "evaluate.template", "evaluate.suffix_lengths", "controls.real.texts", "lab.world")
+_TYPED = st.text() | st.floats().map(str) | st.integers().map(str) | st.from_type(object).map(repr)
+
+
+@hypothesis.given(st.sampled_from(_SETTINGS) | st.text(max_size=8), _TYPED)
+def test_whatever_is_typed_is_a_setting_or_refused_in_words(name, text):
+    try:
+        load_config(TINY, [f"--config.{name}={text}"])
+    except InputError as e:
+        assert str(e)
+
+
+@hypothesis.given(st.from_regex(r"[0-9]{1,12}|[0-9]{1,3}e[0-9]|0x[0-9a-f]{1,6}|[0-9]+_[0-9]+", fullmatch=True))
+def test_a_revision_is_what_was_typed(text):
+    assert load_config(TINY, [f"--config.revision={text}"]).revision == text

@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import math
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +119,21 @@ def test_batch_size_and_mesh_change_nothing(params, corpus, mesh_sizes, batch_si
         params = to_global(mesh, params, named_shardings(mesh, param_axes(CONFIG), params))
     found = sample(params, CONFIG, WHOLE, KEY, IDS[rows], mesh=mesh, batch_size=batch_size, allowed=ALLOWED)
     assert_same(found, corpus, rows)
+
+
+@pytest.mark.large  # nearly every example compiles
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    st.sampled_from([(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 4)]),
+    st.integers(1, 9),
+    st.lists(st.integers(0, 69), min_size=1, max_size=12),
+)
+def test_any_mesh_batch_size_and_count_draw_the_same(params, corpus, mesh_sizes, batch_size, rows):
+    mesh = make_mesh(MeshConfig(*mesh_sizes), jax.devices()[: math.prod(mesh_sizes)])
+    ids = [IDS[row] for row in rows]
+    assert_same(
+        sample(params, CONFIG, WHOLE, KEY, ids, mesh=mesh, batch_size=batch_size, allowed=ALLOWED), corpus, rows
+    )
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 4), pytest.param((2, 2, 2), marks=pytest.mark.large)], ids=str)
