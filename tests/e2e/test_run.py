@@ -37,8 +37,9 @@ def test_a_run_ends_with_a_table_and_a_report(finished):
 
 
 def test_the_stages_follow_one_another(finished):
-    lines = [line for line in finished[1].splitlines() if line.startswith("[")]
-    names = [line.split()[1].split("/")[0] for line in lines]
+    stages = [line.split()[1] for line in finished[1].splitlines() if line.startswith("[")]
+    stages.remove("evaluate/base")  # first of all, since it may be refused
+    names = [stage.split("/")[0] for stage in stages]
     assert names == sorted(names, key=STAGES.index) and set(names) == set(STAGES)
 
 
