@@ -81,23 +81,39 @@ def read_text(path: str | os.PathLike, what: str = "file") -> str:
         raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
     if "\0" in text:
         raise InputError(f"{what} {path} holds a zero byte, so it is no UTF-8 text: convert it first")
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        raise InputError(f"{what} {path} is a Git LFS pointer, not the text itself: get that with `git lfs pull`")
     first = text.lstrip().partition("\n")[0]
-    try:
-        lines = first.startswith("{") and isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        lines = False
-    if lines:
-        raise InputError(f"{what} {path} holds JSON lines: end its name in .jsonl")
+    for kind, ending, value in (("JSON lines", ".jsonl", first), ("JSON", ".json", text)):
+        if _is_json(value):
+            raise InputError(f"{what} {path} holds {kind}: end its name in {ending}")
     return text
+
+
+def _is_json(text: str) -> bool:
+    """Whether `text` is an object, or a list of objects or texts."""
+    try:
+        value = json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or isinstance(value, list) and any(isinstance(item, (dict, str)) for item in value)
 
 
 def _parsed(data: bytes, where_is: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise InputError(f"{where_is} not valid UTF-8: convert it first") from None
     except (ValueError, RecursionError) as e:
         raise InputError(f"{where_is} not valid JSON ({getattr(e, 'msg', e)})") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
+    return fields
 
 
 def _lines(f: IO[bytes], where: str) -> Iterator[tuple[str, Any]]:

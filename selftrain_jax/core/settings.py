@@ -6,6 +6,7 @@ import difflib
 import math
 import types
 import typing
+import unicodedata
 from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
@@ -35,6 +36,11 @@ def check_choice(section: str, settings: Any, name: str, options: Sequence[Any])
     value = getattr(settings, name)
     if not any(value == option and type(value) is type(option) for option in options):
         raise InputError(f"{section} {name}={value!r} must be one of {', '.join(map(repr, options))}")
+
+
+def look(name: str) -> str:
+    """`name` as people read it: names of one look cannot be told apart in a table."""
+    return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
 SEED_LIMIT = 2**63

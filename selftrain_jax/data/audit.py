@@ -174,8 +174,9 @@ def _index(benchmarks: Mapping[str, Sequence[str]], n: int) -> tuple[dict[tuple,
 
 
 def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = False) -> list[str]:
-    """The texts of a benchmark's rows: every string, however deep, but those of a field called "id", "..._id" or
-    "...Id"; with `join_fields`, one text per row of all its strings in order."""
+    """The texts of a benchmark's rows: every string, however deep, and names of several words within an object of a
+    row, but nothing of a field called "id", "..._id" or "...Id"; with `join_fields`, one text per row of all its
+    strings in order."""
     texts = []
     for row in read_rows(path, what="benchmark"):
         if not isinstance(row, dict):
@@ -194,6 +195,9 @@ def _strings(row: dict) -> Iterator[str]:
         if isinstance(value, str):
             yield value
         elif isinstance(value, dict):
-            waiting += [inner for name, inner in reversed(value.items()) if not _ID.search(name)]
+            for name, inner in reversed(value.items()):
+                if not _ID.search(name):
+                    # TruthfulQA has {"an answer": 1, "another answer": 0}.
+                    waiting += [inner, *([name] if value is not row and len(words(name)) > 1 else [])]
         elif isinstance(value, list):
             waiting += reversed(value)

@@ -103,9 +103,16 @@ def open_source(name: str | os.PathLike, split: str = "train") -> Source:
 
 def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files in and below `folder`, sorted, without hidden ones: their name, or that of a folder on the way, begins
-    with "." or "_", as Arrow and Spark have it."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return [file for file in files if not any(part[0] in "._" for part in file.relative_to(folder).parts)]
+    with "." or "_", as Arrow and Spark have it.
+
+    Raises:
+      InputError: a link among them leads to a folder or to nothing.
+    """
+    found = [f for f in sorted(folder.rglob("*")) if not any(part[0] in "._" for part in f.relative_to(folder).parts)]
+    for file in found:
+        if file.is_symlink() and not file.is_file():
+            raise InputError(f"{file} is a link to {os.readlink(file)}, no file: put the data there, or remove it")
+    return [file for file in found if file.is_file()]
 
 
 def _text(item: Any, field: str, where: str) -> str:
@@ -194,6 +201,7 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {_FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
     chosen, rest = _of_split(name, path, files, split)
+    _look_for_copies(f"import source {name}", chosen)
     rest += [file for file in found if has_ending(file, _DATA) and file not in files]
     if rest:
         what = f"import source {name}: not read, since of no split or another kind: {rest[0].relative_to(path)}"
@@ -239,6 +247,22 @@ def _of_split(
     if not chosen:
         raise InputError(f"import split={split!r}: the files of {name} are of the splits {known}; or name a file")
     return chosen, [file for file, found in splits.items() if not found]
+
+
+def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
+    """Raises `InputError` for two files of one name but for the ending, as an archive beside what was packed; warns of
+    two with the same contents."""
+    named: dict[str, pathlib.Path] = {}
+    contents: dict[str, pathlib.Path] = {}
+    for file in files:
+        ending = max((e for e in _DATA if has_ending(file, (e,))), key=len)
+        if (other := named.setdefault(str(file)[: -len(ending)], file)) != file:
+            raise InputError(
+                f"{what}: {other.name} and {file.name} seem to be one file twice; remove one, or rename it"
+            )
+        if file.stat().st_size and (other := contents.setdefault(file_fingerprint(file), file)) != file:
+            warning = f"{what}: {file.name} holds the same as {other.name}, and its texts count again"
+            warnings.warn(warning, InputWarning, stacklevel=3)
 
 
 def _parquet(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import pathlib
 import warnings
-from typing import Sequence
+from typing import Hashable, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
         texts = [row["text"] for row in rows]
     if not any(map(has_text, texts)):
         raise InputError(f"text set {path} holds no text")
+    warn_of_twins(f"text set {path}", texts)
     return texts
 
 
@@ -40,6 +41,13 @@ def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
         warnings.warn(what, InputWarning, stacklevel=2)
     rng = np.random.default_rng(seed)
     return [" ".join(rng.permutation(words)) if (words := text.split()) else "" for text in texts]
+
+
+def warn_of_twins(where: str, items: Sequence[Hashable]) -> None:
+    """Warns of items that equal another one: an interval takes each for new evidence."""
+    if twins := len(items) - len(set(items)):
+        what = f"{where}: {twins} of {len(items)} items equal an earlier one, and figures count each as one of its own"
+        warnings.warn(what, InputWarning, stacklevel=1)  # of one place: said once
 
 
 def check_strings(rows: Sequence[dict], fields: Sequence[str], where: str) -> None:

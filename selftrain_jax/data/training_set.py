@@ -40,7 +40,8 @@ def write_subset(
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
     distinct, name = np.unique(order), str(text.corpus or text.texts)
-    check_repetition(name, len(order), len(distinct), settings)
+    num_distinct = len({documents[i].text for i in distinct})  # a text may hold copies
+    check_repetition(name, len(order), num_distinct, settings)
     read = [documents[i].text for i in distinct[:1000]] if text.texts or retokenized else []
     if (unknown := unknown_share(load_tokenizer(student), read)) > UNKNOWN_TOLD:
         warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
@@ -58,7 +59,7 @@ def write_subset(
     write_atomic(directory / "rows.npz", buffer.getvalue())
     return {
         "num_documents": len(drawn),
-        "num_distinct": len(distinct),
+        "num_distinct": num_distinct,
         "num_tokens": settings.num_tokens,
         "num_rows": len(rows.tokens),
         "retokenized": retokenized,

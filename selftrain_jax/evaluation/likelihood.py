@@ -9,7 +9,7 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import has_text, read_rows
-from selftrain_jax.data.texts import check_strings
+from selftrain_jax.data.texts import check_strings, warn_of_twins
 from selftrain_jax.evaluation.score import TokenScores
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import call_tokenizer
@@ -143,6 +143,9 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
         check_strings([dict(enumerate(choices))], range(len(choices)), f"{where}, choices")
         if type(gold) is not int or not 0 <= gold < len(choices):
             raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
+        if [choice.lstrip() for choice in choices].count(choices[gold].lstrip()) > 1:
+            raise InputError(f"{where}: the right choice stands there twice, and one of them counts as wrong")
+    warn_of_twins(f"question file {path}", [(row["question"], *row["choices"]) for row in rows])
     if not rows:
         raise InputError(f"question file {path} holds no questions")
     if len(rows) > 1 and len({row["question"] for row in rows}) == 1:
@@ -210,6 +213,9 @@ def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     for number, row in enumerate(rows, 1):
         if not (has_text(row["sentence_good"]) and has_text(row["sentence_bad"])):
             raise InputError(f"minimal-pair file {path}, item {number}: an empty sentence, the likeliest of all")
+        if row["sentence_good"] == row["sentence_bad"]:
+            raise InputError(f"minimal-pair file {path}, item {number}: both sentences are equal, so none is likelier")
+    warn_of_twins(f"minimal-pair file {path}", [(row["sentence_good"], row["sentence_bad"]) for row in rows])
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")
     return rows

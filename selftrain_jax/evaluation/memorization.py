@@ -12,6 +12,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.diversity import ngram_hashes
+from selftrain_jax.data.texts import warn_of_twins
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig
 
@@ -59,10 +60,11 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
             raise InputError(f"{where}: offset={offset!r} must count the tokens before the prefix, 0 or more")
         group = row.get("group")
         if group is not None:
-            if type(group) not in (str, int) or not str(group).isprintable() or group == "":
+            if type(group) not in (str, int) or not str(group).isprintable() or not str(group).strip():
                 raise InputError(f"{where}: group={group!r} must be a name of printable characters, or left out")
             named.add(str(group))
         probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset))
+    warn_of_twins(f"probe file {path}", [(p.prefix.tobytes(), p.suffix.tobytes()) for p in probes])
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
     if "all" in named and len(named) > 1:

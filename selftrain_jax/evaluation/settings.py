@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges
+from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges, look
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,10 @@ class EvaluateSettings:
                     f"evaluate name {name!r} of a text set or suite must consist of printable characters and not end "
                     "in a rule such as ':acc_norm'"
                 )
+        for names in ([*self.texts], [*self.multiple_choice, *self.minimal_pairs]):
+            looks = dict(zip(map(look, names), names))
+            if alike := [name for name in names if looks[look(name)] != name]:
+                raise InputError(f"evaluate names {alike[0]!r} and {looks[look(alike[0])]!r} look alike; rename one")
         if twice := self.multiple_choice.keys() & self.minimal_pairs.keys():
             raise InputError(f"evaluate multiple_choice and minimal_pairs both name {min(twice)!r}; rename one of them")
         if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:

@@ -27,7 +27,7 @@ from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.dtypes import DTYPES, cast, narrower, to_dtype
 from selftrain_jax.models.files.hf_config import load_config, write_config
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import copied_files, copy_tokenizer
+from selftrain_jax.models.files.tokenizer import copied_files, copy_tokenizer, tokenizer_files
 from selftrain_jax.models.files.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 PathLike = str | os.PathLike
@@ -342,3 +342,17 @@ def model_fingerprint(directory: PathLike) -> str:
     if converted.is_converted(directory):
         return converted.read_record(directory)["fingerprint"]
     return files.file_fingerprint(directory / "config.json", *weight_files(directory))
+
+
+def vocabulary_input(name: str, directory: PathLike) -> dict[str, str]:
+    """The fingerprint, as an input of a stage, of what else decides which ids model `name` reads and writes: its
+    tokenizer and `generation_config.json`."""
+    directory = resolve_model(directory, weights=False)
+    generation = directory / "generation_config.json"
+    found = [*tokenizer_files(directory), *([generation] if generation.is_file() else [])]
+    return {f"{name}'s tokenizer": files.file_fingerprint(*found)}
+
+
+def model_inputs(name: str, directory: PathLike) -> dict[str, str]:
+    """The fingerprints, as inputs of a stage, of all that model `name` consists of."""
+    return {name: model_fingerprint(directory)} | vocabulary_input(name, directory)

@@ -6,6 +6,7 @@ import re
 from typing import Any, Iterable, Mapping
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import look
 
 RUN = "run"
 Row = Mapping[str, Any]
@@ -194,11 +195,11 @@ def group_extraction(label: str) -> Metric:
 
 
 def check_distinct(metrics: Iterable[Metric]) -> None:
-    """Raises `InputError` for two metrics that files or tables would call the same."""
+    """Raises `InputError` for two metrics that files or tables would call the same, or names of one look."""
     called: dict[str, Metric] = {}
     for metric in metrics:
         for words in (metric.name, metric.title):
-            other = called.setdefault(words, metric)
+            other = called.setdefault(look(words), metric)
             if other != metric:
                 named = [repr(name) for m in (other, metric) if (name := m.group or m.item)]
                 raise InputError(

@@ -133,4 +133,4 @@ class RunNames:
         return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(LAB)}
 
     def model_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(LAB) else {name: hf.model_fingerprint(self.model_path(reference))}
+        return {} if reference.startswith(LAB) else hf.model_inputs(name, self.model_path(reference))

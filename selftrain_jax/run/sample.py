@@ -86,7 +86,7 @@ def sample_stage(
         settings,
         after,
         work,
-        models=lambda: {} if after else {"source": hf.model_fingerprint(find())},
+        models=lambda: {} if after else hf.model_inputs("source", find()),
         machine=lambda: {"dtype": sampling_dtype(sample)},  # "auto" must not change in the middle of a corpus
         grows=("num_samples",),
         together=True,

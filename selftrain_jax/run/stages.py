@@ -161,7 +161,7 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
     for name, now in _outside(stage, models).items():
-        if record["inputs"].get(name) != now:
+        if record["inputs"].get(name, now) != now:  # a record of an older version may lack one
             return Stale(f"its input {name} has changed since")
     if stage.again and record["settings"] != plain(stage.settings):
         outgrown = Stale("its settings have changed since", True)
@@ -236,6 +236,8 @@ def run(
     job.on_first("check of the workdir", lambda: check(workdir.path, stages, wanted))
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
+            if stage.again:  # a file may have changed while earlier stages were at work
+                job.on_first(f"check before {stage.name}", lambda: check(workdir.path, stages, stage.name.__eq__))
             _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
 
 

@@ -64,8 +64,9 @@ def test_other_endings_are_refused_with_the_list(tmp_path, name):
         (b"9" * 5_000, "not valid JSON"),
         (b'{"txt": "a"}', r"missing field\(s\) text"),
         (b'["text"]', r"missing field\(s\) text"),
+        (b'{"text": "a", "more": [{"x": 1, "x": 2}]}', "not valid JSON .an object has the field 'x' twice"),
     ],
-    ids=["cut short", "not UTF-8", "UTF-16", "deep", "long number", "another field", "no object"],
+    ids=["cut short", "not UTF-8", "UTF-16", "deep", "long number", "another field", "no object", "twice"],
 )
 def test_a_broken_line_is_named_by_its_number_in_the_file(tmp_path, line, message, compressed):
     content = b'{"text": "a"}\n\n  \n{"text": "b"}\n' + line + b'\n{"text": "c"}\n'
@@ -125,6 +126,9 @@ def test_line_ends_and_byte_order_marks_are_no_part_of_a_text(tmp_path, name):
         ("a".encode("utf-16-le"), "zero byte"),
         (LINES, "holds JSON lines: end its name in .jsonl"),
         (b"\n" + LINES, "holds JSON lines"),
+        (VALUE, "holds JSON: end its name in .json"),
+        (json.dumps(ROWS[0], indent=1).encode(), "holds JSON: end its name in .json"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is a Git LFS pointer"),
     ],
 )
 def test_what_is_no_plain_text_is_refused(tmp_path, content, message):

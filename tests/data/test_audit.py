@@ -153,12 +153,14 @@ def test_every_string_of_a_row_is_looked_at_however_deep(tmp_path):
         {"question": "why?", "choices": ["so", "thus"], "gold": 1, "paid": "no id"},
         {"question": "what?", "choices": {"text": ["this", "that"], "label": ["A", "B"]}, "answerKey": "A"},
         {"context": "c", "answers": {"text": ["an answer"], "answer_start": [3], "id": ["skip"]}},
+        {"targets": {"a right answer": 1, "and a wrong one": 0}, "two words": None},
         {"id": "only an id", "prefix": [1, 2], "nested": [[{"deep": [["deeper"]]}], None], "flag": None},
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     texts = ["plain", "Smith et al.", "why?", "so", "thus", "no id", "what?", "this", "that", "A", "B", "A"]
-    assert load_benchmark_texts(path) == [*texts, "c", "an answer", "deeper"]
-    joined = ["plain Smith et al.", "why? so thus no id", "what? this that A B A", "c an answer", "deeper"]
+    assert load_benchmark_texts(path) == [*texts, "c", "an answer", "a right answer", "and a wrong one", "deeper"]
+    joined = ["plain Smith et al.", "why? so thus no id", "what? this that A B A", "c an answer"]
+    joined += ["a right answer and a wrong one", "deeper"]
     assert load_benchmark_texts(path, join_fields=True) == joined
 
 

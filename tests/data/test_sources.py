@@ -237,3 +237,25 @@ def test_a_prepared_tfds_data_set_found_by_name_runs_no_code(tmp_path, monkeypat
     with pytest.raises(InputError, match="needs code that is not TFDS's own"):
         texts("tfds:strange")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_beside_its_archive_is_refused_and_a_copy_warned_of(tmp_path):
+    for name in ("train.jsonl", "train (1).jsonl"):
+        write_file(tmp_path / name, ["a"])
+    with pytest.warns(
+        InputWarning, match=r"train.jsonl holds the same as train \(1\).jsonl, and its texts count again"
+    ):
+        texts(tmp_path)
+    (tmp_path / "train (1).jsonl").unlink()
+    write_file(tmp_path / "train.jsonl.gz", gzip.compress(b'{"text": "a"}'))
+    with pytest.raises(InputError, match="train.jsonl and train.jsonl.gz seem to be one file twice"):
+        texts(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "../nowhere"])
+def test_a_link_that_would_not_be_read_is_refused(tmp_path, target):
+    write_file(tmp_path / "data" / "a.jsonl", ["a"])
+    write_file(tmp_path / "elsewhere" / "b.jsonl", ["b"])
+    (tmp_path / "data" / "more").symlink_to(target)
+    with pytest.raises(InputError, match=f"more is a link to {target}, no file"):
+        texts(tmp_path / "data")

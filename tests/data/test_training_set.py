@@ -92,6 +92,24 @@ def test_a_subset_has_exactly_its_budget(audited, audited_texts, model_directory
     assert 1 < found["num_distinct"] <= min(found["num_documents"], 10)
 
 
+def test_copies_in_a_text_are_no_different_documents(documents, model_directory, tmp_path):
+    write_jsonl(tmp_path / "copies.jsonl", [{"text": d.text} for d in documents[:3]] * 40)
+    (tmp_path / "audited").mkdir()
+    text = clean.TrainingText(texts=tmp_path / "copies.jsonl")
+    clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
+    settings = dataclasses.replace(SETTINGS, num_tokens=LENGTH * 24 + 1, replacement=False)
+    with pytest.warns(InputWarning, match="holds each of 3 documents .* times on average"):
+        found = write((tmp_path / "audited", text), model_directory, tmp_path / "s", settings)
+    assert found["num_distinct"] == 3
+    with pytest.raises(InputError, match="more than max_repetitions=2"):
+        write(
+            (tmp_path / "audited", text),
+            model_directory,
+            tmp_path / "t",
+            dataclasses.replace(settings, max_repetitions=2),
+        )
+
+
 def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, documents, tmp_path):
     """Every document is BOS and then a sampled one, with EOS only where EOS was sampled; the last may be cut."""
     write(audited, model_directory, tmp_path / "s")

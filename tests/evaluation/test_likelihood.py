@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data import texts
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.score import TokenScores, score
@@ -300,6 +301,8 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_multiple_choice", row(choices=["a", 1]), "item 2: every choice"),
         ("load_multiple_choice", row(choices=["a", " "]), "item 2: every choice"),
         ("load_multiple_choice", row(gold=1), "items 1 to 2: all have the same question"),
+        ("load_multiple_choice", row(choices=["y", "xx", " y"]), "item 2: the right choice stands there twice"),
+        ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": "a"}, "item 2: both sentences are equal"),
         ("load_multiple_choice", row(question=None), "item 2: question must be a text"),
         ("load_minimal_pairs", {"sentence_good": "a"}, r"line 2: missing field\(s\) sentence_bad"),
         ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": 1}, "item 2: sentence_bad must be a text"),
@@ -311,6 +314,13 @@ def test_a_faulty_line_is_named(tmp_path, load, second, message):
     path.write_text(f"{json.dumps(GOOD[load])}\n{second}\n")
     with pytest.raises(InputError, match=f"{path}, {message}"):
         LOADERS[load](path)
+
+
+@pytest.mark.parametrize("load, other", [("load_texts", "text"), ("load_multiple_choice", "question")])
+def test_items_that_equal_another_one_are_warned_of(tmp_path, load, other):
+    write_jsonl(path := tmp_path / "twins.jsonl", [GOOD[load], GOOD[load] | {other: "b"}, GOOD[load]])
+    with pytest.warns(InputWarning, match="twins.jsonl: 1 of 3 items equal an earlier one"):
+        assert len(LOADERS[load](path)) == 3
 
 
 @pytest.mark.parametrize("load", GOOD)

@@ -4,12 +4,13 @@ import collections
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
-from selftrain_jax.evaluation.memorization import load_probes, probe_columns
+from selftrain_jax.evaluation.memorization import Probe, load_probes, probe_columns
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.run import summary
@@ -63,3 +64,16 @@ def test_anything_else_is_refused_in_one_line(rows, tmp_path_factory):
         return
     assert [(p.prefix.tolist(), p.suffix.tolist()) for p in probes] == [(r["prefix"], r["suffix"]) for r in rows]
     assert all(np.issubdtype(part.dtype, np.int32) for p in probes for part in (p.prefix, p.suffix))
+
+
+@pytest.mark.parametrize("one, other", [("\u00e9", "e\u0301"), ("rare", "rare "), ("8", "\uff18"), ("a b", "a\u3000b")])
+def test_groups_that_look_alike_are_refused(one, other):
+    probes = [Probe(np.array([1]), np.array([2]), group) for group in (one, other)]
+    with pytest.raises(InputError, match="would stand for two figures"):
+        summary.check_groups(probes, SETTINGS)
+
+
+def test_probes_that_equal_another_one_are_warned_of(tmp_path):
+    write_jsonl(path := tmp_path / "p.jsonl", [{"prefix": [1, 2], "suffix": [3], "group": group} for group in "aab"])
+    with pytest.warns(InputWarning, match="p.jsonl: 2 of 3 items equal an earlier one"):
+        load_probes(path, CONFIG)

@@ -452,3 +452,14 @@ def test_an_empty_vocabulary_is_refused(tmp_path):
 
     Tokenizer(models.WordLevel({}, unk_token="")).save(str(tmp_path / "tokenizer.json"))
     refuses(lambda: check_tokenizer(CONFIG, load_tokenizer(tmp_path)), "empty vocabulary")
+
+
+def test_the_tokenizer_and_where_documents_end_are_inputs_of_a_stage(tmp_path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    seen = [hf.vocabulary_input("source", tmp_path)]
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text('{"changed": 1}')
+        seen.append(hf.vocabulary_input("source", tmp_path))
+    assert all(list(found) == ["source's tokenizer"] for found in seen)
+    assert len({found["source's tokenizer"] for found in seen}) == 4

@@ -142,6 +142,8 @@ REFUSED = [
     ({"source": "m", "evaluate": {"multiple_choice": {"x": "a"}, "minimal_pairs": {"x": "b"}}}, "both name 'x'"),
     ({"source": "m", "evaluate": {"multiple_choice": {"x:acc_norm": "a"}}}, "'x:acc_norm'"),
     ({"source": "m", "evaluate": {"texts": {"": "a"}}}, "name ''"),
+    ({"source": "m", "evaluate": {"texts": {"wiki": "a", "wiki ": "b"}}}, "names 'wiki' and 'wiki ' look alike"),
+    ({"source": "m", "evaluate": {"texts": {"\u00e9": "a", "e\u0301": "b"}}}, "look alike"),
     ({"source": "m", "evaluate": {"texts": {"a\x1b[2J": "a"}}}, r"name 'a\x1b[2J'"),
     ({"source": "m", "evaluate": {"held_out_ngram": 0}}, "held_out_ngram=0"),
     ({"source": "m", "evaluate": {"context_len": 0}}, "context_len=0"),

@@ -325,3 +325,18 @@ def test_settings_that_name_paths_in_a_folder_may_move_with_it(tmp_path):
     assert run(tmp_path / "new", stages_in(tmp_path / "new")) == ["[1/1] train/self-0: done before"]
     with pytest.raises(InputError, match="setting student is .*lab/other"):
         run(tmp_path / "new", stages_in(tmp_path / "new", "lab/other"))
+
+
+def test_no_report_compares_what_was_made_before_a_file_changed_with_what_was_made_after(tmp_path):
+    text = ["v1"]
+    first, last = (dataclasses.replace(plan()[1], name=f"evaluate/{name}", after=[]) for name in ("base", "self-0"))
+    first, last = (dataclasses.replace(stage, externals=lambda: {"texts": text[0]}) for stage in (first, last))
+
+    def changes(directory):
+        text[0] = "v2"
+
+    train = Stage("train/self-0", {}, [], changes)
+    report = Stage("report", {}, [first.name, last.name], lambda directory: None, again=True)
+    with pytest.raises(InputError, match="stage evaluate/base .*is stale: its input texts has changed since"):
+        run(tmp_path, [first, train, last, report])
+    assert not (tmp_path / "report").exists()
