@@ -5,13 +5,14 @@ Importing this module does not need the harness; its functions do (extra `eval`)
 
 import contextlib
 import dataclasses
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
+import sys
+import types
 from typing import Any, Callable, Iterator, Sequence
-from unittest import mock
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint as fingerprint_of
@@ -137,13 +138,16 @@ def _environment(settings: Settings) -> Iterator[None]:
     wanted = {"DISABLE_MULTIPROC": "1"} | ({"HF_ALLOW_CODE_EVAL": "1"} if settings.confirm_run_unsafe_code else {})
     before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
-    scripts = contextlib.nullcontext()
-    if not settings.confirm_run_unsafe_code and importlib.util.find_spec("evaluate"):
-        scripts = mock.patch("evaluate.load", _refuse_script)
+    library = sys.modules.get("evaluate")
+    if not settings.confirm_run_unsafe_code:
+        sys.modules["evaluate"] = stub = types.ModuleType("evaluate")
+        stub.load, stub.__spec__ = _refuse_script, importlib.machinery.ModuleSpec("evaluate", None)
     try:
-        with scripts:
-            yield
+        yield
     finally:
+        if not settings.confirm_run_unsafe_code:
+            del sys.modules["evaluate"]
+            sys.modules.update({"evaluate": library} if library else {})
         for name in wanted:
             os.environ.pop(name, None)
         os.environ.update(before)
