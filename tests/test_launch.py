@@ -295,6 +295,8 @@ def test_a_jobset_is_filled_in_and_applied(cluster):
     yaml = pytest.importorskip("yaml")
     pod = yaml.safe_load(manifest)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["args"] == ["run", *RUN]
+    _, out, _, _ = cluster("gke/submit.sh", "--dry-run", *GKE, "--", *RUN, '--config.title=$(HF_TOKEN) $$"\\')
+    assert '"--config.title=$$(HF_TOKEN) $$$$\\"\\\\"]' in out, "Kubernetes would put the token in"
     _, out, _, calls = cluster("gke/submit.sh", "--dry-run", *GKE, "--", *RUN)
     assert not calls and out == f"kubectl apply -f - <<'EOF'\n{manifest}EOF\n"
 

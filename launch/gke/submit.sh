@@ -58,9 +58,10 @@ if [ -n "$cluster" ]; then
   exit 0
 fi
 
-# The arguments as a JSON list.
+# The arguments as a JSON list. Kubernetes would put a variable's value in place of $(NAME); $$ stands for one $.
 list='"run"'
 for argument in "$@"; do
+  argument=${argument//\$/\$\$}
   argument=${argument//\\/\\\\}
   list+=", \"${argument//\"/\\\"}\""
 done

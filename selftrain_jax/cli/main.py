@@ -5,6 +5,7 @@ import contextlib
 import errno
 import importlib
 import io
+import logging
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ import warnings
 from typing import Callable, Iterator, Sequence, TextIO
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
-from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, visible
+from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, told
 from selftrain_jax.core.files import at_home
 from selftrain_jax.core.storage import is_storage_error
 from selftrain_jax.distributed import preemption
@@ -61,18 +62,18 @@ def _run(argv: list[str]) -> int:
         with _one_line_warnings():
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
-        print(f"selftrain: error: {visible(str(e))}", file=sys.stderr, flush=True)
+        print(f"selftrain: error: {told(e)}", file=sys.stderr, flush=True)
         if argv[0] in ("run", *STAGES) and preemption.joining():
             _tell_job()
         return 2
     except RunStopped as e:
-        print(f"selftrain: stopped: {visible(str(e))}", file=sys.stderr, flush=True)
+        print(f"selftrain: stopped: {told(e)}", file=sys.stderr, flush=True)
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _bucket_failed(e, argv)
-        where = f"{visible(str(e.filename))}: " if e.filename else ""
+        where = f"{told(e.filename)}: " if e.filename else ""
         print(f"selftrain: error: {where}{e.strerror}", file=sys.stderr)
         return 2
     except Exception as e:
@@ -141,7 +142,7 @@ def _bucket_failed(error: Exception, argv: list[str]) -> int:
     if not any("gs://" in argument for argument in argv) or not is_storage_error(error):
         raise error
     print(
-        f"selftrain: stopped: the bucket cannot be used ({visible(one_line(error)[:300])}); try the same command again",
+        f"selftrain: stopped: the bucket cannot be used ({one_line(error)[:300]}); try the same command again",
         file=sys.stderr,
     )
     return 1
@@ -149,16 +150,26 @@ def _bucket_failed(error: Exception, argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Prints an `InputWarning` as the command line prints errors; other warnings as Python does."""
-    with warnings.catch_warnings():
+    """Prints an `InputWarning` as the command line prints errors, other warnings and records of logs as `told`."""
+    make = logging.getLogRecordFactory()
+
+    def make_told(*args, **named):
+        record = make(*args, **named)
+        with contextlib.suppress(TypeError, ValueError):  # arguments that do not fit: logging says so itself
+            record.msg, record.args = told(record.getMessage(), keep="\n\t"), ()
+        return record
+
+    with warnings.catch_warnings(), contextlib.ExitStack() as changed:
+        logging.setLogRecordFactory(make_told)
+        changed.callback(logging.setLogRecordFactory, make)
         warnings.simplefilter("default", InputWarning)  # whatever PYTHONWARNINGS says
         show = warnings.showwarning
 
         def show_one_line(message, category, *rest, **named):
             if issubclass(category, InputWarning):
-                print(f"selftrain: warning: {visible(str(message))}", file=sys.stderr)
+                print(f"selftrain: warning: {told(message)}", file=sys.stderr)
             else:
-                show(message, category, *rest, **named)
+                show(told(message, keep="\n\t"), category, *rest, **named)
 
         warnings.showwarning = show_one_line
         yield

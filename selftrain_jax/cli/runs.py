@@ -74,7 +74,7 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
         far = stale[stage.name].why if state == "stale" else ""
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
-        print(f"{state:8} {stage.name}{far and f': {far}'}")
+        _say(f"{state:8} {stage.name}{far and f': {far}'}")
     return 0
 
 
@@ -97,9 +97,9 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
 
 def _show_documents(corpus: pathlib.Path, count: int) -> None:
     for document in read_corpus(corpus)[:count]:
-        print(f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---")
-        print(visible(document.text, keep="\n\t"))
+        _say(f"\n--- document {document.id} ({len(document.tokens)} tokens, {document.stop_reason}) ---")
+        _say(document.text)
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(visible(text, keep="\n\t"), flush=True)

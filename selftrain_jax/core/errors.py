@@ -1,6 +1,9 @@
 """The exceptions whose message is all that a user needs: one line that says what is wrong, and the way out."""
 
-import unicodedata
+import re
+
+# Control characters, halves of surrogate pairs, and what turns the direction of the text after it.
+_ORDERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 class InputError(ValueError):
@@ -29,11 +32,16 @@ class InputWarning(UserWarning):
 
 
 def visible(text: str, keep: str = "", mask: str = "\N{REPLACEMENT CHARACTER}") -> str:
-    """`text` with `mask` for control characters (but those in `keep`) and halves of surrogate pairs: text from outside
-    gives no orders to a terminal."""
-    return "".join(mask if c not in keep and unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+    """`text` with `mask` for control characters (but those in `keep`) and what else could change how the text around it
+    is shown: text from outside gives no orders to a terminal."""
+    return _ORDERS.sub(lambda found: found[0] if found[0] in keep else mask, text)
+
+
+def told(message: object, keep: str = "") -> str:
+    """`message` as a terminal or a log may have it: `visible`, and without user and password of an address in it."""
+    return visible(re.sub(r"//[^/\s@]+@", "//***@", str(message)), keep)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error from elsewhere, without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error from elsewhere, without its line breaks, as `told`."""
+    return told(" ".join(str(error).split())) or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any, Iterable, Iterator
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError, one_line, visible
 from selftrain_jax.core.lock import held
 
 
@@ -80,7 +80,7 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
 def inside(folder: pathlib.Path, name: str, where: object) -> pathlib.Path:
     """`folder / name`, for a name that others chose, in `where`; `InputError` where it could lead out of the folder."""
     target = folder / name
-    bad = {"", ".", ".."} & set(name.split("/")) or {"\\", "\0"} & set(name)
+    bad = {"", ".", ".."} & set(name.split("/")) or "\\" in name or name != visible(name)
     if bad or not os.path.realpath(target).startswith(os.path.join(os.path.realpath(folder), "")):
         raise InputError(f"{where} names {name!r}, which may lie outside of its folder; rename or remove that")
     return target

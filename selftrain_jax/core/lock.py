@@ -229,6 +229,7 @@ class _Object(_File):
 def _parse(payload: bytes) -> dict[str, Any]:
     try:
         found = json.loads(payload)
-        return found if {"machine", "ticks", "token"} <= set(found) and isinstance(found["pid"], int) else {}
+        known = {"machine", "ticks", "token"} <= set(found) and isinstance(pid := found["pid"], int)
+        return found if known and 0 < pid < 1 << 31 else {}
     except (ValueError, TypeError, KeyError):
         return {}

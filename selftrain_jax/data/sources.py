@@ -6,6 +6,7 @@ stored. Everything is read item by item, a JSON file that is one value excepted,
 
 import dataclasses
 import difflib
+import json
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 from unittest import mock
 
 from selftrain_jax.core.errors import InputError, InputWarning, one_line
-from selftrain_jax.core.files import file_fingerprint, user_path
+from selftrain_jax.core.files import file_fingerprint, inside, user_path
 from selftrain_jax.core.rows import LINES, ROWS, has_ending, read_rows
 
 TFDS = "tfds:"
@@ -167,8 +168,10 @@ def _tfds(name: str, split: str) -> Source:
             splits = builder.info.splits
         if split.split("[")[0] not in splits:
             raise InputError(f"import split={split!r}: {name} has the splits {', '.join(splits)}")
-        records = builder.as_data_source(split=split)
         files = [os.fspath(file) for file in splits[split].filepaths]
+        for file in files:
+            inside(builder.data_path, os.path.relpath(file, builder.data_path), f"import source {name}")
+        records = builder.as_data_source(split=split)
     except InputError:
         raise
     except tfds.core.DatasetNotFoundError:
@@ -297,8 +300,16 @@ def saved_dataset(what: str, path: str | os.PathLike, split: str) -> Any:
     """One split of the Hugging Face data set that `save_to_disk` left in `path`; `what` begins the message of every
     `InputError`."""
     library = datasets_library(what)
+    folder = pathlib.Path(path)
     try:
+        several = folder / "dataset_dict.json"
+        names = json.loads(several.read_bytes())["splits"] if several.is_file() else []
+        for part in [inside(folder, name, what) for name in names] or [folder]:
+            for file in json.loads((part / "state.json").read_bytes())["_data_files"]:
+                inside(part, file["filename"], what)
         data = library.load_from_disk(str(path))
+    except InputError:
+        raise
     except Exception as e:  # Arrow, JSON and the file system each raise their own
         raise InputError(f"{what} is not a readable saved data set ({one_line(e)[:200]})") from None
     parts = dict(data) if isinstance(data, library.DatasetDict) else {str(data.split or "train"): data}

@@ -5,10 +5,13 @@ Importing this module does not need the harness; its functions do (extra `eval`)
 
 import contextlib
 import dataclasses
+import importlib.machinery
 import importlib.metadata
 import json
 import os
 import pathlib
+import sys
+import types
 from typing import Any, Callable, Iterator, Sequence
 
 from selftrain_jax.core.errors import InputError
@@ -130,16 +133,31 @@ def _read_result(directory: pathlib.Path, asked: dict[str, Any], say: Callable[[
 
 @contextlib.contextmanager
 def _environment(settings: Settings) -> Iterator[None]:
-    """No forked bootstrap beside JAX's threads, and the harness's code runner only where the user allowed it."""
+    """No forked bootstrap beside JAX's threads; the harness's code runner, and metrics that are scripts, only where the
+    user allowed it."""
     wanted = {"DISABLE_MULTIPROC": "1"} | ({"HF_ALLOW_CODE_EVAL": "1"} if settings.confirm_run_unsafe_code else {})
     before = {name: os.environ[name] for name in wanted if name in os.environ}
     os.environ.update(wanted)
+    library = sys.modules.get("evaluate")
+    if not settings.confirm_run_unsafe_code:
+        sys.modules["evaluate"] = stub = types.ModuleType("evaluate")
+        stub.load, stub.__spec__ = _refuse_script, importlib.machinery.ModuleSpec("evaluate", None)
     try:
         yield
     finally:
+        if not settings.confirm_run_unsafe_code:
+            del sys.modules["evaluate"]
+            sys.modules.update({"evaluate": library} if library else {})
         for name in wanted:
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+def _refuse_script(name: str, *_, **__) -> None:
+    raise InputError(
+        f"metric {name!r} is a script, which the `evaluate` library takes from the working directory or the hub and "
+        "runs; leave the task out, or allow it with --confirm-run-unsafe-code"
+    )
 
 
 def _plain(value: Any) -> Any:

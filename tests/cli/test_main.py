@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import os
 import pathlib
 import runpy
@@ -229,17 +230,20 @@ def test_an_interrupted_tool_says_that_nothing_was_written(tmp_path, monkeypatch
     assert capsys.readouterr().err == "selftrain: interrupted; nothing was written\n"
 
 
-def test_nothing_that_is_told_reaches_the_terminal_as_an_order(tmp_path, monkeypatch, capsys):
+def test_nothing_that_is_told_reaches_the_terminal_as_an_order(tmp_path, monkeypatch, capsys, caplog):
     escape = "\x1b]0;owned\x07\x9b2J\r"
     assert run("status", f"--config={tmp_path}/{escape}", f"--workdir={tmp_path}") == 2
-    with cli._one_line_warnings():
+    with pytest.warns(UserWarning, match="^\ufffd"), cli._one_line_warnings():
         warnings.warn(InputWarning(escape), stacklevel=1)
-    document = Document(0, np.zeros(3, np.int32), None, "eos", "one\n\ttwo" + escape + "\ud800")
+        warnings.warn(UserWarning(escape), stacklevel=1)
+        logging.getLogger("a library").warning("%s and %s", escape, "http://me:secret@host/")
+    document = Document(0, np.zeros(3, np.int32), None, f"eos{escape}\u202e", "one\n\ttwo" + escape + "\ud800")
     monkeypatch.setattr(runs, "read_corpus", lambda _: [document])
     runs._show_documents(tmp_path, 1)
     out, err = capsys.readouterr()
     assert "one\n\ttwo\ufffd]0;owned" in out and err.count("]0;owned\ufffd") == 2
-    assert all(c.isprintable() or c in "\n\t" for c in out + err)
+    assert all(c.isprintable() or c in "\n\t" for c in out + err + caplog.text)
+    assert "http://***@host/" in caplog.text
 
 
 def test_a_path_that_the_system_refuses_exits_with_2_and_one_line(tmp_path, capsys):

@@ -48,7 +48,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
     assert os.listdir(tmp_path) == ["f.json"]
 
 
-@pytest.mark.parametrize("name", ["", "/etc/x", "a//x", "../x", "a/../../x", "a/..", "./x", "a\\x", "a\0x", "link/x"])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/x", "a//x", "../x", "a/../../x", "a/..", "./x", "a\\x", "a\0x", "a\nx", "\ud800", "link/x"]
+)
 def test_a_name_that_others_chose_stays_in_its_folder(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()

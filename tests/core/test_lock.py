@@ -69,7 +69,9 @@ def test_what_a_killed_process_left_is_taken_over_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pid": 2**22 + 1}, {"ticks": "1"}], ids=["no such process", "its number was given again"]
+    "changes",
+    [{"pid": 2**22 + 1}, {"ticks": "1"}, {"pid": 10**30}],
+    ids=["no such process", "its number was given again", "no number of a process"],
 )
 def test_a_process_that_is_gone_holds_nothing(path, changes):
     left_behind(path, **changes)

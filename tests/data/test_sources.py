@@ -6,15 +6,18 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import warnings
 
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.sources import open_source
 from selftrain_jax.evaluation.probes import dataset_probes
 
@@ -192,6 +195,29 @@ def test_probes_of_a_saved_data_set_fetch_nothing(data_with_images, tmp_path):
     path = data_with_images({"index": [7], "tokens": [[1, 2, 3]]})
     dataset_probes(path, "train", tmp_path / "p.jsonl", prefix_length=2, suffix_length=1)
     assert json.loads((tmp_path / "p.jsonl").read_text()) == {"prefix": [1, 2], "suffix": [3], "offset": 0, "index": 7}
+
+
+@pytest.mark.parametrize("file, key", [("dataset_dict.json", "splits"), ("train/state.json", "_data_files")])
+def test_a_saved_data_set_names_no_file_outside_of_its_folder(tmp_path, file, key):
+    datasets = pytest.importorskip("datasets", reason="needs the extra `datasets`")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "train", tmp_path / "private")
+    names = ["train", "../private"] if key == "splits" else [{"filename": "../../private/data-00000-of-00001.arrow"}]
+    path = tmp_path / "data" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: names}))
+    with pytest.raises(InputError, match="names '.*private.*', which may lie outside"):
+        texts(tmp_path / "data")
+
+
+def test_a_tfds_folder_names_no_file_outside_of_it(tmp_path):
+    for name in ("private", "data"):
+        write_corpus(tmp_path / name, [Document(0, np.zeros(1, np.int32), None, "eos", "a")], {})
+    path = tmp_path / "data" / "dataset_info.json"
+    split = {"filepathTemplate": "../private/{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"splits": [info["splits"][0] | split]}))
+    with pytest.raises(InputError, match="names '../private/corpus-train.*', which may lie outside"):
+        texts(f"tfds:{tmp_path / 'data'}")
 
 
 STRANGER = "stranger_module.Feature"

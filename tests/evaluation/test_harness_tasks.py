@@ -176,6 +176,16 @@ def test_files_of_ones_own_need_a_word_before_they_are_read(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_metric_that_is_a_script_needs_a_word(tmp_path, monkeypatch):
+    book = TaskBook(["meqsum"], pathlib.Path(lm_eval.tasks.__file__).parent / "meqsum", True)
+    (tmp_path / "bleu").mkdir()
+    (tmp_path / "bleu" / "bleu.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="metric 'bleu' is a script.*--confirm-run-unsafe-code"):
+        harness_tasks.run([TaskRequest("meqsum")], book, "", tmp_path / "out", Settings(), lambda: pytest.fail("work"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_unknown_tasks_are_named_with_the_nearest_known(known):
     with pytest.raises(InputError, match=r"'arc_esay' \(did you mean arc_easy.*'hellaswagg' \(did you mean hellaswag"):
         known.check(["arc_easy", "arc_esay", "hellaswagg"], False)

@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import struct
 import warnings
+import zipfile
 from typing import Any, Callable, Iterator
 
 import ml_dtypes
@@ -149,6 +150,10 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
     import torch
 
     try:
+        if zipfile.is_zipfile(path):  # PyTorch writes them unpacked; what is packed, it would unpack into memory
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it is packed, and could fill the memory")
         with warnings.catch_warnings(action="ignore"):  # PyTorch warns of the pickles that it then refuses
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -173,8 +178,9 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
         fault = ""
         if tensor.is_meta:
             fault = "has no values (device meta)"
-        elif tensor.layout != torch.strided:
-            fault = f"is stored as {tensor.layout}"
+        elif tensor.layout != torch.strided or tensor.is_nested or tensor.is_neg():
+            kind = "nested" if tensor.is_nested else "negated" if tensor.layout == torch.strided else tensor.layout
+            fault = f"is stored as {kind}"
         elif tensor.nbytes > tensor.untyped_storage().nbytes():  # the same bytes many times over
             fault = f"of shape {tuple(tensor.shape)} is larger than what the file holds of it"
         if fault:

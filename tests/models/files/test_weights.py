@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pathlib
+import warnings
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -153,14 +155,29 @@ def test_pytorch_tensors_that_are_not_dense_are_refused_by_name(torch, tmp_path)
     model = write_torch_checkpoint(torch, tmp_path / "bin", tensors)
     key = "gpt_neox.embed_in.weight"
     value = torch.from_numpy(tensors[key])
+    with warnings.catch_warnings(action="ignore"):  # "a prototype"
+        nested = torch.nested.nested_tensor([value.float()])
     for odd, word in (
         (value.to_sparse(), "sparse_coo"),
         (value.to("meta"), "meta"),
         (value[:1].clone().expand(48, 16), "larger"),
+        (torch._neg_view(value.float()), "negated"),
+        (nested, "nested"),
     ):
         state = {name: torch.from_numpy(x) for name, x in tensors.items()} | {key: odd}
         torch.save(state, model / "pytorch_model.bin")
         refuses(lambda: hf.load_pretrained(model), model / "pytorch_model.bin", key, word)
+
+
+def test_a_packed_pytorch_file_is_refused_before_it_is_unpacked(torch, tmp_path, monkeypatch):
+    path = write_torch_checkpoint(torch, tmp_path / "bin", old_tensors()) / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, _ in entries:
+            archive.writestr(entry.filename, bytes(1 << 20))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    refuses(lambda: hf.load_pretrained(tmp_path / "bin"), path, "packed")
 
 
 def test_pytorch_files_without_pytorch_say_what_to_install(tmp_path, monkeypatch):
