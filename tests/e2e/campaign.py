@@ -4,7 +4,7 @@
     python -m tests.e2e.campaign term --tries=50
     python -m tests.e2e.campaign pair --tries=20
     python -m tests.e2e.campaign full --tries=20      (as root: it mounts small file systems)
-    python -m tests.e2e.campaign damage
+    python -m tests.e2e.campaign damage --tries=40    (kinds of files)
 
 A try has survived when the command goes on and ends, to the bit, as an undisturbed run does; a fault that it cannot
 survive it must refuse in one line.
@@ -137,8 +137,8 @@ class Campaign:
             finally:
                 subprocess.run(["umount", "-l", mount], check=True)
 
-    def damage(self) -> None:
-        """Each kind of file of a finished run, with a byte flipped, and cut; everything after its stage is done again.
+    def damage(self, tries: int) -> None:
+        """Kinds of files of a finished run, with a byte flipped, and cut; everything after its stage is done again.
 
         What reads the damaged file must refuse it, naming it, or end as the reference did.
         """
@@ -149,7 +149,7 @@ class Campaign:
                 name = str(path.relative_to(reference))
                 kinds.setdefault(re.sub(r"[0-9a-f]{32}|\d+", "N", name).replace("other", "self"), name)
         order = "lab sample audit subset train evaluate report".split()
-        for kind, name in sorted(kinds.items()):
+        for kind, name in self.random.sample(sorted(kinds.items()), min(tries, len(kinds))):
             for how in ("flipped", "cut"):
                 workdir = self.folder / "damage"
                 shutil.copytree(reference, workdir)
@@ -186,10 +186,8 @@ def main() -> int:
         print(f"an undisturbed run takes {campaign.seconds:.0f} s", flush=True)
         if arguments.kind in ("kill", "term"):
             campaign.signals(arguments.tries, signal.SIGKILL if arguments.kind == "kill" else signal.SIGTERM)
-        elif arguments.kind == "damage":
-            campaign.damage()
         else:
-            (campaign.pairs if arguments.kind == "pair" else campaign.full)(arguments.tries)
+            {"pair": campaign.pairs, "full": campaign.full, "damage": campaign.damage}[arguments.kind](arguments.tries)
         for (what, outcome), count in sorted(campaign.count.items()):
             print(f"{count:4} {what}: {outcome}")
     return int(any(outcome in ("FAILED", "DIFFERS") for _, outcome in campaign.count))
