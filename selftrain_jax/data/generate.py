@@ -139,6 +139,9 @@ def _write(
 
     Text is decoded and shards are written in a thread beside the next wave, which leaves the host idle.
     """
+    # While TFDS is imported, `import` gives other threads its lazy modules: so not in the thread, beside a compilation.
+    import tensorflow_datasets.proto  # noqa: F401
+
     waiting = list(shards)
 
     def finish(wave):

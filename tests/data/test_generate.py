@@ -248,3 +248,29 @@ def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
         out, err = worker.communicate(timeout=600)
         assert worker.returncode == 0 and out.strip().endswith("20"), err[-3000:]
     assert_same_tokens(read_corpus(tmp_path / "c"), corpus)
+
+
+_WATCHES_IMPORTS = """
+import sys, threading
+import numpy as np
+from selftrain_jax.data import corpus, generate
+from selftrain_jax.sampling.sampler import Samples
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow_datasets":
+            print(threading.current_thread() is threading.main_thread())
+
+sys.meta_path.insert(0, Watch())
+wave = Samples(*(np.ones((1, 1)[:n], t) for n, t in ((1, int), (2, "i4"), (2, "f4"), (1, "i4"), (1, bool))))
+tokenizer = type("", (), {"batch_decode": lambda self, ids: ["x"] * len(ids)})()
+writer = corpus.CorpusWriter(sys.argv[1], 2, 1)
+documents = {0: generate.Document(0, np.array([1]), None, "length", "x")}
+generate._write(writer, writer.missing_shards(), documents, (w for w in [wave]), tokenizer)
+"""
+
+
+def test_tfds_is_not_imported_beside_the_sampler(tmp_path):
+    """While it is, `import` in every thread may give its lazy modules, which jax then calls."""
+    done = subprocess.run([sys.executable, "-c", _WATCHES_IMPORTS, tmp_path / "c"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

@@ -138,7 +138,7 @@ class Campaign:
                 subprocess.run(["umount", "-l", mount], check=True)
 
     def damage(self, tries: int) -> None:
-        """Kinds of files of a finished run, with a byte flipped, and cut; everything after its stage is done again.
+        """Files of a finished run, one of a kind, with a byte flipped, and cut; what follows their stage is done again.
 
         What reads the damaged file must refuse it, naming it, or end as the reference did.
         """
