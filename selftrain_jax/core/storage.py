@@ -16,17 +16,19 @@ import stat
 import tempfile
 import threading
 import warnings
-from typing import IO, Any, Iterator, Sequence
+from typing import IO, Any, Iterable, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line
-from selftrain_jax.core.files import inside, is_remote, user_path
+from selftrain_jax.core.files import file_fingerprint, inside, is_remote, user_path
 from selftrain_jax.core.lock import held
 
 SEND_EVERY = 10
 """Seconds between two looks for what a stage has written; so much of its work may be lost with the machine."""
 
 CHECKPOINTS = "checkpoints"
-_REPLACED, _LOGS = "replaced", ("tensorboard", "profile", CHECKPOINTS)
+_REPLACED, _LOGS = "replaced", ("tensorboard", "profile", "wandb", CHECKPOINTS)
+_SMALL = 1 << 24
+"""Bytes of a file whose contents are compared, not its size alone."""
 RECORDS = ("manifest.json", "started.json")
 
 
@@ -150,15 +152,16 @@ class Workdir:
             thread.join()
             self.send(name)
 
-    def result_files(self, name: str) -> list[str]:
-        """What a stage has left below the folder `name`, by name: its files, hidden ones, records and logs excepted,
-        and of its checkpoints the last."""
+    def result_files(self, name: str) -> dict[str, str | int | None]:
+        """What a stage has left below the folder `name`, hidden files, records and logs excepted, and of its
+        checkpoints the last: the fingerprint of a small file, the size of a large one, None of what checks
+        itself."""
         top, last = self.local / name, self.path / name / CHECKPOINTS
         found = [p.relative_to(top) for p in top.rglob("*") if p.is_file()]
         shown = [p for p in found if not any(part.startswith(".") or part in _LOGS for part in p.parts)]
         steps = [step.name for step in last.iterdir() if step.name.isdigit()] if last.is_dir() else []
-        names = [p.as_posix() for p in shown if p.as_posix() not in RECORDS]
-        return sorted(names) + [f"{CHECKPOINTS}/{step}" for step in sorted(steps, key=int)[-1:]]
+        files = {p.as_posix(): _contents(top / p) for p in sorted(shown) if p.as_posix() not in RECORDS}
+        return files | {f"{CHECKPOINTS}/{step}": None for step in sorted(steps, key=int)[-1:]}
 
     def set_aside(self, name: str) -> pathlib.PurePath:
         """Moves the folder `name` away; returns where it is now, below `replaced`."""
@@ -210,10 +213,23 @@ class Workdir:
             ) from e
 
 
-def missing_files(folder: pathlib.PurePath, names: Sequence[str]) -> list[str]:
-    """Which of `names`, files or folders below `folder`, are not there."""
+def _contents(file: pathlib.Path) -> str | int | None:
+    if ".array_record" in file.name:  # it checks itself, and a damaged shard is drawn again alone
+        return None
+    size = file.stat().st_size
+    return file_fingerprint(file) if size <= _SMALL else size
+
+
+def missing_files(folder: pathlib.PurePath, names: Iterable[str]) -> list[str]:
+    """Which of `names`, files or folders below `folder`, are not there; on disk, also which of them are not what
+    `Workdir.result_files` has found, where `names` is that."""
     if not is_remote(folder):
-        return [name for name in names if not (folder / name).exists()]
+        found = names if isinstance(names, Mapping) else dict.fromkeys(names)
+        return [
+            name
+            for name, before in found.items()
+            if not (folder / name).exists() or (before is not None and before != _contents(folder / name))
+        ]
     import fsspec
 
     filesystem, root = fsspec.url_to_fs(os.fspath(folder))

@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import fingerprint, read_json
+from selftrain_jax.core.files import fingerprint, is_remote, read_json
 from selftrain_jax.core.records import plain, read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.distributed import job, preemption
@@ -161,12 +161,14 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
     for name, now in _outside(stage, models).items():
-        if record["inputs"].get(name, now) != now:  # a record of an older version may lack one
+        if record["inputs"].get(name) != now:
             return Stale(f"its input {name} has changed since")
     if stage.again and record["settings"] != plain(stage.settings):
         outgrown = Stale("its settings have changed since", True)
-    gone = missing_files(workdir / stage.name, record.get("files", ()))
-    return Stale(f"{gone[0]} is gone from its folder") if gone else outgrown
+    for name in missing_files(workdir / stage.name, record.get("files", ())):
+        there = not is_remote(workdir) and (workdir / stage.name / name).exists()
+        return Stale(f"{name} has changed in its folder" if there else f"{name} is gone from its folder")
+    return outgrown
 
 
 def _outside(stage: Stage, models: bool) -> dict[str, str]:

@@ -73,6 +73,16 @@ def run_copy(finished, copy_of):
     return workdir
 
 
+def rewrite_report(workdir, text):
+    """As if the report had been written so."""
+    folder = workdir / "report"
+    (folder / "report.json").write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"]["report.json"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder / "report.json"
+
+
 def test_the_card_of_an_unfinished_training_says_so(run_copy, tmp_path):
     (run_copy / "train" / "self-0" / "manifest.json").unlink()
     export.export(run_copy, tmp_path / "out")
@@ -82,7 +92,7 @@ def test_the_card_of_an_unfinished_training_says_so(run_copy, tmp_path):
 
 
 def test_a_report_that_measured_nothing_gives_no_table(run_copy, tmp_path):
-    (run_copy / "report" / "report.json").write_text('{"metrics": []}')
+    rewrite_report(run_copy, '{"metrics": []}')
     export.export(run_copy, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "This checkpoint was not evaluated." in card and "Before and after" not in card
@@ -90,8 +100,7 @@ def test_a_report_that_measured_nothing_gives_no_table(run_copy, tmp_path):
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"metrics": 5}', '{"metrics": [{}]}', '{"metrics": [5]}', "5", "null"])
 def test_a_report_of_another_kind_is_refused(run_copy, tmp_path, text):
-    path = run_copy / "report" / "report.json"
-    path.write_text(text)
+    path = rewrite_report(run_copy, text)
     refuses(lambda: export.export(run_copy, tmp_path / "out"), path, "selftrain report")
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +113,7 @@ def test_a_relative_student_is_named_as_such(run_copy, tmp_path, monkeypatch):
     shutil.copytree(run_copy / "lab" / "base" / "model", start / "models" / "mine")
     for path in run_copy.glob("[te]*/*/*.json"):
         if "inputs" in (record := json.loads(path.read_text())):  # as if it had been made from there
-            record["inputs"]["student"] = hf.model_fingerprint(start / "models" / "mine")
+            record["inputs"] |= hf.model_inputs("student", start / "models" / "mine")
             path.write_text(json.dumps(record))
     monkeypatch.chdir(start)
     export.export(run_copy, tmp_path / "out")

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from selftrain_jax.core.storage import RECORDS
 from selftrain_jax.run.references import find_model
 from tests.models.checkpoints import refuses
 
@@ -20,7 +21,7 @@ def retrained(selftrain, copy_of, finished):
     changed = json.loads((finished[0] / "config.json").read_text())
     changed["train"]["optimizer"]["learning_rate"] = 1e-4
     (workdir / "config.json").write_text(json.dumps(changed))
-    for path in workdir.glob("train/*/*.json"):
+    for path in (path for name in RECORDS for path in workdir.glob(f"train/*/{name}")):
         record = json.loads(path.read_text())
         record.get("settings", {}).get("optimizer", {}).update(learning_rate=1e-4)
         path.write_text(json.dumps(record | ({"fingerprint": "another"} if "fingerprint" in record else {})))

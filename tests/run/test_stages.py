@@ -340,3 +340,16 @@ def test_no_report_compares_what_was_made_before_a_file_changed_with_what_was_ma
     with pytest.raises(InputError, match="stage evaluate/base .*is stale: its input texts has changed since"):
         run(tmp_path, [first, train, last, report])
     assert not (tmp_path / "report").exists()
+
+
+def test_a_file_of_a_finished_stage_that_was_changed_is_noticed(tmp_path):
+    (tmp_path / "train/self-0/checkpoints/4").mkdir(parents=True)
+    run(tmp_path, with_report())
+    (tmp_path / "sample/self/result").write_text("elpmas")
+    assert stages.stale(tmp_path, with_report())["sample/self"].why == "result has changed in its folder"
+    with pytest.raises(InputError, match="stage train/self-0 .*is stale: stage sample/self"):
+        run(tmp_path, with_report(), lambda name: name == "report")
+    with pytest.raises(InputError, match="stage report .*is stale"):
+        stages.current(tmp_path, with_report(), "report")
+    (tmp_path / "sample/self/result").write_text("sample")
+    assert stages.stale(tmp_path, with_report()) == {}
