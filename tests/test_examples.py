@@ -43,5 +43,5 @@ def test_the_gpu_launcher_prints_its_command_and_refuses_to_guess():
 
     shown = launch("--dry-run", "--config=configs/pythia.py:410m", "--workdir=runs/with space")
     assert shown.returncode == 0
-    assert "python -m selftrain_jax run --config=configs/pythia.py:410m --workdir=runs/with\\ space" in shown.stdout
+    assert "python -P -m selftrain_jax run --config=configs/pythia.py:410m --workdir=runs/with\\ space" in shown.stdout
     assert launch().returncode == 2

@@ -234,6 +234,7 @@ def test_a_study_in_a_bucket_is_refused(capsys):
     assert "a study needs a folder on disk" in capsys.readouterr().err
 
 
+@pytest.mark.large
 def test_a_training_goes_on_from_its_checkpoints_in_a_bucket(bucket, tmp_path, monkeypatch):
     """On another machine, which has nothing else; then without the newest of them, which is damaged."""
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])

@@ -224,7 +224,8 @@ print(sample_corpus(sys.argv[3], settings, sys.argv[4], mesh=mesh, name="self")[
 """
 
 
-@pytest.mark.parametrize("devices", [pytest.param("local", marks=pytest.mark.large), "all"])
+@pytest.mark.large
+@pytest.mark.parametrize("devices", ["local", "all"])
 def test_processes_change_nothing(corpus, model_directory, tmp_path, devices):
     """Two processes: each with its own devices and ids, or both on one tensor-parallel mesh."""
     with socket.socket() as s:

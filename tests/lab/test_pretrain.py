@@ -130,7 +130,8 @@ def test_a_preset_of_any_family_makes_a_model(monkeypatch, tmp_path, name):
     assert hf.load_config(tmp_path) == config
 
 
-@pytest.mark.parametrize("name", [pytest.param("gemma-3-270m", marks=pytest.mark.large), "gpt2"])
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["gemma-3-270m", "gpt2"])
 def test_a_preset_of_another_family_trains(monkeypatch, train_model, name):
     directory = train_model(of_family(monkeypatch, name))
     config, params = hf.load_pretrained(directory / "model")

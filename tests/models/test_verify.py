@@ -331,6 +331,7 @@ def test_published_figures_are_for_one_model_and_one_item(checkpoint, arc_easy, 
         published.first_arc_easy_item(other, "EleutherAI/pythia-70m")
 
 
+@pytest.mark.large
 def test_published_figures_decide_as_well(checkpoint, arc_easy, monkeypatch, capsys, tmp_path):
     """The small model stands in for pythia-70m; once its own figures are "published", and once they are not."""
     model = shutil.copytree(checkpoint, tmp_path / "model")
