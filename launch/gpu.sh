@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "$0")/arguments.sh"
 
-is_file() { [ -f "${1/#~/$HOME}" ]; }
+is_file() { [ -f "${1/#\~/${HOME:-}}" ]; }
 
 dry_run=
 case "${1:-}" in
