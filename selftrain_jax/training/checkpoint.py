@@ -150,7 +150,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with self._saving():  # what could not be saved may be said again
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self

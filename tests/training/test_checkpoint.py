@@ -17,7 +17,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder
 from selftrain_jax.training import checkpoint
-from selftrain_jax.training.checkpoint import Checkpoints, restore_params
+from selftrain_jax.training.checkpoint import CheckpointNotSaved, Checkpoints, restore_params
 from selftrain_jax.training.optimizer import make_optimizer
 from selftrain_jax.training.settings import OptimizerConfig
 from selftrain_jax.training.step import TrainState, state_shardings
@@ -256,3 +256,14 @@ except RunStopped as e:
     assert "could not be saved" in message and "File too large" in message, done.stderr[-2000:]
     assert "last good checkpoint: step 3" in message
     assert_same_bits(restore(tmp_path / "c", state_at(0)), state_at(3))
+
+
+@pytest.mark.parametrize("names", [["wait_until_finished", "close"], ["close"]], ids=len)
+def test_a_save_that_fails_is_one_line_also_when_orbax_says_it_while_closing(tmp_path, monkeypatch, names):
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
+
+    with pytest.raises(CheckpointNotSaved, match="No space left on device.*Make room"):
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            for name in names:
+                monkeypatch.setattr(checkpoints._manager, name, full)
