@@ -44,9 +44,9 @@ def ends(process: subprocess.Popen, seconds: float = 600) -> tuple[int, str, str
 
 
 def error(err: str) -> str:
-    """The one line that a command leaves when it stops; '' where it left a traceback or nothing."""
-    lines = [line for line in err.splitlines() if line.startswith("selftrain: ")]
-    return "" if "Traceback" in err or not lines else lines[-1]
+    """The one line that a command leaves when it stops; "" where there is none. Orbax's threads log beside it."""
+    lines = [line for line in err.splitlines() if line.startswith(("selftrain: error: ", "selftrain: stopped: "))]
+    return lines[0] if len(lines) == 1 else ""
 
 
 def whole(workdir: pathlib.Path) -> tuple[int, str, str]:
