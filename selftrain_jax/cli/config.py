@@ -30,18 +30,17 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
     folder = str(path.parent.absolute())
     sys.path.insert(0, folder)  # a config may build on its neighbour
     try:
-        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
-        values = _plain(values)
+        values = _plain(runpy.run_path(str(path))["get_config"](*([argument] if argument else [])))
     except Exception as e:  # whatever the file does wrong is bad input
         where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
         raise InputError(f"config {reference}: {what}") from None
     finally:
         sys.path.remove(folder)
-    for override in overrides:
-        _override(values, override)
     if not isinstance(values, dict):
         raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
+    for override in overrides:
+        _override(values, override)
     if study != ("students" in values):
         command = "study" if not study else "run"
         raise InputError(

@@ -452,6 +452,7 @@ BAD = [
     ("return ConfigDict(dict())", [], "source is empty"),
     ("return ConfigDict(dict(source='lab:base'))", [], "needs a lab"),
     ("return 5", [], "get_config() must return a dict or a ConfigDict, not 5"),
+    ("return 5", ["--config.title=x"], "get_config() must return a dict or a ConfigDict, not 5"),
     ("assert False", [], "line 3: AssertionError"),
     ("return unknown_name", [], "unknown_name"),
     ("import no_such_module_anywhere", [], "no_such_module_anywhere"),
