@@ -13,9 +13,12 @@ check() { # NAME VALUE PATTERN: an option, which may be empty; other characters 
   [[ -z "$2" || "$2" =~ ^($3)$ ]] || refuse "--$1=$(printf %q "$2") is not understood: it must match $3"
 }
 
-check_run() { # IS_FILE ARGUMENT...: what `selftrain run` gets; IS_FILE PATH tells whether it will find its config
-  local is_file=$1 config='' workdir=''
-  shift
+is_file() { # PATH: whether the run will find this config; a script whose run looks elsewhere has its own
+  [ -f "${1/#\~/${HOME:-}}" ]
+}
+
+check_run() { # ARGUMENT...: what `selftrain run` gets
+  local config='' workdir=''
   while [ $# -gt 0 ]; do
     if [[ "$1" == *[[:cntrl:]]* ]]; then refuse "$(printf %q "$1") holds a control character"; fi
     case "$1" in
@@ -27,5 +30,5 @@ check_run() { # IS_FILE ARGUMENT...: what `selftrain run` gets; IS_FILE PATH tel
     shift
   done
   if [ -z "$config" ] || [ -z "$workdir" ]; then usage >&2; exit 2; fi
-  "$is_file" "${config%%:*}" || refuse "--config=$config: there is no such file where the run would look for it"
+  is_file "${config%%:*}" || refuse "--config=$config: there is no such file where the run would look for it"
 }

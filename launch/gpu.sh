@@ -5,14 +5,12 @@ set -euo pipefail
 # shellcheck source=launch/arguments.sh
 source "$(dirname "$0")/arguments.sh"
 
-is_file() { [ -f "${1/#\~/${HOME:-}}" ]; }
-
 dry_run=
 case "${1:-}" in
   --help) usage; exit ;;
   --dry-run) dry_run=1; shift ;;
 esac
-check_run is_file "$@"
+check_run "$@"
 
 # JAX would take three quarters of the memory at once; runs that share a host want what they need.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"

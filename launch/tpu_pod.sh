@@ -46,7 +46,7 @@ check type "$type" '[a-z0-9-]+'
 check version "$version" '[A-Za-z0-9._-]+'
 check project "$project" '[a-z0-9.:-]+'
 check attempts "$attempts" '[1-9][0-9]*'
-if [ -z "$delete" ]; then check_run is_file "$@"; fi
+if [ -z "$delete" ]; then check_run "$@"; fi
 where=(--zone="$zone")
 if [ -n "$project" ]; then where+=(--project="$project"); fi
 if [ -z "$version" ]; then

@@ -45,7 +45,7 @@ check claim "$claim" '[a-z0-9]([a-z0-9.-]*[a-z0-9])?'
 check xpk "$cluster" '[a-z]([a-z0-9-]*[a-z0-9])?'
 check zone "$zone" '[a-z0-9-]+'
 check type "$type" '[a-z0-9-]+'
-check_run is_file "$@"
+check_run "$@"
 
 if [ -z "$cluster$claim" ] && [[ " $*" != *' --workdir=gs://'* ]]; then
   refuse "the workdir would go with its pod: name --workdir=gs://BUCKET/DIR, or a volume with --claim"

@@ -63,8 +63,7 @@ class EvaluateSettings:
 
     def __post_init__(self):
         positive = dict.fromkeys(("held_out_ngram", "batch_size", "context_len", "curve_items"), 1)
-        check_ranges("evaluate", self, positive | {"curve_points": 0})
-        check_ranges("evaluate", self, {"max_unknown": (0, 1)})
+        check_ranges("evaluate", self, positive | {"curve_points": 0, "max_unknown": (0, 1)})
         check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
         check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
         check_choice("evaluate", self, "add_bos", ("auto", True, False))
