@@ -164,7 +164,7 @@ class _Process:
                     f"stopped: SIGTERM came during {self.doing}{late}; the same command goes on from what is saved"
                 )
                 # The main thread may hold the lock of stdout; nobody may read what is written.
-                tell = functools.partial(_tell, told or sigterm)
+                tell = functools.partial(_tell_last, told or sigterm)
                 for last in (sys.stdout.flush, tell, lock.release_all):
                     thread = threading.Thread(target=last, daemon=True)
                     thread.start()
@@ -176,8 +176,20 @@ class _Process:
 
 def _tell(text: str) -> None:
     """One line on stderr, past Python's buffers; a progress bar may have left its line open."""
+    _write(2, text)
+
+
+def _tell_last(text: str) -> None:
+    """The same as the last line: what the main thread writes until the end of the process goes nowhere."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    _write(stderr, text)
+
+
+def _write(descriptor: int, text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it
-        os.write(2, f"\nselftrain: {text}\n".encode())
+        os.write(descriptor, f"\nselftrain: {text}\n".encode())
 
 
 _process = _Process()

@@ -3,11 +3,12 @@
 import dataclasses
 import pathlib
 import re
+import warnings
 from typing import Callable, Iterator, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import has_text, read_rows
 from selftrain_jax.data.texts import check_strings, warn_of_twins
 from selftrain_jax.evaluation.score import TokenScores
@@ -131,9 +132,15 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "question" (not the same in all), "choices" (list of str) and "gold" (index), checked."""
+    """Rows with "question" (not the same in all), "choices" (list of str) and "gold" (index), checked.
+
+    Warns:
+      InputWarning: some items have the right choice twice, as eight of ARC's do; its copies are left out, since one of
+        them would count as wrong.
+    """
     rows = list(read_rows(path, ("question", "choices", "gold"), "question file"))
     check_strings(rows, ("question",), f"question file {path}")
+    repeated = []
     for number, row in enumerate(rows, 1):
         where, choices, gold = f"question file {path}, item {number}", row["choices"], row["gold"]
         if not isinstance(choices, list) or len(choices) < 2:
@@ -143,8 +150,16 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
         check_strings([dict(enumerate(choices))], range(len(choices)), f"{where}, choices")
         if type(gold) is not int or not 0 <= gold < len(choices):
             raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
-        if [choice.lstrip() for choice in choices].count(choices[gold].lstrip()) > 1:
-            raise InputError(f"{where}: the right choice stands there twice, and one of them counts as wrong")
+        right = choices[gold]
+        kept = [choice for i, choice in enumerate(choices) if i == gold or choice.lstrip() != right.lstrip()]
+        if len(kept) < 2:
+            raise InputError(f"{where}: all choices are the same, so that no answer is wrong")
+        if len(kept) < len(choices):
+            repeated.append(number)
+            row.update(choices=kept, gold=kept.index(right))
+    if repeated:
+        what = f"{len(repeated)} of {len(rows)} items, first item {repeated[0]}, have the right choice twice"
+        warnings.warn(f"question file {path}: {what}; the copies are left out", InputWarning, stacklevel=2)
     warn_of_twins(f"question file {path}", [(row["question"], *row["choices"]) for row in rows])
     if not rows:
         raise InputError(f"question file {path} holds no questions")

@@ -13,6 +13,7 @@ import tempfile
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.core.errors import InputError
@@ -241,6 +242,7 @@ def test_prompts_are_fixed_and_fit_model_and_tokenizer(tmp_path):
 @pytest.mark.parametrize("kind, message", [("gpt_neox", "pip install torch"), ("mamba", "'mamba' is not supported")])
 def test_without_pytorch(tmp_path, monkeypatch, capsys, kind, message):
     """What no PyTorch would help is said first; no weights are looked for."""
+    transformers.utils.is_torch_available()  # asks once and remembers: the tests after this one need the truth
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torch" else find_spec(name, *a))
     (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | {"model_type": kind}))
