@@ -72,19 +72,8 @@ class TextLikelihood:
 def text_likelihood(
     scorer: Scorer, config: DecoderConfig, tokenizer, texts: Sequence[str], *, context_len: int = 1
 ) -> TextLikelihood:
-    """Every token of every text is scored once, in the windows of `rolling_windows` over the model's whole context.
-
-    The first token of a text is scored given BOS alone. `context_len` is explained at `rolling_windows`.
-    """
-    _check_context(context_len, config.max_position)
-    windows, starts = [], []
-    for ids in encode_all(tokenizer, texts):
-        for sequence, start in rolling_windows(ids, config.bos_token_id, config.max_position, context_len):
-            windows.append(sequence)
-            starts.append(start)
-    if not windows:
-        raise InputError("the model's tokenizer makes no token of the whole text set; leave it out")
-    scores = scorer(windows, starts)
+    """Every token of every text is scored once, in `text_windows`."""
+    scores = scorer(*text_windows(config, tokenizer, texts, context_len))
     return TextLikelihood(
         nll=-summed_log_probs(scores),
         num_tokens=np.array([s.log_probs.size for s in scores]),
@@ -92,6 +81,24 @@ def text_likelihood(
         num_chars=sum(map(len, texts)),
         num_words=sum(len(re.split(r"\s+", text)) for text in texts),
     )
+
+
+def text_windows(
+    config: DecoderConfig, tokenizer, texts: Sequence[str], context_len: int
+) -> tuple[list[np.ndarray], list[int]]:
+    """(sequences, first scored indices): the windows of `rolling_windows` over the model's whole context, text by text.
+
+    The first token of a text is scored given BOS alone. `context_len` is explained at `rolling_windows`.
+    """
+    _check_context(context_len, config.max_position)
+    windows = [
+        window
+        for ids in encode_all(tokenizer, texts)
+        for window in rolling_windows(ids, config.bos_token_id, config.max_position, context_len)
+    ]
+    if not windows:
+        raise InputError("the model's tokenizer makes no token of the whole text set; leave it out")
+    return [sequence for sequence, _ in windows], [start for _, start in windows]
 
 
 def rolling_windows(

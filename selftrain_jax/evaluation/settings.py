@@ -38,7 +38,8 @@ class EvaluateSettings:
         count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
       curve_points: how often capability and extraction are measured during training, ever further apart; 0: only after
         it.
-      curve_items: items of every suite, and probes, that those measurements take, evenly spread over the whole.
+      curve_items: items of every suite, windows of every text set, and probes, that those measurements take, evenly
+        spread over the whole.
     """
 
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -102,8 +103,9 @@ class EvaluateSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in other}
 
     def for_curve(self) -> "EvaluateSettings":
-        """What is measured during training: the suites and extraction, nothing that costs more."""
-        return dataclasses.replace(self, texts={}, free_running=False, nonmembers="", rules=self.rules[:1])
+        """What is measured during training: the suites, extraction and windows of the texts, nothing that costs
+        more."""
+        return dataclasses.replace(self, free_running=False, nonmembers="", rules=self.rules[:1])
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""

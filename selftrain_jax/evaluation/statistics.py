@@ -148,6 +148,25 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
     return float(values.mean()) - half, float(values.mean()) + half
 
 
+def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """(between, within): variances of the groups' effects and of values within a group, by the analysis of variance.
+
+    within = sum_ij (y_ij - mean_i)^2 / (N - a); between = (MSB - within) / n_0, or 0 where that is negative, with
+    n_0 = (N - sum n_i^2 / N) / (a - 1), for a groups of n_i values, N in all (Searle, Casella & McCulloch, "Variance
+    components", 1992, section 3.6). Needs two groups, and two values in one of them.
+    """
+    groups = [_items("groups", group) for group in groups]
+    sizes = np.array([len(group) for group in groups])
+    a, total = len(groups), sizes.sum()
+    if a < 2 or total == a:
+        raise InputError("groups: components of variance need two groups, and two values in one of them")
+    means = np.array([group.mean() for group in groups])
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / (total - a)
+    mean = (sizes * means).sum() / total
+    of_means = float((sizes * (means - mean) ** 2).sum()) / (a - 1)
+    return max((of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), 0.0), within
+
+
 def auc(positives: ArrayLike, negatives: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """(AUC, low, high): the probability that a positive scores above a negative, ties counting half, and an interval.
 

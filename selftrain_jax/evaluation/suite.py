@@ -108,7 +108,8 @@ def evaluate_model(
     Args:
       find: where a file named in `settings` lies.
       name: shown on the progress bar.
-      limit: cut every suite, and the probes, to so many items, evenly spread, without a progress bar.
+      limit: cut every suite, the probes, and the windows of every text set, to so many items, evenly spread, without a
+        progress bar.
 
     Returns:
       Means, and whether BOS was added, for the manifest.
@@ -124,9 +125,9 @@ def evaluate_model(
     for setting, share in unknown.items():
         warnings.warn(InputWarning(f"evaluate {setting}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=2)
     if limit is not None:
-        texts, questions, pairs = (
+        questions, pairs = (
             {name: [rows[i] for i in evenly_spread(len(rows), limit)] for name, rows in kind.items()}
-            for kind in (texts, questions, pairs)
+            for kind in (questions, pairs)
         )
         index = evenly_spread(len(probes), limit)
         probes = [probes[i] for i in index]
@@ -143,6 +144,13 @@ def evaluate_model(
             items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
         for set_name, documents in texts.items():
+            if limit is not None:
+                windows, starts = likelihood.text_windows(config, tokenizer, documents, settings.context_len)
+                chosen = evenly_spread(len(windows), limit)
+                scores = scorer([windows[i] for i in chosen], [starts[i] for i in chosen])
+                sizes = np.array([s.log_probs.size for s in scores])
+                items.nll[set_name] = -likelihood.summed_log_probs(scores), sizes
+                continue
             found = likelihood.text_likelihood(scorer, config, tokenizer, documents, context_len=settings.context_len)
             items.nll[set_name] = found.nll, found.num_tokens
             summary[f"nll/{set_name}"] = found.nll_per_token

@@ -70,6 +70,10 @@ KINDS = {
         "negative log-likelihood",
         short="NLL",
     ),
+    "drift": Kind(
+        "nats per token",
+        "How far the log-likelihood of windows of real text has moved from the base model's, up or down, in the mean.",
+    ),
     "source_nll": Kind("nats per token", words="source NLL"),
     "entropy": Kind("bits per token"),
     "mean_length": Kind("tokens", decimals=1),
@@ -184,6 +188,8 @@ UNKNOWN_OFFSET = (-1, -1)
 EXTRACTION, HELD_OUT = Metric("extraction"), Metric("extraction", held_out=RUN)
 CAPABILITY = Metric("capability")
 """The mean over the suites."""
+DRIFT = Metric("drift")
+"""Over all text sets."""
 
 
 def group_extraction(label: str) -> Metric:

@@ -12,9 +12,9 @@ from selftrain_jax.report.metric import Row
 RELATIONS = ("self", "same lineage", "same family, different recipe", "other family")
 """How the source of a corpus stands to the student that is trained on it, nearest first."""
 
-CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again")
-"""What stands in the place of a relation where no model wrote the text; the last was trained on none, and shows what
-evaluation alone adds."""
+CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again", "weights moved at random")
+"""What stands in the place of a relation where no model wrote the text. The last two were trained on none: they show
+what evaluation alone adds, and what weights do that are moved as far as self-training moves them, but anywhere."""
 
 
 class Proxy(NamedTuple):
@@ -40,8 +40,9 @@ class StudyData:
     """Everything that a study's page and tables show. A missing number is None; intervals are at 95 %.
 
     "arm" names the text that was trained on: a source model ("A_large"; "A_large t=0.8" where there are several
-    temperatures) or a control ("real", "shuffled", "none"). "relation" is one of `RELATIONS` or `CONTROLS`. "condition"
-    says budget and learning rate where the study has several of them, else it is "". "metric" is a `metric.Metric`.
+    temperatures) or a control ("real", "shuffled", "none", "noise"). "relation" is one of `RELATIONS` or `CONTROLS`.
+    "condition" says budget and learning rate where the study has several of them, else it is "". "metric" is a
+    `metric.Metric`.
     "utility" is the mean over the capability suites of accuracy after minus before, a share (0.01 is one point).
 
     Attributes:
@@ -60,7 +61,9 @@ class StudyData:
       correlations: {"proxy", "kind", "scope", "n", "rho", "low", "high"}: Spearman's rank correlation of proxy and
         utility; "kind" as in `Proxy`; "scope" is "all pairs" or "within students"; the bootstrap resamples pairs of
         student and text, each with all its seeds.
-      curves: {"student", "arm", "relation", "condition", "seed", "step", "metric", "value"} during training.
+      curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
+      matched: rows of `study.comparisons.at_equal_drift`.
+      components: rows of `study.comparisons.components`.
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
         "extraction_lost", "num_replicates"}, over seeds.
       generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; also
@@ -89,6 +92,8 @@ class StudyData:
     verdicts: Sequence[Row]
     costs: Sequence[Row]
     runs: Sequence[Row]
+    matched: Sequence[Row] = ()
+    components: Sequence[Row] = ()
     notes: Sequence[str] = ()
 
     @functools.cached_property

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,14 +12,14 @@ from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
-from selftrain_jax.report.metric import CAPABILITY, Metric
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
 from selftrain_jax.run.summary import Masks
-from selftrain_jax.study import analysis
+from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.analysis import ABOVE_CHANCE
 from selftrain_jax.study.expand import Study
-from selftrain_jax.study.model import Arm, Run
+from selftrain_jax.study.model import Run
 
 Rows = list[dict[str, Any]]
 
@@ -32,15 +32,20 @@ def study_data(study: Study) -> StudyData:
     runs = [run for run in runs if run.arms]
     results, curves, proxies = [], [], []
     for run in runs:
-        again = study.workdir / "again" / f"{run.student}-{run.seed}"
+        who = f"{run.student}-{run.seed}"
+        untouched = {("none", CONTROLS[2]): f"again/{who}"}
+        if run.name == study.first_runs[run.student, run.seed].name:  # which says how far weights are moved
+            untouched["noise", CONTROLS[3]] = f"noise/{who}"
+        untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, _keys(run))
-        results += _results(run, masks, again if f"again/{again.name}" in done else None)
+        results += _results(run, masks, untouched)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
             if name in done:
                 found = stages.read_manifest(study.workdir, name)["result"]
-                proxies += [{**_place(run, arm), "proxy": proxy, "value": value} for proxy, value in found.items()]
+                place = _place(run, arm.name, arm.relation)
+                proxies += [{**place, "proxy": proxy, "value": value} for proxy, value in found.items()]
     generations = list(_generations(study, runs, done))
     found = analysis.analyse(results, proxies)
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
@@ -66,6 +71,8 @@ def study_data(study: Study) -> StudyData:
         models=_models(study),
         results=results,
         curves=curves,
+        matched=comparisons.at_equal_drift(curves),
+        components=comparisons.components(results),
         generations=generations,
         costs=_costs(study, done),
         runs=[
@@ -89,35 +96,46 @@ def _keys(run: Run) -> list[str]:
     return [arm.key if arm.key in known else main for arm in run.arms]
 
 
-def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
-    """The first columns of a row; None stands for the student that was evaluated again, without training."""
-    name, relation = (arm.name, arm.relation) if arm else ("none", CONTROLS[2])
-    who = {"student": run.student, "arm": name, "relation": relation}
+def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
+    """The first columns of a row."""
+    who = {"student": run.student, "arm": arm, "relation": relation}
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
+def _results(run: Run, all_masks: list[Masks], untouched: Mapping[tuple[str, str], pathlib.Path]) -> Rows:
     evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     for subset, masks in enumerate(all_masks):
-        before = _values(Items.load(evaluated / "base"), masks, suffix_lengths, chance)
-        after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
-        if again is not None:
-            after.append((_place(run, None), again))
-        for place, directory in after:
-            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
-                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
+        base = Items.load(evaluated / "base")
+        before = _values(base, masks, suffix_lengths, chance, base)
+        trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
+        for names, directory in {**trained, **untouched}.items():
+            place = {**_place(run, *names), "subset": subset}
+            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance, base).items():
+                rows.append({**place, "metric": metric, "before": before[metric], "after": value})
     return rows
 
 
 def _values(
-    items: Items, masks: Masks, suffix_lengths: Sequence[int] = (), chance: float | None = None
+    items: Items,
+    masks: Masks,
+    suffix_lengths: Sequence[int] = (),
+    chance: float | None = None,
+    base: Items | None = None,
 ) -> dict[Metric, float]:
-    """Every metric of one model: shares, and nats per token."""
+    """Every metric of one model: shares, and nats per token; its drift from `base`."""
     found = {metric: float(hits.mean()) for metric, hits in summary.hits(items, masks, suffix_lengths).items()}
     if (capability := summary.mean_capability(items)) is not None:
         found |= {CAPABILITY: capability} | ({} if chance is None else {ABOVE_CHANCE: capability - chance})
+    if base is not None and items.nll:
+        found[DRIFT] = _drift(base, items)
     return found | summary.nll_per_token(items)
+
+
+def _drift(base: Items, items: Items) -> float:
+    """Nats per token: the mean absolute change of the log-likelihood of windows of text."""
+    moved = sum(float(np.abs(items.nll[name][0] - nats).sum()) for name, (nats, _) in base.nll.items())
+    return moved / sum(int(tokens.sum()) for _, tokens in base.nll.values())
 
 
 def _chance(pipeline) -> float | None:
@@ -133,9 +151,12 @@ def _curves(run: Run, all_masks: list[Masks]) -> Rows:
     rows = []
     for subset, masks in enumerate(all_masks):
         for arm, key in zip(run.arms, _keys(run)):
+            base = None
             for step, items in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}"):
-                place = {**_place(run, arm), "subset": subset, "step": step}
-                rows += [{**place, "metric": metric, "value": v} for metric, v in _values(items, masks).items()]
+                base = base or items  # step 0
+                place = {**_place(run, arm.name, arm.relation), "subset": subset, "step": step}
+                values = _values(items, masks, base=base)
+                rows += [{**place, "metric": metric, "value": value} for metric, value in values.items()]
     return rows
 
 

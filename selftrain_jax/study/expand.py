@@ -7,6 +7,7 @@ A study is a folder:
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
+    noise/STUDENT-SEED                    the student with weights moved at random, evaluated
     proxies/STUDENT-SEED/ARM              what may predict which text helps
     generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
     report/                               the study's page and tables
@@ -46,6 +47,7 @@ from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stage
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
 from selftrain_jax.study.settings import Condition, StudyConfig
+from selftrain_jax.study.untouched import evaluated_again, evaluated_at_random
 
 
 @dataclasses.dataclass
@@ -200,7 +202,7 @@ class Study:
             *self._shuffled_units(),
             *self._corpus_units(),
             *self._run_units(),
-            *self._again_units(),
+            *self._untouched_units(),
             *self._proxy_units(),
             *self._generation_units(),
         ]
@@ -264,9 +266,11 @@ class Study:
             needs = (base, *(_trained(run, arm) for arm in run.arms))
             yield Unit(f"{run.name}: report", workdir, [made["report"]], needs, config)
 
-    def _again_units(self) -> Iterator[Unit]:
+    def _untouched_units(self) -> Iterator[Unit]:
         for run in self.first_runs.values():
-            yield self._unit(_evaluated_again(f"again/{run.student}-{run.seed}", run), _base(run))
+            who = f"{run.student}-{run.seed}"
+            yield self._unit(evaluated_again(f"again/{who}", run), _base(run))
+            yield self._unit(evaluated_at_random(f"noise/{who}", run), _trained(run, run.arms[0]))
 
     def _proxy_units(self) -> Iterator[Unit]:
         for run in self.first_runs.values():
@@ -375,11 +379,3 @@ def _copied_base(first: Run, run: Run) -> Stage:
         return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
 
     return dataclasses.replace(evaluate_stage(run.pipeline, "base"), work=work)
-
-
-def _evaluated_again(name: str, run: Run) -> Stage:
-    """The evaluation of the untouched student in batches of another size: what differs is numeric noise."""
-    config = run.pipeline.config
-    evaluate = dataclasses.replace(config.evaluate, batch_size=max(config.evaluate.batch_size // 2, 1))
-    pipeline = dataclasses.replace(run.pipeline, config=dataclasses.replace(config, evaluate=evaluate))
-    return dataclasses.replace(evaluate_stage(pipeline, "base"), name=name)

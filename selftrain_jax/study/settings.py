@@ -194,4 +194,4 @@ class StudyConfig:
         return RELATIONS[1] if a.recipe == b.recipe else RELATIONS[2]
 
 
-_RESERVED = ("none", "real", "shuffled", "self", "base", "corpus")
+_RESERVED = ("none", "noise", "real", "shuffled", "self", "base", "corpus")

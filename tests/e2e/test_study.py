@@ -42,7 +42,12 @@ def test_a_study_ends_with_its_tables(finished):
         ("A_small", "real", "real text"),
         ("A_small", "shuffled", "shuffled real text"),
         ("A_small", "none", CONTROLS[2]),
+        ("A_small", "noise", CONTROLS[3]),
     }
+    drift = {row["arm"]: row["after"] for row in data["results"] if row["metric"] == "drift"}
+    assert drift["none"] < 1e-4 < min(drift["A_small"], drift["noise"])
+    assert {row["metric"] for row in data["curves"]} >= {"capability", "drift", "nll/validation"}
+    assert {row["arm"] for row in data["matched"]} == {"A_small", "B", "real", "shuffled"}
     # In batches of another size nothing changes but the last digits of a likelihood.
     again = [(row["before"], row["after"]) for row in data["results"] if row["arm"] == "none"]
     assert again and all(after == pytest.approx(before, abs=1e-5) for before, after in again)

@@ -70,7 +70,7 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             for i, step in enumerate((0, 1, 4, 16, 64)):
                 left = 0.8 * (kept / 0.8) ** (i / 4)
                 curves += [
-                    at | {"step": step, "metric": m, "value": v}
+                    at | {"subset": 0, "step": step, "metric": m, "value": v}
                     for m, v in (
                         (CAPABILITY, 0.575 + change * i / 4),
                         (HELD_OUT, left),
@@ -154,6 +154,16 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             {"relation": r, "value": v, "low": v - 0.003, "high": v + 0.003, "num_replicates": num_seeds}
             for r, v in UTILITY.items()
         ],
+        matched=[
+            {name: row[name] for name in ("student", "arm", "relation", "condition", "value", "low", "high")}
+            | {"metric": metric, "drift": 0.031, "num_replicates": num_seeds}
+            for row in utility
+            for metric in (CAPABILITY, HELD_OUT)
+        ],
+        components=[
+            {"relation": r, "metric": CAPABILITY, "between": 0.012, "within": 0.004, "num_cells": 3, "num_values": 18}
+            for r in UTILITY
+        ],
         correlations=[
             {"proxy": p, "kind": kind, "scope": scope, "n": 51, "rho": rho, "low": rho - 0.2, "high": rho + 0.2}
             for (p, kind), rho in zip(PROXIES.items(), (0.12, -0.3, -0.7))
@@ -211,7 +221,14 @@ def minimal_data():
             }
         ],
         curves=[
-            who | {"seed": 0, "step": s, "metric": CAPABILITY, "value": v} for s, v in ((0, 0.5), (8, None), (9, 0.6))
+            who | {"seed": 0, "subset": 0, "step": s, "metric": CAPABILITY, "value": v}
+            for s, v in ((0, 0.5), (8, None), (9, 0.6))
+        ],
+        matched=[
+            who | {"metric": CAPABILITY, "drift": 0.1, "value": 0.01, "low": None, "high": None, "num_replicates": 1}
+        ],
+        components=[
+            {"relation": "self", "metric": CAPABILITY, "between": 0.0, "within": 0.01, "num_cells": 1, "num_values": 4}
         ],
         generations=[
             {"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": Metric("entropy"), "value": 8.0}
@@ -341,7 +358,9 @@ def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
 
 @pytest.mark.parametrize("name", ["full", "minimal", "hostile"])
 @pytest.mark.parametrize(
-    "table", ["utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"]
+    "table",
+    ["utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"]
+    + ["matched", "components"],
 )
 def test_each_csv_equals_its_rows(folder, name, table):
     rows = getattr(DATA[name](), table)
@@ -364,7 +383,7 @@ def test_the_files_are_the_same_set_whatever_was_measured(folder):
     names = [
         sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
     ]
-    assert names[0] == names[1] and len(names[0]) == 3 + 9 + 3
+    assert names[0] == names[1] and len(names[0]) == 3 + 11 + 3
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -438,6 +457,8 @@ def test_the_sections_come_in_order_and_empty_ones_do_not_come(folder):
         "relations",
         "proxies",
         "curves",
+        "matched",
+        "components",
         "selectivity",
         "generations",
         "results",

@@ -1,0 +1,93 @@
+"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, and what part of a
+result changes with the seed and what part with the draw and order of training.
+"""
+
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+
+from selftrain_jax.evaluation.statistics import t_interval, variance_components
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
+from selftrain_jax.report.study_data import in_order
+
+Rows = list[dict[str, Any]]
+_ARM = ("student", "arm", "relation", "condition")
+
+
+def at_equal_drift(curves: Sequence[Row]) -> Rows:
+    """What each arm has gained and lost when it has moved as far as the one that moves least in the end.
+
+    A learning rate and a number of steps move a model further on one text than on another, so that at equal steps the
+    strength of the treatment and its kind are mixed up. Between two measured steps values are interpolated in the
+    drift.
+
+    Args:
+      curves: rows of `StudyData.curves`; arms without a drift are left out.
+
+    Returns:
+      Rows {"student", "arm", "relation", "condition", "metric", "drift", "value", "low", "high", "num_replicates"};
+      "value" is after minus before, a share; over seeds, each the mean of its trainings.
+    """
+    found = []
+    for _, group in grouped(curves, "student", "condition", "seed", "subset").items():
+        found += _matched(group)
+    rows = []
+    for place, group in grouped(in_order(found), *_ARM, "metric").items():
+        means = [float(np.mean([row["value"] for row in of_seed])) for of_seed in grouped(group, "seed").values()]
+        low, high = t_interval(means) if len(means) > 1 else (None, None)
+        interval = {"value": float(np.mean(means)), "low": low, "high": high, "num_replicates": len(means)}
+        drift = float(np.mean([row["drift"] for row in group]))
+        rows.append({**dict(zip((*_ARM, "metric"), place)), "drift": drift, **interval})
+    return rows
+
+
+def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    arms = {}
+    for place, of_arm in grouped(rows, *_ARM, "seed").items():
+        curves = {
+            metric: dict(sorted((row["step"], row["value"]) for row in of_metric))
+            for (metric,), of_metric in grouped(of_arm, "metric").items()
+            if metric in (DRIFT, CAPABILITY, HELD_OUT)
+        }
+        if len(curves.get(DRIFT, ())) > 1:
+            arms[place] = curves
+    if len(arms) < 2:
+        return
+    common = min(max(curves[DRIFT].values()) for curves in arms.values())
+    for place, curves in arms.items():
+        steps, drift = zip(*curves[DRIFT].items())
+        after = next(i for i, moved in enumerate(drift) if moved >= common)
+        before = max(after - 1, 0)
+        part = (common - drift[before]) / (drift[after] - drift[before]) if drift[after] > drift[before] else 1.0
+        for metric in (CAPABILITY, HELD_OUT):
+            values = curves.get(metric, {})
+            if all(steps[i] in values for i in (0, before, after)):
+                value = (1 - part) * values[steps[before]] + part * values[steps[after]] - values[steps[0]]
+                yield dict(zip((*_ARM, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
+
+
+def components(results: Sequence[Row]) -> Rows:
+    """How much capability and held-out extraction of equal arms differ between seeds, and within one.
+
+    Within a seed trainings differ by their draw of documents and their order; between seeds of a lab also by world,
+    models and samples. A standard deviation is pooled over the pairs of student and text of a relation.
+
+    Returns:
+      Rows {"relation", "metric", "between", "within", "num_cells", "num_values"}, standard deviations of shares; none
+      where no arm was trained twice in two seeds.
+    """
+    rows = []
+    for metric in (CAPABILITY, HELD_OUT):
+        of_metric = in_order([row for row in results if row["metric"] == metric])
+        for (relation,), group in grouped(of_metric, "relation").items():
+            cells = [
+                [[row["after"] - row["before"] for row in of_seed] for of_seed in grouped(cell, "seed").values()]
+                for cell in grouped(group, *_ARM).values()
+            ]
+            cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
+            if cells:
+                between, within = np.sqrt(np.mean([variance_components(cell) for cell in cells], axis=0))
+                about = {"num_cells": len(cells), "num_values": sum(len(values) for cell in cells for values in cell)}
+                found = {"between": float(between), "within": float(within)}
+                rows.append({"relation": relation, "metric": metric, **found, **about})
+    return rows

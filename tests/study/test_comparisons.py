@@ -1,0 +1,70 @@
+import jax
+import numpy as np
+import pytest
+
+from selftrain_jax.core.randomness import seed_key
+from selftrain_jax.evaluation.statistics import variance_components
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT
+from selftrain_jax.study import comparisons
+from selftrain_jax.study.untouched import moved_at_random
+from tests.shapes import NARROW, initial
+
+
+def curve(arm, relation, seed, points):
+    """Rows of one training: (drift, capability, extraction) at steps 0, 1, ..."""
+    place = {"student": "A", "arm": arm, "relation": relation, "condition": "", "seed": seed, "subset": 0}
+    return [
+        {**place, "step": step, "metric": metric, "value": value}
+        for step, values in enumerate(points)
+        for metric, value in zip((DRIFT, CAPABILITY, HELD_OUT), values)
+    ]
+
+
+def test_arms_are_compared_where_they_have_moved_equally_far():
+    """Real text moves the model twice as far; half of its way it has lost no more than the model's own text."""
+    rows = []
+    for seed in (0, 1):
+        rows += curve("A", "self", seed, [(0.0, 0.5, 1.0), (0.1, 0.5, 0.8), (0.2, 0.4, 0.6)])
+        rows += curve("real", "real text", seed, [(0.0, 0.5, 1.0), (0.1, 0.6, 0.9), (0.4, 0.9, 0.0)])
+    found = {(row["arm"], row["metric"]): row for row in comparisons.at_equal_drift(rows)}
+    assert {row["drift"] for row in found.values()} == {0.2}
+    assert {row["num_replicates"] for row in found.values()} == {2}
+    expected = {("A", CAPABILITY): -0.1, ("A", HELD_OUT): -0.4, ("real", CAPABILITY): 0.2, ("real", HELD_OUT): -0.4}
+    assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
+    assert comparisons.at_equal_drift([row for row in rows if row["arm"] == "A"]) == []
+    assert comparisons.at_equal_drift([row for row in rows if row["metric"] != DRIFT]) == []
+
+
+def test_components_of_variance():
+    """Two groups {0, 2} and {10, 12}: within 2; the means 1 and 11 differ by 50 - 2 / 2 = 49."""
+    assert variance_components([[0, 2], [10, 12]]) == pytest.approx((49, 2))
+    assert variance_components([[0, 2], [1, 1]])[0] == 0  # the estimate would be negative
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(rng.normal(0, 3), 1, size=size) for size in rng.integers(1, 4, size=4000)]
+    assert variance_components(groups) == pytest.approx((9, 1), rel=0.06)
+
+
+def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
+    def rows(student, values):
+        place = {"student": student, "arm": "A", "relation": "self", "condition": "", "metric": CAPABILITY}
+        return [
+            {**place, "seed": seed, "subset": subset, "before": 0.5, "after": 0.5 + value / 100}
+            for seed, of_seed in enumerate(values)
+            for subset, value in enumerate(of_seed)
+        ]
+
+    [found] = comparisons.components(rows("A", [[0, 2], [10, 12]]) + rows("B", [[0, 0], [0, 0]]))
+    assert found["between"] == pytest.approx(np.sqrt(49 / 2) / 100)
+    assert found["within"] == pytest.approx(np.sqrt(2 / 2) / 100)
+    assert (found["relation"], found["metric"], found["num_cells"], found["num_values"]) == ("self", CAPABILITY, 2, 8)
+    assert comparisons.components(rows("A", [[0], [10]])) == []
+
+
+def test_weights_moved_at_random_are_as_far_away_as_trained_ones():
+    base = initial(NARROW, 0)
+    trained = jax.tree.map(lambda x: x * 1.1, base)
+    moved = moved_at_random(base, trained, seed_key(0))
+    for x, y, z in zip(*map(jax.tree.leaves, (base, trained, moved))):
+        assert np.linalg.norm(z - x) == pytest.approx(np.linalg.norm(y - x), rel=1e-5)
+    x, y, z = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (base, trained, moved))
+    assert abs(np.corrcoef(z - x, y - x)[0, 1]) < 0.1
