@@ -1,5 +1,6 @@
 """From a config file and `--config.a.b=value` to the settings of a run or a study."""
 
+import argparse
 import ast
 import pathlib
 import re
@@ -10,19 +11,64 @@ import traceback
 from typing import Any, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import at_home
+from selftrain_jax.core.files import as_path, at_home, read_json
 from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
 
+KEPT = {"run": "config.json", "study": "study.json"}
+"""What a run and a study leave of their settings in their folder."""
+
+
+def reference_of(arguments: argparse.Namespace, *more: str) -> str:
+    """The config that a command is about: the one it was given, else the settings that its workdir keeps.
+
+    Args:
+      more: other files of a workdir that will do where the first is missing.
+
+    Raises:
+      InputError: neither is there.
+    """
+    if arguments.config is not None:
+        return arguments.config
+    kept = KEPT["study" if arguments.command == "study" else "run"]
+    for name in (kept, *more):
+        path = as_path(arguments.workdir) / name
+        if path.is_file():
+            return str(path)
+    raise InputError(
+        f"workdir {arguments.workdir} keeps no settings yet (no {kept} in it): name a config with --config=FILE.py"
+    )
+
 
 def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False) -> RunConfig | StudyConfig:
-    """The `RunConfig` (or, of a study, `StudyConfig`) of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with
-    `--config.a.b=value` overrides. `~/` at the beginning of a value is the home folder.
+    """The `RunConfig` (or, of a study, `StudyConfig`) of a config file with `--config.a.b=value` overrides.
+
+    Args:
+      reference: `FILE.py`, `FILE.py:ARGUMENT`, or the `config.json` or `study.json` of a workdir. `~/` at the beginning
+        of a value is the home folder.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
     """
+    values = read_values(reference)
+    for override in overrides:
+        _override(values, override)
+    if study != ("students" in values):
+        command = "study" if not study else "run"
+        raise InputError(
+            f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
+        )
+    return build(StudyConfig if study else RunConfig, at_home(values))
+
+
+def read_values(reference: str) -> dict[str, Any]:
+    """The settings that a config file gives, as `load_config` takes it, groups within groups."""
+    if reference.endswith(".json"):
+        values = read_json(reference, "settings")
+        if not isinstance(values, dict):
+            raise InputError(f"settings {reference} are no object of settings")
+        return values
     name, _, argument = reference.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
@@ -39,14 +85,7 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
         sys.path.remove(folder)
     if not isinstance(values, dict):
         raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
-    for override in overrides:
-        _override(values, override)
-    if study != ("students" in values):
-        command = "study" if not study else "run"
-        raise InputError(
-            f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
-        )
-    return build(StudyConfig if study else RunConfig, at_home(values))
+    return values
 
 
 def _plain(values: Any) -> Any:

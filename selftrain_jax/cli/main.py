@@ -21,6 +21,7 @@ from selftrain_jax.distributed import preemption
 _WITH_CONFIG = {
     **dict.fromkeys(("run", *STAGES), "runs.run"),
     "status": "runs.status",
+    "config": "show.config",
     "plan": "plan.plan",
     "study": "runs.study",
 }
@@ -33,7 +34,7 @@ _TOOLS = {
     "verify": "tools.verify_model",
 }
 """Command -> module and function, which is called with its arguments alone."""
-_ONLY_LOOKS = ("plan", "status")  # and leaves nothing to go on with
+_ONLY_LOOKS = ("plan", "status", "config")  # and leaves nothing to go on with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,10 +201,8 @@ def _is_benchmark(arguments: argparse.Namespace, overrides: list[str]) -> bool:
     if arguments.model is None:
         if tasks := task_options(arguments):
             raise InputError(f"{tasks[0]} needs MODEL: selftrain evaluate MODEL --tasks NAME,... --out DIR")
-        if len(of_run) < 2:
-            raise InputError(
-                "evaluate needs --config and --workdir (of a run), or MODEL, --tasks and --out (benchmarks)"
-            )
+        if arguments.workdir is None:
+            raise InputError("evaluate needs --workdir (of a run), or MODEL, --tasks and --out (benchmarks)")
         return False
     if of_run or overrides:
         raise InputError(

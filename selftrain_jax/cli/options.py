@@ -20,6 +20,7 @@ _EPILOG = """\
 settings:
   --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does.
   --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
+  A folder with something in it keeps its settings: --workdir alone goes on with them, or looks at what is there.
 exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 stopped by SIGTERM, 1 anything else.
 """
 _DTYPE = "float32 (default), bfloat16 or float16"
@@ -52,10 +53,12 @@ def _add_runs(commands) -> None:
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        needed = name != "evaluate"  # which takes MODEL instead; `_dispatch` sees to it
         whose = "study" if name == "study" else "run"
-        command.add_argument("--config", required=needed, metavar="FILE.py[:ARG]", help=f"the {whose}'s settings")
+        kept = " (default: those that the workdir keeps)" * bool(workdir)
+        settings = f"the {whose}'s settings{kept}"
+        command.add_argument("--config", required=not workdir, metavar="FILE.py[:ARG]", help=settings)
         if workdir:
+            needed = name not in ("evaluate", "config")  # `evaluate` takes MODEL instead, `config` a config alone
             command.add_argument("--workdir", required=needed, metavar="DIR", help=workdir)
         return command
 
@@ -68,6 +71,7 @@ def _add_runs(commands) -> None:
         command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
     _add_task_options(stages["evaluate"])
     add("status", "what is done, started and waiting in a workdir, and how far")
+    add("config", "every setting: its value, what it means and where it comes from")
 
     option = add(
         "plan",

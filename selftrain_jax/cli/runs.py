@@ -9,7 +9,7 @@ import sys
 from typing import Sequence
 
 from selftrain_jax import __version__
-from selftrain_jax.cli.config import load_config
+from selftrain_jax.cli.config import load_config, reference_of
 from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.storage import Workdir
@@ -80,16 +80,17 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
 
 def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """`selftrain study`."""
-    config = load_config(arguments.config, overrides, study=True)
+    reference = reference_of(arguments)
+    config = load_config(reference, overrides, study=True)
     preemption.joined()  # it takes no others
     # What repeats the study, whoever writes its page.
-    command = ["selftrain", "study", f"--config={arguments.config}", f"--workdir={arguments.workdir}", *overrides]
+    command = ["selftrain", "study", f"--config={reference}", f"--workdir={arguments.workdir}", *overrides]
     run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)
     return 0
 
 
 def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> Pipeline:
-    config = load_config(arguments.config, overrides)
+    config = load_config(reference_of(arguments), overrides)
     command = "selftrain " + shlex.join(argv)
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
     return Pipeline(config, Workdir(arguments.workdir), command, **watched)

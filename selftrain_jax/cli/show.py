@@ -1,0 +1,78 @@
+"""`selftrain config`: every setting with its value, what it means and where the value comes from."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import shutil
+import textwrap
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+
+from selftrain_jax.cli.config import load_config, read_values, reference_of
+from selftrain_jax.core.errors import InputError, visible
+
+_LEAST_WIDTH = 40
+_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # paths stay as they are
+
+
+class Setting(NamedTuple):
+    """One setting of a config: `name` is that of `--config.NAME=VALUE`, `meaning` the first words on it in the
+    docstring of its group."""
+
+    name: str
+    value: Any
+    meaning: str
+
+
+def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
+    """`selftrain config`: prints all settings of a config, or of what was done in a workdir."""
+    if arguments.config is None and arguments.workdir is None:
+        raise InputError("config needs --config=FILE.py, or --workdir=DIR with what was done there")
+    reference = reference_of(arguments, *(["study.json"] if arguments.config is None else []))
+    given = read_values(reference)
+    settings = load_config(reference, overrides, study="students" in given)
+    typed = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
+    width = max(shutil.get_terminal_size().columns, _LEAST_WIDTH)
+    for setting in walk(settings):
+        if any(setting.name == name or setting.name.startswith(f"{name}.") for name in typed):
+            origin = "command line"
+        else:
+            origin = reference if _names(given, setting.name) else "default"
+        print(visible(f"{setting.name} = {setting.value!r}"))
+        text = f"({origin}) {setting.meaning}".rstrip()
+        print(
+            visible(
+                textwrap.fill(text, width, initial_indent=" " * 4, subsequent_indent=" " * 4, **_WHOLE_WORDS), keep="\n"
+            )
+        )
+    return 0
+
+
+def _names(values: Mapping[str, Any], name: str) -> bool:
+    """Whether nested `values` hold the setting of a dotted name."""
+    for part in name.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def walk(settings: Any, prefix: str = "", meaning: str = "") -> Iterator[Setting]:
+    """Every single setting below the dataclass, or mapping, `settings`, in order."""
+    known = meanings(type(settings)) if dataclasses.is_dataclass(settings) else {}
+    parts = settings.items() if isinstance(settings, Mapping) else vars(settings).items()
+    for name, value in parts:
+        if dataclasses.is_dataclass(value) or isinstance(value, Mapping) and value:
+            yield from walk(value, f"{prefix}{name}.", known.get(name, meaning))
+        else:
+            yield Setting(f"{prefix}{name}", value, known.get(name, meaning))
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What the docstring of a dataclass, or of those it is made from, says about each of its attributes."""
+    found = {}
+    for parent in reversed(cls.__mro__[:-1]):
+        _, _, text = (inspect.getdoc(parent) or "").partition("Attributes:\n")
+        for names, words in re.findall(r"^  (\w+(?:, \w+)*): (.*(?:\n   +.*)*)", text, re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(words.split()))
+    return found

@@ -1,0 +1,46 @@
+"""What a workdir alone is enough for: it keeps its settings."""
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def test_a_workdir_alone_is_looked_at_and_gone_on_with(selftrain, folder):
+    def succeeds(*arguments):
+        done = selftrain.command(*arguments, f"--workdir={folder}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    before = selftrain.report(folder)
+    assert {line.split()[0] for line in succeeds("status").splitlines()} == {"done"}
+    assert succeeds("sample", "--show=2").count("--- document ") == 2
+    shutil.rmtree(folder / "evaluate" / "real-0")
+    shutil.rmtree(folder / "report")
+    succeeds("evaluate")
+    succeeds("report")
+    assert selftrain.report(folder) == before
+    assert "done before" in succeeds("run") and selftrain.report(folder) == before
+
+
+def test_one_setting_can_be_changed_on_top(selftrain, folder):
+    changed = "--config.train.epochs=7"
+    done = selftrain.command("run", f"--workdir={folder}", changed)
+    assert done.returncode == 2 and "setting epochs is 7 but" in done.stderr
+    done = selftrain.command("config", f"--workdir={folder}", changed)
+    lines = done.stdout.splitlines()
+    at = lines.index("train.epochs = 7")
+    assert lines[at + 1].startswith("    (command line) ")
+    assert lines[lines.index("train.batch_size = 8") + 1].startswith(f"    ({folder}/config.json)")
+
+
+@pytest.mark.parametrize("command", ["run", "status", "study", "evaluate", "config"])
+def test_an_empty_workdir_needs_a_config(selftrain, tmp_path, command):
+    done = selftrain.command(command, f"--workdir={tmp_path / 'new'}")
+    kept = "study.json" if command == "study" else "config.json"
+    assert done.returncode == 2 and f"(no {kept} in it): name a config with --config=FILE.py" in done.stderr
+    assert not (tmp_path / "new").exists()
