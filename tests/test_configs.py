@@ -152,3 +152,8 @@ def test_the_argument_of_a_config_changes_its_seeds(name):
     for part in ("sample", "subset", "train"):
         assert (getattr(first, part).seed, getattr(second, part).seed) == (0, 1)
     assert first.lab.world.seed != second.lab.world.seed and first.lab.base.seed != second.lab.base.seed
+
+
+@pytest.mark.parametrize("name, study", [("quickstart.py", False), ("smoke.py", False), ("lab.py", True)])
+def test_what_runs_offline_lacks_nothing(name, study):
+    assert load_config(str(ROOT / "configs" / name), study=study).lacks() == []

@@ -6,11 +6,12 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+import warnings
 from typing import Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.cli.config import load_config, reference_of
-from selftrain_jax.core.errors import InputError, visible
+from selftrain_jax.core.errors import InputError, InputWarning, visible
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
@@ -52,6 +53,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         if first:
             mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
+            for sentence in pipeline.config.lacks() if wanted == "run" else ():
+                warnings.warn(InputWarning(sentence), stacklevel=1)
         stages.run(pipeline.place, plan, is_wanted, _say)
         if wanted == "sample" and arguments.show and first:
             pipeline.place.fetch(f"sample/{pipeline.main}")
@@ -83,6 +86,8 @@ def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
     reference = reference_of(arguments)
     config = load_config(reference, overrides, study=True)
     preemption.joined()  # it takes no others
+    for sentence in [] if arguments.report else config.lacks():
+        warnings.warn(InputWarning(sentence), stacklevel=1)
     # What repeats the study, whoever writes its page.
     command = ["selftrain", "study", f"--config={reference}", f"--workdir={arguments.workdir}", *overrides]
     run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)

@@ -86,3 +86,26 @@ class RunConfig:
         alone = not self.corpus and self.student in ("", self.source)
         made = f"Self-training of {student}" if alone else f"Training of {student} on text of {text}"
         return self.title or made + f", revision {self.revision}" * bool(self.revision)
+
+    def lacks(self) -> list[str]:
+        """What this run leaves out that claims need, one sentence each."""
+        return lacks(self.evaluate, self.audit, "controls.real.texts" if not self.controls else "")
+
+
+def lacks(evaluate: EvaluateSettings, audit: AuditConfig, control: str) -> list[str]:
+    """What settings leave out that claims need, one sentence each, with the setting that brings it; `control`: that of
+    a control where there is none, "" otherwise.
+    """
+    suites = {**evaluate.multiple_choice, **evaluate.minimal_pairs}
+    measured = {
+        "capability (evaluate.multiple_choice.NAME)": suites,
+        "likelihood (evaluate.texts.NAME)": evaluate.texts,
+        "memorization (evaluate.probes)": evaluate.probes,
+    }
+    missing = [what for what, given in measured.items() if not given]
+    found = [f"nothing will be measured of {', '.join(missing)}"] if missing else []
+    if suites and not audit.benchmarks:
+        found.append("no benchmark is looked for in the training text (audit.benchmarks.NAME)")
+    if control:
+        found.append(f"there is no control, so that no change can be told from that by any other text ({control})")
+    return found

@@ -11,6 +11,7 @@ from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import LineageConfig
 from selftrain_jax.report.study_data import RELATIONS
+from selftrain_jax.run.settings import lacks
 from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.training.settings import TrainConfig
 
@@ -169,6 +170,10 @@ class StudyConfig:
                     raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
         if any(t < 0 for t in self.temperatures):
             raise InputError(f"temperatures={self.temperatures} must not be negative")
+
+    def lacks(self) -> list[str]:
+        """What this study leaves out that claims need, one sentence each."""
+        return lacks(self.evaluate, self.audit, "" if self.real else "real")
 
     def files(self) -> dict[str, str]:
         """Every file that the settings name, by setting."""

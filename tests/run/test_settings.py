@@ -6,6 +6,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import build
+from selftrain_jax.data.settings import AuditConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import LabConfig
 from selftrain_jax.run.settings import ControlSettings, RunConfig
@@ -197,3 +198,17 @@ def test_all_evaluation_files_are_listed_by_the_setting_that_names_them():
         "probes": "5",
     }
     assert EvaluateSettings().files() == {}
+
+
+def test_what_a_claim_would_lack_is_told():
+    config = RunConfig(source="m")
+    nothing, control = config.lacks()
+    assert nothing == (
+        "nothing will be measured of capability (evaluate.multiple_choice.NAME), likelihood (evaluate.texts.NAME), "
+        "memorization (evaluate.probes)"
+    )
+    assert control.startswith("there is no control, ") and control.endswith("(controls.real.texts)")
+    measured = EvaluateSettings(minimal_pairs={"a": "a.jsonl"}, texts={"b": "b.txt"}, probes="c.jsonl")
+    whole = dataclasses.replace(config, evaluate=measured, controls={"real": ControlSettings(texts="r.txt")})
+    assert whole.lacks() == ["no benchmark is looked for in the training text (audit.benchmarks.NAME)"]
+    assert dataclasses.replace(whole, audit=AuditConfig(benchmarks={"a": "a.jsonl"})).lacks() == []
