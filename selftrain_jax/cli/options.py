@@ -66,6 +66,15 @@ def _add_runs(commands) -> None:
     stages = {name: add(name, text) for name, text in STAGES.items()}
     training.append(stages["train"])
     stages["sample"].add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+    training[0].add_argument(
+        "--redo",
+        action="store_true",
+        help="make anew what was made with other settings or from other files, and all that was made from it; what it "
+        "was is kept until that is done",
+    )
+    training[0].add_argument(
+        "--dry-run", action="store_true", help="say what would be kept, redone and done, and how long it took; no more"
+    )
     for command in training:
         command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
         command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")

@@ -28,6 +28,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     wanted = arguments.command
     pipeline = _pipeline(arguments, overrides, argv)
     plan = pipeline.stages()
+    redo = wanted == "run" and arguments.redo
+    if wanted == "run" and arguments.dry_run:
+        _say_plan(pipeline, plan)
+        return 0
     check_wandb(pipeline.wandb)
     configure_jax()
     job.initialize()
@@ -42,8 +46,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
 
     def hold_check_and_save():
         holding.enter_context(pipeline.place.held())
-        stages.check(pipeline.home, plan)  # settings first: they are what people change
+        if not redo:
+            stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
+        for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
+            pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
         save_config(pipeline.home, pipeline.config)
 
@@ -59,11 +66,28 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         if wanted == "sample" and arguments.show and first:
             pipeline.place.fetch(f"sample/{pipeline.main}")
             _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
+        if wanted == "run":
+            job.on_first("end of the run", pipeline.place.redone)
         if wanted in ("run", "report") and first:
             report = pipeline.home / "report"
             print("\n" + (report / "table.txt").read_text("utf-8"))
             print(f"report: {report / 'report.html'}")
     return 0
+
+
+def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
+    """What `run --redo` would do with every stage, why, and how long it took when it was done before."""
+    outdated, seconds = stages.outdated(pipeline.home, plan), {}
+    for stage in plan:
+        state, before = stages.state(pipeline.home, stage), stages.manifest_path(pipeline.home, stage.name)
+        took = stages.read_manifest(pipeline.home, stage.name)["seconds"] if before.is_file() else None
+        todo = "redo" if stage.name in outdated or stage.again and took is not None else "do"
+        todo = {"done": "keep", "started": "go on"}.get(state, todo) if todo == "do" else todo
+        seconds.setdefault(todo, []).append(took or 0)
+        why = f": {outdated[stage.name]}" if stage.name in outdated else ""
+        _say(f"{todo:6} {stage.name}{why}" + (f" (took {took:,.0f} s)" if took is not None else ""))
+    counts = (f"{len(found)} to {todo} ({sum(found):,.0f} s before)" for todo, found in seconds.items())
+    _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(outdated))
 
 
 def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:

@@ -55,10 +55,15 @@ def refuse_changes(
       way_out: what else than setting it back can be done, for example "name another directory".
       kind: what the values are, "setting" or "input".
     """
-    for name, old, new in _differences(found, plain(asked)):
+    for name, old, new in differences(found, asked):
         raise InputError(
             f"{who}: {kind} {name} is {new!r} but {place} was made with {old!r}; set it back, or {way_out}"
         )
+
+
+def differences(found: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every value in which `asked` differs from what was `found`, as `refuse_changes`."""
+    return _differences(found, plain(asked))
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -26,7 +26,8 @@ SEND_EVERY = 10
 """Seconds between two looks for what a stage has written; so much of its work may be lost with the machine."""
 
 CHECKPOINTS = "checkpoints"
-_REPLACED, _LOGS = "replaced", ("tensorboard", "profile", "wandb", CHECKPOINTS)
+_REPLACED, _REDONE = "replaced", "before-redo"
+_LOGS = ("tensorboard", "profile", "wandb", CHECKPOINTS)
 _SMALL = 1 << 24
 """Bytes of a file whose contents are compared, not its size alone."""
 RECORDS = ("manifest.json", "started.json")
@@ -91,7 +92,7 @@ class Workdir:
                     file = found[len(root) + 1 :]
                     version = str(info.get("etag") or (info.get("size"), info.get("updated")))
                     own = file in self._sent and file not in self._fetched
-                    elsewhere = CHECKPOINTS in file.split("/") or file.startswith((f"{_REPLACED}/", "."))
+                    elsewhere = CHECKPOINTS in file.split("/") or file.startswith((f"{_REPLACED}/", f"{_REDONE}/", "."))
                     if own or elsewhere or self._fetched.get(file) == version or found.endswith("/"):
                         continue
                     target = inside(self.local, file, self.path)
@@ -165,9 +166,43 @@ class Workdir:
 
     def set_aside(self, name: str) -> pathlib.PurePath:
         """Moves the folder `name` away; returns where it is now, below `replaced`."""
-        target = next(
-            target for n in itertools.count(1) if not (target := self.path / _REPLACED / str(n) / name).exists()
+        return self._move(
+            name,
+            next(target for n in itertools.count(1) if not (target := self.path / _REPLACED / str(n) / name).exists()),
         )
+
+    def keep_until_redone(self, name: str) -> None:
+        """Moves the folder `name` away until `redone`; what another attempt has made of it meanwhile is removed."""
+        kept = self.path / _REDONE / name
+        if kept.exists():
+            self._remove(name)
+        else:
+            self._move(name, kept)
+
+    def redone(self) -> None:
+        """Removes what `keep_until_redone` has kept."""
+        if (self.path / _REDONE).exists():
+            self._remove(_REDONE)
+
+    def _remove(self, name: str) -> None:
+        if not self._remote:
+            removed = self.path / ".removed"  # in one go: half a folder might be taken for unfinished work
+            shutil.rmtree(removed, ignore_errors=True)
+            (self.path / name).rename(removed)
+            shutil.rmtree(removed)
+            return
+        with self._lock, self._at_work("written"):
+            filesystem, root = self._filesystem()
+            filesystem.rm(f"{root}/{name}", recursive=True)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        shutil.rmtree(self.local / name, ignore_errors=True)
+        for known in (self._fetched, self._sent):
+            for file in [file for file in known if file.startswith(f"{name}/")]:
+                del known[file]
+
+    def _move(self, name: str, target: pathlib.PurePath) -> pathlib.PurePath:
         if not self._remote:
             target.parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).rename(target)
@@ -176,10 +211,7 @@ class Workdir:
             filesystem, root = self._filesystem()
             filesystem.copy(f"{root}/{name}", f"{root}/{target.relative_to(self.path)}", recursive=True)
             filesystem.rm(f"{root}/{name}", recursive=True)
-            shutil.rmtree(self.local / name, ignore_errors=True)
-            for known in (self._fetched, self._sent):
-                for file in [file for file in known if file.startswith(f"{name}/")]:
-                    del known[file]
+            self._forget(name)
         return target
 
     def _check(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, is_remote, read_json
-from selftrain_jax.core.records import plain, read_record, refuse_changes, write_record
+from selftrain_jax.core.records import differences, plain, read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.distributed import job, preemption
 
@@ -88,11 +88,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     for stage in stages:
         for file in () if stage.again else RECORDS:
             if record := read_record(workdir / stage.name / file):
-                found, asked = record["settings"], stage.settings
-                raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
-                _refuse_changes(
-                    workdir, stage, "setting", found, _before_moving({**asked, **raised}, found, stage.root)
-                )
+                _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:
         return
@@ -109,6 +105,21 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
                 read_manifest(workdir, name)
 
 
+def _but_for_growth(stage: Stage, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a stage, with those that may be raised, and paths in a folder that was moved, as recorded."""
+    found, asked = record["settings"], stage.settings
+    raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
+    return _before_moving({**asked, **raised}, found, stage.root)
+
+
+def outdated(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
+    """The stages on disk that would have to be done anew, for their settings or for what they were made from, in order;
+    with the reason. What is cheap, and what has merely grown, needs no telling."""
+    again = {stage.name for stage in stages if stage.again}
+    found = stale(workdir, stages, absent=True, settings=True)
+    return {name: why.why for name, why in found.items() if not why.outgrown and name not in again}
+
+
 @dataclasses.dataclass(frozen=True)
 class Stale:
     """Why a stage's result is not that of now. `outgrown`: it is, but for a stage before it that was asked for more."""
@@ -118,7 +129,7 @@ class Stale:
 
 
 def stale(
-    workdir: pathlib.Path, stages: Sequence[Stage], *, models: bool = True, absent: bool = False
+    workdir: pathlib.Path, stages: Sequence[Stage], *, models: bool = True, absent: bool = False, settings: bool = False
 ) -> dict[str, Stale]:
     """The stages on disk that are not what the settings, files and other stages of now would make, by name.
 
@@ -126,6 +137,7 @@ def stale(
       stages: in order; what they come after beside them is taken as it is on disk.
       models: whether to look at models from outside, too.
       absent: whether a stage that is gone counts as what it will be once it is made again; otherwise, as what it was.
+      settings: whether a changed setting counts, too.
     """
     found: dict[str, Stale] = {}
     earlier: dict[str, Sequence[str]] = {}  # fingerprints that a stage had when less was asked for
@@ -137,7 +149,8 @@ def stale(
         earlier[name] = (record or {}).get("earlier", ())
     for stage in stages:
         record, inputs = records[stage.name], {name: will_be[name] for name in stage.after}
-        if record and (reason := _why_stale(workdir, stage, record, inputs, earlier, found, models)):
+        reason = record and settings and not stage.again and _changed(stage, record)
+        if record and (reason := reason or _why_stale(workdir, stage, record, inputs, earlier, found, models)):
             found[stage.name] = reason
         done = record.get("fingerprint") if record else None
         made_anew = bool(done) and (stage.name in found or grown(workdir, stage))
@@ -146,6 +159,12 @@ def stale(
         if made_anew or (not done if record else absent):
             will_be[stage.name] = functools.cache(functools.partial(_predicted, stage, record, inputs))
     return found
+
+
+def _changed(stage: Stage, record: Mapping[str, Any]) -> Stale | None:
+    for name, old, new in differences(record["settings"], _but_for_growth(stage, record)):
+        return Stale(f"setting {name} is {new!r} and was {old!r}")
+    return None
 
 
 def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bool) -> Stale | None:
@@ -207,8 +226,8 @@ def current(workdir: pathlib.Path, stages: Sequence[Stage], *names: str) -> None
 def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) -> NoReturn:
     folders = ", ".join(str(workdir / other) for other in found if found[other].outgrown == found[name].outgrown)
     raise InputError(
-        f"stage {name} in {workdir} is stale: {found[name].why}; undo that, delete {folders} to have it made anew, or "
-        "use another --workdir"
+        f"stage {name} in {workdir} is stale: {found[name].why}; undo that, delete {folders} to have it made anew (as "
+        "`selftrain run --redo` does), or use another --workdir"
     )
 
 
@@ -319,4 +338,6 @@ def _before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
     way_out = "use another --workdir, or delete that folder and those of the stages after it"
+    if stage.root is None:  # of a run
+        way_out += ", which `selftrain run --redo` does"
     refuse_changes(f"stage {stage.name}", found, asked, workdir / stage.name, way_out, kind=kind)

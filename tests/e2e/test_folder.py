@@ -1,5 +1,6 @@
 """What a workdir alone is enough for: it keeps its settings."""
 
+import json
 import shutil
 
 import pytest
@@ -44,3 +45,25 @@ def test_an_empty_workdir_needs_a_config(selftrain, tmp_path, command):
     kept = "study.json" if command == "study" else "config.json"
     assert done.returncode == 2 and f"(no {kept} in it): name a config with --config=FILE.py" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_changed_setting_is_carried_through_when_asked_for(selftrain, folder):
+    """What does not depend on it is kept; nothing of before is left beside it."""
+    old, arguments = selftrain.contents(folder), (f"--workdir={folder}", "--config.train.epochs=3")
+    done = selftrain.command("run", *arguments, "--dry-run")
+    lines = dict(reversed(line.split(maxsplit=1)) for line in done.stdout.splitlines())
+    todo = {name.partition(":")[0].partition(" ")[0]: what for name, what in lines.items()}
+    assert {todo[name] for name in ("lab/base", "sample/self", "subset/real-0", "evaluate/base")} == {"keep"}
+    assert {todo[name] for name in ("train/self-0", "evaluate/self-0", "train/real-0", "report")} == {"redo"}
+    assert "train/self-0: setting epochs is 3 and was 4" in done.stdout
+    assert selftrain.contents(folder) == old
+    refused = selftrain.command("run", *arguments)
+    assert refused.returncode == 2 and "which `selftrain run --redo` does" in refused.stderr
+
+    done = selftrain.command("run", *arguments, "--redo")
+    assert done.returncode == 0, done.stderr[-3000:]
+    new = selftrain.contents(folder)
+    assert not [name for name in new if name.startswith(("before-redo", ".removed"))]
+    assert all(new[name] == old[name] for name in old if name.startswith(("lab/", "sample/", "subset/")))
+    assert selftrain.report(folder)["metrics"] != json.loads(old["report/report.json"])["metrics"]
+    assert "done before" in selftrain.command("run", f"--workdir={folder}").stdout

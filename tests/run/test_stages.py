@@ -1,11 +1,13 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import stages
 from selftrain_jax.run.stages import Stage
 
@@ -353,3 +355,52 @@ def test_a_file_of_a_finished_stage_that_was_changed_is_noticed(tmp_path):
         stages.current(tmp_path, with_report(), "report")
     (tmp_path / "sample/self/result").write_text("sample")
     assert stages.stale(tmp_path, with_report()) == {}
+
+
+def test_what_is_outdated_by_settings_or_by_what_it_was_made_from(tmp_path):
+    run(tmp_path, plan())
+    assert stages.outdated(tmp_path, plan()) == {}
+    assert stages.outdated(tmp_path, plan(train={"epochs": 3})) == {"train/self-0": "setting epochs is 3 and was 2"}
+    assert stages.outdated(tmp_path, plan(text="text v2")) == {"train/self-0": "its input texts has changed since"}
+    assert stages.outdated(tmp_path, plan(sample={"seed": 1})) == {
+        "sample/self": "setting seed is 1 and was 0",
+        "train/self-0": "stage sample/self, which it was made from, is stale",
+    }
+
+
+@pytest.mark.parametrize("killed_at", range(6))
+def test_a_redo_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, monkeypatch):
+    """Killed before any of its renames: the old results stay where they are or in `before-redo`, the same command goes
+    on, and nothing current is made of both."""
+    place, changed = Workdir(tmp_path), plan(sample={"seed": 1})
+    run(tmp_path, plan())
+    old = {stage.name: contents(tmp_path / stage.name) for stage in changed}
+
+    def redo():
+        for name in reversed(stages.outdated(tmp_path, changed)):
+            place.keep_until_redone(name)
+        run(tmp_path, changed)
+        place.redone()
+
+    class Killed(BaseException):
+        pass
+
+    rename, left = pathlib.Path.rename, iter(range(killed_at))
+
+    def rename_or_die(path, target):
+        if next(left, None) is None:
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename_or_die)
+    with contextlib.suppress(Killed):
+        redo()
+    monkeypatch.undo()
+    for name, files in old.items():
+        here, kept = contents(tmp_path / name), contents(tmp_path / "before-redo" / name)
+        finished = not stages.outdated(tmp_path, changed) and stages.state(tmp_path, changed[1]) == "done"
+        assert here == files or kept == files or finished
+    redo()
+    assert [stages.state(tmp_path, stage) for stage in changed] == ["done", "done"]
+    assert stages.outdated(tmp_path, changed) == {} and not (tmp_path / "before-redo").exists()
+    assert stages.read_manifest(tmp_path, "sample/self")["settings"]["seed"] == 1
