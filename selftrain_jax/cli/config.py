@@ -16,6 +16,8 @@ from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
 
+BUILT_IN = pathlib.Path(__file__).resolve().parents[1] / "configs"
+"""The configs that come with the package; `quickstart` stands for `quickstart.py` in there."""
 KEPT = {"run": "config.json", "study": "study.json"}
 """What a run and a study leave of their settings in their folder."""
 
@@ -45,8 +47,8 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
     """The `RunConfig` (or, of a study, `StudyConfig`) of a config file with `--config.a.b=value` overrides.
 
     Args:
-      reference: `FILE.py`, `FILE.py:ARGUMENT`, or the `config.json` or `study.json` of a workdir. `~/` at the beginning
-        of a value is the home folder.
+      reference: `FILE.py`, `FILE.py:ARGUMENT`, the same with the name of a built-in config for the file, or the
+        `config.json` or `study.json` of a workdir. `~/` at the beginning of a value is the home folder.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
@@ -71,10 +73,12 @@ def read_values(reference: str) -> dict[str, Any]:
         return values
     name, _, argument = reference.partition(":")
     path = pathlib.Path(name)
+    if not path.is_file() and name in built_in():
+        path = BUILT_IN / f"{name}.py"
     if not path.is_file():
-        raise InputError(f"config file not found: {path}")
-    folder = str(path.parent.absolute())
-    sys.path.insert(0, folder)  # a config may build on its neighbour
+        raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())})")
+    folders = [str(path.parent.absolute()), str(BUILT_IN)]
+    sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
     try:
         values = _plain(runpy.run_path(str(path))["get_config"](*([argument] if argument else [])))
     except Exception as e:  # whatever the file does wrong is bad input
@@ -82,10 +86,17 @@ def read_values(reference: str) -> dict[str, Any]:
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
         raise InputError(f"config {reference}: {what}") from None
     finally:
-        sys.path.remove(folder)
+        for folder in folders:
+            sys.path.remove(folder)
     if not isinstance(values, dict):
         raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
     return values
+
+
+def built_in() -> dict[str, str]:
+    """Name -> docstring of the configs that come with the package."""
+    paths = sorted(BUILT_IN.glob("*.py"))
+    return {path.stem: ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in paths}
 
 
 def _plain(values: Any) -> Any:

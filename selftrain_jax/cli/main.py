@@ -29,6 +29,8 @@ _WITH_CONFIG = {
 _TOOLS = {
     "probes": "tools.make_probes",
     "import": "tools.import_texts",
+    "configs": "show.configs",
+    "init": "show.init",
     "convert": "tools.convert_model",
     "export": "tools.export_model",
     "verify": "tools.verify_model",

@@ -18,7 +18,9 @@ STAGES = {
 }
 _EPILOG = """\
 settings:
-  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does.
+  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does. A name alone is
+  that of a config that comes with the package, as `selftrain configs` lists them: --config=quickstart,
+  --config=pythia:70m. `selftrain run MODEL` is short for --config=family:MODEL, the paper's settings for any model.
   --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
   A folder with something in it keeps its settings: --workdir alone goes on with them, or looks at what is there.
 exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 stopped by SIGTERM, 1 anything else.
@@ -66,6 +68,7 @@ def _add_runs(commands) -> None:
     stages = {name: add(name, text) for name, text in STAGES.items()}
     training.append(stages["train"])
     stages["sample"].add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
+    training[0].add_argument("--probes", metavar="FILE", help="short for --config.evaluate.probes=FILE")
     training[0].add_argument(
         "--redo",
         action="store_true",
@@ -145,6 +148,11 @@ def _add_tools(commands) -> None:
     option("--field", default="text", metavar="NAME", help="which field is the text (default: text)")
     option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
     option("--limit", type=int, metavar="N", help="take the first N texts only")
+
+    add("configs", "list the configs that come with the package, with what they cost")
+    option = add("init", "copy a config that comes with the package, to change it")
+    option("name", metavar="NAME", help="one that `selftrain configs` lists")
+    option("out", type=pathlib.Path, metavar="FILE.py", help="the file to write")
 
     option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
     option("source", metavar="MODEL", help="Hugging Face directory or hub name")

@@ -119,6 +119,12 @@ def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
 
 
 def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> Pipeline:
+    models = [argument for argument in overrides if not argument.startswith("-")]
+    if models and arguments.command == "run" and arguments.config is None:
+        arguments.config = f"family:{models[0]}"
+        overrides = [argument for argument in overrides if argument != models[0]]
+    if probes := getattr(arguments, "probes", None):
+        overrides = [*overrides, f"--config.evaluate.probes={probes}"]
     config = load_config(reference_of(arguments), overrides)
     command = "selftrain " + shlex.join(argv)
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}

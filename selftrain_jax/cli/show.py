@@ -1,4 +1,4 @@
-"""`selftrain config`: every setting with its value, what it means and where the value comes from."""
+"""What configs there are, and every setting of one: its value, what it means and where the value comes from."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
-from selftrain_jax.cli.config import load_config, read_values, reference_of
+from selftrain_jax.cli.config import BUILT_IN, built_in, load_config, read_values, reference_of
 from selftrain_jax.core.errors import InputError, visible
 
 _LEAST_WIDTH = 40
@@ -45,6 +45,28 @@ def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
                 textwrap.fill(text, width, initial_indent=" " * 4, subsequent_indent=" " * 4, **_WHOLE_WORDS), keep="\n"
             )
         )
+    return 0
+
+
+def configs(arguments: argparse.Namespace) -> int:
+    """`selftrain configs`: the built-in ones, each with the first paragraphs of its docstring."""
+    for name, text in built_in().items():
+        about, _, rest = text.partition("\n\n")
+        print(f"{name}\n{textwrap.indent(about, '    ')}")
+        print(textwrap.indent(rest.split("\n\n")[0], "    ") + "\n")
+    return 0
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """`selftrain init`: a copy of a built-in config."""
+    if arguments.name not in built_in():
+        raise InputError(f"there is no built-in config {arguments.name!r}; there are {', '.join(built_in())}")
+    try:
+        with open(arguments.out, "x", encoding="utf-8") as file:
+            file.write((BUILT_IN / f"{arguments.name}.py").read_text("utf-8"))
+    except FileExistsError:
+        raise InputError(f"{arguments.out} is there already: name another file") from None
+    print(f"config: {arguments.out}")
     return 0
 
 

@@ -43,3 +43,28 @@ def test_a_file_of_settings_that_is_none_is_refused(tmp_path, capsys, text, mess
 def test_something_to_show_is_needed(capsys):
     assert cli.main(["config"]) == 2
     assert "config needs --config=FILE.py, or --workdir=DIR" in capsys.readouterr().err
+
+
+def test_the_package_has_the_configs_and_copies_them(tmp_path, capsys, monkeypatch):
+    """A config of one's own may build on them by name, wherever it lies."""
+    assert cli.main(["configs"]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
+    assert listed == sorted(path.stem for path in CONFIGS.glob("*.py"))
+    monkeypatch.chdir(tmp_path)
+    assert load_config("quickstart") == load_config(str(CONFIGS / "quickstart.py"))
+    assert load_config("pythia:70m").source == "EleutherAI/pythia-70m"
+    assert cli.main(["init", "quickstart", "mine.py"]) == 0
+    assert load_config("mine.py") == load_config("quickstart")
+    assert cli.main(["init", "smoke", "mine.py"]) == 2 and load_config("mine.py") == load_config("quickstart")
+    assert cli.main(["init", "none", "other.py"]) == 2 and not (tmp_path / "other.py").exists()
+    (tmp_path / "short.py").write_text("import smoke\n\n\ndef get_config():\n    return smoke.get_config()\n")
+    assert load_config("short.py") == load_config("smoke")
+
+
+def test_a_model_stands_for_a_config(tmp_path, capsys):
+    arguments = ["run", "EleutherAI/pythia-14m", f"--workdir={tmp_path / 'run'}", "--probes=p.jsonl", "--dry-run"]
+    assert cli.main(arguments) == 0
+    assert "do     train/self-0\n" in capsys.readouterr().out
+    assert cli.main([*arguments, "--config=smoke"]) == 2
+    assert "'EleutherAI/pythia-14m' is not understood" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
