@@ -224,7 +224,10 @@ def test_no_file_from_outside_the_folder_is_copied(tmp_path, name):
     assert not (out / name).exists()
 
 
-@pytest.mark.parametrize("named", [{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, {"tokenizer_file": "../x.json"}])
+OTHER_FILES = [{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, {"tokenizer_file": "../x.json"}]
+
+
+@pytest.mark.parametrize("named", OTHER_FILES)
 def test_no_settings_put_another_file_in_the_place_of_tokenizer_json(tmp_path, named):
     gemma(tmp_path)
     wanted = pythia(tmp_path / "model").get_vocab()
