@@ -226,13 +226,15 @@ class Corpus(collections.abc.Sequence):
         self.manifest = manifest
         found = sorted(self.path.glob(f"{_NAME}-*-of-*"))
         count = re.search(r"-of-(\d+)$", found[0].name) if found else None
-        self._files = _shard_files(self.path, int(count[1]) if count else 1)
+        # A name may say any number: of more than there are, the first that is missing ends the look.
+        self._files = _shard_files(self.path, int(count[1]) if count else 1, len(found) + 1)
+        lengths = []
+        for file in self._files:
+            lengths.append(shard_length(file))
+            if not lengths[-1]:
+                raise InputError(self._damaged("cut short or missing", file))
         if stray := set(found) - set(self._files):
             raise InputError(self._damaged(f"{min(stray).name} is of another layout"))
-        lengths = list(map(shard_length, self._files))
-        for file, length in zip(self._files, lengths):
-            if not length:
-                raise InputError(self._damaged("cut short or missing", file))
         self._ends = np.cumsum(lengths)
         self._records = array_record_data_source.ArrayRecordDataSource(
             [f"{file}[0:{length}]" for file, length in zip(self._files, lengths)]
@@ -318,5 +320,6 @@ def write_corpus(
     return writer.finalize(provenance)
 
 
-def _shard_files(path: pathlib.Path, count: int) -> list[pathlib.Path]:
-    return [path / f"{_NAME}-{_SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
+def _shard_files(path: pathlib.Path, count: int, most: int | None = None) -> list[pathlib.Path]:
+    """Those of a corpus of `count` shards, at most the first `most`."""
+    return [path / f"{_NAME}-{_SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)[:most]]

@@ -87,7 +87,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     first reason for which a `wanted` stage could not be done."""
     for stage in stages:
         for file in () if stage.again else RECORDS:
-            if record := read_record(workdir / stage.name / file):
+            if record := _read(workdir / stage.name / file):
                 _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:
@@ -233,12 +233,26 @@ def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) 
 
 def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """What is on disk of a stage: its manifest, or else what it was started with."""
-    return next(filter(None, (read_record(workdir / name / file) for file in RECORDS)), None)
+    return next(filter(None, (_read(workdir / name / file) for file in RECORDS)), None)
+
+
+_PARTS = {"settings": dict, "inputs": dict, "files": (dict, list), "earlier": list}
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """What `run` left in `path`, None where there is no file; `InputError` when it is damaged."""
+    record = read_record(path)
+    if record is None:
+        return None
+    known = isinstance(record, dict) and {"settings", "inputs"} <= record.keys()
+    if not known or not all(isinstance(record[name], kind) for name, kind in _PARTS.items() if name in record):
+        raise InputError(f"{path} is no record of a stage: remove {path.parent} and run the same command again")
+    return record
 
 
 def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
-    record = stage.grows and read_record(manifest_path(workdir, stage.name))
+    record = stage.grows and _read(manifest_path(workdir, stage.name))
     return bool(record) and any(record["settings"].get(n) != stage.settings[n] for n in stage.grows)
 
 

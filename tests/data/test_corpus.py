@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.data import corpus as corpus_module
 from selftrain_jax.data.corpus import CorpusWriter, Document, corpus_fingerprint, read_corpus, summarize, write_corpus
 
 TEXTS = ("plain", "naïve “quotes” 🎉", "नमस्ते दुनिया", "", "nul \0 and\nnewline\0", "\ufeffmark")
@@ -297,6 +298,18 @@ def test_damage_is_reported(tmp_path):
     (path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="JSON"):
         read_corpus(path)
+
+
+def test_a_name_may_say_any_number_of_shards(tmp_path, monkeypatch):
+    """One file of a stranger's: no list of that length is made, nor is every shard looked for."""
+    write_corpus(tmp_path / "c", make_documents(3), {})
+    (tmp_path / "c" / "corpus-a-of-50000").touch()
+    looked = []
+    monkeypatch.setattr(corpus_module, "shard_length", lambda file, *_: looked.append(file) or 0)
+    with pytest.raises(InputError, match="shard corpus-train.array_record-00000-of-50000: cut short or missing"):
+        read_corpus(tmp_path / "c")
+    assert len(looked) == 1
+    assert len(corpus_module._shard_files(tmp_path, 10**30, 3)) == 3
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])

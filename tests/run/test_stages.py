@@ -1,11 +1,13 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
 import pytest
 
+from selftrain_jax.core import storage
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import stages
@@ -55,6 +57,34 @@ def test_what_is_done_is_skipped(tmp_path):
     said = run(tmp_path, plan(calls=calls))
     assert said == ["[1/2] sample/self: done before", "[2/2] train/self-0: done before"]
     assert calls == [] and contents(tmp_path) == before
+
+
+NO_RECORDS = [[1], {}, {"settings": 7}, {"inputs": [1]}, {"files": 7}, {"earlier": 7}]
+
+
+@pytest.mark.parametrize("change", NO_RECORDS, ids=str)
+def test_a_record_of_another_kind_is_one_line(tmp_path, change):
+    run(tmp_path, plan())
+    path = tmp_path / "train" / "self-0" / "manifest.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | change if change and isinstance(change, dict) else change)
+    )
+    with pytest.raises(InputError, match="self-0/manifest.json is no record of a stage: remove .*train/self-0 and run"):
+        stages.check(tmp_path, plan())
+        stages.stale(tmp_path, plan())
+
+
+def test_what_a_record_names_is_read_only_where_it_is_a_file(tmp_path, monkeypatch):
+    read = storage.file_fingerprint
+    ends = lambda path: read(path) if path.is_file() else pytest.fail("a device or a pipe never ends")  # noqa: E731
+    monkeypatch.setattr(storage, "file_fingerprint", ends)
+    run(tmp_path, plan())
+    path = tmp_path / "train" / "self-0" / "manifest.json"
+    os.mkfifo(path.with_name("pipe"))
+    for name in ("/dev/zero", "pipe"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"files": {name: "0123"}}))
+        assert f"{name} has changed in its folder" in stages.stale(tmp_path, plan())["train/self-0"].why
 
 
 def test_an_unfinished_stage_goes_on_where_it_was(tmp_path):

@@ -20,6 +20,7 @@ _ROTARY = {
     **{"partial_rotary_factor": "fraction", "rotary_pct": "fraction"},
 }
 """Field that older transformers versions wrote -> attribute of `Rotary`; which families have it, differs."""
+MAX_LAYERS = 10_000
 _LEGACY = {"rope_scaling", "sliding_window_pattern", *_ROTARY}
 # What says nothing about the function of a model, though no class of transformers has it (any more).
 _NOTES = re.compile(
@@ -58,6 +59,9 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
         )
     if raw.get("num_attention_heads") == 0:  # transformers divides by it
         raise InputError(f"{path}: num_attention_heads=0 must be at least 1")
+    for name in ("num_hidden_layers", "n_layer"):  # transformers makes lists of that length
+        if isinstance(raw.get(name), (int, float)) and raw[name] > MAX_LAYERS:
+            raise InputError(f"{path}: {name}={raw[name]} must be at most MAX_LAYERS={MAX_LAYERS} of {__name__}")
     generation = path.parent / "generation_config.json"
     more = files.read_json(generation, "generation settings") if generation.is_file() else {}
     try:

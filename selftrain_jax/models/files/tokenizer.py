@@ -92,8 +92,9 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
     """
     path = tokenizer_files(directory)[0]
     with _refusing(f"tokenizer {path} cannot be read"):
+        # The settings beside it may name another file, in other folders, too: this one is what is hashed and copied.
         tokenizer = import_transformers().PreTrainedTokenizerFast.from_pretrained(
-            path.parent, local_files_only=True, clean_up_tokenization_spaces=False
+            path.parent, tokenizer_file=str(path), local_files_only=True, clean_up_tokenization_spaces=False
         )
         _whole(tokenizer.backend_tokenizer)
         with contextlib.suppress(Exception):  # some fail in use alone; what they have no token for is not meant

@@ -224,6 +224,19 @@ def test_no_file_from_outside_the_folder_is_copied(tmp_path, name):
     assert not (out / name).exists()
 
 
+OTHER_FILES = [{"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, {"tokenizer_file": "../x.json"}]
+
+
+@pytest.mark.parametrize("named", OTHER_FILES)
+def test_no_settings_put_another_file_in_the_place_of_tokenizer_json(tmp_path, named):
+    gemma(tmp_path)
+    wanted = pythia(tmp_path / "model").get_vocab()
+    for other in ("tokenizer.4.0.json", "x.json"):
+        (tmp_path / other).write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(named))
+    assert load_tokenizer(tmp_path / "model").get_vocab() == wanted
+
+
 def test_only_settings_that_transformers_knows_are_copied(tmp_path):
     (tmp_path / "out").mkdir()
     pythia(tmp_path)
