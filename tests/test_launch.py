@@ -371,6 +371,12 @@ def test_a_slurm_job_does_not_compute_with_a_name(cluster, tmp_path):
     assert code == 0 and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("gpus", ["08", "0"])
+def test_a_slurm_job_reads_a_count_of_gpus_as_a_decimal_number(cluster, gpus):
+    code, _, err, _ = cluster("slurm.sbatch", *RUN, SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE=gpus)
+    assert (code, err) == (0, "")
+
+
 def test_a_jobset_does_not_start_bad_input_again():
     yaml = pytest.importorskip("yaml")
     text = (LAUNCH / "gke" / "jobset.yaml").read_text().replace("@", "")

@@ -208,8 +208,8 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--confirm-run-unsafe-code",
         action="store_true",
-        help="let task files of --include-path run their code, and tasks such as humaneval what the model wrote, with "
-        "your rights",
+        help="let task files of --include-path and metrics that are scripts run their code, and tasks such as "
+        "humaneval what the model wrote, with your rights",
     )
 
 

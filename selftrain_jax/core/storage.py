@@ -162,7 +162,11 @@ class Workdir:
         shown = [p for p in found if not any(part.startswith(".") or part in _LOGS for part in p.parts)]
         steps = [step.name for step in last.iterdir() if step.name.isdigit()] if last.is_dir() else []
         files = {p.as_posix(): _contents(top / p) for p in sorted(shown) if p.as_posix() not in RECORDS}
-        return files | {f"{CHECKPOINTS}/{step}": None for step in sorted(steps, key=int)[-1:]}
+        for step in sorted(steps, key=int)[-1:]:
+            files[f"{CHECKPOINTS}/{step}"] = None
+            sums = (top / CHECKPOINTS / step / "checksums").rglob("*")  # of the arrays
+            files |= {p.relative_to(top).as_posix(): _contents(p) for p in sorted(sums) if p.is_file()}
+        return files
 
     def set_aside(self, name: str) -> pathlib.PurePath:
         """Moves the folder `name` away; returns where it is now, below `replaced`."""

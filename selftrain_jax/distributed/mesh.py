@@ -39,8 +39,12 @@ _FLAGS = {
     "jax_random_seed_offset": 0,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
+    "jax_disable_jit": False,
+    "jax_transfer_guard": "allow",
+    **{f"jax_transfer_guard_{way}": "allow" for way in ("host_to_device", "device_to_device", "device_to_host")},
 }
-"""Flags, and variables of the environment, that would change a run's numbers, with what they are in a run."""
+"""Flags, and variables of the environment, that would change a run's numbers or stop it, with what they are in a run.
+"""
 
 
 def configure_jax() -> None:

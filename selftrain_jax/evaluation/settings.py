@@ -1,6 +1,7 @@
 """What is measured on every model, as settings."""
 
 import dataclasses
+import string
 from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
@@ -86,12 +87,11 @@ class EvaluateSettings:
             raise InputError(f"evaluate multiple_choice and minimal_pairs both name {min(twice)!r}; rename one of them")
         if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:
             raise InputError(f"evaluate rules={self.rules} must be some of 'acc', 'acc_norm' and 'acc_bytes'")
-        question = "'?\n" * 1000  # which neither repr() nor a cut leaves as it is
         try:
-            whole = question in self.template.format(question=question)
-        except (LookupError, ValueError, AttributeError, TypeError):
-            whole = False
-        if not whole:
+            fields = {field[1:] for field in string.Formatter().parse(self.template)}
+        except ValueError:
+            fields = set()
+        if fields - {(None, None, None)} != {("question", "", None)}:
             raise InputError(
                 f"evaluate template={self.template!r} must hold {{question}}, which stands for the whole question, and "
                 "no other field; braces that the prompt shall show are doubled"

@@ -109,8 +109,11 @@ def open_run(workdir: pathlib.Path) -> Pipeline:
 
 
 def check_current(run: Pipeline, *names: str) -> None:
-    """Raises `InputError` where these stages of a run, or those that make its student, are stale."""
-    stages.current(run.home, run.stages(), *run.lab_stages(run.student), *names)
+    """Raises `InputError` where these stages of a run, or those that make its student, are stale, or its settings are
+    not those that it was made with."""
+    plan = run.stages()
+    stages.check(run.home, plan)
+    stages.current(run.home, plan, *run.lab_stages(run.student), *names)
 
 
 def student_directory(run: RunNames) -> pathlib.Path:

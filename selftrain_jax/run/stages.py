@@ -122,10 +122,12 @@ def outdated(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Stale:
-    """Why a stage's result is not that of now. `outgrown`: it is, but for a stage before it that was asked for more."""
+    """Why a stage's result is not that of now. `outgrown`: it is, but for a stage before it that was asked for more.
+    `derived`: it is but for a stage before it, the first, which `why` names."""
 
     why: str
     outgrown: bool = False
+    derived: bool = False
 
 
 def stale(
@@ -172,7 +174,8 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
     for name, now in inputs.items():
         before = record["inputs"].get(name)
         if name in found and not found[name].outgrown:
-            return Stale(f"stage {name}, which it was made from, is stale")
+            why = found[name].why
+            return Stale(why if found[name].derived else f"it was made from stage {name}, of which {why}", derived=True)
         if before is None and stage.again:
             outgrown = Stale(f"{name} has come since", True)
         elif before is None or now() not in (None, before):

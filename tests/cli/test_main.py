@@ -84,6 +84,7 @@ def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
     assert run("evaluate", "--help") == 0
     text = capsys.readouterr().out
     assert all(part in text for part in ("[MODEL]", "--tasks NAME", "--out DIR", "--confirm-run-unsafe-code"))
+    assert "metrics that are scripts" in " ".join(text.split())
     for arguments, words in (
         ([], "evaluate needs --workdir (of a run), or MODEL"),
         (["--config=x.py"], "evaluate needs --workdir"),

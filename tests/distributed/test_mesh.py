@@ -153,6 +153,7 @@ def test_to_global_places_host_arrays_and_keeps_their_values(mesh):
 def flags():
     """Puts back what a test makes of JAX's flags."""
     names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+    names += ("jax_disable_jit", "jax_transfer_guard", "jax_transfer_guard_host_to_device")
     before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():
@@ -161,11 +162,13 @@ def flags():
 
 def test_a_command_computes_the_same_whatever_the_environment_asks_of_jax(flags):
     asked = {"jax_enable_x64": True, "jax_default_prng_impl": "rbg", "jax_threefry_partitionable": False}
+    asked |= {"jax_disable_jit": True, "jax_transfer_guard_host_to_device": "disallow_explicit"}
     for name, value in asked.items():
         jax.config.update(name, value)
     configure_jax()
     np.testing.assert_array_equal(jax.random.bits(jax.random.key(7), (2,)), [2895194379, 4185947648])
     assert jnp.zeros(1, float).dtype == jnp.float32
+    assert not jax.config.jax_disable_jit and jnp.asarray(np.ones(3)).sum() == 3  # a transfer is none of its errors
     jax.config.update("jax_default_matmul_precision", "highest")
     with pytest.raises(InputError, match="JAX_DEFAULT_MATMUL_PRECISION=highest.*unset it"):
         configure_jax()

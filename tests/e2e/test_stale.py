@@ -51,6 +51,20 @@ def test_a_model_of_another_text_is_refused_by_name(retrained):
     refuses(lambda: find_model(f"{retrained}:self-0"), "train/self-0", "is stale", "another subset/self-0")
 
 
+def test_weights_or_settings_put_in_the_place_of_others_are_refused(copy_of, finished):
+    workdir = copy_of("lab", "sample", "audit", "subset", "train", "evaluate", "report")
+    settings = json.loads((finished[0] / "config.json").read_text())
+    settings["train"]["epochs"] += 1
+    (workdir / "config.json").write_text(json.dumps(settings))
+    refuses(lambda: find_model(f"{workdir}:self-0"), "setting epochs is")
+    shutil.copyfile(finished[0] / "config.json", workdir / "config.json")
+    find_model(f"{workdir}:self-0")
+    [*_, last] = sorted((workdir / "train/self-0/checkpoints").glob("[0-9]*"), key=lambda step: int(step.name))
+    shutil.rmtree(last)
+    shutil.copytree(workdir / "train/real-0/checkpoints" / last.name, last)
+    refuses(lambda: find_model(f"{workdir}:self-0"), "train/self-0", "checkpoints/", "has changed in its folder")
+
+
 @pytest.mark.large
 def test_a_corpus_that_grows_is_carried_through_to_the_report(selftrain, copy_of, finished):
     workdir = copy_of("lab", "sample", "audit", "subset", "train", "evaluate", "report")

@@ -111,6 +111,7 @@ def test_a_run_is_built_to_the_bottom():
 
 
 TEMPLATES = ["{{question}}", "{question} {subject}", "{question} {", "{question} {}", "{question!r}", "{question:.9}"]
+TEMPLATES += ["{question:>5000}", "{question.upper}", "{question[0]}"]
 HEADINGS = [
     ({"source": "org/m"}, "Self-training of org/m"),
     ({"source": "org/m", "student": "org/m", "revision": "step7"}, "Self-training of org/m, revision step7"),

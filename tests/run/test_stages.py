@@ -190,7 +190,9 @@ def test_what_is_made_from_a_stale_stage_is_stale_and_no_report_is_made_of_it(tm
     assert set(stages.stale(tmp_path, changed)) == {"train/self-0", "report"}
     with pytest.raises(InputError, match="stage train/self-0 .*is stale"):
         run(tmp_path, changed, lambda name: name == "report")
-    with pytest.raises(InputError, match="stage report .*is stale: stage train/self-0, which it was made from"):
+    with pytest.raises(
+        InputError, match="report .*is stale: it was made from stage train/self-0, of which it was made"
+    ):
         stages.current(tmp_path, changed, "report")
 
 
@@ -379,9 +381,9 @@ def test_a_file_of_a_finished_stage_that_was_changed_is_noticed(tmp_path):
     run(tmp_path, with_report())
     (tmp_path / "sample/self/result").write_text("elpmas")
     assert stages.stale(tmp_path, with_report())["sample/self"].why == "result has changed in its folder"
-    with pytest.raises(InputError, match="stage train/self-0 .*is stale: stage sample/self"):
+    with pytest.raises(InputError, match="stage train/self-0 .*is stale: it was made from stage sample/self, of"):
         run(tmp_path, with_report(), lambda name: name == "report")
-    with pytest.raises(InputError, match="stage report .*is stale"):
+    with pytest.raises(InputError, match="report .*is stale: it was made from stage sample/self, of which result has"):
         stages.current(tmp_path, with_report(), "report")
     (tmp_path / "sample/self/result").write_text("sample")
     assert stages.stale(tmp_path, with_report()) == {}
