@@ -218,7 +218,7 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
 
 def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):
     (tmp_path / "lab/world").mkdir(parents=True)
-    write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}})
+    write_json(tmp_path / "lab/world/started.json", {"settings": {"seed": 5}, "inputs": {}})
     assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 2
     err = capsys.readouterr().err
     assert err.startswith("selftrain: error: stage lab/world: setting ") and err.count("\n") == 1

@@ -396,7 +396,7 @@ def test_what_is_outdated_by_settings_or_by_what_it_was_made_from(tmp_path):
     assert stages.outdated(tmp_path, plan(text="text v2")) == {"train/self-0": "its input texts has changed since"}
     assert stages.outdated(tmp_path, plan(sample={"seed": 1})) == {
         "sample/self": "setting seed is 1 and was 0",
-        "train/self-0": "stage sample/self, which it was made from, is stale",
+        "train/self-0": "it was made from stage sample/self, of which setting seed is 1 and was 0",
     }
 
 
