@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         holding.enter_context(pipeline.place.held())
         stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
+        pipeline.check_lengths()
         stages.check(pipeline.home, plan, is_wanted)
         save_config(pipeline.home, pipeline.config)
 
