@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         if not redo:
             stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
+        pipeline.check_lengths()
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)

@@ -21,6 +21,8 @@ from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.run.summary import check_groups
 from selftrain_jax.run.train import audit_stage, subset_stage, train_stage
+from selftrain_jax.sampling.sampler import check_length
+from selftrain_jax.training.loop import check_lengths
 
 
 @dataclasses.dataclass
@@ -88,6 +90,20 @@ class Pipeline(RunNames):
             *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
             check_groups(probes, evaluate)
             suite.unknown_shares(evaluate, *texts, tokenizer)
+
+    def check_lengths(self) -> None:
+        """Raises `InputError` for documents or rows that do not fit a model's context, and for a text too short for one
+        batch, before any work."""
+        train, lab = self.config.train, self.config.lab
+
+        def context(model: str) -> int:
+            made = lab and model.startswith(LAB) and lab.lineage().models.get(model.removeprefix(LAB))
+            return (made or hf.load_config(self.model_path(model))).max_position
+
+        check_lengths(train, context(self.student), (self.config.subset.num_tokens - 1) // train.sequence_length)
+        for origin in self.arms.values():
+            if origin.source:
+                check_length(self.config.sample, context(origin.source))
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

@@ -144,12 +144,7 @@ def check(
             f"sample start={sampling.start!r} must be ids of the model's vocabulary of {config.vocab_size}; "
             "models.files.tokenizer.start_ids makes ids of texts"
         )
-    if sampling.num_fed > config.max_position:
-        start = f"sample start of {sampling.start_length} tokens and " if sampling.start_length > 1 else ""
-        raise InputError(
-            f"{start}max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {config.max_position} "
-            f"tokens; lower it{' or shorten start' if start else ''}"
-        )
+    check_length(sampling, config.max_position)
     usable = np.ones(config.vocab_size, bool) if allowed is None else np.asarray(allowed)
     if usable.dtype != bool or usable.shape != (config.vocab_size,) or not usable.any():
         raise InputError(
@@ -159,6 +154,16 @@ def check(
     if sampling.min_new_tokens and not set(np.flatnonzero(usable).tolist()) - {*config.stop_ids}:
         raise InputError(
             f"min_new_tokens={sampling.min_new_tokens} needs a token that does not end the document; there is none"
+        )
+
+
+def check_length(sampling: SamplingConfig, context: int) -> None:
+    """Raises `InputError` for documents that the model's context cannot hold."""
+    if sampling.num_fed > context:
+        start = f"sample start of {sampling.start_length} tokens and " if sampling.start_length > 1 else ""
+        raise InputError(
+            f"{start}max_new_tokens={sampling.max_new_tokens} exceeds the model's context of {context} tokens; lower it"
+            f"{' or shorten start' if start else ''}"
         )
 
 

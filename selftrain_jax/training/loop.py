@@ -93,10 +93,7 @@ def train(
       PeerLost: another process of the job is gone.
     """
     check_wandb(wandb)
-    if config.sequence_length > model_config.max_position:
-        raise InputError(
-            f"train sequence_length={config.sequence_length} exceeds the model's context of {model_config.max_position}"
-        )
+    per_epoch = check_lengths(config, model_config.max_position, len(rows.tokens))
     if len(rows.tokens) and rows.tokens.shape[1] != config.sequence_length + 1:
         raise InputError(
             f"train sequence_length={config.sequence_length} does not match rows packed for "
@@ -109,7 +106,6 @@ def train(
             f"train batch_size / grad_accum = {per_slice} rows cannot be spread over {ways} data-parallel devices: "
             "make it a multiple, or use fewer devices on the data and fsdp axes"
         )
-    per_epoch = steps_per_epoch(num_rows=len(rows.tokens), batch_size=config.batch_size)
     num_steps = per_epoch * config.epochs
     directory = pathlib.Path(directory)
     checkpoints = as_path(checkpoints or directory / CHECKPOINTS)
@@ -194,6 +190,13 @@ def train(
             preemption.stop_by_itself()
             raise Preempted(f"SIGTERM came; step {done} of {description} is saved, the same command goes on")
     return values if first < num_steps else (read_metrics(log.path) or [{"step": first}])[-1]
+
+
+def check_lengths(config: TrainConfig, context: int, num_rows: int) -> int:
+    """Steps per epoch on `num_rows` rows; `InputError` where they are too few for one, or longer than the context."""
+    if config.sequence_length > context:
+        raise InputError(f"train sequence_length={config.sequence_length} exceeds the model's context of {context}")
+    return steps_per_epoch(num_rows=num_rows, batch_size=config.batch_size)
 
 
 # What may change between two calls that continue one training: where it runs, what it keeps, and what only rounds.
