@@ -11,6 +11,7 @@ from selftrain_jax.data.diversity import diversity
 from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
@@ -123,9 +124,10 @@ def _values(
 def _chance(pipeline) -> float | None:
     """The mean over the suites of the accuracy of guessing."""
     evaluate = pipeline.config.evaluate
-    suites = [likelihood.load_multiple_choice(pipeline.path(path)) for path in evaluate.multiple_choice.values()]
-    rates = [float(np.mean([1 / len(row["choices"]) for row in rows])) for rows in suites]
-    rates += [0.5] * len(evaluate.minimal_pairs)
+    files = {name: pipeline.path(path) for name, path in evaluate.multiple_choice.items()}
+    suites = limited({n: likelihood.load_multiple_choice(file) for n, file in files.items()}, evaluate.limit)
+    rates = [float(np.mean([1 / len(row["choices"]) for row in rows])) for rows in suites.values()]
+    rates += [0.5] * len(evaluate.minimal_pairs) + [0.0] * len(evaluate.last_words)
     return float(np.mean(rates)) if rates else None
 
 

@@ -30,6 +30,7 @@ from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
+from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
@@ -157,8 +158,7 @@ class Study:
             "evaluate": dataclasses.replace(
                 evaluate,
                 texts=find(evaluate.texts),
-                multiple_choice=find(evaluate.multiple_choice),
-                minimal_pairs=find(evaluate.minimal_pairs),
+                **{kind: find(getattr(evaluate, kind)) for kind in SUITES},
                 probes=evaluate.probes and self.path(evaluate.probes, seed, student),
             ),
         }

@@ -342,3 +342,38 @@ def test_empty_and_missing_files_are_named(tmp_path, load):
         LOADERS[load](path)
     with pytest.raises(InputError, match=f"not found: {tmp_path / 'nowhere.jsonl'}"):
         LOADERS[load](tmp_path / "nowhere.jsonl")
+
+
+def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
+    rows = [
+        {"question": f"what {i}?", "mc1_targets": {"no": 0, "yes": 1, "both": 0}, "mc2_targets": {"no": 0, "yes": 1}}
+        for i in range(2)
+    ]
+    (tmp_path / "truthful.json").write_text(json.dumps(rows))
+    found = likelihood.load_multiple_choice(tmp_path / "truthful.json")
+    assert [(row["question"], row["choices"], row["gold"]) for row in found] == [
+        (f"what {i}?", ["no", "yes", "both"], 1) for i in range(2)
+    ]
+
+
+def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
+    """As the harness's LAMBADA: white space before the word is part of what is to be given."""
+    write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": "on a hat"}, {"text": "up  it"}])
+    rows = likelihood.load_last_words(tmp_path / "words.jsonl")
+    asked = []
+
+    def scorer(sequences, starts):
+        asked.extend((text(s[:start]), text(s[start:])) for s, start in zip(sequences, starts))
+        wanted = [np.array([chr(t) != "h" for t in s[start:]]) for s, start in zip(sequences, starts)]
+        return [TokenScores(np.zeros(len(hits)), hits, np.zeros(len(hits))) for hits in wanted]
+
+    found = likelihood.last_words(scorer, CONFIG, tokenize, rows, add_bos=True)
+    assert found.tolist() == [True, False, True]
+    assert asked == [(chr(BOS) + "on a", " mat"), (chr(BOS) + "on a", " hat"), (chr(BOS) + "up", "  it")]
+
+
+@pytest.mark.parametrize("broken", ["alone", "ends ", " mat"])
+def test_a_text_without_a_last_word_is_refused(tmp_path, broken):
+    write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": broken}])
+    with pytest.raises(InputError, match="words.jsonl, item 2: text must be words, a space and the last word"):
+        likelihood.load_last_words(tmp_path / "words.jsonl")
