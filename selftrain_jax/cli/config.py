@@ -16,9 +16,10 @@ from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
 
 
-def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False) -> RunConfig | StudyConfig:
+def load_config(reference: str, overrides: Sequence[str] = (), study: bool | None = False) -> RunConfig | StudyConfig:
     """The `RunConfig` (or, of a study, `StudyConfig`) of a config file, `FILE.py` or `FILE.py:ARGUMENT`, with
-    `--config.a.b=value` overrides. `~/` at the beginning of a value is the home folder.
+    `--config.a.b=value` overrides. `~/` at the beginning of a value is the home folder. With `study` None it may be of
+    either.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
@@ -41,12 +42,13 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
         raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
     for override in overrides:
         _override(values, override)
-    if study != ("students" in values):
-        command = "study" if not study else "run"
+    is_study = "students" in values
+    if study not in (None, is_study):
+        command = "study" if is_study else "run"
         raise InputError(
             f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
         )
-    return build(StudyConfig if study else RunConfig, at_home(values))
+    return build(StudyConfig if is_study else RunConfig, at_home(values))
 
 
 def _plain(values: Any) -> Any:

@@ -262,14 +262,21 @@ def last_words(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[
 
 
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
+    """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP).
+
+    Warns:
+      InputWarning: some items have one sentence twice, as seven of BLiMP's do, and are left out.
+    """
     rows = list(read_rows(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
     check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
     for number, row in enumerate(rows, 1):
         if not (has_text(row["sentence_good"]) and has_text(row["sentence_bad"])):
             raise InputError(f"minimal-pair file {path}, item {number}: an empty sentence, the likeliest of all")
-        if row["sentence_good"] == row["sentence_bad"]:
-            raise InputError(f"minimal-pair file {path}, item {number}: both sentences are equal, so none is likelier")
+    equal = [n for n, row in enumerate(rows, 1) if row["sentence_good"] == row["sentence_bad"]]
+    if equal:
+        what = f"{len(equal)} of {len(rows)} items, first item {equal[0]}, have one sentence twice"
+        warnings.warn(f"minimal-pair file {path}: {what}; they are left out", InputWarning, stacklevel=2)
+    rows = [row for n, row in enumerate(rows, 1) if n not in equal]
     warn_of_twins(f"minimal-pair file {path}", [(row["sentence_good"], row["sentence_bad"]) for row in rows])
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")

@@ -21,6 +21,7 @@ from selftrain_jax.study import analysis
 from selftrain_jax.study.analysis import ABOVE_CHANCE
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.model import Arm, Run
+from selftrain_jax.study.tasks import task_unit, task_values
 
 Rows = list[dict[str, Any]]
 
@@ -35,7 +36,8 @@ def study_data(study: Study) -> StudyData:
     for run in runs:
         again = study.workdir / "again" / f"{run.student}-{run.seed}"
         masks = summary.probe_masks(run.pipeline, _keys(run))
-        results += _results(run, masks, again if f"again/{again.name}" in done else None)
+        tasks = _tasks(study, run, done)
+        results += _results(run, masks, again if f"again/{again.name}" in done else None, tasks)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -97,18 +99,39 @@ def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
+def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
+    """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
+    the same ones."""
+    names = {model: task_unit(run, model) for model in ("base", *(f"{key}-0" for key in _keys(run)))}
+    if not set(names.values()) <= done:
+        return {}
+    manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
+    return {model: task_values(manifest["result"]["tasks"]) for model, manifest in manifests.items()}
+
+
+def _results(
+    run: Run, all_masks: list[Masks], again: pathlib.Path | None, tasks: dict[str, dict[Metric, float]]
+) -> Rows:
     evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     for subset, masks in enumerate(all_masks):
-        before = _values(Items.load(evaluated / "base"), masks, suffix_lengths, chance)
+        before = _with_tasks(_values(Items.load(evaluated / "base"), masks, suffix_lengths, chance), tasks, "base")
         after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
         if again is not None:
             after.append((_place(run, None), again))
         for place, directory in after:
-            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
+            values = _values(Items.load(directory), masks, suffix_lengths, chance)
+            # The base model that is evaluated again is not put to the tasks again.
+            for metric, value in _with_tasks(values, tasks, directory.name if directory != again else "base").items():
                 rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
     return rows
+
+
+def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
+    """`values` with the figures of the tasks, which count in the mean over the suites like any other."""
+    values = values | tasks.get(model, {})
+    shares = [v for m, v in values.items() if (m.kind, m.rule) == ("capability", "acc") and m != CAPABILITY]
+    return values | ({CAPABILITY: float(np.mean(shares))} if shares else {})
 
 
 def _values(

@@ -302,7 +302,6 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_multiple_choice", row(choices=["a", " "]), "item 2: every choice"),
         ("load_multiple_choice", row(gold=1), "items 1 to 2: all have the same question"),
         ("load_multiple_choice", row(choices=["y", " y"]), "item 2: all choices are the same"),
-        ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": "a"}, "item 2: both sentences are equal"),
         ("load_multiple_choice", row(question=None), "item 2: question must be a text"),
         ("load_minimal_pairs", {"sentence_good": "a"}, r"line 2: missing field\(s\) sentence_bad"),
         ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": 1}, "item 2: sentence_bad must be a text"),
@@ -342,6 +341,13 @@ def test_empty_and_missing_files_are_named(tmp_path, load):
         LOADERS[load](path)
     with pytest.raises(InputError, match=f"not found: {tmp_path / 'nowhere.jsonl'}"):
         LOADERS[load](tmp_path / "nowhere.jsonl")
+
+
+def test_pairs_of_one_sentence_are_left_out(tmp_path):
+    pairs = [{"sentence_good": good, "sentence_bad": "a"} for good in "bac"]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    with pytest.warns(InputWarning, match="1 of 3 items, first item 2, have one sentence twice; they are left out"):
+        assert likelihood.load_minimal_pairs(tmp_path / "pairs.jsonl") == [pairs[0], pairs[2]]
 
 
 def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
