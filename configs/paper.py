@@ -38,12 +38,27 @@ A model that cannot be run here takes part by its text, imported with `selftrain
   --config.models.other.corpus=DIR --config.models.other.family=other \\
   "--config.sources=('qwen2p5_0p5b','llama_3p2_1b','other')"
 
-configs/paper.py:tiny=DIR is the same matrix, with Pythia beside it, on models of a few thousand parameters in DIR.
+configs/paper.py:tiny=DIR is the same matrix in a minute, on random models of a few thousand parameters. They are
+written to DIR, with texts and questions, where there is no such folder.
 """
 
+import dataclasses
+import os
+import pathlib
+
 import family
+import jax
+import numpy as np
 import pythia
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.models.decoder import param_shapes
+from selftrain_jax.models.families import published
+from selftrain_jax.models.hf import save_pretrained
 
 QWEN, LLAMA = "Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B"
 MODELS = {
@@ -108,14 +123,16 @@ def study(models: dict, students: tuple, run: ConfigDict) -> ConfigDict:
 
 
 def tiny(folder: str) -> ConfigDict:
-    """The matrix on the models FOLDER/NAME, with FOLDER/text.jsonl and FOLDER/suite.jsonl in place of data sets."""
-    config = study(MODELS, STUDENTS, family.get_config(f"{folder}/qwen2p5_0p5b"))
+    if not os.path.isdir(folder):
+        write_tiny(pathlib.Path(folder))
+    config = study(MODELS, STUDENTS, family.get_config(f"{folder}/{STUDENTS[0]}"))
     for name, model in config.models.items():
         model.update(path=f"{folder}/{name}", start=("\n",) if name == "qwen3_8b" else "")
     suites = dict(suite=f"{folder}/suite.jsonl")
     config.update(title="Tiny matrix", seeds=(0,), real=f"{folder}/text.jsonl")
     config.sample.update(num_samples=24, shard_size=24, min_new_tokens=2, max_new_tokens=24)
-    config.audit.update(ngram=3, benchmarks=suites)
+    config.audit.update(ngram=3)
+    config.audit.benchmarks = suites
     config.subset.num_tokens = 16 * 4 * 2 + 1
     config.train.update(batch_size=4, grad_accum=1, sequence_length=16, epochs=2, dtype="float32", remat=False)
     config.train.update(log_every=1)
@@ -124,3 +141,25 @@ def tiny(folder: str) -> ConfigDict:
     config.tasks.names = ()
     config.proxies.update(num_documents=8, gradient_rows=4)
     return config
+
+
+def write_tiny(folder: pathlib.Path) -> None:
+    """Random models of the four families, with tokenizers of words; texts, and questions about nothing."""
+    rng = np.random.default_rng(0)
+    words = "the cat sat on a mat while rain fell and nobody came to see it again".split()
+    shape = dict(hidden_size=16, num_layers=1, num_heads=2, kv_heads=1, intermediate_size=32, max_position=16_384)
+    for name, model in MODELS.items():
+        llama = model["family"] == "llama"
+        special = ["<|begin_of_text|>", "<|end_of_text|>"] if llama else ["<|endoftext|>"]
+        vocabulary = [*special, "\n", *(words[::-1] if llama else words)]
+        ids = dict(vocab_size=32, bos_token_id=0, eos_token_id=len(special) - 1, stop_token_ids=())
+        config = dataclasses.replace(published(model["path"]), **shape, **ids)
+        params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), param_shapes(config))
+        tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=words[0]))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        tokenizer.add_special_tokens(special)
+        save_pretrained(folder / name, config, params)
+        tokenizer.save(str(folder / name / "tokenizer.json"))
+    write_jsonl(folder / "text.jsonl", [{"text": " ".join(rng.choice(words, 12))} for _ in range(40)])
+    questions = [{"question": f"what of {i}?", "choices": ["the cat", "a mat"], "gold": i % 2} for i in range(4)]
+    write_jsonl(folder / "suite.jsonl", questions)

@@ -6,7 +6,7 @@ Expect:   not known. At temperature 1 the expected gradient on a model's own tex
           drift, and real text in random order is there to harm.
 
 Every named model is a student, and every student reads its own text, that of every other, real text, and real text in
-random order, 5 M tokens of each twice, from three subsets. With rows of 512 tokens these are 305 steps at 5e-6, as far
+random order, 5 M tokens of each twice, from three subsets. With rows of 512 tokens these are 304 steps at 5e-6, as far
 as the paper's 1,520 steps at 1e-6 go. DATA holds the files named below ("data:..."; docs/studies.md says where they
 come from). Other files, or none, as --config.evaluate.last_words.lambada=FILE and --config.evaluate.last_words={}.
 
@@ -48,14 +48,11 @@ def full(references: list[str]) -> ConfigDict:
     models, kinds, shapes = {}, {}, []
     for reference in references:
         path, at, revision = (reference, "", "") if os.path.isdir(reference) else reference.partition("@")
-        shapes.append(load_config(path) if os.path.isdir(path) else published(path))
+        shape = load_config(path) if os.path.isdir(path) else published(path)
+        shapes.append(shape)
         name = re.sub(r"\W", "_", os.path.basename(os.path.abspath(path)) + at + revision)
         name += f"_{len(models)}" * (name in models)
-        kind = (
-            tokenizer_fingerprint(path)
-            if os.path.isdir(path)
-            else (path.split("/")[0], shapes[-1] and shapes[-1].family)
-        )
+        kind = tokenizer_fingerprint(path) if os.path.isdir(path) else (path.split("/")[0], shape and shape.family)
         models[name] = dict(path=path, revision=revision, family=kinds.setdefault(kind, name), recipe=name)
     longest = min([1024, *(shape.max_position for shape in shapes if shape)])
     length = min(512, longest)
@@ -81,8 +78,7 @@ def full(references: list[str]) -> ConfigDict:
                 max_new_tokens=length,
             ),
             audit=dict(ngram=8, join_fields=True, benchmarks={**CHOICE, **PAIRS, **WORDS}),
-            # 305 batches of 32 rows
-            subset=dict(num_tokens=305 * 32 * 512 + 1, num_subsets=1, replacement=True, retokenize="auto"),
+            subset=dict(num_tokens=152 * 64 * 512 + 1, num_subsets=1, replacement=True, retokenize="auto"),
             train=dict(
                 batch_size=64,
                 grad_accum=max(16 // min(map(family.rows, shapes)), 1),
@@ -115,9 +111,10 @@ def full(references: list[str]) -> ConfigDict:
 def small(config: ConfigDict) -> ConfigDict:
     config.students = config.students[:1]
     config.shuffled = len(config.sources) == 1
-    config.sample.update(num_samples=600, shard_size=100, min_new_tokens=20, max_new_tokens=128)
-    config.subset.update(num_tokens=29 * 16 * 128 + 1)  # 29 batches of 16 rows
-    config.train.update(batch_size=16, grad_accum=0, sequence_length=128, dtype="float32", remat=False)
+    length = min(128, config.train.sequence_length)
+    config.sample.update(num_samples=600, shard_size=100, min_new_tokens=20, max_new_tokens=length)
+    config.subset.update(num_tokens=29 * 16 * 128 + 1)
+    config.train.update(batch_size=16, grad_accum=0, sequence_length=length, dtype="float32", remat=False)
     config.train.optimizer.learning_rate = 2e-5
     config.evaluate.update(limit=100, max_chars=20_000, batch_size=8)
     config.proxies.update(num_documents=64, gradient_rows=8)
