@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from selftrain_jax.cli.config import load_config
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.files import hf_config
 from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.run.pipeline import Pipeline
@@ -13,7 +14,7 @@ from tests.shapes import NARROW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py")]
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py", "real.py")]
 RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 
@@ -86,6 +87,45 @@ def test_the_papers_matrix():
         },
     }
     assert (config.train.batch_size, config.train.sequence_length, config.subset.num_subsets) == (64, 2048, 1)
+    assert (config.sample.temperature, config.sample.num_samples, config.audit.join_fields) == (1.25, 20_000, True)
+    assert len(config.audit.benchmarks) == 7 and config.tasks.names == ("paper-zero-shot", "paper-few-shot")
+    assert {model.start for model in config.models.values()} == {""}
+
+
+def test_the_papers_corpora_are_one_of_each_source_and_begin_where_a_model_says(tmp_path):
+    study = Study(load_config(f"{ROOT / 'configs' / 'paper.py'}:authors", study=True), tmp_path)
+    corpora = {unit.name: unit.stages[0].settings["start"] for unit in study.units if unit.name.startswith("corpora/")}
+    starts = {"qwen2p5_0p5b": ("\n",), "qwen2p5_7b": ("\n",), "qwen3_8b": ("\n",), "llama_3p2_1b": "auto"}
+    assert corpora == {f"corpora/0/{name}": start for name, start in starts.items()}
+    seeds = {run.seed: run.pipeline.config for run in study.runs if run.student == "qwen2p5_0p5b"}
+    assert {seed: config.subset.seed for seed, config in seeds.items()} == {0: 0, 1: 1, 2: 2}
+    assert len({config.corpus for config in seeds.values()}) == 1
+
+
+def test_real_models_are_named_by_hub_name_or_directory(tmp_path):
+    for name in ("a/model", "b/model"):
+        (tmp_path / name).mkdir(parents=True)
+        hf_config.write_config(tmp_path / name, dataclasses.replace(NARROW, max_position=96), "float32")
+        (tmp_path / name / "tokenizer.json").write_text(name)
+    hub = "EleutherAI/pythia-160m,EleutherAI/pythia-70m@step1000,HuggingFaceTB/SmolLM2-135M"
+    names = f"{tmp_path}/a/model,{tmp_path}/b/model/,{hub}"
+    config = load_config(f"{ROOT / 'configs' / 'real.py'}:{names}", study=True)
+    assert config.models.keys() == {"model", "model_1", "pythia_160m", "pythia_70m_step1000", "SmolLM2_135M"}
+    assert config.models["pythia_70m_step1000"].revision == "step1000"
+    own, lineage, recipe, family = RELATIONS
+    assert config.relation("pythia_160m", "pythia_70m_step1000") == recipe
+    assert config.relation("model", "model_1") == config.relation("pythia_160m", "SmolLM2_135M") == family
+    assert config.train.sequence_length == config.sample.max_new_tokens == 96
+    small = load_config(f"{ROOT / 'configs' / 'real.py'}:{hub}:small", study=True)
+    assert len(small.students) == 1 and len(Study(small, tmp_path / "study").runs[0].arms) == 4
+    alone = load_config(f"{ROOT / 'configs' / 'real.py'}:EleutherAI/pythia-70m:small", study=True)
+    assert [arm.key for arm in Study(alone, tmp_path / "study").runs[0].arms] == ["pythia_70m", "real", "shuffled"]
+
+
+def test_files_of_the_data_folder_are_named_before_any_work(tmp_path):
+    config = load_config(f"{ROOT / 'configs' / 'real.py'}", [f"--config.data={tmp_path}"], study=True)
+    with pytest.raises(InputError, match=rf"'data:.*file not found: {tmp_path}/.*name the folder .* --config.data=DIR"):
+        Study(config, tmp_path / "study").check()
 
 
 # Model -> rows per device step and their length, of what is known; the rest as for the largest.

@@ -43,12 +43,13 @@ def reference_of(arguments: argparse.Namespace, *more: str) -> str:
     )
 
 
-def load_config(reference: str, overrides: Sequence[str] = (), study: bool = False) -> RunConfig | StudyConfig:
+def load_config(reference: str, overrides: Sequence[str] = (), study: bool | None = False) -> RunConfig | StudyConfig:
     """The `RunConfig` (or, of a study, `StudyConfig`) of a config file with `--config.a.b=value` overrides.
 
     Args:
       reference: `FILE.py`, `FILE.py:ARGUMENT`, the same with the name of a built-in config for the file, or the
         `config.json` or `study.json` of a workdir. `~/` at the beginning of a value is the home folder.
+      study: which of them it must be; None takes either.
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
@@ -56,12 +57,13 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool = Fal
     values = read_values(reference)
     for override in overrides:
         _override(values, override)
-    if study != ("students" in values):
-        command = "study" if not study else "run"
+    is_study = "students" in values
+    if study not in (None, is_study):
+        command = "study" if is_study else "run"
         raise InputError(
             f"config {reference} describes a {command}: use `selftrain {command} --config={reference} ...`"
         )
-    return build(StudyConfig if study else RunConfig, at_home(values))
+    return build(StudyConfig if is_study else RunConfig, at_home(values))
 
 
 def read_values(reference: str) -> dict[str, Any]:

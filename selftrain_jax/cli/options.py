@@ -87,7 +87,8 @@ def _add_runs(commands) -> None:
 
     option = add(
         "plan",
-        "memory per device on a mesh, and the largest batch and wave that fit an accelerator; needs no device",
+        "memory per device on a mesh, and the largest batch and wave that fit an accelerator; of a study, device-"
+        "hours; needs no device",
         workdir="",
     ).add_argument
     option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")

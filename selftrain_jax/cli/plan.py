@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from selftrain_jax.cli.config import load_config
+from selftrain_jax.cli.hours import plan_study
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
@@ -247,6 +248,11 @@ def format_plan(plan: Plan, mesh: Mesh, train: TrainConfig, device: Accelerator 
 
 def plan(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """`selftrain plan`."""
-    config = load_config(arguments.config, overrides)
-    print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
+    config = load_config(arguments.config, overrides, study=None)
+    if isinstance(config, RunConfig):
+        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
+    elif arguments.mesh or arguments.devices is not None:
+        raise InputError("--mesh and --devices are for runs: of a study, plan counts device-hours, on any number")
+    else:
+        print(plan_study(config, arguments.accelerator or "H100"))
     return 0

@@ -7,8 +7,9 @@ import itertools
 import json
 import os
 import pathlib
+import zipfile
 import zlib
-from typing import IO, Any, Iterable, Iterator
+from typing import IO, Any, Callable, Iterable, Iterator
 
 import regex
 
@@ -46,27 +47,45 @@ def check_file(path: str | os.PathLike, endings: tuple[str, ...], what: str) -> 
     return path
 
 
-def read_rows(path: str | os.PathLike, fields: Iterable[str] = (), what: str = "file") -> Iterator[Any]:
+def read_rows(
+    path: str | os.PathLike,
+    fields: Iterable[str] = (),
+    what: str = "file",
+    change: Callable[[Any], Any] = lambda row: row,
+) -> Iterator[Any]:
     """Yields the items of a file with one of the endings `ROWS`: JSON lines, of which blank ones are skipped, or one
-    JSON value: a list, or columns. A `.json` file may hold JSON lines, too.
+    JSON value: a list, or columns. A `.json` file may hold JSON lines, too. Of a `.zip` file, as BLiMP is, those of its
+    `.jsonl` files, by their names. `change` makes an item what it is taken for.
 
     Raises:
       InputError: the file is missing, unreadable or of another ending, or a line or item (named by number) is broken,
         too long or lacks one of `fields`.
     """
-    path = check_file(path, ROWS, what)
+    path = check_file(path, (*ROWS, ".zip"), what)
     try:
-        with (gzip.open if has_ending(path, (".gz",)) else open)(path, "rb") as f:
-            lines = has_ending(path, LINES) or _are_lines(f)
-            for where, row in _lines(f, f"{what} {path}") if lines else _value(f, f"{what} {path}"):
-                missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-                if missing:
-                    raise InputError(f"{where}: missing field(s) {', '.join(missing)}")
-                yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise InputError(f"{what} {path} is not a whole gzip file ({e}): write or download it again") from None
+        for where, row in _items(path, f"{what} {path}"):
+            row = change(row)
+            missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+            if missing:
+                raise InputError(f"{where}: missing field(s) {', '.join(missing)}")
+            yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, RuntimeError) as e:  # of a zip's password
+        kind = "zip" if has_ending(path, (".zip",)) else "gzip"
+        raise InputError(f"{what} {path} is not a whole {kind} file ({e}): write or download it again") from None
     except OSError as e:
         raise InputError(f"{what} {path} cannot be read ({e.strerror})") from None
+
+
+def _items(path: pathlib.PurePath, where: str) -> Iterator[tuple[str, Any]]:
+    if has_ending(path, (".zip",)):
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(n for n in archive.namelist() if n.lower().endswith(".jsonl")):
+                with archive.open(name) as f:
+                    yield from _lines(f, f"{where}, {name}")
+        return
+    with (gzip.open if has_ending(path, (".gz",)) else open)(path, "rb") as f:
+        lines = has_ending(path, LINES) or _are_lines(f)
+        yield from _lines(f, where) if lines else _value(f, where)
 
 
 def read_text(path: str | os.PathLike, what: str = "file") -> str:

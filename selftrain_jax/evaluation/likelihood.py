@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 import warnings
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -139,13 +139,14 @@ def encode_all(tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "question" (not the same in all), "choices" (list of str) and "gold" (index), checked.
+    """Rows with "question" (not the same in all), "choices" (list of str) and "gold" (index), checked; or those of
+    TruthfulQA, with "question" and "mc1_targets" (choice -> 1, or 0 where it is wrong).
 
     Warns:
       InputWarning: some items have the right choice twice, as eight of ARC's do; its copies are left out, since one of
         them would count as wrong.
     """
-    rows = list(read_rows(path, ("question", "choices", "gold"), "question file"))
+    rows = list(read_rows(path, ("question", "choices", "gold"), "question file", _of_targets))
     check_strings(rows, ("question",), f"question file {path}")
     repeated = []
     for number, row in enumerate(rows, 1):
@@ -178,6 +179,14 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     return rows
 
 
+def _of_targets(row: Any) -> Any:
+    """A row of TruthfulQA with "choices" and "gold"; any other row as it is."""
+    targets = row.get("mc1_targets") if isinstance(row, dict) else None
+    if not isinstance(targets, dict) or list(targets.values()).count(1) != 1:
+        return row
+    return row | {"choices": list(targets), "gold": list(targets.values()).index(1)}
+
+
 def choice_log_probs(
     scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict], template: str, *, add_bos: bool
 ) -> list[np.ndarray]:
@@ -193,7 +202,17 @@ def choice_log_probs(
     """
     prompts = [template.format(question=row["question"]) for row in rows]
     texts = [prompt + " " + choice.lstrip() for prompt, row in zip(prompts, rows) for choice in row["choices"]]
-    prompt_lengths = np.repeat([len(x) for x in encode_all(tokenizer, prompts)], [len(row["choices"]) for row in rows])
+    lengths = np.repeat([len(x) for x in encode_all(tokenizer, prompts)], [len(row["choices"]) for row in rows])
+    sequences, starts = _after_prompts(config, tokenizer, texts, lengths, add_bos)
+    ends = np.cumsum([len(row["choices"]) for row in rows])
+    return np.split(summed_log_probs(scorer(sequences, starts)), ends[:-1])
+
+
+def _after_prompts(
+    config: DecoderConfig, tokenizer, texts: Sequence[str], prompt_lengths: Sequence[int], add_bos: bool
+) -> tuple[list[list[int]], list[int]]:
+    """The ids of `texts`, and where those begin that come after as many tokens as the prompt has by itself; errors as
+    of `choice_log_probs`."""
     head = [config.bos_token_id] if add_bos else []
     sequences, starts = [], []
     for text, ids, prompt_length in zip(texts, encode_all(tokenizer, texts), prompt_lengths):
@@ -207,8 +226,7 @@ def choice_log_probs(
             raise InputError(what if start else "a prompt is empty, so nothing stands before its choices: set add_bos")
         sequences.append(ids[cut:])
         starts.append(start - cut)
-    ends = np.cumsum([len(row["choices"]) for row in rows])
-    return np.split(summed_log_probs(scorer(sequences, starts)), ends[:-1])
+    return sequences, starts
 
 
 def multiple_choice(
@@ -228,15 +246,44 @@ def multiple_choice(
     return {rule: np.array(values) for rule, values in hits.items()}
 
 
+def load_last_words(path: str | pathlib.Path) -> list[dict]:
+    """Rows with "text", of two words or more (the format of LAMBADA)."""
+    rows = list(read_rows(path, ("text",), "last-word file"))
+    check_strings(rows, ("text",), f"last-word file {path}")
+    for number, row in enumerate(rows, 1):
+        if not all(map(has_text, row["text"].rpartition(" ")[::2])):
+            raise InputError(f"last-word file {path}, item {number}: text must be words, a space and the last word")
+    warn_of_twins(f"last-word file {path}", [row["text"] for row in rows])
+    if not rows:
+        raise InputError(f"last-word file {path} holds no texts")
+    return rows
+
+
+def last_words(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict], *, add_bos: bool) -> np.ndarray:
+    """bool `[n]`: greedy decoding after all but the last word gives all of its tokens (Paperno et al. 2016; as the
+    harness's `lambada_openai` counts). Errors as of `choice_log_probs`."""
+    texts = [row["text"] for row in rows]
+    prompts = [text.rpartition(" ")[0].rstrip() for text in texts]
+    lengths = [len(ids) for ids in encode_all(tokenizer, prompts)]
+    return np.array([s.hits.all() for s in scorer(*_after_prompts(config, tokenizer, texts, lengths, add_bos))])
+
+
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP)."""
+    """Rows with "sentence_good" and "sentence_bad" (the format of BLiMP).
+
+    Warns:
+      InputWarning: some items have one sentence twice, as seven of BLiMP's do, and are left out.
+    """
     rows = list(read_rows(path, ("sentence_good", "sentence_bad"), "minimal-pair file"))
     check_strings(rows, ("sentence_good", "sentence_bad"), f"minimal-pair file {path}")
     for number, row in enumerate(rows, 1):
         if not (has_text(row["sentence_good"]) and has_text(row["sentence_bad"])):
             raise InputError(f"minimal-pair file {path}, item {number}: an empty sentence, the likeliest of all")
-        if row["sentence_good"] == row["sentence_bad"]:
-            raise InputError(f"minimal-pair file {path}, item {number}: both sentences are equal, so none is likelier")
+    equal = [n for n, row in enumerate(rows, 1) if row["sentence_good"] == row["sentence_bad"]]
+    if equal:
+        what = f"{len(equal)} of {len(rows)} items, first item {equal[0]}, have one sentence twice"
+        warnings.warn(f"minimal-pair file {path}: {what}; they are left out", InputWarning, stacklevel=2)
+    rows = [row for n, row in enumerate(rows, 1) if n not in equal]
     warn_of_twins(f"minimal-pair file {path}", [(row["sentence_good"], row["sentence_bad"]) for row in rows])
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")

@@ -1,11 +1,15 @@
 """What is measured on every model, as settings."""
 
 import dataclasses
+import itertools
 import string
 from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges, look
+
+SUITES = ("multiple_choice", "minimal_pairs", "last_words")
+"""The settings that name suites, which measure capability."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +20,7 @@ class EvaluateSettings:
       texts: name -> text set (rows with "text", or a plain text file), for the likelihood.
       multiple_choice: name -> rows with "question", "choices", "gold".
       minimal_pairs: name -> rows with "sentence_good", "sentence_bad".
+      last_words: name -> rows with "text", whose last word is to be given (LAMBADA).
       probes: rows with "prefix", "suffix" (token ids), "group"; "" measures no extraction.
       probes_chosen: how the probes were chosen: "planted", "emitted" (the base model emits them), "random", "unknown".
       rules: how multiple choice is decided, "acc" (highest log-probability), "acc_norm" (highest per character) and
@@ -26,6 +31,10 @@ class EvaluateSettings:
       held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also
         given for 13-grams and for the whole suffix.
       max_unknown: largest share of characters of a text set or suite that the model's tokenizer may leave unread.
+      limit: items of every suite, evenly spread over the whole; 0 takes all.
+      max_chars: characters of every text set, from its beginning on; 0 takes all.
+      max_length: tokens that the model reads at once, of `texts` and of prompts, where its context is longer; 0 sets no
+        limit.
       batch_size: sequences scored at once.
       dtype: compute dtype; published Pythia figures are only reproduced in float32.
       context_len: tokens that every scored token of `texts` has before it, at least; more is slower
@@ -37,8 +46,8 @@ class EvaluateSettings:
         the cost of extraction.
       nonmembers: group of probes that the base model's training text does not hold, for example "repeats=0": all others
         count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
-      curve_points: how often capability and extraction are measured during training, ever further apart; 0: only after
-        it.
+      curve_points: how often capability and extraction are measured during training, ever further apart; "epochs":
+        after every epoch; 0: only after training.
       curve_items: items of every suite, windows of every text set, and probes, that those measurements take, evenly
         spread over the whole.
     """
@@ -46,6 +55,7 @@ class EvaluateSettings:
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     multiple_choice: Mapping[str, str] = dataclasses.field(default_factory=dict)
     minimal_pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    last_words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     probes: str = ""
     probes_chosen: str = "unknown"
     rules: tuple[str, ...] = ("acc", "acc_norm")
@@ -53,6 +63,9 @@ class EvaluateSettings:
     add_bos: bool | str = "auto"
     held_out_ngram: int = 8
     max_unknown: float = 0.1
+    limit: int = 0
+    max_chars: int = 0
+    max_length: int = 0
     batch_size: int = 64
     dtype: str = "float32"
     context_len: int = 1
@@ -60,12 +73,17 @@ class EvaluateSettings:
     offset_edges: tuple[int, ...] = ()
     free_running: bool = False
     nonmembers: str = ""
-    curve_points: int = 0
+    curve_points: int | str = 0
     curve_items: int = 256
 
     def __post_init__(self):
         positive = dict.fromkeys(("held_out_ngram", "batch_size", "context_len", "curve_items"), 1)
-        check_ranges("evaluate", self, positive | {"curve_points": 0, "max_unknown": (0, 1)})
+        limits = dict.fromkeys(("limit", "max_chars", "max_length"), 0)
+        check_ranges("evaluate", self, positive | limits | {"max_unknown": (0, 1)})
+        if isinstance(self.curve_points, str):
+            check_choice("evaluate", self, "curve_points", ("epochs",))
+        else:
+            check_ranges("evaluate", self, {"curve_points": 0})
         check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
         check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
         check_choice("evaluate", self, "add_bos", ("auto", True, False))
@@ -73,18 +91,20 @@ class EvaluateSettings:
             values = getattr(self, name)
             if any(b <= a for a, b in zip((0, *values), values)):
                 raise InputError(f"evaluate {name}={values} must rise, and start at 1 or more")
-        for name in (*self.texts, *self.multiple_choice, *self.minimal_pairs):
+        suites = [*self.multiple_choice, *self.minimal_pairs, *self.last_words]
+        for name in (*self.texts, *suites):
             if not name or not name.isprintable() or name.endswith((":acc_norm", ":acc_bytes")):
                 raise InputError(
                     f"evaluate name {name!r} of a text set or suite must consist of printable characters and not end "
                     "in a rule such as ':acc_norm'"
                 )
-        for names in ([*self.texts], [*self.multiple_choice, *self.minimal_pairs]):
+        for names in ([*self.texts], suites):
             looks = dict(zip(map(look, names), names))
             if alike := [name for name in names if looks[look(name)] != name]:
                 raise InputError(f"evaluate names {alike[0]!r} and {looks[look(alike[0])]!r} look alike; rename one")
-        if twice := self.multiple_choice.keys() & self.minimal_pairs.keys():
-            raise InputError(f"evaluate multiple_choice and minimal_pairs both name {min(twice)!r}; rename one of them")
+        for (a, one), (b, other) in itertools.combinations(((k, getattr(self, k)) for k in SUITES), 2):
+            if twice := one.keys() & other.keys():
+                raise InputError(f"evaluate {a} and {b} both name {min(twice)!r}; rename one of them")
         if not self.rules or set(self.rules) - {"acc", "acc_norm", "acc_bytes"}:
             raise InputError(f"evaluate rules={self.rules} must be some of 'acc', 'acc_norm' and 'acc_bytes'")
         try:
@@ -109,9 +129,5 @@ class EvaluateSettings:
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""
-        named = {
-            f"{kind}.{name}": path
-            for kind in ("texts", "multiple_choice", "minimal_pairs")
-            for name, path in getattr(self, kind).items()
-        }
+        named = {f"{kind}.{name}": path for kind in ("texts", *SUITES) for name, path in getattr(self, kind).items()}
         return named | ({"probes": self.probes} if self.probes else {})

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,18 +30,23 @@ def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
 
 def read_inputs(
     settings: EvaluateSettings, find: Callable[[str], pathlib.Path], config: DecoderConfig, tokenizer: Any
-) -> tuple[dict[str, list], dict[str, list], dict[str, list], list[memorization.Probe]]:
-    """Texts, questions and minimal pairs by name, and the probes; `InputError` for the first file that is unusable, and
-    for settings that do not fit the probes or the model."""
-    if settings.texts and settings.context_len > config.max_position:
-        raise InputError(
-            f"evaluate context_len={settings.context_len} is longer than the model's context of {config.max_position}"
-        )
+) -> tuple[dict[str, list], dict[str, list], dict[str, list], dict[str, list], list[memorization.Probe]]:
+    """Texts, questions, minimal pairs and last words by name, each within `settings.limit` and `max_chars`, and the
+    probes; `InputError` for the first file that is unusable, and for settings that do not fit the probes or the
+    model."""
+    if settings.texts and settings.context_len > (room := _read_at_once(settings, config).max_position):
+        raise InputError(f"evaluate context_len={settings.context_len} is longer than the model's context of {room}")
     add_bos = begins_with_bos(settings, tokenizer)
+
+    def load(reader: Callable, files: Mapping[str, str]) -> dict[str, list]:
+        return limited({name: reader(find(path)) for name, path in files.items()}, settings.limit)
+
+    texts = {name: load_texts(find(path)) for name, path in settings.texts.items()}
     inputs = (
-        {name: load_texts(find(path)) for name, path in settings.texts.items()},
-        {name: likelihood.load_multiple_choice(find(path)) for name, path in settings.multiple_choice.items()},
-        {name: likelihood.load_minimal_pairs(find(path)) for name, path in settings.minimal_pairs.items()},
+        {name: _beginning(found, settings.max_chars) for name, found in texts.items()},
+        load(likelihood.load_multiple_choice, settings.multiple_choice),
+        load(likelihood.load_minimal_pairs, settings.minimal_pairs),
+        load(likelihood.load_last_words, settings.last_words),
         memorization.load_probes(find(settings.probes), config, add_bos=add_bos) if settings.probes else [],
     )
     probes, known = inputs[-1], known_ids(config, tokenizer)
@@ -67,11 +72,31 @@ def read_inputs(
     return inputs
 
 
+def _read_at_once(settings: EvaluateSettings, config: DecoderConfig) -> DecoderConfig:
+    """`config` with the context that is used of it."""
+    longest = settings.max_length or config.max_position
+    return dataclasses.replace(config, max_position=min(config.max_position, longest))
+
+
+def limited(kind: dict[str, list], limit: int) -> dict[str, list]:
+    """At most `limit` items of each, evenly spread; 0 takes all."""
+    return {name: [rows[i] for i in evenly_spread(len(rows), limit or len(rows))] for name, rows in kind.items()}
+
+
+def _beginning(texts: list[str], max_chars: int) -> list[str]:
+    """The first texts, up to so many characters in all, the last of them cut; 0 takes all."""
+    if not max_chars:
+        return texts
+    rooms = max_chars - np.cumsum([0, *map(len, texts[:-1])])
+    return [text[:room] for text, room in zip(texts, rooms) if room > 0]
+
+
 def unknown_shares(
     settings: EvaluateSettings,
     texts: dict[str, list],
     questions: dict[str, list],
     pairs: dict[str, list],
+    words: dict[str, list],
     tokenizer: Any,
 ) -> dict[str, float]:
     """By the setting that names them, the text sets and suites of which the tokenizer leaves a thousandth or more of
@@ -81,6 +106,7 @@ def unknown_shares(
         read[f"multiple_choice.{name}"] = [text for row in rows for text in (row["question"], *row["choices"])]
     for name, rows in pairs.items():
         read[f"minimal_pairs.{name}"] = [row[side] for row in rows for side in ("sentence_good", "sentence_bad")]
+    read |= {f"last_words.{name}": [row["text"] for row in rows] for name, rows in words.items()}
     shares = {name: unknown_share(tokenizer, found) for name, found in read.items()}
     for name, share in shares.items():
         if share > settings.max_unknown:
@@ -119,39 +145,41 @@ def evaluate_model(
     config, params = model
     tokenizer = load_tokenizer(tokenizer_source)
     add_bos, dtype = begins_with_bos(settings, tokenizer), jnp.dtype(settings.dtype)
-    texts, questions, pairs, probes = read_inputs(settings, find, config, tokenizer)
+    *read, probes = read_inputs(settings, find, config, tokenizer)
     index = np.arange(len(probes))
-    unknown = unknown_shares(settings, texts, questions, pairs, tokenizer) if limit is None else {}
+    unknown = unknown_shares(settings, *read, tokenizer) if limit is None else {}
     for setting, share in unknown.items():
         warnings.warn(InputWarning(f"evaluate {setting}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=2)
     if limit is not None:
-        questions, pairs = (
-            {name: [rows[i] for i in evenly_spread(len(rows), limit)] for name, rows in kind.items()}
-            for kind in (questions, pairs)
-        )
+        read = [read[0], *(limited(kind, limit) for kind in read[1:])]  # of texts, windows are
         index = evenly_spread(len(probes), limit)
         probes = [probes[i] for i in index]
+    texts, questions, pairs, words = read
     placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
     scorer = functools.partial(score, params, config, **placed)
+    reader = _read_at_once(settings, config)
     items, summary = Items(), {"add_bos": add_bos, "unknown": unknown}
-    total = len(texts) + len(questions) + len(pairs) + bool(probes)
+    total = sum(map(len, read)) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
-            hits = likelihood.multiple_choice(scorer, config, tokenizer, rows, settings.template, add_bos=add_bos)
+            hits = likelihood.multiple_choice(scorer, reader, tokenizer, rows, settings.template, add_bos=add_bos)
             items.capability.update({(suite, rule): hits[rule] for rule in settings.rules})
             bar.update()
         for suite, rows in pairs.items():
             items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
+        for suite, rows in words.items():
+            items.capability[suite, "acc"] = likelihood.last_words(scorer, reader, tokenizer, rows, add_bos=add_bos)
+            bar.update()
         for set_name, documents in texts.items():
             if limit is not None:
-                windows, starts = likelihood.text_windows(config, tokenizer, documents, settings.context_len)
+                windows, starts = likelihood.text_windows(reader, tokenizer, documents, settings.context_len)
                 chosen = evenly_spread(len(windows), limit)
                 scores = scorer([windows[i] for i in chosen], [starts[i] for i in chosen])
                 sizes = np.array([s.log_probs.size for s in scores])
                 items.nll[set_name] = -likelihood.summed_log_probs(scores), sizes
                 continue
-            found = likelihood.text_likelihood(scorer, config, tokenizer, documents, context_len=settings.context_len)
+            found = likelihood.text_likelihood(scorer, reader, tokenizer, documents, context_len=settings.context_len)
             items.nll[set_name] = found.nll, found.num_tokens
             summary[f"nll/{set_name}"] = found.nll_per_token
             for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):

@@ -17,7 +17,7 @@ from selftrain_jax.run import stages
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import RunConfig
-from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find_model(reference: str, revision: str | None = None) -> Model:
 
     Args:
       reference: a directory, a hub name, or `RUN:MODEL` for a finished model of the run in folder RUN, such as
-        `runs/quickstart:self-0` or `runs/quickstart:base`.
+        `runs/quickstart:self-0` or `runs/quickstart:base`; `runs/quickstart:self-0@100` is its checkpoint of step 100.
       revision: for hub names.
 
     Raises:
@@ -74,20 +74,25 @@ def _of_directory(reference: str, directory: pathlib.Path) -> Model:
 
 def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     pipeline = open_run(workdir)
+    name, at, step = name.partition("@")
     if name not in pipeline.models:
         raise InputError(f"run {workdir} has no model {name!r}; it has {', '.join(pipeline.models)}")
     student = student_directory(pipeline)
     check_current(pipeline, *([] if name == "base" else [f"train/{name}"]))
-    if name == "base":
+    if name == "base" and not at:
         return _of_directory(reference, student)
+    steps = [str(n) for n in saved_steps(pipeline.checkpoints(name))] if at and name != "base" else []
+    if at and step not in steps:
+        raise InputError(f"{reference}: {name} has checkpoints of steps {', '.join(steps) or 'none'} (train.keep)")
     manifest = stages.read_manifest(workdir, f"train/{name}")
     config = hf.load_config(student)
     check_tokenizer(config, load_tokenizer(student))
 
     def load(mesh):
-        return restore_params(pipeline.checkpoints(name), config, mesh)
+        return restore_params(pipeline.checkpoints(name), config, mesh, int(step) if at else None)
 
-    fingerprint = files.fingerprint([manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)])
+    known = [manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)]
+    fingerprint = files.fingerprint([*known, step] if at else known)
     return Model(reference, config, student, fingerprint, load)
 
 

@@ -11,6 +11,7 @@ from selftrain_jax.data.diversity import diversity
 from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
@@ -20,6 +21,7 @@ from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.analysis import ABOVE_CHANCE
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.model import Run
+from selftrain_jax.study.tasks import task_unit, task_values
 
 Rows = list[dict[str, Any]]
 
@@ -38,7 +40,8 @@ def study_data(study: Study) -> StudyData:
             untouched["noise", CONTROLS[3]] = f"noise/{who}"
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, _keys(run))
-        results += _results(run, masks, untouched)
+        tasks = _tasks(study, run, done)
+        results += _results(run, masks, untouched, tasks)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -102,18 +105,46 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _results(run: Run, all_masks: list[Masks], untouched: Mapping[tuple[str, str], pathlib.Path]) -> Rows:
+def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
+    """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
+    the same ones."""
+    names = {model: task_unit(run, model) for model in ("base", *(f"{key}-0" for key in _keys(run)))}
+    if not set(names.values()) <= done:
+        return {}
+    manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
+    return {model: task_values(manifest["result"]["tasks"]) for model, manifest in manifests.items()}
+
+
+def _results(
+    run: Run,
+    all_masks: list[Masks],
+    untouched: Mapping[tuple[str, str], pathlib.Path],
+    tasks: dict[str, dict[Metric, float]],
+) -> Rows:
     evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     for subset, masks in enumerate(all_masks):
         base = Items.load(evaluated / "base")
-        before = _values(base, masks, suffix_lengths, chance, base)
+        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
         trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
         for names, directory in {**trained, **untouched}.items():
             place = {**_place(run, *names), "subset": subset}
-            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance, base).items():
+            values = _values(Items.load(directory), masks, suffix_lengths, chance, base)
+            # Untouched students are not put to the tasks again: they get no mean over suites that others have.
+            if names in trained:
+                values = _with_tasks(values, tasks, directory.name)
+            elif tasks:
+                values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
+            for metric, value in values.items():
                 rows.append({**place, "metric": metric, "before": before[metric], "after": value})
     return rows
+
+
+def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
+    """`values` with the figures of the tasks, which count in the mean over the suites like any other."""
+    values = values | tasks.get(model, {})
+    shares = [v for m, v in values.items() if (m.kind, m.rule) == ("capability", "acc") and m != CAPABILITY]
+    return values | ({CAPABILITY: float(np.mean(shares))} if shares else {})
 
 
 def _values(
@@ -141,9 +172,10 @@ def _drift(base: Items, items: Items) -> float:
 def _chance(pipeline) -> float | None:
     """The mean over the suites of the accuracy of guessing."""
     evaluate = pipeline.config.evaluate
-    suites = [likelihood.load_multiple_choice(pipeline.path(path)) for path in evaluate.multiple_choice.values()]
-    rates = [float(np.mean([1 / len(row["choices"]) for row in rows])) for rows in suites]
-    rates += [0.5] * len(evaluate.minimal_pairs)
+    files = {name: pipeline.path(path) for name, path in evaluate.multiple_choice.items()}
+    suites = limited({n: likelihood.load_multiple_choice(file) for n, file in files.items()}, evaluate.limit)
+    rates = [float(np.mean([1 / len(row["choices"]) for row in rows])) for rows in suites.values()]
+    rates += [0.5] * len(evaluate.minimal_pairs) + [0.0] * len(evaluate.last_words)
     return float(np.mean(rates)) if rates else None
 
 

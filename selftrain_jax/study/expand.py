@@ -8,6 +8,7 @@ A study is a folder:
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
     noise/STUDENT-SEED                    the student with weights moved at random, evaluated
+    tasks/STUDENT-SEED/MODEL              tasks of the harness
     proxies/STUDENT-SEED/ARM              what may predict which text helps
     generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
     report/                               the study's page and tables
@@ -19,7 +20,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import shutil
 from typing import Any, Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
@@ -31,12 +31,12 @@ from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
+from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
+from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.run import stages, summary
-from selftrain_jax.run.evaluate import evaluate_stage
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -46,8 +46,9 @@ from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
-from selftrain_jax.study.settings import Condition, StudyConfig
-from selftrain_jax.study.untouched import evaluated_again, evaluated_at_random
+from selftrain_jax.study.settings import DATA, Condition, StudyConfig
+from selftrain_jax.study.tasks import task_book, task_unit, tasks_stage
+from selftrain_jax.study.untouched import copied_base, evaluated_again, evaluated_at_random
 
 
 @dataclasses.dataclass
@@ -77,6 +78,8 @@ class Study:
 
     def path(self, reference: str, seed: int, student: str) -> str:
         """A file named in the config; "lab:probes.jsonl" is that of the student, in its own tokens."""
+        if reference.startswith(DATA):
+            return str(pathlib.Path(self.config.data, reference.removeprefix(DATA)))
         if not reference.startswith(LAB):
             return reference
         file = reference.removeprefix(LAB)
@@ -120,7 +123,8 @@ class Study:
         for source in sorted(config.sources, key=lambda name: name != student):
             given, relation = config.models[source].corpus, config.relation(source, student)
             for temperature in self._temperatures(source):
-                key, made = _key(source, temperature), _corpus_stage(source, seed, temperature)
+                key = _key(source, temperature)
+                made = _corpus_stage(source, config.seeds[0] if config.one_corpus else seed, temperature)
                 name = source + (f" t={temperature:g}" if len(self._temperatures(source)) > 1 else "")
                 origin = ControlSettings(corpus=given or str(self.workdir / made / "corpus"))
                 yield Arm(key, name, relation, origin, () if given else (made,))
@@ -152,23 +156,23 @@ class Study:
 
         return {
             "mesh": config.mesh,
-            "sample": self._sample(seed),
+            "sample": self._sample(student, seed),
             "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
             "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed, num_tokens=tokens),
             "train": dataclasses.replace(config.train, seed=config.train.seed + seed, optimizer=optimizer),
             "evaluate": dataclasses.replace(
                 evaluate,
                 texts=find(evaluate.texts),
-                multiple_choice=find(evaluate.multiple_choice),
-                minimal_pairs=find(evaluate.minimal_pairs),
+                **{kind: find(getattr(evaluate, kind)) for kind in SUITES},
                 probes=evaluate.probes and self.path(evaluate.probes, seed, student),
             ),
         }
 
-    def _sample(self, seed: int, temperature: float | None = None) -> SampleSettings:
-        sample = self.config.sample
-        temperature = sample.temperature if temperature is None else temperature
-        return dataclasses.replace(sample, seed=sample.seed + seed, temperature=temperature)
+    def _sample(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
+        sample, start = self.config.sample, self.config.models[source].start
+        changed = {"start": start} if start else {}
+        changed |= {} if temperature is None else {"temperature": temperature}
+        return dataclasses.replace(sample, seed=sample.seed + seed, **changed)
 
     @functools.cached_property
     def generations(self) -> list[Generation]:
@@ -185,7 +189,7 @@ class Study:
         model = str(folder / MODEL)
         shared = self._shared(student, seed, next(self.config.conditions()))
         # Other draws than those of the generation before, and no curves.
-        shared["sample"] = self._sample(seed + 1000 * (number - 1), next(iter(self.config.temperatures), None))
+        shared["sample"] = self._sample(student, seed + 1000 * (number - 1), next(iter(self.config.temperatures), None))
         shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
         accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
         main = {"source": model} if mode == "replace" else accumulated
@@ -203,6 +207,7 @@ class Study:
             *self._corpus_units(),
             *self._run_units(),
             *self._untouched_units(),
+            *self._task_units(),
             *self._proxy_units(),
             *self._generation_units(),
         ]
@@ -240,10 +245,11 @@ class Study:
 
     def _corpus_units(self) -> Iterator[Unit]:
         sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
-        for seed, source in itertools.product(self.config.seeds, sampled):
+        seeds = self.config.seeds[:1] if self.config.one_corpus else self.config.seeds
+        for seed, source in itertools.product(seeds, sampled):
             model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
             for temperature in self._temperatures(source):
-                name, sample = _corpus_stage(source, seed, temperature), self._sample(seed, temperature)
+                name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
 
@@ -256,7 +262,7 @@ class Study:
             if first is run:
                 yield Unit(base, workdir, [made["evaluate/base"]], before, config)
             else:
-                yield Unit(base, workdir, [_copied_base(first, run)], (_base(first),))
+                yield Unit(base, workdir, [copied_base(first, run)], (_base(first),))
             for arm, key in zip(run.arms, pipeline.arms):
                 models = [model for model, where in pipeline.models.items() if where and where[0] == key]
                 names = [f"{kind}/{model}" for kind in ("subset", "train", "evaluate") for model in models]
@@ -279,6 +285,13 @@ class Study:
                 stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
                 yield self._unit(stage, _trained(run, arm))
 
+    def _task_units(self) -> Iterator[Unit]:
+        for run in self.runs if self.config.tasks.names else ():
+            arms = {f"{key}-0": _trained(run, arm) for arm, key in zip(run.arms, run.pipeline.arms)}
+            for model, made in {"base": _base(run), **arms}.items():
+                stage = tasks_stage(task_unit(run, model), self.config.tasks, run.pipeline, model, lambda: self.mesh)
+                yield self._unit(stage, made)
+
     def _generation_units(self) -> Iterator[Unit]:
         for g in self.generations:
             first = self.first_runs[g.student, g.seed]
@@ -292,6 +305,12 @@ class Study:
 
     def check(self) -> None:
         """Raises `InputError` for changed settings and for models and files that are missing or broken."""
+        for setting, value in self.config.files().items():
+            if value.startswith(DATA) and not pathlib.Path(file := self.path(value, 0, "")).is_file():
+                raise InputError(
+                    f"setting {setting}={value!r}: file not found: {file}; name the folder of these files with "
+                    "--config.data=DIR (docs/studies.md says where they come from), or another file"
+                )
         grown = set()
         for unit in self.units:
             stages.check(unit.workdir, unit.stages)
@@ -302,8 +321,10 @@ class Study:
                 )
             grown |= {unit.name} if any(stages.grown(unit.workdir, stage) for stage in unit.stages) else set()
         self._check_models()
+        if self.config.tasks.names:
+            task_book(self.config.tasks)
         if self.config.real and not self.config.real.startswith(LAB):
-            load_texts(self.config.real)
+            load_texts(self.path(self.config.real, 0, ""))
         for unit in self._lab_units():
             for stage in unit.stages:
                 stage.externals()  # which says what is missing or broken
@@ -320,7 +341,9 @@ class Study:
                     read_corpus(model.corpus)
                 elif model.path:
                     path = self.resolve(name, self.config.seeds[0])
-                    check_tokenizer(hf.check_pretrained(path), load_tokenizer(path))
+                    config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
+                    check_tokenizer(config, tokenizer)
+                    start_ids(self._sample(name, 0).start, config, tokenizer)
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None
 
@@ -367,15 +390,3 @@ def _outcome(pipeline: Pipeline, key: str) -> str:
     return ", ".join(
         f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values
     )
-
-
-def _copied_base(first: Run, run: Run) -> Stage:
-    """The evaluation of the untouched student, which another condition of the same student has done already."""
-
-    def work(directory):
-        for file in (first.pipeline.workdir / "evaluate" / "base").iterdir():
-            if file.name not in ("manifest.json", "started.json"):
-                shutil.copy(file, directory)
-        return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
-
-    return dataclasses.replace(evaluate_stage(run.pipeline, "base"), work=work)

@@ -55,8 +55,8 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     def vectors(documents):
         return hidden([np.array([model.bos_token_id, *ids], np.int32)[: model.max_position] for ids in documents])
 
-    real, questions, pairs, _ = suite.read_inputs(evaluate, run.path, model, tokenizer)
-    benchmark = _texts(questions, pairs, settings.num_documents)
+    real, questions, pairs, words, _ = suite.read_inputs(evaluate, run.path, model, tokenizer)
+    benchmark = _texts(questions, pairs, words, settings.num_documents)
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     audited, text = run.workdir / "audit" / arm, run.training_text(arm)
@@ -82,10 +82,11 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     return {name: float(value) for name, value in values.items()}
 
 
-def _texts(questions: dict[str, list], pairs: dict[str, list], limit: int) -> list[str]:
+def _texts(questions: dict[str, list], pairs: dict[str, list], words: dict[str, list], limit: int) -> list[str]:
     """What the capability suites ask and accept as right, at most `limit` texts of each suite, evenly spread."""
     kinds = [
         [f"{row['question']} {row['choices'][row['gold']].strip()}" for row in rows] for rows in questions.values()
     ]
     kinds += [[row["sentence_good"] for row in rows] for rows in pairs.values()]
+    kinds += [[row["text"] for row in rows] for rows in words.values()]
     return [rows[i] for rows in kinds for i in suite.evenly_spread(len(rows), limit)]

@@ -16,6 +16,8 @@ from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.training.settings import TrainConfig
 
 MODES = ("replace", "accumulate")
+DATA = "data:"
+"""Begins the name of a file in the folder `StudyConfig.data`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ModelSettings:
       revision: hub revision.
       corpus: folder of a finished corpus that stands for this source: an imported one, of a model that cannot be
         sampled here.
+      start: what the documents that it writes begin after, where that is not `sample.start`.
       family: models of one family share tokenizer and architecture.
       recipe: models of one family and one recipe are a lineage: the same data in the same order, in several sizes.
     """
@@ -34,6 +37,7 @@ class ModelSettings:
     path: str = ""
     revision: str = ""
     corpus: str = ""
+    start: str | int | tuple[int | str, ...] = ""
     family: str = ""
     recipe: str = ""
 
@@ -54,6 +58,27 @@ class ProxySettings:
 
     def __post_init__(self):
         check_ranges("proxies", self, {"num_documents": 1, "gradient_rows": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """Tasks of lm-evaluation-harness (extra `eval`) on every untouched and every trained student, beside the suites of
+    `evaluate`.
+
+    Attributes:
+      names: as of `selftrain evaluate --tasks`, groups such as "paper-zero-shot" among them; empty for none.
+      limit: the first items of every task; 0 takes all.
+      include_path: folder of YAML task files of your own.
+      confirm_run_unsafe_code: whether tasks may run code that the model wrote, and task files theirs.
+    """
+
+    names: tuple[str, ...] = ()
+    limit: int = 0
+    include_path: str = ""
+    confirm_run_unsafe_code: bool = False
+
+    def __post_init__(self):
+        check_ranges("tasks", self, {"limit": 0})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +123,16 @@ class StudyConfig:
       lab: the generated worlds and lineages; None for a study of real models. Paths may start with "lab:" then.
       seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and
         models.
+      one_corpus: whether all seeds draw their subsets from the first one's corpus of each source, as the paper does;
+        intervals are then over subsets and orders of training. Not in a lab, whose seeds have models of their own.
       temperatures: of sampling; empty keeps that of `sample`.
       budgets: tokens per subset; empty keeps that of `subset`.
       learning_rates: empty keeps that of `train`.
+      data: the folder of the files whose names here begin with "data:".
       real: text file of the control "real"; "" for none.
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
       mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
-      proxies, generations: see there.
+      tasks, proxies, generations: see there.
     """
 
     title: str = "Who should learn from whom?"
@@ -113,9 +141,11 @@ class StudyConfig:
     sources: tuple[str, ...] = ()
     lab: LineageConfig | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    one_corpus: bool = False
     temperatures: tuple[float, ...] = ()
     budgets: tuple[int, ...] = ()
     learning_rates: tuple[float, ...] = ()
+    data: str = ""
     real: str = ""
     shuffled: bool = True
     mesh: MeshConfig = MeshConfig()
@@ -124,6 +154,7 @@ class StudyConfig:
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    tasks: TaskSettings = TaskSettings()
     proxies: ProxySettings = ProxySettings()
     generations: GenerationSettings = GenerationSettings()
 
@@ -168,6 +199,8 @@ class StudyConfig:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):
                     raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
+        elif self.one_corpus:
+            raise InputError("one_corpus=True needs models that are the same in every seed, which a lab's are not")
         if any(t < 0 for t in self.temperatures):
             raise InputError(f"temperatures={self.temperatures} must not be negative")
 

@@ -3,6 +3,7 @@ does.
 """
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,23 @@ from selftrain_jax.core.randomness import pinned, seed_key
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.decoder import Params
+from selftrain_jax.run import stages
 from selftrain_jax.run.evaluate import evaluate_stage
-from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.run.stages import Stage
 from selftrain_jax.study.model import Run
 from selftrain_jax.training.checkpoint import restore_params
+
+
+def copied_base(first: Run, run: Run) -> Stage:
+    """The evaluation of the untouched student, which another condition of the same student has done already."""
+
+    def work(directory):
+        for file in (first.pipeline.workdir / "evaluate" / "base").iterdir():
+            if file.name not in ("manifest.json", "started.json"):
+                shutil.copy(file, directory)
+        return stages.read_manifest(first.pipeline.workdir, "evaluate/base")["result"]
+
+    return dataclasses.replace(evaluate_stage(run.pipeline, "base"), work=work)
 
 
 def evaluated_again(name: str, run: Run) -> Stage:
@@ -41,7 +55,7 @@ def evaluated_at_random(name: str, run: Run) -> Stage:
         return suite.evaluate_model(moved, student, evaluate, pipeline.path, directory, mesh=mesh, name="noise")
 
     def externals():
-        return base.externals() | {"trained": read_manifest(pipeline.workdir, f"train/{model}")["fingerprint"]}
+        return base.externals() | {"trained": stages.read_manifest(pipeline.workdir, f"train/{model}")["fingerprint"]}
 
     return dataclasses.replace(
         base, name=name, settings=base.settings | {"seed": run.seed}, work=work, externals=externals

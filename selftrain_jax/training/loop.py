@@ -57,7 +57,7 @@ def train(
     wandb: str = "",
     profile: bool = False,
     measure: Callable[[int, Any], None] | None = None,
-    measure_points: int = 0,
+    measure_points: int | str = 0,
     checkpoints: str | os.PathLike | None = None,
     before_save: Callable[[], None] | None = None,
 ) -> dict[str, float]:
@@ -75,9 +75,9 @@ def train(
       mesh: devices, of one process or several; every process calls this with the same arguments.
       wandb: a project of Weights & Biases that the metrics also go to.
       profile: write a JAX trace of `PROFILED_STEPS` steps to `profile/`, for TensorBoard or Perfetto.
-      measure: called with (finished updates, parameters) at `measure_steps(number of steps, measure_points)`, before
-        that step is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement
-        from before its checkpoint.
+      measure: called with (finished updates, parameters) at the `measure_steps` of `measure_points`, before that step
+        is saved; the parameters are the loop's own and must not be kept. A resumed run repeats no measurement from
+        before its checkpoint.
       checkpoints: where they go instead, for example in a bucket (gs://...).
       before_save: called before each of them is begun, for example to copy the other files to the same place.
 
@@ -150,7 +150,7 @@ def train(
         wandb=wandb,
         settings=settings,
     )
-    measured = measure_steps(num_steps, measure_points)
+    measured = measure_steps(num_steps, measure_points, per_epoch)
     trace = _Trace(directory / "profile" if profile else None, first)
     with contextlib.closing(log), contextlib.closing(trace), checkpoints, job.training(description) as told_to_stop:
         if measure and measured and first == 0:
@@ -235,8 +235,11 @@ def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int
     return min(small) if small else max(fits, default=1)
 
 
-def measure_steps(num_steps: int, points: int) -> list[int]:
-    """0, and up to `points` steps from first to last, ever further apart: most of a curve's change comes early."""
+def measure_steps(num_steps: int, points: int | str, per_epoch: int) -> list[int]:
+    """0, and up to `points` steps from first to last, ever further apart: most of a curve's change comes early; with
+    "epochs", the last step of each."""
+    if points == "epochs":
+        return [*range(0, num_steps + 1, per_epoch)]
     return sorted({0, *(int(step) for step in np.round(np.geomspace(1, num_steps, points)))}) if points else []
 
 

@@ -177,3 +177,18 @@ def test_a_published_model_needs_no_files():
     for name in ("Qwen/Qwen3-8B-Base", "meta-llama/Llama-3.2-1B", "openai-community/gpt2", "google/gemma-3-270m"):
         found = plan.model_config(dataclasses.replace(config, source=name))
         assert found is PRESETS[name.split("/")[-1].lower()]
+
+
+def test_a_study_is_planned_in_device_hours(capsys):
+    """Of 5 M tokens and 40 epochs each; hours are operations over peak and the share of it that is used."""
+    assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (one,) = [line.split() for line in lines if line.startswith("llama_3p2_1b-2: qwen3_8b ")]
+    assert one[2:4] == ["train", "200,000,000"]
+    flops = 200e6 * preset("llama-3.2-1b").train_flops_per_token(2048)
+    assert float(one[4]) == pytest.approx(flops / 989e12 / 0.33 / 3600, rel=0.01)
+    totals = [line.split() for line in lines if line.startswith("all ")]
+    assert [total[1:4] for total in totals] == [["4", "sample", "81,920,000"], ["24", "train", "4,800,000,000"]]
+    assert float(lines[-2].split()[0]) == pytest.approx(sum(float(total[4]) for total in totals), rel=0.01)
+    assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}", "--mesh=fsdp=2"]) == 2
+    assert "--mesh and --devices are for runs" in capsys.readouterr().err

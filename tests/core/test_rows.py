@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+import zipfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -184,3 +185,20 @@ def test_no_bytes_are_too_odd_for_one_line(content, ending):
             rows.read_text(path) if ending in rows.TEXT else read(path)
         except InputError as e:
             assert "\n" not in str(e)
+
+
+def test_the_json_lines_of_a_zip_file_are_read_by_their_names(tmp_path):
+    path = tmp_path / "pairs.ZIP"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (
+            ("b.jsonl", '{"i": 2}\n'),
+            ("a/x.jsonl", '{"i": 0}\n{"i": 1}\n'),
+            ("README.md", "no row"),
+        ):
+            archive.writestr(name, content)
+    assert [row["i"] for row in read(path, ("i",))] == [0, 1, 2]
+    with pytest.raises(InputError, match=r"pairs.ZIP, a/x.jsonl, line 1: missing field\(s\) j"):
+        read(path, ("j",))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match="pairs.ZIP is not a whole zip file"):
+        read(path)

@@ -18,7 +18,6 @@ from selftrain_jax.models.files.tokenizer import load_tokenizer
 from tests.shapes import ONE_LAYER, initial
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STUDY = pathlib.Path(__file__).with_name("tiny_families.py")
 WORDS = "the cat sat on a mat while rain fell and nobody came to see it again".split()
 SMALL = dict(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_position=64, kv_heads=1)
 END = dict(bos_token_id=0, eos_token_id=0)
@@ -108,18 +107,47 @@ def read(tokenizer, document):
 READ = {"self": True, "real": False}  # a text file is tokenized once, not anew
 
 
-@pytest.mark.large
-def test_a_study_of_three_families_ends_with_its_tables(selftrain, folder, tmp_path):
-    selftrain.succeeds("study", tmp_path, config=f"{STUDY}:{folder}")
-    data = json.loads((tmp_path / "report" / "study.json").read_text())
-    assert not any("not done" in note for note in data["notes"])
-    others = {"gpt_neox", "llama", "qwen3"}
-    for student in ("llama", "gpt_neox"):
+def check_study(workdir, students, sources, steps):
+    """The study of `configs/paper.py:tiny` or `real.py` in `workdir` is whole: no unit is missing, every pair is there,
+    strangers' text was tokenized anew, and every step of `steps` was measured."""
+    data = json.loads((workdir / "report" / "study.json").read_text())
+    assert not any("not done" in note for note in data["notes"]) and (workdir / "report" / "study.html").is_file()
+    for student in students:
         relations = {row["arm"]: row["relation"] for row in data["utility"] if row["student"] == student}
-        assert {relations.pop(source) for source in others - {student}} == {"other family"}
-        assert relations[student] == "self" and {"real", "shuffled", "none"} <= set(relations)
-        for source in others:
+        assert {name: relations[name] for name in sources[student]} == sources[student]
+        assert {"real", "none"} <= set(relations)
+        for source, relation in sources[student].items():
             arm = "corpus" if source == student else source  # the main arm of a run is named so
-            manifest = tmp_path / "runs" / f"{student}-0" / "subset" / f"{arm}-0" / "manifest.json"
-            assert json.loads(manifest.read_text())["result"]["retokenized"] == (source != student)
+            manifest = workdir / "runs" / f"{student}-0" / "subset" / f"{arm}-0" / "manifest.json"
+            assert json.loads(manifest.read_text())["result"]["retokenized"] == (relation == "other family")
     assert {row["proxy"] for row in data["proxies"]} >= {"nll", "gradient_alignment"}
+    assert {row["step"] for row in data["curves"]} == set(steps)
+    return data
+
+
+QWEN, LLAMA = "qwen2p5_0p5b", "llama_3p2_1b"
+MATRIX = {
+    QWEN: {
+        QWEN: "self",
+        "qwen2p5_7b": "same lineage",
+        "qwen3_8b": "same family, different recipe",
+        LLAMA: "other family",
+    },
+    LLAMA: {LLAMA: "self", QWEN: "other family", "qwen2p5_7b": "other family", "qwen3_8b": "other family"},
+}
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.large)])
+def test_the_papers_matrix_in_small_ends_with_its_page(selftrain, tmp_path, whole):
+    """In the fast suite, one student and three sources of it."""
+    sources = MATRIX if whole else {QWEN: {k: v for k, v in MATRIX[QWEN].items() if k != "qwen2p5_7b"}}
+    asked = [] if whole else [f"--config.students={(QWEN,)}", f"--config.sources={tuple(sources[QWEN])}"]
+    asked += [] if whole else ["--config.shuffled=False", "--config.train.epochs=1"]
+    workdir = tmp_path / "study"
+    selftrain.succeeds("study", workdir, *asked, config=f"{ROOT / 'configs' / 'paper.py'}:tiny={tmp_path / 'models'}")
+    check_study(workdir, sources, sources, [0, 2, 4] if whole else [0, 2])
+    starts = {
+        source: read_corpus(workdir / "corpora" / "0" / source / "corpus").manifest["provenance"]["start_ids"]
+        for source in sources[QWEN]
+    }
+    assert starts.pop("qwen3_8b") == [1] and set(map(tuple, starts.values())) == {(0,)}  # a newline, and BOS

@@ -5,6 +5,7 @@ import numpy as np
 
 from selftrain_jax.models import hf
 from selftrain_jax.run.references import find_model
+from selftrain_jax.training.checkpoint import saved_steps
 from tests.models.checkpoints import refuses
 
 
@@ -29,3 +30,14 @@ def test_what_names_no_finished_model_is_refused(copy_of, finished, tmp_path):
     unfinished = copy_of("lab")
     (unfinished / "config.json").write_text((workdir / "config.json").read_text())
     refuses(lambda: find_model(f"{unfinished}:self-0"), "stage train/self-0 is not done")
+
+
+def test_a_checkpoint_of_a_model_is_named_by_its_step(finished):
+    workdir, _ = finished
+    (first, last) = saved_steps(workdir / "train" / "self-0" / "checkpoints")
+    models = {name: find_model(f"{workdir}:{name}") for name in ("self-0", f"self-0@{first}", f"self-0@{last}")}
+    assert len({model.fingerprint for model in models.values()}) == 3
+    heads = [np.asarray(model.load(None)["embed"]["embedding"]) for model in models.values()]
+    assert np.array_equal(heads[0], heads[2]) and not np.array_equal(heads[0], heads[1])
+    refuses(lambda: find_model(f"{workdir}:self-0@7777"), f"checkpoints of steps {first}, {last}", "train.keep")
+    refuses(lambda: find_model(f"{workdir}:base@1"), "base has checkpoints of steps none")

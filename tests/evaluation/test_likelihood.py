@@ -302,7 +302,6 @@ LOADERS = {name: getattr(texts if name == "load_texts" else likelihood, name) fo
         ("load_multiple_choice", row(choices=["a", " "]), "item 2: every choice"),
         ("load_multiple_choice", row(gold=1), "items 1 to 2: all have the same question"),
         ("load_multiple_choice", row(choices=["y", " y"]), "item 2: all choices are the same"),
-        ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": "a"}, "item 2: both sentences are equal"),
         ("load_multiple_choice", row(question=None), "item 2: question must be a text"),
         ("load_minimal_pairs", {"sentence_good": "a"}, r"line 2: missing field\(s\) sentence_bad"),
         ("load_minimal_pairs", {"sentence_good": "a", "sentence_bad": 1}, "item 2: sentence_bad must be a text"),
@@ -342,3 +341,45 @@ def test_empty_and_missing_files_are_named(tmp_path, load):
         LOADERS[load](path)
     with pytest.raises(InputError, match=f"not found: {tmp_path / 'nowhere.jsonl'}"):
         LOADERS[load](tmp_path / "nowhere.jsonl")
+
+
+def test_pairs_of_one_sentence_are_left_out(tmp_path):
+    pairs = [{"sentence_good": good, "sentence_bad": "a"} for good in "bac"]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    with pytest.warns(InputWarning, match="1 of 3 items, first item 2, have one sentence twice; they are left out"):
+        assert likelihood.load_minimal_pairs(tmp_path / "pairs.jsonl") == [pairs[0], pairs[2]]
+
+
+def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
+    rows = [
+        {"question": f"what {i}?", "mc1_targets": {"no": 0, "yes": 1, "both": 0}, "mc2_targets": {"no": 0, "yes": 1}}
+        for i in range(2)
+    ]
+    (tmp_path / "truthful.json").write_text(json.dumps(rows))
+    found = likelihood.load_multiple_choice(tmp_path / "truthful.json")
+    assert [(row["question"], row["choices"], row["gold"]) for row in found] == [
+        (f"what {i}?", ["no", "yes", "both"], 1) for i in range(2)
+    ]
+
+
+def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
+    """As the harness's LAMBADA: white space before the word is part of what is to be given."""
+    write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": "on a hat"}, {"text": "up  it"}])
+    rows = likelihood.load_last_words(tmp_path / "words.jsonl")
+    asked = []
+
+    def scorer(sequences, starts):
+        asked.extend((text(s[:start]), text(s[start:])) for s, start in zip(sequences, starts))
+        wanted = [np.array([chr(t) != "h" for t in s[start:]]) for s, start in zip(sequences, starts)]
+        return [TokenScores(np.zeros(len(hits)), hits, np.zeros(len(hits))) for hits in wanted]
+
+    found = likelihood.last_words(scorer, CONFIG, tokenize, rows, add_bos=True)
+    assert found.tolist() == [True, False, True]
+    assert asked == [(chr(BOS) + "on a", " mat"), (chr(BOS) + "on a", " hat"), (chr(BOS) + "up", "  it")]
+
+
+@pytest.mark.parametrize("broken", ["alone", "ends ", " mat"])
+def test_a_text_without_a_last_word_is_refused(tmp_path, broken):
+    write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": broken}])
+    with pytest.raises(InputError, match="words.jsonl, item 2: text must be words, a space and the last word"):
+        likelihood.load_last_words(tmp_path / "words.jsonl")

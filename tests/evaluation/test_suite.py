@@ -3,23 +3,25 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.memorization import Probe
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, Metric
 from selftrain_jax.run import summary
@@ -114,7 +116,7 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
         np.testing.assert_equal(vars(Items.load(tmp_path / "new")), vars(before))
 
 
-@pytest.mark.parametrize("kind", ["texts", "multiple_choice", "minimal_pairs"])
+@pytest.mark.parametrize("kind", ["texts", *SUITES])
 def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
     tokenizer = load_tokenizer(world[0] / "tokenizer")
     known = next(word for word in tokenizer.get_vocab() if word.isalpha())
@@ -122,10 +124,11 @@ def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
         "texts": lambda text: [text],
         "multiple_choice": lambda text: [{"question": text, "choices": [text, text], "gold": 0}],
         "minimal_pairs": lambda text: [{"sentence_good": text, "sentence_bad": text}],
+        "last_words": lambda text: [{"text": text}],
     }[kind]
 
     def shares(text):
-        read = {"texts": {}, "multiple_choice": {}, "minimal_pairs": {}} | {kind: {"x": make(text)}}
+        read = {name: {"x": make(text)} if name == kind else {} for name in ("texts", *SUITES)}
         return suite.unknown_shares(EvaluateSettings(), *read.values(), tokenizer)
 
     assert shares(f"{known} {known}") == {}
@@ -134,6 +137,27 @@ def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
         InputError, match=f"evaluate {kind}.x: 100.0% of the characters .* raise evaluate.max_unknown=0.1"
     ):
         shares("É tranger é lle")
+
+
+def test_what_is_read_can_be_limited(world, tmp_path):
+    """Items evenly, characters from the beginning, and windows no longer than asked for."""
+    directory, config = world
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    texts = [row["text"] for row in map(json.loads, (directory / "validation.jsonl").read_text().splitlines())]
+    write_jsonl(tmp_path / "words.jsonl", [{"text": f"{text} {i}"} for i, text in enumerate(texts)])
+    files = {"v": str(directory / "validation.jsonl")}
+    settings = EvaluateSettings(
+        texts=files, last_words={"w": str(tmp_path / "words.jsonl")}, limit=3, max_chars=len(texts[0]) + 5, max_length=4
+    )
+    cut, _, _, words, _ = suite.read_inputs(settings, pathlib.Path, config, tokenizer)
+    assert cut == {"v": [texts[0], texts[1][:5]]}
+    assert [row["text"].split()[-1] for row in words["w"]] == ["0", str((len(texts) - 1) // 2), str(len(texts) - 1)]
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    model = config, initial(config)
+    suite.evaluate_model(model, directory / "tokenizer", settings, pathlib.Path, tmp_path, mesh=mesh, name="base")
+    items = Items.load(tmp_path)
+    assert items.capability["w", "acc"].shape == (3,)
+    assert items.nll["v"][1].max() == 4 and items.nll["v"][1].sum() == sum(map(len, encode_texts(tokenizer, cut["v"])))
 
 
 def test_unknown_text_is_a_note_of_the_report():

@@ -550,11 +550,12 @@ def test_measurements_come_at_their_steps_and_before_the_save(whole, params, row
         with pytest.raises(Killed):
             loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh, measure=measure, measure_points=5)
     loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh, measure=measure, measure_points=5)
-    assert [step for step, _ in seen] == [0, 1, 2, 4, 8, 15] == loop.measure_steps(STEPS, 5)
+    assert [step for step, _ in seen] == [0, 1, 2, 4, 8, 15] == loop.measure_steps(STEPS, 5, 5)
     assert len({value for _, value in seen}) == 6
     assert seen[-1][1] == restore_params(tmp_path / "checkpoints", MODEL)["head"]["kernel"][0, 0]
     assert results(tmp_path, mesh) == results(whole, mesh)
-    assert loop.measure_steps(3, 10) == [0, 1, 2, 3] and loop.measure_steps(100, 0) == []
+    assert loop.measure_steps(3, 10, 1) == [0, 1, 2, 3] and loop.measure_steps(100, 0, 1) == []
+    assert loop.measure_steps(15, "epochs", 5) == [0, 5, 10, 15]
 
 
 def test_a_profile_is_written_on_request(params, rows, mesh, tmp_path):

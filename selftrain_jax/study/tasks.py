@@ -1,0 +1,72 @@
+"""Tasks of lm-evaluation-harness in a study: on every untouched student, and on every trained one."""
+
+import dataclasses
+from typing import Any, Callable, Sequence
+
+from jax.sharding import Mesh
+
+from selftrain_jax.evaluation import harness_tasks
+from selftrain_jax.evaluation.task_book import TaskBook, expand
+from selftrain_jax.report.metric import Metric
+from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.references import find_model
+from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.study.model import Run
+from selftrain_jax.study.settings import TaskSettings
+
+
+def task_book(settings: TaskSettings) -> TaskBook:
+    """The tasks that are asked for; `InputError` for one that is unknown, or runs code without the user's word."""
+    names, allowed = [request.name for request in expand(settings.names, None)], settings.confirm_run_unsafe_code
+    book = TaskBook(names, settings.include_path or None, allowed)
+    book.check(names, allowed)
+    return book
+
+
+def task_unit(run: Run, model: str) -> str:
+    """The name of the unit of one model of a run."""
+    return f"tasks/{run.name}/{model}"
+
+
+def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, mesh: Callable[[], Mesh]) -> Stage:
+    """The stage that puts one model of a run to the tasks; its result is their rows, as of `harness_tasks.rows`."""
+    evaluate, stage = run.config.evaluate, f"train/{model}" if model != "base" else "evaluate/base"
+
+    def work(directory):
+        from selftrain_jax.evaluation.harness import HarnessModel
+
+        found = find_model(f"{run.workdir}:{model}")
+
+        def make_model():
+            placed = {"mesh": mesh(), "batch_size": evaluate.batch_size, "dtype": evaluate.dtype}
+            return HarnessModel(found.load(placed["mesh"]), found.config, found.tokenizer, **placed)
+
+        limited = {"limit": settings.limit or None, "dtype": evaluate.dtype}
+        asked = harness_tasks.Settings(**limited, confirm_run_unsafe_code=settings.confirm_run_unsafe_code)
+        requests, kept = expand(settings.names, None), directory / "tasks"
+        results = harness_tasks.run(requests, task_book(settings), found.fingerprint, kept, asked, make_model)
+        return {"tasks": [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]}
+
+    def externals():
+        return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+
+    return Stage(name, dataclasses.asdict(settings) | {"dtype": evaluate.dtype}, (), work, externals)
+
+
+MAIN = ("acc", "exact_match", "math_verify", "pass@1")
+"""Shares of right answers; the first that a task has enters the mean over suites."""
+
+
+def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
+    """Every finite figure of the tasks asked for by name, of a group the mean alone; "acc" stands for the rule of the
+    first share of right answers."""
+    values = {}
+    for task in tasks:
+        rows = [row for row in task["rows"] if row["value"] is not None]
+        rows = [row for row in rows if row["task"] == task["name"]] or rows
+        main = next((row for row in rows if row["metric"] in MAIN), None)
+        for row in rows:
+            item = row["task"] + (f", {row['num_fewshot']}-shot" if row["num_fewshot"] else "")
+            rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
+            values[Metric("capability", item, "acc" if row is main else rule)] = row["value"]
+    return values
