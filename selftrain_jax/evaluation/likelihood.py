@@ -186,10 +186,11 @@ def choice_log_probs(
     """
     prompts = [template.format(question=row["question"]) for row in rows]
     texts = [prompt + " " + choice.lstrip() for prompt, row in zip(prompts, rows) for choice in row["choices"]]
-    prompt_lengths = np.repeat([len(x) for x in encode_all(tokenizer, prompts)], [len(row["choices"]) for row in rows])
+    numbers = np.repeat(np.arange(len(rows)), [len(row["choices"]) for row in rows])
+    prompt_lengths = np.array([len(ids) for ids in encode_all(tokenizer, prompts)])[numbers]
     head = [config.bos_token_id] if add_bos else []
-    sequences, starts = [], []
-    for text, ids, prompt_length in zip(texts, encode_all(tokenizer, texts), prompt_lengths):
+    sequences, starts, shortened = [], [], set()
+    for number, text, ids, prompt_length in zip(numbers, texts, encode_all(tokenizer, texts), prompt_lengths):
         ids = head + ids
         start = len(head) + int(prompt_length)
         if start >= len(ids):
@@ -200,6 +201,12 @@ def choice_log_probs(
             raise InputError(what if start else "a prompt is empty, so nothing stands before its choices: set add_bos")
         sequences.append(ids[cut:])
         starts.append(start - cut)
+        if cut:
+            shortened.add(number)
+    if shortened:
+        what = f"{len(shortened)} of {len(rows)} questions are longer than the model's context of {config.max_position}"
+        first = rows[min(shortened)]["question"]
+        warnings.warn(f"{what} and lose their beginning, the first {first[:60]!r}", InputWarning, stacklevel=3)
     ends = np.cumsum([len(row["choices"]) for row in rows])
     return np.split(summed_log_probs(scorer(sequences, starts)), ends[:-1])
 
