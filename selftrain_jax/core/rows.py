@@ -7,13 +7,14 @@ import itertools
 import json
 import os
 import pathlib
+import warnings
 import zipfile
 import zlib
 from typing import IO, Any, Callable, Iterable, Iterator
 
 import regex
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import user_path
 
 LINES = tuple(f"{name}{packed}" for name in (".jsonl", ".jsonlines", ".ndjson") for packed in ("", ".gz"))
@@ -26,6 +27,11 @@ MAX_JSON_BYTES = 1 << 30
 """The largest file, unpacked, that holds one JSON value."""
 
 _VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
+
+
+_HTML = regex.compile(r"\s*<(!doctype\s+html|html)\b", regex.I)
+_CSV = regex.compile(r'(?=.*\b(text|content|sentence|question|document)\b)("?\w+"?[,;\t])+"?\w+"?\s*', regex.I)
+"""A first line of names without spaces between them."""
 
 
 def has_text(text: str) -> bool:
@@ -106,6 +112,9 @@ def read_text(path: str | os.PathLike, what: str = "file") -> str:
     for kind, ending, value in (("JSON lines", ".jsonl", first), ("JSON", ".json", text)):
         if _is_json(value):
             raise InputError(f"{what} {path} holds {kind}: end its name in {ending}")
+    if looks := _HTML.match(text) and "HTML" or _CSV.fullmatch(first) and "CSV":
+        whole = "and all of it, names and marks, is read as the text"
+        warnings.warn(f"{what} {path} looks like {looks}, {whole}", InputWarning, stacklevel=3)
     return text
 
 

@@ -202,20 +202,30 @@ def choice_log_probs(
     """
     prompts = [template.format(question=row["question"]) for row in rows]
     texts = [prompt + " " + choice.lstrip() for prompt, row in zip(prompts, rows) for choice in row["choices"]]
-    lengths = np.repeat([len(x) for x in encode_all(tokenizer, prompts)], [len(row["choices"]) for row in rows])
-    sequences, starts = _after_prompts(config, tokenizer, texts, lengths, add_bos)
+    numbers = np.repeat(np.arange(len(rows)), [len(row["choices"]) for row in rows])
+    sequences, starts = _after_prompts(config, tokenizer, texts, prompts, numbers, add_bos)
     ends = np.cumsum([len(row["choices"]) for row in rows])
     return np.split(summed_log_probs(scorer(sequences, starts)), ends[:-1])
 
 
 def _after_prompts(
-    config: DecoderConfig, tokenizer, texts: Sequence[str], prompt_lengths: Sequence[int], add_bos: bool
+    config: DecoderConfig,
+    tokenizer,
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    numbers: Sequence[int],
+    add_bos: bool,
 ) -> tuple[list[list[int]], list[int]]:
     """The ids of `texts`, and where those begin that come after as many tokens as the prompt has by itself; errors as
-    of `choice_log_probs`."""
+    of `choice_log_probs`.
+
+    Args:
+      numbers: which of the prompts begins each text.
+    """
+    lengths = np.array([len(ids) for ids in encode_all(tokenizer, prompts)])[numbers]
     head = [config.bos_token_id] if add_bos else []
-    sequences, starts = [], []
-    for text, ids, prompt_length in zip(texts, encode_all(tokenizer, texts), prompt_lengths):
+    sequences, starts, shortened = [], [], set()
+    for number, text, ids, prompt_length in zip(numbers, texts, encode_all(tokenizer, texts), lengths):
         ids = head + ids
         start = len(head) + int(prompt_length)
         if start >= len(ids):
@@ -226,6 +236,14 @@ def _after_prompts(
             raise InputError(what if start else "a prompt is empty, so nothing stands before its choices: set add_bos")
         sequences.append(ids[cut:])
         starts.append(start - cut)
+        if cut:
+            shortened.add(number)
+    if shortened:
+        what = f"{len(shortened)} of {len(prompts)} questions are longer than the model's context of"
+        first = prompts[min(shortened)][:60]
+        warnings.warn(
+            f"{what} {config.max_position} and lose their beginning, the first {first!r}", InputWarning, stacklevel=3
+        )
     return sequences, starts
 
 
@@ -264,8 +282,9 @@ def last_words(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[
     harness's `lambada_openai` counts). Errors as of `choice_log_probs`."""
     texts = [row["text"] for row in rows]
     prompts = [text.rpartition(" ")[0].rstrip() for text in texts]
-    lengths = [len(ids) for ids in encode_all(tokenizer, prompts)]
-    return np.array([s.hits.all() for s in scorer(*_after_prompts(config, tokenizer, texts, lengths, add_bos))])
+    numbers = np.arange(len(texts))
+    sequences, starts = _after_prompts(config, tokenizer, texts, prompts, numbers, add_bos)
+    return np.array([s.hits.all() for s in scorer(sequences, starts)])
 
 
 def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:

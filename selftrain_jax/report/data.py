@@ -144,6 +144,12 @@ class ReportData:
             kinds.setdefault(metric.kind, []).append(metric)
         return kinds
 
+    @property
+    def suites(self) -> list[Metric]:
+        """Every capability suite once: by plain accuracy, or else by the first rule that was measured."""
+        by_rule = sorted(self.kinds.get("capability", ()), key=lambda metric: metric.rule != "acc")
+        return list({metric.item: metric for metric in reversed(by_rule)}.values())[::-1]
+
     @functools.cached_property
     def estimates(self) -> dict[tuple[str, Metric], Estimate]:
         """{(model, metric): Estimate}; rows whose value is missing or not finite are left out."""

@@ -96,7 +96,7 @@ def _capability_change(data: ReportData) -> svg.Figure | None:
 
 def _capability_against_extraction(data: ReportData) -> svg.Figure | None:
     table, metric = data.estimates, data.headline
-    suites = data.kinds.get("capability", [])
+    suites = data.suites
     models = [m for m in data.models if (m, metric) in table and any((m, s) in table for s in suites)]
     # Only suites that every model was tested on: a mean over different suites would compare different questions.
     shared = [s for s in suites if all((m, s) in table for m in models)]

@@ -4,10 +4,12 @@ The untouched student is evaluated first: what evaluation refuses is refused bef
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any, Mapping
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import as_path, write_json
+from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.audit import load_benchmark_texts
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.texts import load_texts
@@ -60,6 +62,7 @@ class Pipeline(RunNames):
     def check_files(self) -> None:
         """Raises `InputError` for a file or model from outside the workdir that is missing or broken, before any
         work."""
+        trained: dict[str, list[str]] = {}
         corpora = {"corpus", *(f"controls.{name}.corpus" for name in self.config.controls)}
         for setting, value in self.references().items():
             if setting in corpora:
@@ -82,7 +85,7 @@ class Pipeline(RunNames):
             elif setting.startswith("audit."):
                 load_benchmark_texts(value)
             elif setting.startswith("controls."):
-                load_texts(value)
+                trained[setting] = load_texts(value)
         evaluated = self.config.evaluate.files().values()
         if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
             student = self.model_path(self.student)
@@ -90,6 +93,13 @@ class Pipeline(RunNames):
             *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
             check_groups(probes, evaluate)
             suite.unknown_shares(evaluate, *texts, tokenizer)
+            for name, documents in texts[0].items():
+                for setting, read in trained.items():
+                    if twice := set(filter(has_text, documents)).intersection(read):
+                        what = f"setting {setting}: {len(twice)} of its texts are in evaluate.texts.{name}, too"
+                        warnings.warn(
+                            f"{what}, whose figures then speak of text trained on", InputWarning, stacklevel=2
+                        )
 
     def check_lengths(self) -> None:
         """Raises `InputError` for documents or rows that do not fit a model's context, and for a text too short for one

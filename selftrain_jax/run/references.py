@@ -116,7 +116,8 @@ def open_run(workdir: pathlib.Path) -> Pipeline:
 def check_current(run: Pipeline, *names: str) -> None:
     """Raises `InputError` where these stages of a run, or those that make its student, are stale, or its settings are
     not those that it was made with."""
-    plan = run.stages()
+    # A run of a study names files in the study's folder, which may have been moved.
+    plan = [dataclasses.replace(stage, root=run.home.parent.parent) for stage in run.stages()]
     stages.check(run.home, plan)
     stages.current(run.home, plan, *run.lab_stages(run.student), *names)
 

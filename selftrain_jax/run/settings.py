@@ -75,6 +75,8 @@ class RunConfig:
         for name in self.controls:
             if not name.replace("_", "").isalnum():
                 raise InputError(f"control name {name!r} must consist of letters, digits and underscores")
+        if "real" in self.controls and (source := self.controls["real"].source):
+            raise InputError(f"control 'real' is shown as real text, but is written by {source}: name it otherwise")
 
     @property
     def heading(self) -> str:

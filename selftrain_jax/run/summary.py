@@ -164,9 +164,12 @@ def hits(items: Items, masks: Masks, suffix_lengths: Sequence[int] = ()) -> Mask
 
 
 def mean_capability(items: Items) -> float | None:
-    """The mean over the suites of plain accuracy; None without suites."""
-    suites = [float(right.mean()) for (_, rule), right in items.capability.items() if rule == "acc"]
-    return sum(suites) / len(suites) if suites else None
+    """The mean over the suites of plain accuracy, or of a suite's first rule without that; None without suites."""
+    suites: dict[str, float] = {}
+    for (suite, rule), right in items.capability.items():
+        if rule == "acc" or suite not in suites:
+            suites[suite] = float(right.mean())
+    return sum(suites.values()) / len(suites) if suites else None
 
 
 def nll_per_token(items: Items) -> dict[Metric, float]:

@@ -138,6 +138,23 @@ def test_what_is_no_plain_text_is_refused(tmp_path, content, message):
         rows.read_text(tmp_path / "a.txt", "text set")
 
 
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        ("<!DOCTYPE html>\n<title>Not found</title>", "HTML"),
+        ("\n <html lang=en>", "HTML"),
+        ("id,text\n1,a b\n", "CSV"),
+        ('"text"\t"label"\na b\t1\n', "CSV"),
+        ("A text, of a <html> page,\nsentence", None),
+        ("text\nand more", None),
+    ],
+)
+def test_a_text_that_looks_like_something_else_is_warned_of(tmp_path, recwarn, content, kind):
+    (tmp_path / "a.txt").write_text(content)
+    assert rows.read_text(tmp_path / "a.txt", "text set") == content
+    assert [f"looks like {kind}, and all of it" in str(warning.message) for warning in recwarn] == [True] * bool(kind)
+
+
 @pytest.mark.parametrize("text", ["a", " .", "\u3042", "\u0e01", "é", "🎉", "\u200ba"])
 def test_a_visible_character_is_text(text):
     assert rows.has_text(text)

@@ -197,6 +197,14 @@ def test_accuracy_and_its_normalized_form_by_hand():
     assert hits["acc_bytes"].tolist() == hits["acc_norm"].tolist()  # all ASCII
 
 
+def test_questions_that_lose_their_beginning_are_told(recwarn):
+    answers([row(), row("much longer than 12", ["xx", "y"])], {})
+    [said] = [str(warning.message) for warning in recwarn]
+    assert said == "1 of 2 questions are longer than the model's context of 12 and lose their beginning, the first " + (
+        "'much longer than 12'"
+    )
+
+
 def test_accuracy_per_byte_tells_bytes_from_characters():
     # Per character: 1.5 for "éé", 1.2 for "xx". Per byte: 0.75 and 1.2.
     hits, _ = answers([row(choices=["éé", "xx"], gold=0)], {"é": 1.5, "x": 1.2})

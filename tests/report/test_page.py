@@ -6,6 +6,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.report import page as report
+from selftrain_jax.report import plots
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 from selftrain_jax.report.svg import short
@@ -60,6 +61,15 @@ def full_data(**replaced):
         probes="planted",
     )
     return ReportData(**(values | replaced))
+
+
+def test_a_suite_counts_once_in_a_mean_however_many_rules_judge_it():
+    plain = full_data()
+    normed = [row(m, Metric("capability", "piqa", rule), 0.1) for m in MODELS for rule in ("acc_norm", "acc_bytes")]
+    both = full_data(metrics=[*normed, *plain.metrics])
+    assert len(both.kinds["capability"]) == 4 and set(both.suites) == set(plain.suites)
+    figures = [plots._capability_against_extraction(data) for data in (plain, both)]
+    assert figures[0] == figures[1] and "mean of 2 suites" in figures[0].caption
 
 
 class Page(html.parser.HTMLParser):

@@ -1,12 +1,16 @@
 """The order of a run's stages."""
 
+import json
 import pathlib
 
 import pytest
 
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.run.pipeline import Pipeline
+from selftrain_jax.run.settings import ControlSettings, RunConfig
+from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 
@@ -14,6 +18,21 @@ TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 def test_what_evaluation_refuses_is_refused_before_the_long_work(tmp_path):
     kinds = [stage.name.split("/")[0] for stage in Pipeline(load_config(TINY), tmp_path).stages()]
     assert kinds.index("evaluate") < kinds.index("sample") and kinds[-2:] == ["evaluate", "report"]
+
+
+@pytest.mark.parametrize("control, shared", [("b a", 1), ("a b", 0)])
+def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, recwarn, control, shared):
+    model = write_checkpoint(tmp_path / "model", old_tensors())
+    write_tokenizer(model)
+    for name, texts in (("wiki", ["a", "b a", ""]), ("control", [control, "c", ""])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"text": texts}))
+    evaluated = EvaluateSettings(texts={"wiki": str(tmp_path / "wiki.json")})
+    controls = {"real": ControlSettings(texts=str(tmp_path / "control.json"))}
+    Pipeline(RunConfig(source=str(model), evaluate=evaluated, controls=controls), tmp_path / "run").check_files()
+    told = (
+        "setting controls.real.texts: 1 of its texts are in evaluate.texts.wiki, too, whose figures then speak of text"
+    )
+    assert [str(warning.message)[: len(told)] for warning in recwarn] == [told] * shared
 
 
 LENGTHS = [

@@ -164,6 +164,10 @@ REFUSED = [
     ({"corpus": "c"}, "student is empty"),
     ({"student": "m"}, "source is empty"),
     ({"source": "m", "controls": {"real": {}}}, "exactly one"),
+    (
+        {"source": "m", "controls": {"real": {"source": "s"}}},
+        "control 'real' is shown as real text, but is written by s",
+    ),
     ({"source": "m", "controls": {"real": {"texts": "t", "corpus": "c"}}}, "exactly one"),
     ({"source": "m", "controls": {"real": {"source": "s", "corpus": "c"}}}, "exactly one"),
     ({"source": "m", "controls": {"real": {"texts": "t", "source": "s"}}}, "exactly one"),
