@@ -49,10 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _sturdy_output():
         try:
             code = _run(argv)
-        except Exception:
-            if not preemption.in_job():
-                raise
-            traceback.print_exc()
+        except Exception:  # it may hold anything, too
+            print(told(traceback.format_exc(), keep="\n\t"), end="", file=sys.stderr, flush=True)
             code = 1
         if code and preemption.in_job():
             preemption.leave_job(code)

@@ -39,7 +39,7 @@ def visible(text: str, keep: str = "", mask: str = "\N{REPLACEMENT CHARACTER}") 
 
 def told(message: object, keep: str = "") -> str:
     """`message` as a terminal or a log may have it: `visible`, and without user and password of an address in it."""
-    return visible(re.sub(r"//[^/\s@]+@", "//***@", str(message)), keep)
+    return visible(re.sub(r"(:/|//)[^/\s]+@", r"\1***@", str(message)), keep)
 
 
 def one_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import pathlib
 import re
 import secrets
 import shutil
+import stat
 from typing import Any, Iterable, Iterator
 
 import numpy as np
@@ -224,6 +225,8 @@ def file_fingerprint(*paths: str | os.PathLike) -> str:
     """A short hash of the contents of `paths`, in the order given; `InputError` when one cannot be read."""
     try:
         found = [os.stat(path) for path in paths]
+        if strange := [path for path, s in zip(paths, found) if not stat.S_ISREG(s.st_mode)]:
+            raise InputError(f"file {strange[0]} cannot be read (it is none, and may have no end)")
         return _hash(*((os.path.abspath(p), s.st_ino, s.st_mtime_ns, s.st_size) for p, s in zip(paths, found)))
     except OSError as e:
         raise InputError(f"file {e.filename} cannot be read ({e.strerror})") from None

@@ -117,6 +117,11 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     directory = resolve_model(model, revision)
     if converted.is_converted(directory):
         raise InputError(f"{directory} holds Orbax arrays, which transformers cannot read: `selftrain export` it first")
+    if (directory / "adapter_config.json").is_file() and importlib.util.find_spec("peft"):
+        raise InputError(
+            f"{directory}: transformers would put an adapter into the model (adapter_config.json), and peft may import "
+            "what that names; remove the file, or uninstall peft"
+        )
     config = hf.check_pretrained(directory)
     prompts = make_prompts(config, directory)
     theirs, their_states = _reference(directory, prompts, "fp32")

@@ -149,6 +149,14 @@ def test_fingerprints_tell_values_apart_and_ignore_the_order_of_names():
     assert len({files.fingerprint(v) for v in (value, *others)}) == 5
 
 
+def test_what_never_ends_has_no_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_hash", lambda *_: pytest.fail("it would be read"))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match=f"file {path} cannot be read .it is none"):
+            files.file_fingerprint(path)
+
+
 def test_file_fingerprints_depend_on_contents_and_on_where_a_file_ends(tmp_path):
     def fingerprint(*contents):
         paths = [tmp_path / str(i) for i in range(len(contents))]

@@ -185,7 +185,7 @@ def test_faults_of_converted_directories(model, tmp_path):
     directory = damaged("no-metadata", lambda d: (d / "params" / "_METADATA").unlink())
     refuses(lambda: hf.load_pretrained(directory), "_METADATA is missing or damaged")
     directory = shutil.copytree(tmp_path / "orbax", tmp_path / "record")
-    for text in ("{}", "[]", "5", "null", '{"fingerprint": "f", "source": 5}'):
+    for text in ("{}", "[]", "5", "null", '{"fingerprint": "f", "source": 5}', '{"fingerprint": "f", "dtype": "O"}'):
         (directory / "conversion.json").write_text(text)
         refuses(lambda: hf.model_fingerprint(directory), directory / "conversion.json", "convert")
         refuses(lambda: export(directory, tmp_path / "out"), directory / "conversion.json", "convert")

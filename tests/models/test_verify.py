@@ -275,6 +275,17 @@ def test_settings_that_name_code_do_not_act(checkpoint, tmp_path, monkeypatch):
         verify.verify(model)
 
 
+def test_an_adapter_that_transformers_would_put_in_is_refused(checkpoint, tmp_path, monkeypatch):
+    """peft imports the module that an adapter's `megatron_core` names."""
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA", "megatron_core": "evil", "megatron_config": {}}')
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: name == "peft" or find_spec(name, *a))
+    monkeypatch.setattr(verify, "_reference", lambda *_: pytest.fail("transformers would load it"))
+    with pytest.raises(InputError, match="adapter_config.json.*remove the file"):
+        verify.verify(model)
+
+
 def test_a_converted_directory_is_to_be_exported_first(checkpoint, tmp_path):
     from selftrain_jax.run.export import convert
 

@@ -20,7 +20,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params, param_shapes
-from selftrain_jax.models.files.dtypes import narrower
+from selftrain_jax.models.files.dtypes import DTYPES, narrower
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import copy_tokenizer
 
@@ -148,6 +148,10 @@ def read_record(directory: pathlib.Path) -> dict[str, Any]:
     found = files.read_json(directory / _RECORD, "conversion record")
     if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
         raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
+    if found.get("dtype", "float32") not in DTYPES:
+        raise InputError(
+            f"{directory / _RECORD}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again"
+        )
     if not isinstance(found.get("source", ""), str):
         raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
     return found
