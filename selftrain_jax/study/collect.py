@@ -123,7 +123,8 @@ def _results(
             values = _values(Items.load(directory), masks, suffix_lengths, chance)
             # The base model that is evaluated again is not put to the tasks again.
             for metric, value in _with_tasks(values, tasks, directory.name if directory != again else "base").items():
-                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
+                if metric in before:
+                    rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
     return rows
 
 
