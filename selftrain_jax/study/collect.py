@@ -136,7 +136,8 @@ def _results(
             elif tasks:
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
-                rows.append({**place, "metric": metric, "before": before[metric], "after": value})
+                if metric in before:
+                    rows.append({**place, "metric": metric, "before": before[metric], "after": value})
     return rows
 
 

@@ -53,20 +53,19 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
     return Stage(name, dataclasses.asdict(settings) | {"dtype": evaluate.dtype}, (), work, externals)
 
 
-MAIN = ("acc", "exact_match", "math_verify", "pass@1")
-"""Shares of right answers; the first that a task has enters the mean over suites."""
+SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
+"""Metrics that are shares of right answers; the first that a task has enters the mean over suites."""
 
 
 def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
-    """Every finite figure of the tasks asked for by name, of a group the mean alone; "acc" stands for the rule of the
-    first share of right answers."""
+    """The `SHARES` of the tasks asked for by name, of a group those of the whole alone; the first of each has the rule
+    "acc"."""
     values = {}
     for task in tasks:
-        rows = [row for row in task["rows"] if row["value"] is not None]
+        rows = [row for row in task["rows"] if row["metric"] in SHARES and row["value"] is not None]
         rows = [row for row in rows if row["task"] == task["name"]] or rows
-        main = next((row for row in rows if row["metric"] in MAIN), None)
         for row in rows:
             item = row["task"] + (f", {row['num_fewshot']}-shot" if row["num_fewshot"] else "")
             rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
-            values[Metric("capability", item, "acc" if row is main else rule)] = row["value"]
+            values[Metric("capability", item, "acc" if row is rows[0] else rule)] = row["value"]
     return values

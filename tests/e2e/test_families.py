@@ -1,8 +1,10 @@
 """Models of different families in one run and in one study: each reads the others' text in tokens of its own."""
 
 import dataclasses
+import gzip
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -135,19 +137,85 @@ MATRIX = {
     },
     LLAMA: {LLAMA: "self", QWEN: "other family", "qwen2p5_7b": "other family", "qwen3_8b": "other family"},
 }
+SOME = {QWEN: {source: relation for source, relation in MATRIX[QWEN].items() if source != "qwen2p5_7b"}}
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.large)])
-def test_the_papers_matrix_in_small_ends_with_its_page(selftrain, tmp_path, whole):
-    """In the fast suite, one student and three sources of it."""
-    sources = MATRIX if whole else {QWEN: {k: v for k, v in MATRIX[QWEN].items() if k != "qwen2p5_7b"}}
-    asked = [] if whole else [f"--config.students={(QWEN,)}", f"--config.sources={tuple(sources[QWEN])}"]
-    asked += [] if whole else ["--config.shuffled=False", "--config.train.epochs=1"]
-    workdir = tmp_path / "study"
-    selftrain.succeeds("study", workdir, *asked, config=f"{ROOT / 'configs' / 'paper.py'}:tiny={tmp_path / 'models'}")
-    check_study(workdir, sources, sources, [0, 2, 4] if whole else [0, 2])
-    starts = {
-        source: read_corpus(workdir / "corpora" / "0" / source / "corpus").manifest["provenance"]["start_ids"]
-        for source in sources[QWEN]
+def start_ids(workdir):
+    """Source -> what its documents begin after."""
+    corpora = {path.name: read_corpus(path / "corpus") for path in (workdir / "corpora" / "0").iterdir()}
+    return {source: corpus.manifest["provenance"]["start_ids"] for source, corpus in corpora.items()}
+
+
+def test_some_of_the_papers_matrix_ends_with_its_page(selftrain, tmp_path):
+    config, workdir = f"{ROOT / 'configs' / 'paper.py'}:tiny={tmp_path / 'models'}", tmp_path / "study"
+    asked = [f"--config.students={(QWEN,)}", f"--config.sources={tuple(SOME[QWEN])}", "--config.shuffled=False"]
+    selftrain.succeeds("study", workdir, *asked, "--config.train.epochs=1", config=config)
+    check_study(workdir, SOME, SOME, [0, 2])
+    assert start_ids(workdir) == {QWEN: [0], LLAMA: [0], "qwen3_8b": [1]}  # BOS, and a newline
+
+
+@pytest.mark.large
+def test_the_papers_matrix_ends_with_its_page_and_tasks_of_the_harness(selftrain, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "tiny.yaml").write_text(
+        f"task: tiny\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/models/suite.jsonl}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    asked = ["--config.tasks.names=('tiny',)", f"--config.tasks.include_path={tasks}"]
+    config, workdir = f"{ROOT / 'configs' / 'paper.py'}:tiny={tmp_path / 'models'}", tmp_path / "study"
+    refused = selftrain("study", workdir, *asked, config=config)
+    assert refused.returncode == 2 and "--confirm-run-unsafe-code" in refused.stderr and not workdir.exists()
+    selftrain.succeeds("study", workdir, *asked, "--config.tasks.confirm_run_unsafe_code=True", config=config)
+    data = check_study(workdir, MATRIX, MATRIX, [0, 2, 4])
+    found = {(row["student"], row["arm"]) for row in data["results"] if row["metric"] == "capability/tiny"}
+    assert found == {(student, arm) for student in MATRIX for arm in (*MATRIX[student], "real", "shuffled", "none")}
+    assert set(map(tuple, start_ids(workdir).values())) == {(0,), (1,)}
+
+
+@pytest.mark.large
+def test_a_third_family_goes_through_the_real_config_by_directory_and_by_hub_name(selftrain, tmp_path, monkeypatch):
+    """Files as public data sets have them; the hub is its cache."""
+    models, data = tmp_path / "models", tmp_path / "data"
+    rng = np.random.default_rng(0)
+    cache = tmp_path / "cache" / "models--somebody--Tiny.Qwen-0.1B"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("1234")
+    shapes = {
+        models / "gpt2": (preset("gpt2"), ["<|endoftext|>"], WORDS, dict(vocab_size=32, max_position=256)),
+        cache / "snapshots" / "1234": (preset("qwen2.5-0.5b"), ["<|endoftext|>"], WORDS[::-1], dict(max_position=256)),
     }
-    assert starts.pop("qwen3_8b") == [1] and set(map(tuple, starts.values())) == {(0,)}  # a newline, and BOS
+    for folder, (config, special, words, shape) in shapes.items():
+        shape = SMALL | END | dict(vocab_size=32, stop_token_ids=()) | shape
+        config = dataclasses.replace(config, **shape | ({"kv_heads": None} if config.family == "gpt2" else {}))
+        hf.save_pretrained(folder, config, initial(config))
+        word_tokenizer(special, words).save(str(folder / "tokenizer.json"))
+    texts = [" ".join(rng.choice(WORDS, 40)) for _ in range(60)]
+    for folder in ("text", "benchmarks"):
+        (data / folder).mkdir(parents=True)
+    with gzip.open(data / "text" / "english_documents.jsonl.gz", "wt") as f:
+        f.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    (data / "text" / "wikitext2_valid.txt").write_text(" = Cats = \n" + " ".join(texts[:5]))
+    questions = [{"question": f"what of {i}?", "choices": ["the cat", "a mat"], "gold": i % 2} for i in range(4)]
+    for name in ("arc_easy", "arc_challenge"):
+        write_jsonl(data / "benchmarks" / f"{name}_test.jsonl", questions)
+    truthful = [{"question": f"who {i}?", "mc1_targets": {"nobody came": 1, "the cat": 0}} for i in range(4)]
+    (data / "benchmarks" / "truthfulqa_mc.json").write_text(json.dumps(truthful))
+    write_jsonl(data / "benchmarks" / "lambada_openai.jsonl", [{"text": f"{i} rain fell on a mat"} for i in range(4)])
+    with zipfile.ZipFile(data / "benchmarks" / "blimp.zip", "w") as archive:
+        pair = {"sentence_good": "the cat sat", "sentence_bad": "cat the sat"}
+        archive.writestr("order.jsonl", json.dumps(pair) + "\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    config = f"{ROOT / 'configs' / 'real.py'}:{models / 'gpt2'},somebody/Tiny.Qwen-0.1B:small"
+    small = ["--config.sample.num_samples=80", "--config.subset.num_tokens=2049", "--config.seeds=(0,)"]
+    small += ["--config.evaluate.max_unknown=1", "--config.audit.benchmarks={}"]
+    selftrain.succeeds("study", tmp_path / "study", f"--config.data={data}", *small, config=config)
+    other = {"gpt2": "self", "Tiny_Qwen_0_1B": "other family"}
+    found = check_study(tmp_path / "study", ["gpt2"], {"gpt2": other}, [])
+    measured = {row["metric"] for row in found["results"]}
+    suites = ("arc_easy", "arc_challenge", "truthfulqa", "blimp", "lambada")
+    assert measured >= {f"capability/{suite}" for suite in suites} | {"nll/wikitext2"}

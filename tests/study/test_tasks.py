@@ -1,0 +1,43 @@
+"""What the harness finds, as figures of a study."""
+
+import pytest
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.report.metric import CAPABILITY, Metric
+from selftrain_jax.study import collect
+from selftrain_jax.study.settings import TaskSettings
+from selftrain_jax.study.tasks import task_book, task_values
+
+
+def row(task, metric, value, shots=0, of="none"):
+    return {"task": task, "metric": metric, "value": value, "num_fewshot": shots, "filter": of, "stderr": None, "n": 4}
+
+
+def test_a_task_counts_by_its_first_share_of_right_answers_and_a_group_by_its_mean():
+    tasks = [
+        {"name": "arc", "rows": [row("arc", "acc", 0.4, 25), row("arc", "acc_norm", 0.5, 25)]},
+        {"name": "mmlu", "rows": [row("mmlu_law", "acc", 0.1), row("mmlu", "acc", 0.2), row("mmlu_art", "acc", 0.3)]},
+        {"name": "gsm8k", "rows": [row("gsm8k", "exact_match", 0.6, 8, f) for f in ("strict-match", "flexible")]},
+        {"name": "wiki", "rows": [row("wiki", "word_perplexity", 9.0), row("wiki", "acc", None)]},
+    ]
+    values = task_values(tasks)
+    assert {metric.name: value for metric, value in values.items()} == {
+        "capability/arc, 25-shot": 0.4,
+        "capability/arc, 25-shot:acc_norm": 0.5,
+        "capability/mmlu": 0.2,
+        "capability/gsm8k, 8-shot": 0.6,
+        "capability/gsm8k, 8-shot:exact_match (flexible)": 0.6,
+    }
+    suites = {Metric("capability", "cloze"): 0.8, Metric("capability", "cloze", "acc_norm"): 0.0, CAPABILITY: 0.8}
+    assert collect._with_tasks(suites, {"base": values}, "base")[CAPABILITY] == pytest.approx(
+        (0.8 + 0.4 + 0.2 + 0.6) / 4
+    )
+    assert collect._with_tasks(suites, {}, "base") == suites
+
+
+def test_tasks_are_checked_before_any_work():
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
+    with pytest.raises(InputError, match="include_path='tasks' is not a folder"):
+        task_book(TaskSettings(names=("arc_easy",), include_path="tasks"))
+    with pytest.raises(InputError, match="tasks limit=-1 must be at least 0"):
+        TaskSettings(limit=-1)
