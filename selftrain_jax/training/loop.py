@@ -6,6 +6,7 @@ goes on from its last checkpoint and ends with the parameters that it would have
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError, RunStopped
@@ -29,7 +31,7 @@ from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes, pa
 from selftrain_jax.training.checkpoint import Checkpoints
 from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
-from selftrain_jax.training.settings import TrainConfig
+from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
 
 PROFILED_STEPS = 3
@@ -114,7 +116,6 @@ def train(
             raise InputError(f"{path} is a file: train needs a folder of that name, or another directory")
     directory.mkdir(parents=True, exist_ok=True)
 
-    optimizer = make_optimizer(config.optimizer, num_steps)
     schedule = make_schedule(config.optimizer, num_steps)
     ops.attention_implementation(
         config.attention,
@@ -130,7 +131,7 @@ def train(
         unroll=default_unroll(model_config),
         attention=config.attention,
     )
-    train_step = make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
+    optimizer, train_step = optimizer_and_step(model, config.optimizer, num_steps, mesh, grad_accum)
 
     settings = _check_same_training(directory, checkpoints, config, model_config, rows)
     checkpoints = Checkpoints(checkpoints, config.keep)
@@ -197,6 +198,15 @@ def check_lengths(config: TrainConfig, context: int, num_rows: int) -> int:
     if config.sequence_length > context:
         raise InputError(f"train sequence_length={config.sequence_length} exceeds the model's context of {context}")
     return steps_per_epoch(num_rows=num_rows, batch_size=config.batch_size)
+
+
+@functools.lru_cache(maxsize=4)
+def optimizer_and_step(
+    model: Decoder, config: OptimizerConfig, num_steps: int, mesh: Mesh, grad_accum: int
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The same objects for equal arguments: the many trainings of a study trace and load one program."""
+    optimizer = make_optimizer(config, num_steps)
+    return optimizer, make_train_step(next_token_loss(model), optimizer, mesh=mesh, grad_accum=grad_accum)
 
 
 # What may change between two calls that continue one training: where it runs, what it keeps, and what only rounds.

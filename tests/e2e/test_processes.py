@@ -10,6 +10,8 @@ import time
 import pytest
 
 from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.training.checkpoint import saved_steps
+from selftrain_jax.training.log import read_metrics
 
 
 def same_run(selftrain, out, workdir, finished):
@@ -46,8 +48,15 @@ def test_the_processes_of_a_cluster_launcher_find_each_other(launcher, finished,
 
 
 def test_two_processes_make_the_same_model(finished, selftrain, copy_of):
-    """From sampling to the report, without controls; rounded differently, one item or so may be a near tie."""
-    workdir = copy_of("lab")
+    """From sampling to the report, without controls; rounded differently, one item or so may be a near tie. The
+    training goes on where one process was killed.
+    """
+    workdir = copy_of("lab", "train/self-0")
+    training = workdir / "train" / "self-0"
+    (training / "manifest.json").unlink()
+    first, last = saved_steps(training / "checkpoints")[-2:]
+    shutil.rmtree(training / "checkpoints" / str(last))
+    taken = [line for line in read_metrics(training / "metrics.jsonl") if line["step"] <= first]
     ended = selftrain.ends(selftrain.start_job(2, "run", workdir, "--config.controls={}"))
     assert [code for code, *_ in ended] == [0, 0], "\n".join(err[-2000:] for *_, err in ended)
     (_, out, err), (_, other_out, other_err) = ended
@@ -55,6 +64,8 @@ def test_two_processes_make_the_same_model(finished, selftrain, copy_of):
     assert "selftrain:" not in other_err and "[1/" not in other_out and "report:" not in other_out
     corpora = [[(d.id, d.text) for d in read_corpus(w / "sample" / "self" / "corpus")] for w in (workdir, finished[0])]
     assert corpora[0] == corpora[1]
+    lines = read_metrics(training / "metrics.jsonl")
+    assert lines[: len(taken)] == taken and lines[-1]["step"] == last  # with their speeds: no step was taken twice
     rows = [{(r["model"], r["metric"]): r for r in selftrain.report(w)["metrics"]} for w in (workdir, finished[0])]
     assert {model for model, _ in rows[0]} == {"base", "self"} and "report: " in out
     for (model, metric), row in rows[0].items():

@@ -109,6 +109,7 @@ def test_weights_that_are_not_finite_are_warned_of_by_name(tmp_path, value, dtyp
     assert len(caught) == 1
 
 
+@pytest.mark.large
 def test_each_process_reads_its_own_part():
     """Two processes that share an fsdp x tensor mesh: each asks the system for about half of the file."""
     if not os.path.exists("/proc/self/io"):
@@ -132,7 +133,9 @@ def model(tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("config", [CONFIG, GROUPED, GEMMA], ids=["neox", "groups", "gemma"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, pytest.param(GROUPED, marks=pytest.mark.large), GEMMA], ids=["neox", "groups", "gemma"]
+)
 def test_orbax_on_one_mesh_restores_on_another_and_exports_the_same_bits(config, tmp_path):
     hf.save_pretrained(tmp_path / "model", config, random_params(config, np.float16))
     config, params = hf.load_pretrained(tmp_path / "model", mesh=mesh_of((1, 4, 2)))

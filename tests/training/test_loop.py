@@ -98,13 +98,13 @@ def results(directory, mesh):
 
 def wrap_step(monkeypatch, wrapper):
     """Every step that the loop takes goes through `wrapper(number of the call, step function, state, batch)`."""
-    original = loop.make_train_step
+    original = loop.optimizer_and_step
 
-    def make(*args, **settings):
-        train_step, calls = original(*args, **settings), iter(range(1, 1000))
-        return lambda state, batch: wrapper(next(calls), train_step, state, batch)
+    def make(*args):
+        (optimizer, train_step), calls = original(*args), iter(range(1, 1000))
+        return optimizer, lambda state, batch: wrapper(next(calls), train_step, state, batch)
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(loop, "optimizer_and_step", make)
 
 
 class Killed(BaseException):
@@ -517,12 +517,16 @@ def test_a_file_in_the_way_is_named(params, rows, mesh, tmp_path, name):
         loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
 
 
-def test_parameters_are_given_away_only_by_a_function_that_loads_them(params, rows, mesh, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1)
+def test_parameters_are_given_away_only_by_a_function_that_loads_them(params, rows, mesh, tmp_path, monkeypatch):
+    """Two trainings alike, which share one compiled step."""
+    config, built, make = dataclasses.replace(CONFIG, epochs=1), [], loop.make_train_step
+    loop.optimizer_and_step.cache_clear()
+    monkeypatch.setattr(loop, "make_train_step", lambda *args, **given: built.append(args) or make(*args, **given))
     placed = jax.device_put(jax.tree.map(jnp.copy, params), replicated(mesh))
     for donate, given in ((False, placed), (True, lambda: placed)):
         loop.train(given, MODEL, rows, config, tmp_path / str(donate), mesh=mesh)
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(placed))
+    assert len(built) == 1
     results = [restore_params(tmp_path / str(donate) / "checkpoints", MODEL) for donate in (False, True)]
     jax.tree.map(np.testing.assert_array_equal, *results)
 

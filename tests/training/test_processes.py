@@ -91,6 +91,7 @@ def assert_same_run(found, whole, mesh):
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-5)
 
 
+@pytest.mark.large
 def test_two_processes_go_on_where_one_was_killed(whole, mesh, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
