@@ -121,12 +121,24 @@ def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
     "Controlling the false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent
     tests.
     """
-    p = _items("p_values", p_values)
-    if p.min() < 0 or p.max() > 1:
-        raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
+    p = _p_values(p_values)
     order = np.argsort(-p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum.accumulate(np.minimum(p[order] * len(p) / np.arange(len(p), 0, -1), 1.0))
+    return adjusted
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= a keeps the probability
+    of any false rejection at or below a, however the tests depend on each other.
+
+    adjusted_(i) = max over j <= i of min(1, p_(j) (N - j + 1)) (Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 6, 1979).
+    """
+    p = _p_values(p_values)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
     return adjusted
 
 
@@ -324,6 +336,13 @@ def _pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tu
             f"{names[0]} has {before.size} items and {names[1]} has {after.size}: pair the same items in order"
         )
     return before, after
+
+
+def _p_values(values: ArrayLike) -> np.ndarray:
+    p = _items("p_values", values)
+    if p.min() < 0 or p.max() > 1:
+        raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
+    return p
 
 
 def _hits(before: ArrayLike, after: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
