@@ -12,16 +12,23 @@ from selftrain_jax.data.settings import MANY_REPETITIONS
 from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
-from selftrain_jax.report.metric import CAPABILITY, Metric
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis
-from selftrain_jax.study.analysis import ABOVE_CHANCE
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.model import Arm, Run
+from selftrain_jax.study.replicates import ABOVE_CHANCE
 
 Rows = list[dict[str, Any]]
+
+_REPLICATES = {
+    True: "A seed is another world with other models, samples and order of training: intervals over seeds speak of "
+    "all that together.",
+    False: "A seed is other samples, another subset and another order of training of the same base models: intervals "
+    "over seeds do not speak of other base models.",
+}
 
 
 def study_data(study: Study) -> StudyData:
@@ -30,11 +37,14 @@ def study_data(study: Study) -> StudyData:
     done = {unit.name for unit in study.units if unit.done()}
     runs = [_finished(run, done) for run in study.runs if f"{run.name}: base" in done]
     runs = [run for run in runs if run.arms]
-    results, curves, proxies = [], [], []
+    results, memory, curves, proxies = [], [], [], []
     for run in runs:
         again = study.workdir / "again" / f"{run.student}-{run.seed}"
         masks = summary.probe_masks(run.pipeline, _keys(run))
-        results += _results(run, masks, again if f"again/{again.name}" in done else None)
+        for place, before, after, kinds in _trained(run, masks, again if f"again/{again.name}" in done else None):
+            results += [{**place, **row} for row in _changes(run, before, after, kinds)]
+            if remembered := held_out_memory(before, after, kinds.get(HELD_OUT)):
+                memory.append({**place, **remembered})
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -42,9 +52,9 @@ def study_data(study: Study) -> StudyData:
                 found = stages.read_manifest(study.workdir, name)["result"]
                 proxies += [{**_place(run, arm), "proxy": proxy, "value": value} for proxy, value in found.items()]
     generations = list(_generations(study, runs, done))
-    found = analysis.analyse(results, proxies)
+    found = analysis.analyse(results, proxies, memory)
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
-    notes = list(found.notes)
+    notes = [_REPLICATES[config.lab is not None], *found.notes]
     if missing := len(study.units) - len(done):
         notes.insert(
             0,
@@ -65,6 +75,7 @@ def study_data(study: Study) -> StudyData:
         versions=summary.versions(study.mesh),
         models=_models(study),
         results=results,
+        memory=memory,
         curves=curves,
         generations=generations,
         costs=_costs(study, done),
@@ -96,18 +107,42 @@ def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
-    evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
-    suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
+def _trained(
+    run: Run, all_masks: list[Masks], again: pathlib.Path | None
+) -> Iterator[tuple[dict[str, Any], Items, Items, Masks]]:
+    """(first columns, items before, items after, masks) of every trained model, and of the student evaluated again."""
+    evaluated = run.pipeline.workdir / "evaluate"
+    before = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        before = _values(Items.load(evaluated / "base"), masks, suffix_lengths, chance)
         after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
-        if again is not None:
-            after.append((_place(run, None), again))
+        after += [(_place(run, None), again)] * (again is not None)
         for place, directory in after:
-            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
-                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
-    return rows
+            yield {**place, "subset": subset}, before, Items.load(directory), masks
+
+
+def _changes(run: Run, before: Items, after: Items, masks: Masks) -> Rows:
+    suffix_lengths, chance = run.pipeline.config.evaluate.suffix_lengths, _chance(run.pipeline)
+    old, new = (_values(items, masks, suffix_lengths, chance) for items in (before, after))
+    return [{"metric": metric, "before": old[metric], "after": value} for metric, value in new.items()]
+
+
+def held_out_memory(before: Items, after: Items, held_out: np.ndarray | None) -> dict[str, float] | None:
+    """The columns of `StudyData.memory` that are measured; None without a held-out probe that the base model extracts.
+
+    Exact extraction alone hides what stays: a sequence whose every second token is still known counts as forgotten.
+    """
+    if held_out is None:
+        return None
+    old, new = before.probes, after.probes
+    chosen = held_out[old["index"]] & old["exact"]
+    if not chosen.any():
+        return None
+    found = {"extracted": int(chosen.sum()), "lost": int(np.sum(chosen & ~new["exact"]))}
+    for name, columns in (("before", old), ("after", new)):
+        lengths = columns["length"][chosen]
+        found[f"token_share_{name}"] = float(np.average(columns["token_share"][chosen], weights=lengths))
+        found[f"log_prob_{name}"] = float(columns["log_prob"][chosen].sum() / lengths.sum())
+    return found
 
 
 def _values(
