@@ -113,21 +113,6 @@ def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
     return float(binomtest(gains, gains + losses, 0.5).pvalue)
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= q keeps the false
-    discovery rate at or below q.
-
-    adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg,
-    "Controlling the false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent
-    tests.
-    """
-    p = _p_values(p_values)
-    order = np.argsort(-p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum.accumulate(np.minimum(p[order] * len(p) / np.arange(len(p), 0, -1), 1.0))
-    return adjusted
-
-
 def holm(p_values: ArrayLike) -> np.ndarray:
     """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= a keeps the probability
     of any false rejection at or below a, however the tests depend on each other.
@@ -135,7 +120,9 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted_(i) = max over j <= i of min(1, p_(j) (N - j + 1)) (Holm, "A simple sequentially rejective multiple test
     procedure", Scandinavian Journal of Statistics 6, 1979).
     """
-    p = _p_values(p_values)
+    p = _items("p_values", p_values)
+    if p.min() < 0 or p.max() > 1:
+        raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
@@ -336,13 +323,6 @@ def _pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tu
             f"{names[0]} has {before.size} items and {names[1]} has {after.size}: pair the same items in order"
         )
     return before, after
-
-
-def _p_values(values: ArrayLike) -> np.ndarray:
-    p = _items("p_values", values)
-    if p.min() < 0 or p.max() > 1:
-        raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
-    return p
 
 
 def _hits(before: ArrayLike, after: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ def evidence(row: Row) -> tuple[str, str, str]:
     behind = [f"n = {row['num_replicates']}"] if row.get("num_replicates") else []
     if (p_value := row.get("p_value")) is not None:
         behind.append(p_words(p_value))
-    if (least := row.get("detectable")) is not None:
+    if least := row.get("detectable"):
         behind.append(f"80 % power at {number(least, decimals)}")
     bounds = interval(row["low"], row["high"], decimals, 1, sign)
     return number(value, decimals, 1, sign, unit), bounds, ", ".join(behind)
@@ -252,7 +252,8 @@ def _verdicts(data: StudyData) -> list[str]:
             lines += textwrap.wrap(text, WIDTH, initial_indent=indent + "- ", subsequent_indent=indent + "  ")
         lines.append("")
     if data.verdicts:
-        lines += [f"Rules: version {data.verdicts[0].get('rules')}, docs/rules.md. n: seeds, of finding 2: sources."]
+        legend = "n: seeds, of finding 2: sources; p: adjusted (Holm)."
+        lines.append(f"Rules: version {data.verdicts[0]['rules']}, docs/rules.md. {legend}")
     for (rules,), rows in grouped(data.older_verdicts, "rules").items():
         found = "; ".join(f"{row['finding']}: {row['verdict']}" for row in rows)
         lines += textwrap.wrap(f"By version {rules}: {found}.", WIDTH, subsequent_indent="  ")

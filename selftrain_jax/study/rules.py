@@ -197,7 +197,7 @@ def decoupling(results: Sequence[Row], memory: Sequence[Row]) -> dict[str, Any]:
     )
     if not kept or not lost.extracted:
         return verdict(UNDECIDED, "No self-trained student with extraction to lose was measured.")
-    for relation in ("self", *CONTROLS):
+    for relation in ("self", CONTROLS[0]):
         if changes := seed_means(row for row in of(results, CAPABILITY) if row["relation"] == relation):
             evidence.append(_evidence(f"{relation}: capability after minus before", changes.values(), "points"))
         if (found := Lost([row for row in memory if row["relation"] == relation])).extracted:
