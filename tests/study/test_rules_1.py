@@ -1,10 +1,37 @@
 """The verdicts that the first rules gave, as they gave them."""
 
+import csv
+import pathlib
+
 import pytest
 
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study import analysis
 from tests.study.made import FAMILY, LINEAGE, RECIPE, SELF, many_pairs, proxies_of, study
+
+LAB = pathlib.Path(__file__).parents[2] / "docs" / "results" / "lab" / "tables"
+
+
+def test_the_first_study_is_judged_as_it_was():
+    """What its page said on 2026-11-23 follows from its stored rows, figure by figure."""
+    tables = {name: list(csv.DictReader((LAB / f"{name}.csv").open())) for name in ("results", "proxies", "verdicts")}
+    named = {metric.name: metric for metric in (CAPABILITY, HELD_OUT)}
+    results = [
+        row | {"metric": named[row["metric"]], "before": float(row["before"]), "after": float(row["after"])}
+        for row in tables["results"]
+        if row["metric"] in named
+    ]
+    found = analysis.analyse(results, [row | {"value": float(row["value"])} for row in tables["proxies"]])
+    of_1 = [row for row in found.older_verdicts if row["rules"].startswith("1 ")]
+    stored = [row for row in tables["verdicts"] if row.get("rules", "1 ").startswith("1 ")]
+    assert [(row["finding"], row["verdict"]) for row in of_1 for _ in row["evidence"]] == [
+        (row["finding"], row["verdict"]) for row in stored
+    ]
+    for ours, theirs in zip([item for row in of_1 for item in row["evidence"]], stored):
+        assert ours["name"] == theirs["name"]
+        figures = [float(theirs[name]) for name in ("value", "low", "high")]
+        assert [ours[name] for name in ("value", "low", "high")] == pytest.approx(figures, abs=1e-9)
 
 
 def verdicts(*arguments, **options):
