@@ -41,10 +41,8 @@ def study_data(study: Study) -> StudyData:
     for run in runs:
         again = study.workdir / "again" / f"{run.student}-{run.seed}"
         masks = summary.probe_masks(run.pipeline, _keys(run))
-        for place, before, after, kinds in _trained(run, masks, again if f"again/{again.name}" in done else None):
-            results += [{**place, **row} for row in _changes(run, before, after, kinds)]
-            if remembered := held_out_memory(before, after, kinds.get(HELD_OUT)):
-                memory.append({**place, **remembered})
+        results += _results(run, masks, again if f"again/{again.name}" in done else None)
+        memory += _memory(run, masks)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -107,23 +105,28 @@ def _place(run: Run, arm: Arm | None) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _trained(
-    run: Run, all_masks: list[Masks], again: pathlib.Path | None
-) -> Iterator[tuple[dict[str, Any], Items, Items, Masks]]:
-    """(first columns, items before, items after, masks) of every trained model, and of the student evaluated again."""
+def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Rows:
+    evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
+    suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
+    for subset, masks in enumerate(all_masks):
+        before = _values(Items.load(evaluated / "base"), masks, suffix_lengths, chance)
+        after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
+        if again is not None:
+            after.append((_place(run, None), again))
+        for place, directory in after:
+            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
+                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
+    return rows
+
+
+def _memory(run: Run, all_masks: list[Masks]) -> Iterator[dict[str, Any]]:
     evaluated = run.pipeline.workdir / "evaluate"
     before = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        after = [(_place(run, arm), evaluated / f"{key}-{subset}") for arm, key in zip(run.arms, _keys(run))]
-        after += [(_place(run, None), again)] * (again is not None)
-        for place, directory in after:
-            yield {**place, "subset": subset}, before, Items.load(directory), masks
-
-
-def _changes(run: Run, before: Items, after: Items, masks: Masks) -> Rows:
-    suffix_lengths, chance = run.pipeline.config.evaluate.suffix_lengths, _chance(run.pipeline)
-    old, new = (_values(items, masks, suffix_lengths, chance) for items in (before, after))
-    return [{"metric": metric, "before": old[metric], "after": value} for metric, value in new.items()]
+        for arm, key in zip(run.arms, _keys(run)):
+            found = held_out_memory(before, Items.load(evaluated / f"{key}-{subset}"), masks.get(HELD_OUT))
+            if found:
+                yield {**_place(run, arm), "subset": subset, **found}
 
 
 def held_out_memory(before: Items, after: Items, held_out: np.ndarray | None) -> dict[str, float] | None:
