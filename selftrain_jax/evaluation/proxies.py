@@ -62,6 +62,12 @@ def corpus_nll(
     return nll, np.array([ids.size for ids in documents], np.int64)
 
 
+def bits_per_byte(nll: ArrayLike, texts: Sequence[str]) -> float:
+    """Bits of summed `nll` (nats) of `texts` per byte of their UTF-8: what a model needs for a text, whatever its
+    tokenizer calls a token. Texts without a byte cost nothing."""
+    return float(np.sum(nll) / np.log(2) / max(sum(len(text.encode()) for text in texts), 1))
+
+
 def excess_nll(student_nll: ArrayLike, source_nll: ArrayLike | None, num_source_tokens: int) -> float | None:
     """(student's nats - source's nats) / source tokens, for the same texts; None where `source_nll` is None.
 

@@ -113,20 +113,19 @@ def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
     return float(binomtest(gains, gains + losses, 0.5).pvalue)
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= q keeps the false
-    discovery rate at or below q.
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """float64 `[N]`: p-values adjusted for N tests, in their order; rejecting where they are <= a keeps the probability
+    of any false rejection at or below a, however the tests depend on each other.
 
-    adjusted_(i) = min over j >= i of min(1, p_(j) N / j), with p_(1) <= ... <= p_(N) (Benjamini & Hochberg,
-    "Controlling the false discovery rate", JRSS B 57, 1995). It holds for independent and for positively dependent
-    tests.
+    adjusted_(i) = max over j <= i of min(1, p_(j) (N - j + 1)) (Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 6, 1979).
     """
     p = _items("p_values", p_values)
     if p.min() < 0 or p.max() > 1:
         raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
-    order = np.argsort(-p, kind="stable")
+    order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum.accumulate(np.minimum(p[order] * len(p) / np.arange(len(p), 0, -1), 1.0))
+    adjusted[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1.0))
     return adjusted
 
 

@@ -1,4 +1,4 @@
-"""What the report of a run is made of: its data, and their reduction over seeds and against the base model."""
+"""What the report of a run is made of: its data, and their reduction over subsets and against the base model."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ _READ_CONTROLS = "Read each line beside the controls: fine-tuning on any text ma
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One metric of one model over its seeds: mean of `values`, lowest `low`, highest `high`, largest `n`."""
+    """One metric of one model over its subsets: mean of `values`, lowest `low`, highest `high`, largest `n`."""
 
     value: float
     low: float | None
@@ -67,7 +67,7 @@ class ReportData:
 
     metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"}. `model` is "base", "self" or "corpus",
       "control:real", "control:other" or any other name; `metric` is a `Metric`. Rates are fractions in [0, 1]; `low`,
-      `high`, `n` may be None.
+      `high`, `n` may be None. "seed" is the number of the subset.
     comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
       against base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
     audit: {"ngram", "threshold", "num_documents", "num_flagged", "benchmarks": {name: {count: number}},
@@ -165,7 +165,7 @@ class ReportData:
     def changes(self) -> dict[tuple[str, Metric], Change]:
         """{(model, metric): Change against base}, from paired comparisons where given, else from the two estimates.
 
-        Several comparisons of one model (seeds) are averaged; the interval spans all of theirs, the p-value is the
+        Several comparisons of one model (subsets) are averaged; the interval spans all of theirs, the p-value is the
         largest.
         """
         rows, result = grouped(self.comparisons, "model", "metric"), {}
@@ -222,7 +222,10 @@ class ReportData:
             short = ", ".join(f"{name} {found['short_texts']} of {found['texts']}" for name, found in counts.items())
             result.append(f"The audit cannot find benchmark texts of fewer than {audit['ngram']} words: {short}.")
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
-            result.append("With several seeds: mean over seeds; the interval spans the intervals of all seeds.")
+            result.append(
+                "With several subsets: their mean; the interval spans those of all. They are of one corpus and trained "
+                "from one base model, so no interval speaks of another corpus or base model."
+            )
         if self.unknown:
             shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in self.unknown.items())
             result.append(f"Unknown to the tokenizer, so that figures speak of the rest: {shares}.")

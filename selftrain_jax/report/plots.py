@@ -206,7 +206,7 @@ def _learning_curve(data: ReportData, field: str) -> svg.Figure | None:
         for curve, points in curves.items():
             model = model_of[curve]
             xs, ys = zip(*_thin(points))
-            # One legend entry for all seeds of a model.
+            # One legend entry for all subsets of a model.
             axes.plot(xs, ys, **svg.look(hues[model], None if model in named else label(model), marker=None))
             named.add(model)
         axes.set(xlabel="step", ylabel=_CURVES[field])

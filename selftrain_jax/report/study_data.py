@@ -25,6 +25,7 @@ class Proxy(NamedTuple):
 
 PROXIES = {
     "nll": Proxy("NLL", "intrinsic", -1),
+    "bits_per_byte": Proxy("bits per byte", "intrinsic", -1),
     "hidden_similarity": Proxy("hidden-state similarity", "intrinsic"),
     "tfidf_similarity": Proxy("TF-IDF similarity", "intrinsic"),
     "sentence_similarity": Proxy("sentence similarity", "intrinsic"),
@@ -53,14 +54,20 @@ class StudyData:
       results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after"}, one per
         trained model and metric (single suites and their mean, extraction, likelihoods). Rates are shares; nll is in
         nats per token.
-      utility: {"student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "significant"},
-        over seeds; "significant" is whether the interval excludes 0.
+      memory: {"student", "arm", "relation", "condition", "seed", "subset", "extracted", "lost", "token_share_before",
+        "token_share_after", "log_prob_before", "log_prob_after"}: of the held-out probes that the base model extracts,
+        their number, how many of them no longer, share of suffix tokens right, nats per suffix token.
+      utility: {"student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "p_value",
+        "significant"}, over seeds; the p-value is adjusted for all rows (Holm), "significant" is whether it is below
+        0.05.
       by_relation: {"relation", "value", "low", "high", "num_replicates"}: mean utility of all pairs of a relation; over
-        seeds.
+        seeds. It mixes students: relations are compared by `contrasts`.
+      contrasts: {"relation", "minus", "student", "value", "low", "high", "num_replicates"}: utility of a relation minus
+        that of another, within the students that have both; "student" is "" for their mean.
       proxies: {"student", "arm", "relation", "condition", "seed", "proxy", "value", "utility"}.
-      correlations: {"proxy", "kind", "scope", "n", "rho", "low", "high"}: Spearman's rank correlation of proxy and
-        utility; "kind" as in `Proxy`; "scope" is "all pairs" or "within students"; the bootstrap resamples pairs of
-        student and text, each with all its seeds.
+      correlations: {"proxy", "kind", "scope", "n", "sources", "rho", "low", "high", "p_value"}: Spearman's rank
+        correlation of proxy and utility; "kind" as in `Proxy`; "scope" is "within students" (ranks within student,
+        condition and seed; interval and p-value over sources) or "all pairs", which mixes students and has neither.
       curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
       matched: rows of `study.comparisons.at_equal_drift`.
       components: rows of `study.comparisons.components`.
@@ -68,8 +75,11 @@ class StudyData:
         "extraction_lost", "num_replicates"}, over seeds.
       generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; also
         kinds "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll" of the corpus.
-      verdicts: {"finding", "claim", "verdict", "reason", "evidence"}; evidence is rows {"name", "value", "low", "high",
-        "unit"} with unit "points" (value already times 100), "%", or "".
+      verdicts: {"finding", "claim", "verdict", "reason", "rules", "seeds", "evidence"}: "rules" is their version and
+        date. Evidence is rows {"name", "value", "low", "high", "unit", "num_replicates", "detectable", "p_value"} with
+        unit "points" (value already times 100), "%", "nats per token" or ""; the last two may be missing.
+        "detectable": the effect found with 80 % power; "p_value": adjusted.
+      older_verdicts: the same by older rules.
       costs: {"stage", "count", "seconds", "tokens"} per kind of stage, over all runs.
       runs: {"run", "student", "condition", "seed", "report"}: every run with the path of its own page, relative to the
         study's folder.
@@ -82,14 +92,17 @@ class StudyData:
     versions: Row
     models: Sequence[Row]
     results: Sequence[Row]
+    memory: Sequence[Row]
     utility: Sequence[Row]
     by_relation: Sequence[Row]
+    contrasts: Sequence[Row]
     proxies: Sequence[Row]
     correlations: Sequence[Row]
     curves: Sequence[Row]
     selectivity: Sequence[Row]
     generations: Sequence[Row]
     verdicts: Sequence[Row]
+    older_verdicts: Sequence[Row]
     costs: Sequence[Row]
     runs: Sequence[Row]
     matched: Sequence[Row] = ()

@@ -29,39 +29,43 @@ _wide = functools.partial(svg.figure, width=4.8)
 _curve = functools.partial(_wide, numbers="tables/curves.csv")
 
 
-def by_relation(data: StudyData) -> svg.Figure | None:
-    """Utility of every relation with its interval, and of its pairs as dots; None without rows."""
-    rows = [row for row in in_order(data.by_relation) if row["value"] is not None]
+def contrasts(data: StudyData) -> svg.Figure | None:
+    """Utility of each relation minus that of each other, within students, with its interval; students as dots; None
+    without rows."""
+    rows = [row for row in data.contrasts if not row["student"] and row["value"] is not None]
     if not rows:
         return None
 
     def draw(axes):
         axes.axvline(0, color=svg.MUTED, lw=1, zorder=1)
         for y, row in enumerate(rows):
-            of = hue(row["relation"])
-            pairs = [u["value"] for u in data.utility if u["relation"] == row["relation"] and u["value"] is not None]
-            spread = [y + 0.14 + 0.26 * i / max(len(pairs) - 1, 1) for i in range(len(pairs))]
-            axes.plot(svg.percent(pairs), spread, "o", color=svg.colour(of), alpha=0.55, ms=4, mew=0, zorder=2)
+            of, about = hue(row["minus"]), (row["relation"], row["minus"])
+            single = [r for r in data.contrasts if r["student"] and (r["relation"], r["minus"]) == about]
+            values = [r["value"] for r in single if r["value"] is not None]
+            spread = [y + 0.14 + 0.26 * i / max(len(values) - 1, 1) for i in range(len(values))]
+            axes.plot(svg.percent(values), spread, "o", color=svg.colour(of), alpha=0.55, ms=4, mew=0, zorder=2)
             svg.bar(axes, svg.percent([row["low"], row["high"]]), [y, y], of, lw=2, zorder=3)
             axes.plot([100 * row["value"]], [y], **svg.look(of, ls="none", ms=9, zorder=4))
-        axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(row["relation"], 16)) for row in rows])
-        axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel="utility (points)")
+        names = [textwrap.fill(f"{row['relation']} minus {row['minus']}", 30) for row in rows]
+        axes.set_yticks(range(len(rows)), names)
+        axes.set(ylim=(len(rows) - 0.4, -0.5), xlabel="difference of utility (points)")
         axes.grid(False, axis="y")
 
     bounded = any(interval(row["low"], row["high"]) for row in rows)
     return _wide(
-        "Means and pairs",
-        "Large marks: mean over all pairs of the relation."
+        "Within students",
+        "Large marks: utility of one relation minus that of another, mean over the students that have both."
         + " Bars: 95 % intervals over seeds." * bounded
-        + " Small dots: pairs.",
+        + " Small dots: students.",
         draw,
         1.1 + 0.55 * len(rows),
-        name="by-relation",
+        name="contrasts",
+        numbers="tables/contrasts.csv",
     )
 
 
 def proxies(data: StudyData) -> list[svg.Figure]:
-    """One panel per proxy: its value against utility, one point per pair and seed, titled with rho over all pairs."""
+    """One panel per proxy: its value against utility, one point per pair and seed, titled with rho within students."""
     made = []
     for i, ((proxy,), rows) in enumerate(grouped(data.proxies, "proxy").items()):
         rows = [row for row in rows if row["value"] is not None and row["utility"] is not None]
@@ -72,8 +76,8 @@ def proxies(data: StudyData) -> list[svg.Figure]:
 
 def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> svg.Figure:
     known = [row for row in data.correlations if row["proxy"] == proxy and row["rho"] is not None]
-    # The correlation over all pairs where there is one, else the first that there is.
-    known.sort(key=lambda row: row["scope"] != "all pairs")
+    # The correlation within students where there is one, else the first that there is.
+    known.sort(key=lambda row: row["scope"] != "within students")
     title = proxy_words(proxy)
     per = "pair" + ", condition" * (len(conditions(rows)) > 1)
     several = len({row["seed"] for row in rows}) > 1
@@ -84,7 +88,7 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> svg.F
         title += ": " + rho.replace(" ", "\N{NO-BREAK SPACE}")
         if any(row["relation"] in CONTROLS for row in rows):
             caption += ". Controls are shown, and are no part of the correlation"
-        caption += f". {_RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over pairs" * bool(bounds)
+        caption += f". {_RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over sources" * bool(bounds)
 
     def draw(axes):
         axes.axhline(0, color=svg.MUTED, lw=1, zorder=1)

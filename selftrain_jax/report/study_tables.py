@@ -15,19 +15,29 @@ from selftrain_jax.report.tables import WIDTH, interval, number, plain, printabl
 _PAIR = ("student", "arm", "relation", "condition")
 _INTERVAL = ("value", "low", "high")
 COLUMNS = {
-    "utility": (*_PAIR, *_INTERVAL, "num_replicates", "significant"),
+    "utility": (*_PAIR, *_INTERVAL, "num_replicates", "p_value", "significant"),
     "results": (*_PAIR, "seed", "subset", "metric", "before", "after"),
+    "memory": (
+        *_PAIR,
+        *("seed", "subset", "extracted", "lost"),
+        *("token_share_before", "token_share_after", "log_prob_before", "log_prob_after"),
+    ),
     "proxies": (*_PAIR, "seed", "proxy", "value", "utility"),
-    "correlations": ("proxy", "kind", "scope", "n", "rho", "low", "high"),
+    "correlations": ("proxy", "kind", "scope", "n", "sources", "rho", "low", "high", "p_value"),
     "selectivity": (*_PAIR, *_INTERVAL, "capability_kept", "extraction_lost", "num_replicates"),
     "curves": (*_PAIR, "seed", "subset", "step", "metric", "value"),
     "matched": (*_PAIR, "metric", "drift", *_INTERVAL, "num_replicates"),
     "components": ("relation", "metric", "between", "within", "num_cells", "num_values"),
     "generations": ("student", "mode", "generation", "seed", "metric", "value"),
     "by_relation": ("relation", *_INTERVAL, "num_replicates"),
-    "verdicts": ("finding", "claim", "verdict", "reason", "name", *_INTERVAL, "unit"),
+    "contrasts": ("relation", "minus", "student", *_INTERVAL, "num_replicates"),
+    "verdicts": (
+        *("finding", "claim", "rules", "seeds", "verdict", "reason", "name", *_INTERVAL, "unit"),
+        *("num_replicates", "detectable", "p_value"),
+    ),
 }
-"""The columns of each CSV file, named like the field of `StudyData`; verdicts have one row per piece of evidence."""
+"""The columns of each CSV file, named like the field of `StudyData`; verdicts have one row per piece of evidence,
+those of older rules last."""
 
 
 def plain_study(data: StudyData) -> StudyData:
@@ -50,19 +60,30 @@ def _shares(row: Row) -> list[str]:
     return [number(row[part], 1, 100) for part in ("capability_kept", "extraction_lost")]
 
 
-def evidence(row: Row) -> tuple[str, str]:
-    """(value with its unit, interval) of a row of a verdict's evidence."""
+def evidence(row: Row) -> tuple[str, str, str]:
+    """(value with its unit, interval, what was behind it) of a row of a verdict's evidence."""
     decimals, sign = {"points": (2, True), "%": (1, False)}.get(row["unit"], (3, False))
     value, unit = row["value"], f" {row['unit']}" * bool(row["unit"])
     if isinstance(value, (str, bool)):
-        return str(value), ""
-    return number(value, decimals, 1, sign, unit), interval(row["low"], row["high"], decimals, 1, sign)
+        return str(value), "", ""
+    behind = [f"n = {row['num_replicates']}"] if row.get("num_replicates") else []
+    if (p_value := row.get("p_value")) is not None:
+        behind.append(p_words(p_value))
+    if least := row.get("detectable"):
+        behind.append(f"80 % power at {number(least, decimals)}")
+    bounds = interval(row["low"], row["high"], decimals, 1, sign)
+    return number(value, decimals, 1, sign, unit), bounds, ", ".join(behind)
+
+
+def p_words(p_value: float | None) -> str:
+    return "" if p_value is None else "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def csv_text(data: StudyData, table: str) -> str:
     """The rows of one table as CSV: full precision, "" for None, a header even without rows."""
     rows = getattr(data, table)
     if table == "verdicts":
+        rows = [*rows, *data.older_verdicts]
         rows = [
             {k: v for k, v in row.items() if k != "evidence"} | dict(item)
             for row in rows
@@ -93,7 +114,7 @@ def tex(text: Any) -> str:
 
 
 def tex_utility(data: StudyData) -> str:
-    """Sources (rows) x students (columns): utility in points, its interval, a star where the interval excludes 0."""
+    """Sources (rows) x students (columns): utility in points, its interval, a star where it is significant."""
     students = [s for s in data.students if any(row["student"] == s for row in data.utility)]
     cells = {(row["condition"], row["arm"], row["student"]): points(row) for row in data.utility}
     lines = [["Source", *map(tex, students)]]
@@ -104,7 +125,7 @@ def tex_utility(data: StudyData) -> str:
         for arm in data.arms(rows):
             found = [cells.get((condition, arm, student), ("-", "")) for student in students]
             lines.append([tex(arm), *(_tex_number(*cell, missing="") for cell in found)])
-    what = "Utility in points; 95 % intervals over seeds; *: the interval excludes 0."
+    what = "Utility in points; 95 % intervals over seeds; *: p < 0.05, adjusted for all pairs (Holm)."
     return _tabular(what, lines, "l" + "c" * len(students), bool(students))
 
 
@@ -115,7 +136,7 @@ def tex_correlations(data: StudyData) -> str:
         for r in data.correlations
     ]
     head = ["Proxy", "Kind", "Scope", "$n$", r"$\rho$"]
-    what = "Spearman's rank correlation of proxy and utility; 95 % intervals over pairs."
+    what = "Spearman's rank correlation of proxy and utility; 95 % intervals over sources."
     return _tabular(what, [head, *rows], "lllrc", bool(rows))
 
 
@@ -170,8 +191,14 @@ def format_study(data: StudyData) -> str:
     lines = [data.title, "", *_verdicts(data)]
     utility = [[*(r[k] for k in _PAIR), *points(r), number(r["num_replicates"])] for r in data.by_pair(data.utility)]
     relations = [[r["relation"], *points(r), number(r["num_replicates"])] for r in in_order(data.by_relation)]
+    contrasts = [
+        [f"{r['relation']} minus {r['minus']}", *points(r), number(r["num_replicates"])]
+        for r in data.contrasts
+        if not r["student"]
+    ]
     correlations = [
-        [proxy_words(r["proxy"]), r["kind"], r["scope"], *signed(r, "rho"), number(r["n"])] for r in data.correlations
+        [proxy_words(r["proxy"]), r["kind"], r["scope"], *signed(r, "rho"), p_words(r["p_value"]), number(r["sources"])]
+        for r in data.correlations
     ]
     selectivity = [
         [r["student"], r["arm"], r["condition"], *signed(r), *_shares(r), number(r["num_replicates"])]
@@ -184,10 +211,21 @@ def format_study(data: StudyData) -> str:
         utility,
         num_names=4,
     )
-    lines += _titled("Utility by relation, in points", ["relation", "points", "95 %", "n"], relations, num_names=1)
+    lines += _titled(
+        "Within students: utility of a relation minus that of another, in points",
+        ["relations", "points", over_seeds, "n"],
+        contrasts,
+        num_names=1,
+    )
+    lines += _titled(
+        "Mean utility by relation, which mixes students, in points",
+        ["relation", "points", over_seeds, "n"],
+        relations,
+        num_names=1,
+    )
     lines += _titled(
         "Spearman's rank correlation of proxy and utility",
-        ["proxy", "kind", "scope", "rho", "95 %", "n"],
+        ["proxy", "kind", "scope", "rho", "95 % over sources", "", "sources"],
         correlations,
         num_names=3,
     )
@@ -198,7 +236,7 @@ def format_study(data: StudyData) -> str:
         num_names=3,
     )
     if any(row["low"] is not None for rows in (data.utility, data.selectivity) for row in rows):
-        lines.append("n: replicates, of correlations: points; *: the interval excludes 0.")
+        lines.append("n: replicates; *: p < 0.05 over seeds, adjusted for all pairs (Holm).")
     return printable([*lines, *data.notes])
 
 
@@ -211,10 +249,17 @@ def _verdicts(data: StudyData) -> list[str]:
         lines += textwrap.wrap(head, WIDTH, subsequent_indent=indent)
         lines += textwrap.wrap(str(row["reason"]), WIDTH, initial_indent=indent, subsequent_indent=indent)
         for item in row["evidence"]:
-            text = " ".join(filter(None, (f"{item['name']}:", *evidence(item))))
+            *figure, behind = evidence(item)
+            text = " ".join(filter(None, (f"{item['name']}:", *figure, behind and f"({behind})")))
             lines += textwrap.wrap(text, WIDTH, initial_indent=indent + "- ", subsequent_indent=indent + "  ")
         lines.append("")
-    return lines
+    if data.verdicts:
+        legend = "n: seeds, of finding 2: sources; p: adjusted (Holm)."
+        lines.append(f"Rules: version {data.verdicts[0]['rules']}, docs/rules.md. {legend}")
+    for (rules,), rows in grouped(data.older_verdicts, "rules").items():
+        found = "; ".join(f"{row['finding']}: {row['verdict']}" for row in rows)
+        lines += textwrap.wrap(f"By version {rules}: {found}.", WIDTH, subsequent_indent="  ")
+    return [*lines, ""]
 
 
 def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:

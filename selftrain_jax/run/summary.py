@@ -24,6 +24,7 @@ from selftrain_jax.report.metric import (
     Metric,
     check_distinct,
     group_extraction,
+    grouped,
 )
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
@@ -53,6 +54,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                 curves += [
                     {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
                 ]
+    _adjust(comparisons)
     learning_curves = {}
     for model, where in pipeline.models.items():
         if where:
@@ -206,20 +208,23 @@ def _row(metric: Metric, value: float, low: float, high: float, n: int) -> dict[
 
 
 def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
-    """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base.
-
-    p-values of the capability suites are adjusted for their number (Benjamini & Hochberg); other metrics look at the
-    same probes again and again, and stand for themselves."""
+    """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base;
+    p-values are not adjusted."""
     rows = []
     for metric, new in after.items():
         difference, low, high = statistics.paired_difference(before[metric], new)
         row = {"metric": metric, "difference": difference, "low": low, "high": high}
         rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
-    suites = [row for row in rows if row["metric"].kind == "capability"]
-    if suites:
-        for row, p_value in zip(suites, statistics.benjamini_hochberg([row["p_value"] for row in suites])):
-            row["p_value"] = float(p_value)
     return rows
+
+
+def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Adjusts the p-values of the capability suites for all of them in all arms of a subset (Holm); other metrics look
+    at the same probes again and again, and stand for themselves."""
+    suites = [row for row in comparisons if row["metric"].kind == "capability"]
+    for of_subset in grouped(suites, "seed").values():
+        for row, p_value in zip(of_subset, statistics.holm([row["unadjusted_p_value"] for row in of_subset])):
+            row["p_value"] = float(p_value)
 
 
 def _audit(workdir, arm: str) -> dict[str, Any]:

@@ -13,17 +13,24 @@ from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
-from selftrain_jax.report.metric import CAPABILITY, DRIFT, Metric
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
 from selftrain_jax.run import stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
-from selftrain_jax.study.analysis import ABOVE_CHANCE
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.model import Run
+from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.tasks import task_unit, task_values
 
 Rows = list[dict[str, Any]]
+
+_REPLICATES = {
+    True: "A seed is another world with other models, samples and order of training: intervals over seeds speak of "
+    "all that together.",
+    False: "A seed is other samples, another subset and another order of training of the same base models: intervals "
+    "over seeds do not speak of other base models.",
+}
 
 
 def study_data(study: Study) -> StudyData:
@@ -32,7 +39,7 @@ def study_data(study: Study) -> StudyData:
     done = {unit.name for unit in study.units if unit.done()}
     runs = [_finished(run, done) for run in study.runs if f"{run.name}: base" in done]
     runs = [run for run in runs if run.arms]
-    results, curves, proxies = [], [], []
+    results, memory, curves, proxies = [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
         untouched = {("none", CONTROLS[2]): f"again/{who}"}
@@ -42,6 +49,7 @@ def study_data(study: Study) -> StudyData:
         masks = summary.probe_masks(run.pipeline, _keys(run))
         tasks = _tasks(study, run, done)
         results += _results(run, masks, untouched, tasks)
+        memory += _memory(run, masks)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -50,9 +58,9 @@ def study_data(study: Study) -> StudyData:
                 place = _place(run, arm.name, arm.relation)
                 proxies += [{**place, "proxy": proxy, "value": value} for proxy, value in found.items()]
     generations = list(_generations(study, runs, done))
-    found = analysis.analyse(results, proxies)
+    found = analysis.analyse(results, proxies, memory)
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
-    notes = list(found.notes)
+    notes = [_REPLICATES[config.lab is not None], *found.notes]
     if missing := len(study.units) - len(done):
         notes.insert(
             0,
@@ -73,6 +81,7 @@ def study_data(study: Study) -> StudyData:
         versions=summary.versions(study.mesh),
         models=_models(study),
         results=results,
+        memory=memory,
         curves=curves,
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
@@ -146,6 +155,35 @@ def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float
     values = values | tasks.get(model, {})
     shares = [v for m, v in values.items() if (m.kind, m.rule) == ("capability", "acc") and m != CAPABILITY]
     return values | ({CAPABILITY: float(np.mean(shares))} if shares else {})
+
+
+def _memory(run: Run, all_masks: list[Masks]) -> Iterator[dict[str, Any]]:
+    evaluated = run.pipeline.workdir / "evaluate"
+    before = Items.load(evaluated / "base")
+    for subset, masks in enumerate(all_masks):
+        for arm, key in zip(run.arms, _keys(run)):
+            found = held_out_memory(before, Items.load(evaluated / f"{key}-{subset}"), masks.get(HELD_OUT))
+            if found:
+                yield {**_place(run, arm.name, arm.relation), "subset": subset, **found}
+
+
+def held_out_memory(before: Items, after: Items, held_out: np.ndarray | None) -> dict[str, float] | None:
+    """The columns of `StudyData.memory` that are measured; None without a held-out probe that the base model extracts.
+
+    Exact extraction alone hides what stays: a sequence whose every second token is still known counts as forgotten.
+    """
+    if held_out is None:
+        return None
+    old, new = before.probes, after.probes
+    chosen = held_out[old["index"]] & old["exact"]
+    if not chosen.any():
+        return None
+    found = {"extracted": int(chosen.sum()), "lost": int(np.sum(chosen & ~new["exact"]))}
+    for name, columns in (("before", old), ("after", new)):
+        lengths = columns["length"][chosen]
+        found[f"token_share_{name}"] = float(np.average(columns["token_share"][chosen], weights=lengths))
+        found[f"log_prob_{name}"] = float(columns["log_prob"][chosen].sum() / lengths.sum())
+    return found
 
 
 def _values(

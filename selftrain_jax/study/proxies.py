@@ -67,6 +67,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     # The last token may be EOS, which some tokenizers take for unknown text, too.
     unknown = sum(int(np.sum(x[:-1] == tokenizer.unk_token_id)) for x in ids) / max(sum(len(x) for x in ids), 1)
     values = {"nll": nll.sum() / counts.sum(), "unknown_share": unknown}
+    values["bits_per_byte"] = proxies.bits_per_byte(nll, texts)
     recorded = [getattr(documents[i], "log_probs", None) for i in chosen]
     if all(log_probs is not None for log_probs in recorded) and unknown <= MOST_UNKNOWN:
         source_nll = -np.array([x.sum(dtype=np.float64) for x in recorded])

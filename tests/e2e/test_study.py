@@ -12,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.run.references import find_model
 from selftrain_jax.study.execute import run_study
+from selftrain_jax.study.rules import VERSION
 
 CONFIG = pathlib.Path(__file__).with_name("tiny_study.py")
 NO_LOOP = "--config.generations.count=1"
@@ -34,6 +35,10 @@ def test_a_study_ends_with_its_tables(finished):
     workdir, out = finished
     data = found(workdir)
     assert [row["finding"][0] for row in data["verdicts"]] == ["1", "2", "3"]
+    assert {row["rules"] for row in data["verdicts"]} == {VERSION} and {row["seeds"] for row in data["verdicts"]} == {1}
+    assert [row["finding"][0] for row in data["older_verdicts"]] == ["1", "2", "3", "1"]
+    extracted = [row for row in data["results"] if row["metric"] == "extraction/held_out" and row["before"]]
+    assert len(data["memory"]) == len(extracted)
     assert not any("not done" in note for note in data["notes"])
     pairs = {(row["student"], row["arm"], row["relation"]) for row in data["utility"]}
     assert pairs == {
@@ -54,6 +59,7 @@ def test_a_study_ends_with_its_tables(finished):
     assert {row["num_replicates"] for row in data["utility"]} == {1}
     assert {row["proxy"] for row in data["proxies"]} >= {
         "nll",
+        "bits_per_byte",
         "excess_nll",
         "hidden_similarity",
         "tfidf_similarity",

@@ -71,6 +71,13 @@ def test_no_documents_cost_nothing():
     assert nll.shape == counts.shape == (0,)
 
 
+def test_bits_per_byte_do_not_depend_on_what_is_a_token():
+    nats = np.log(2) * np.array([6.0, 2.0])
+    assert proxies.bits_per_byte(nats, ["abc", "\u00e9"]) == pytest.approx(8 / 5)
+    assert proxies.bits_per_byte([nats.sum() / 4] * 4, ["abc", "\u00e9", ""]) == pytest.approx(8 / 5)
+    assert proxies.bits_per_byte([0.0], [""]) == 0
+
+
 def test_excess_nll_estimates_the_divergence():
     rng = np.random.default_rng(3)
     p, q = rng.dirichlet(np.ones(8), size=2)

@@ -91,6 +91,7 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
                 "low": bounds[0],
                 "high": bounds[1],
                 "num_replicates": num_seeds,
+                "p_value": None if bounds[0] is None else 0.01,
                 "significant": bounds[0] is not None and bounds[0] * bounds[1] > 0,
             }
         )
@@ -127,8 +128,11 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             "claim": f"Claim {i} of the paper, in a sentence of ordinary length.",
             "verdict": verdict,
             "reason": "Self exceeds same lineage by 0.90 points on average; the interval excludes 0.",
+            "rules": "2 (2026-11-26)",
+            "seeds": num_seeds,
             "evidence": [
-                {"name": "self minus same lineage", "value": 0.9, "low": 0.3, "high": 1.5, "unit": "points"},
+                {"name": "self minus same lineage", "value": 0.9, "low": 0.3, "high": 1.5, "unit": "points"}
+                | {"num_replicates": num_seeds, "detectable": 0.785, "p_value": 0.0123},
                 {"name": "extraction lost", "value": 97.5, "low": None, "high": None, "unit": "%"},
                 {"name": "rho of mean_nll", "value": -0.125, "low": -0.5, "high": 0.3, "unit": ""},
             ],
@@ -139,6 +143,7 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
         title="A study of relations",
         command="selftrain study --config=configs/study.py",
         verdicts=verdicts,
+        older_verdicts=[row | {"rules": "1 (2026-11-23)", "verdict": "reproduced"} for row in verdicts],
         settings={"seeds": [0, 1, 2], "sample": {"temperature": 1.25}},
         versions={"jax": "0.10.2"},
         models=[
@@ -164,10 +169,22 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             {"relation": r, "metric": CAPABILITY, "between": 0.012, "within": 0.004, "num_cells": 3, "num_values": 18}
             for r in UTILITY
         ],
+        contrasts=[
+            {"relation": "self", "minus": r, "student": student, "value": 0.02 - v, "low": low, "high": 0.03 - v}
+            | {"num_replicates": num_seeds}
+            for r, v in list(UTILITY.items())[1:5]
+            for student, low in (("", 0.01 - v), ("A_small", 0.012 - v))
+        ],
+        memory=[
+            {"student": "B", "arm": "B", "relation": "self", "condition": "", "seed": 0, "subset": 0, "extracted": 60}
+            | {"lost": 59, "token_share_before": 1.0, "token_share_after": 0.1}
+            | {"log_prob_before": -0.1, "log_prob_after": -4.5}
+        ],
         correlations=[
-            {"proxy": p, "kind": kind, "scope": scope, "n": 51, "rho": rho, "low": rho - 0.2, "high": rho + 0.2}
+            {"proxy": p, "kind": kind, "scope": scope, "n": 51, "sources": 4, "rho": rho}
+            | {"low": rho - 0.2, "high": rho + 0.2, "p_value": 0.25}
             for (p, kind), rho in zip(PROXIES.items(), (0.12, -0.3, -0.7))
-            for scope in ("all pairs", "within students")
+            for scope in ("within students", "all pairs")
         ],
         costs=[{"stage": "train", "count": 51, "seconds": 3700.0, "tokens": 5_000_000}],
         runs=[
@@ -192,7 +209,9 @@ def minimal_data():
     return empty_data(
         results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None}],
         utility=[
-            who | {"value": 0.01, "low": None, "high": None, "num_replicates": 1, "significant": False},
+            who
+            | {"value": 0.01, "low": None, "high": None, "num_replicates": 1}
+            | {"p_value": None, "significant": False},
             who
             | {
                 "arm": "t",
@@ -201,11 +220,18 @@ def minimal_data():
                 "low": None,
                 "high": None,
                 "num_replicates": 0,
+                "p_value": None,
                 "significant": False,
             },
         ],
         correlations=[
-            {"proxy": "p", "kind": "intrinsic", "scope": "all pairs", "n": 1, "rho": None, "low": None, "high": None}
+            {"proxy": "p", "kind": "intrinsic", "scope": "all pairs", "n": 1, "sources": 1, "rho": None}
+            | {"low": None, "high": None, "p_value": None}
+        ],
+        contrasts=[
+            {"relation": "self", "minus": "other family", "student": student, "value": None, "low": None, "high": None}
+            | {"num_replicates": 0}
+            for student in ("", "s")
         ],
         proxies=[who | {"seed": 0, "proxy": "p", "value": 1.0, "utility": 0.01}],
         by_relation=[{"relation": "self", "value": 0.01, "low": None, "high": None, "num_replicates": 1}],
@@ -233,7 +259,10 @@ def minimal_data():
         generations=[
             {"student": "s", "mode": "replace", "generation": 0, "seed": 0, "metric": Metric("entropy"), "value": 8.0}
         ],
-        verdicts=[{"finding": 1, "claim": "c", "verdict": "inconclusive", "reason": "one seed", "evidence": []}],
+        verdicts=[
+            {"finding": 1, "claim": "c", "verdict": "inconclusive", "reason": "one seed", "evidence": []}
+            | {"rules": "2", "seeds": 1}
+        ],
         costs=[{"stage": "train", "count": 1, "seconds": None, "tokens": None}],
         runs=[{"run": "r", "student": "s", "condition": "", "seed": 0, "report": None}],
     )
@@ -359,8 +388,10 @@ def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
 @pytest.mark.parametrize("name", ["full", "minimal", "hostile"])
 @pytest.mark.parametrize(
     "table",
-    ["utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"]
-    + ["matched", "components"],
+    [
+        *("utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"),
+        *("contrasts", "matched", "components"),
+    ],
 )
 def test_each_csv_equals_its_rows(folder, name, table):
     rows = getattr(DATA[name](), table)
@@ -372,18 +403,45 @@ def test_the_csv_of_verdicts_has_a_row_for_each_piece_of_evidence(folder):
     rows = read_csv(folder("full"), "verdicts")
     expected = [
         (str(v["finding"]), v["verdict"], e["name"], text_of(e["low"]))
-        for v in full_data().verdicts
+        for v in (*full_data().verdicts, *full_data().older_verdicts)
         for e in v["evidence"]
     ]
     assert [(r["finding"], r["verdict"], r["name"], r["low"]) for r in rows] == expected
+    assert (rows[0]["rules"], rows[-1]["rules"]) == ("2 (2026-11-26)", "1 (2026-11-23)")
+    assert (rows[0]["num_replicates"], rows[0]["detectable"], rows[0]["p_value"]) == ("3", "0.785", "0.0123")
     assert [r["reason"] for r in read_csv(folder("minimal"), "verdicts")] == ["one seed"]
+
+
+def test_page_and_table_name_the_rules_and_show_what_older_ones_say(folder):
+    page, table = ((folder("full") / name).read_text() for name in ("study.html", "table.txt"))
+    assert "Rules: version 2 (2026-11-26)" in page and "Rules: version 2 (2026-11-26)" in table
+    older = page[page.index("The same by older rules") :].split("</table>")[0]
+    assert older.count("1 (2026-11-23)") == 3 and "<td>reproduced</td>" in older
+    assert "By version 1 (2026-11-23): 1: reproduced; 2: reproduced; 3: reproduced." in table
+
+
+def test_a_verdict_shows_replicates_power_and_p_beside_its_figures(folder):
+    behind = "n = 3, p = 0.012, 80 % power at 0.79"
+    assert behind in (folder("full") / "study.html").read_text().replace("\xa0", " ")
+    assert f"self minus same lineage: +0.90 points [+0.30, +1.50] ({behind})" in " ".join(
+        (folder("full") / "table.txt").read_text().split()
+    )
+
+
+def test_relations_are_compared_within_students(folder):
+    page = (folder("full") / "study.html").read_text()
+    figure = page[page.index("<h3>Within students</h3>") :].split("</figure>")[0]
+    assert figure.count(">self minus ") == 4 and "same family," in figure
+    assert re.search(
+        r"self minus same lineage +\+0\.80 +\[-0\.20, \+1\.80\] +3", (folder("full") / "table.txt").read_text()
+    )
 
 
 def test_the_files_are_the_same_set_whatever_was_measured(folder):
     names = [
         sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
     ]
-    assert names[0] == names[1] and len(names[0]) == 3 + 11 + 3
+    assert names[0] == names[1] and len(names[0]) == 3 + 13 + 3
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -523,7 +581,7 @@ def test_values_are_readable_on_the_strongest_colour_of_the_heat_map(folder, sch
 def test_figures_are_named_and_take_all_colours_from_the_page(folder):
     page = (folder("full") / "study.html").read_text()
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    # By relation; a panel per proxy; four per student; a panel per metric of the generations.
+    # Contrasts; a panel per proxy; four per student; a panel per metric of the generations.
     assert len(figures) == 1 + 3 + 4 * 3 + 4
     for svg in figures:
         assert re.match(r'<svg[^>]* role="img" aria-labelledby="(\S+)-title \1-desc"><title id="\1-title">[^<]+</', svg)
@@ -570,8 +628,7 @@ def test_the_terminal_table_reads_verdicts_first_then_utility_correlations_selec
     assert order == sorted(order)
     row = full_data().utility[0]
     assert re.search(rf"A_small +A_small +self +\{100 * row['value']:+.2f}\* +\[\+\d\.\d\d, \+\d\.\d\d\] +3\n", table)
-    assert "self minus same lineage: +0.90 points [+0.30, +1.50]" in table
-    assert re.search(r"mean nll +intrinsic +within students +-0\.30 +\[-0\.50, -0\.10\] +51\n", table)
+    assert re.search(r"mean nll +intrinsic +within students +-0\.30 +\[-0\.50, -0\.10\] +p = 0\.250 +4\n", table)
 
 
 def test_long_names_lose_their_middle_not_the_temperature_at_their_end():

@@ -1,4 +1,4 @@
-"""Verdicts and intervals against what a reader would work out by hand."""
+"""Tables against what a reader would work out by hand."""
 
 import itertools
 
@@ -7,46 +7,10 @@ import pytest
 import scipy.stats
 
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT
-from selftrain_jax.report.study_data import CONTROLS, RELATIONS
+from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study import analysis
-
-SELF, LINEAGE, RECIPE, FAMILY = RELATIONS
-
-
-def rows_of(metric, values, before=0.5):
-    """Rows of one student from {(arm, relation): [after of each seed]}."""
-    return [
-        {
-            "student": "S",
-            "arm": arm,
-            "relation": relation,
-            "condition": "",
-            "seed": seed,
-            "subset": 0,
-            "metric": metric,
-            "before": before,
-            "after": after,
-        }
-        for (arm, relation), of_seeds in values.items()
-        for seed, after in enumerate(of_seeds)
-    ]
-
-
-def study(gains, lost=0.99, control=0.9, chance=0.25, spread=0.002):
-    """Three seeds: mean gain by relation, that of self with some spread, and the share of extraction lost by self."""
-    noise = np.array([-1, 0, 1]) * spread
-    capability = {(f"arm {name}", name): 0.5 + gain + noise * (name == SELF) for name, gain in gains.items()}
-    above = {pair: values - chance for pair, values in capability.items()}
-    extraction = {pair: 0.2 * (1 - (lost if pair[1] == SELF else control) + noise) for pair in capability}
-    return [
-        *rows_of(CAPABILITY, capability),
-        *rows_of(analysis.ABOVE_CHANCE, above, 0.5 - chance),
-        *rows_of(HELD_OUT, extraction, 0.2),
-    ]
-
-
-def verdicts(*arguments, **options):
-    return [row["verdict"] for row in analysis.analyse(study(*arguments, **options), []).verdicts]
+from selftrain_jax.study.replicates import ABOVE_CHANCE
+from tests.study.made import FAMILY, LINEAGE, SELF, many_pairs, proxies_of, rows_of, study
 
 
 def test_utility_is_the_mean_over_seeds_with_students_interval():
@@ -78,121 +42,76 @@ def test_one_seed_has_no_interval_and_proves_nothing():
     )
 
 
-@pytest.mark.parametrize(
-    "gains, verdict",
-    [
-        ({SELF: 0.03, LINEAGE: 0.02, RECIPE: 0.01, FAMILY: 0.0}, "reproduced"),
-        ({SELF: 0.03, LINEAGE: 0.0, RECIPE: 0.01, FAMILY: -0.02}, "inconclusive"),  # the order is another
-        ({SELF: 0.0, LINEAGE: 0.02, RECIPE: 0.02, FAMILY: 0.02}, "not reproduced"),
-        (
-            {SELF: 0.004, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001},
-            "not reproduced",
-        ),  # surely, but by next to nothing
-        ({SELF: -0.03, LINEAGE: -0.04, RECIPE: -0.06, FAMILY: -0.08}, "not reproduced"),  # the least harm is no help
-        ({SELF: 0.03}, "inconclusive"),
-    ],
-    ids=str,
-)
-def test_the_first_finding(gains, verdict):
-    assert verdicts(gains)[0] == verdict
+def test_a_star_stands_for_all_arms_together():
+    """One arm of twelve at p = 0.02 is what chance gives; at p < 0.004 it is marked."""
+    values = {(f"{i}", FAMILY): [0.5 - x, 0.5, 0.5 + x] for i, x in enumerate(np.linspace(0.01, 0.02, 11))}
+    for gain, marked in ((0.04, False), (0.16, True)):
+        rows = rows_of(CAPABILITY, values | {("a", SELF): 0.5 + gain + np.array([-0.01, 0, 0.01])})
+        found = {row["arm"]: row for row in analysis.analyse(rows, []).utility}
+        alone = scipy.stats.ttest_1samp([gain - 0.01, gain, gain + 0.01], 0).pvalue
+        assert alone < 0.025 and found["a"]["low"] > 0
+        assert found["a"]["p_value"] == pytest.approx(12 * alone) and found["a"]["significant"] is marked
+        assert [row["significant"] for row in found.values()].count(True) == marked
 
 
-def test_the_first_finding_with_an_interval_that_holds_0_and_more_than_a_point():
-    assert verdicts({SELF: 0.02, LINEAGE: 0.01, FAMILY: 0.0}, spread=0.03)[0] == "inconclusive"
-
-
-@pytest.mark.parametrize("gain, verdict", [(0.004, "not reproduced"), (0.03, "reproduced")])
-def test_self_text_must_surely_help_by_more_than_next_to_nothing(gain, verdict):
-    gains = {SELF: gain, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001}
-    assert verdicts(gains, spread=0.0)[0] == verdict
-
-
-@pytest.mark.parametrize(
-    "gain, lost, verdict",
-    [
-        (0.0, 0.99, "reproduced"),
-        (-0.05, 0.99, "not reproduced"),
-        (0.0, 0.8, "not reproduced"),
-        (-0.02, 0.99, "inconclusive"),
-        (0.01, 0.95, "inconclusive"),
-    ],
-)
-def test_the_third_finding(gain, lost, verdict):
-    found = analysis.analyse(study({SELF: gain, CONTROLS[0]: -0.1}, lost=lost, control=0.5), []).verdicts[2]
-    assert found["verdict"] == verdict
-    values = {row["name"]: row["value"] for row in found["evidence"]}
-    assert values["self: held-out extraction lost"] == pytest.approx(100 * lost)
-    assert values[f"{CONTROLS[0]}: held-out extraction lost"] == pytest.approx(50)
-    assert values[f"{CONTROLS[0]}: capability after minus before"] == pytest.approx(-10)
-
-
-def proxies_of(rows, values):
-    """{proxy: function of utility} at every pair and seed of `rows`."""
-    return [
+def test_relations_are_compared_within_students():
+    """Lineage is 2 points above family for each student that has both; the means over all pairs say 4 points below,
+    because the easy student has no lineage."""
+    gains = {"A": {SELF: 0.0, LINEAGE: -0.08, FAMILY: -0.1}, "B": {SELF: 0.06, FAMILY: 0.02}}
+    rows = [
+        row | {"student": student}
+        for student, of_student in gains.items()
+        for row in rows_of(
+            CAPABILITY, {(n, n): [0.5 + gain + e for e in (-0.01, 0, 0.01)] for n, gain in of_student.items()}
+        )
+    ]
+    found = analysis.analyse(rows, [])
+    means = {row["relation"]: row["value"] for row in found.by_relation}
+    assert means[LINEAGE] - means[FAMILY] == pytest.approx(-0.04)
+    values = {(row["relation"], row["minus"], row["student"]): row["value"] for row in found.contrasts}
+    assert values == pytest.approx(
         {
-            **{k: row[k] for k in ("student", "arm", "relation", "condition", "seed")},
-            "proxy": proxy,
-            "value": function(row["after"] - row["before"], i),
+            (SELF, LINEAGE, ""): 0.08,
+            (SELF, LINEAGE, "A"): 0.08,
+            (SELF, FAMILY, ""): 0.07,
+            (SELF, FAMILY, "A"): 0.1,
+            (SELF, FAMILY, "B"): 0.04,
+            (LINEAGE, FAMILY, ""): 0.02,
+            (LINEAGE, FAMILY, "A"): 0.02,
         }
-        for proxy, function in values.items()
-        for i, row in enumerate(row for row in rows if row["metric"] == CAPABILITY)
-    ]
+    )
+    assert all(row["num_replicates"] == 3 for row in found.contrasts)
 
 
-def many_pairs():
-    rng = np.random.default_rng(0)
-    return [
-        {**row, "student": student, "after": 0.5 + 0.1 * rng.standard_normal()}
-        for student in "ABCD"
-        for row in rows_of(CAPABILITY, {(f"{n}", relation): [0] * 3 for n, relation in enumerate(RELATIONS)})
-    ]
-
-
-def test_correlations_are_spearmans_and_turned_to_the_useful_side():
+def test_correlations_are_within_students_and_over_all_pairs():
     rows = many_pairs()
     measured = proxies_of(rows, {"nll": lambda u, i: -u, "tfidf_similarity": lambda u, i: i % 7})
-    found = analysis.analyse(rows, measured)
-    rho = {row["proxy"]: row for row in found.correlations if row["scope"] == "all pairs"}
-    assert rho["nll"]["rho"] == pytest.approx(-1) and rho["nll"]["n"] == 48
+    found = {(row["proxy"], row["scope"]): row for row in analysis.analyse(rows, measured).correlations}
+    assert found["nll", "within students"]["rho"] == pytest.approx(-1) and found["nll", "all pairs"]["n"] == 48
+    assert {row["sources"] for row in found.values()} == {4}
     utilities = [row["after"] - row["before"] for row in rows]
-    assert rho["tfidf_similarity"]["rho"] == pytest.approx(
-        scipy.stats.spearmanr([i % 7 for i in range(48)], utilities)[0]
-    )
-    # Low likelihood loss goes with utility: the proxy works, so the finding that it fails is not reproduced.
-    assert found.verdicts[1]["verdict"] == "not reproduced" and "NLL" in found.verdicts[1]["reason"]
-    opposite = analysis.analyse(rows, proxies_of(rows, {"nll": lambda u, i: u}))
-    assert opposite.verdicts[1]["verdict"] == "reproduced"
-    assert analysis.analyse(rows, []).verdicts[1]["verdict"] == "inconclusive"
+    whole = found["tfidf_similarity", "all pairs"]
+    assert whole["rho"] == pytest.approx(scipy.stats.spearmanr([i % 7 for i in range(48)], utilities)[0])
+    assert (whole["low"], whole["high"], whole["p_value"]) == (None, None, None), "pairs are not independent"
 
 
-def test_controls_and_relational_proxies_do_not_enter_the_second_verdict():
+def test_texts_that_a_student_cannot_read_are_in_no_correlation():
+    rows = many_pairs()
+    measured = proxies_of(rows, {"tfidf_similarity": lambda u, i: u, "unknown_share": lambda u, i: 0.0})
+    unread = [
+        row | {"value": 0.2} if row["proxy"] == "unknown_share" and (row["student"], row["arm"]) == ("A", "2") else row
+        for row in measured
+    ]
+    found = analysis.analyse(rows, unread)
+    assert {row["n"] for row in found.correlations} == {45} and "A of 2" in " ".join(found.notes)
+    assert {row["n"] for row in analysis.analyse(rows, measured).correlations} == {48}
+
+
+def test_controls_are_in_no_correlation():
     rows = many_pairs()
     rows = [row | {"relation": CONTROLS[0]} if row["arm"] == "3" else row for row in rows]
     found = analysis.analyse(rows, proxies_of(rows, {"excess_nll": lambda u, i: -u, "nll": lambda u, i: u}))
     assert {row["n"] for row in found.correlations} == {36}
-    assert {row["name"].split(",")[0] for row in found.verdicts[1]["evidence"]} == {
-        "rank correlation of utility and NLL"
-    }
-    assert found.verdicts[1]["verdict"] == "reproduced"
-
-
-def test_the_same_pair_at_another_condition_is_not_another_pair():
-    """Twelve rows of three pairs are as uncertain as the three pairs."""
-    rng = np.random.default_rng(3)
-    rows = [row for row in many_pairs() if row["student"] == "A" and row["arm"] != "3"]
-    values = {row["arm"]: rng.random() for row in rows}
-    measured = [{**proxy, "value": values[proxy["arm"]]} for proxy in proxies_of(rows, {"nll": lambda u, i: 0})]
-    four = [{**row, "condition": str(c)} for row in rows for c in range(4)]
-    one, many = (analysis.analyse(r, measured).correlations[0] for r in (rows, four))
-    assert many["n"] == 4 * one["n"] and (many["low"], many["high"]) == pytest.approx(
-        (one["low"], one["high"]), abs=0.05
-    )
-
-
-def test_one_seed_judges_no_proxy():
-    rows = [row for row in many_pairs() if row["seed"] == 0]
-    found = analysis.analyse(rows, proxies_of(rows, {"nll": lambda u, i: -u}))
-    assert found.verdicts[1]["verdict"] == "inconclusive" and "One seed" in found.verdicts[1]["reason"]
 
 
 def test_a_model_at_chance_has_no_capability_to_lose():
@@ -225,7 +144,7 @@ def test_selectivity_by_hand():
     rows = [
         *rows_of(HELD_OUT, pair, 0.2),
         *rows_of(CAPABILITY, {("a", SELF): [0.45] * 2}),
-        *rows_of(analysis.ABOVE_CHANCE, {("a", SELF): [0.2] * 2}, 0.25),
+        *rows_of(ABOVE_CHANCE, {("a", SELF): [0.2] * 2}, 0.25),
     ]
     (found,) = analysis.analyse(rows, []).selectivity
     assert (found["value"], found["extraction_lost"], found["capability_kept"]) == pytest.approx((0.7, 0.9, 0.8))

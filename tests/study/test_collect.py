@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from selftrain_jax.evaluation.items import Items
+from selftrain_jax.study.collect import held_out_memory
+
+
+def probes(**columns):
+    rows = len(columns["exact"])
+    return Items(probes={"index": np.arange(rows), "length": np.array([2, 2, 4, 2])} | columns)
+
+
+def test_memory_is_of_held_out_probes_that_the_base_model_extracts():
+    """The first is not held out, the last was never extracted: of two probes with 2 and 4 tokens one is lost."""
+    before = probes(
+        exact=np.array([True, True, True, False]),
+        token_share=np.array([1, 1, 1, 0.5]),
+        log_prob=np.array([-0.1, -0.2, -0.4, -8]),
+    )
+    after = probes(
+        exact=np.array([False, True, False, True]),
+        token_share=np.array([0, 1, 0.25, 1]),
+        log_prob=np.array([-9, -1.0, -5.0, -0.1]),
+    )
+    held_out = np.array([False, True, True, True])
+    assert held_out_memory(before, after, held_out) == pytest.approx(
+        {"extracted": 2, "lost": 1, "token_share_before": 1, "token_share_after": 0.5}
+        | {"log_prob_before": -0.1, "log_prob_after": -1}
+    )
+
+
+def test_without_anything_extracted_there_is_no_memory():
+    items = probes(exact=np.zeros(4, bool), token_share=np.zeros(4), log_prob=np.zeros(4))
+    assert held_out_memory(items, items, np.ones(4, bool)) is None and held_out_memory(items, items, None) is None
