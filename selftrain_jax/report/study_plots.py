@@ -6,16 +6,7 @@ from typing import Mapping, Sequence
 
 from selftrain_jax.report import svg
 from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric, Row, grouped
-from selftrain_jax.report.study_data import (
-    CONTROLS,
-    RELATIONS,
-    StudyData,
-    conditions,
-    hue,
-    in_order,
-    over_seeds,
-    proxy_words,
-)
+from selftrain_jax.report.study_data import RELATIONS, StudyData, conditions, hue, in_order, over_seeds, proxy_words
 from selftrain_jax.report.tables import interval, number
 
 _HEIGHT = 3.5
@@ -86,8 +77,8 @@ def _proxy(data: StudyData, proxy: str, rows: Sequence[Row], name: str) -> svg.F
         bounds = interval(known[0]["low"], known[0]["high"], sign=True)
         rho = f"{_RHO} = {number(float(known[0]['rho']), sign=True)} {bounds}".rstrip()
         title += ": " + rho.replace(" ", "\N{NO-BREAK SPACE}")
-        if any(row["relation"] in CONTROLS for row in rows):
-            caption += ". Controls are shown, and are no part of the correlation"
+        if known[0]["n"] < len(rows):
+            caption += ". Controls, and texts that the student cannot read, are shown and no part of the correlation"
         caption += f". {_RHO}: Spearman's, {known[0]['scope']}" + ", 95 % interval over sources" * bool(bounds)
 
     def draw(axes):

@@ -60,6 +60,11 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
             f"More than {MOST_UNKNOWN:.0%} of the tokens are unknown to the reader: {', '.join(pairs)}. "
             "These texts are in no correlation."
         )
+    if "nll" in correlations and "bits_per_byte" not in correlations:
+        notes.append(
+            "An earlier version measured the proxies, without bits per byte: finding 2 knows nothing of likelihood. "
+            "Remove the study's folder proxies to have them measured anew."
+        )
     if lacking := _without_extraction(results):
         notes.append(f"Too little held-out extraction to lose, left out of selectivity: {', '.join(lacking)}.")
     if len({row["condition"] for row in utility}) > 1:

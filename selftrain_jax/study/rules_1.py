@@ -66,7 +66,7 @@ def _relational(results: Sequence[Row], as_first_written: bool = False) -> dict[
         return verdict("not reproduced", f"Self-generated text surely lowers capability, {less}.")
     if first["high"] < 0:
         return verdict("not reproduced", "Self surely helps less than the others.")
-    if first["high"] < USEFUL_POINTS and not as_first_written:  # evidence is in points
+    if first["high"] < USEFUL_POINTS and not (as_first_written and first["low"] > 0):  # evidence is in points
         more = f"less than {USEFUL_POINTS:g} point more than the others"
         return verdict("not reproduced", f"Self surely helps by {more}.")
     if first["low"] <= 0:

@@ -107,6 +107,13 @@ def test_texts_that_a_student_cannot_read_are_in_no_correlation():
     assert {row["n"] for row in analysis.analyse(rows, measured).correlations} == {48}
 
 
+def test_a_likelihood_that_finding_2_cannot_use_is_noted():
+    rows = many_pairs()
+    for proxies, noted in (("nll",), True), (("nll", "bits_per_byte"), False):
+        found = analysis.analyse(rows, proxies_of(rows, dict.fromkeys(proxies, lambda u, i: -u)))
+        assert any("without bits per byte" in note for note in found.notes) is noted
+
+
 def test_controls_are_in_no_correlation():
     rows = many_pairs()
     rows = [row | {"relation": CONTROLS[0]} if row["arm"] == "3" else row for row in rows]

@@ -104,6 +104,7 @@ def test_two_rules_were_changed_after_numbers_had_been_seen():
     for gains, first in (
         ({SELF: -0.03, LINEAGE: -0.04, RECIPE: -0.06, FAMILY: -0.08}, "reproduced"),
         ({SELF: 0.004, LINEAGE: 0.003, RECIPE: 0.002, FAMILY: 0.001}, "reproduced"),
+        ({SELF: 0.001, LINEAGE: 0.001, RECIPE: 0.001, FAMILY: 0.001}, "not reproduced"),  # by both
     ):
         one, _, _, zero = analysis.analyse(study(gains, spread=0.0005), []).older_verdicts
         assert (one["rules"], one["verdict"]) == ("1 (2026-11-23)", "not reproduced")
