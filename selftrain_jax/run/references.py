@@ -116,9 +116,11 @@ def open_run(workdir: pathlib.Path) -> Pipeline:
 def check_current(run: Pipeline, *names: str) -> None:
     """Raises `InputError` where these stages of a run, or those that make its student, are stale, or its settings are
     not those that it was made with."""
-    # A run of a study names files in the study's folder, which may have been moved.
-    plan = [dataclasses.replace(stage, root=run.home.parent.parent) for stage in run.stages()]
-    stages.check(run.home, plan)
+    plan = run.stages()
+    if not files.is_remote(run.home):
+        # A run of a study names files in the study's folder, which may have been moved.
+        study = next((folder for folder in run.home.parents if (folder / "study.json").is_file()), None)
+        stages.check(run.home, [dataclasses.replace(stage, root=study) for stage in plan])
     stages.current(run.home, plan, *run.lab_stages(run.student), *names)
 
 
