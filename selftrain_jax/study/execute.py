@@ -9,7 +9,7 @@ import time
 from typing import Callable, Sequence
 
 from selftrain_jax.core import files
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, told
 from selftrain_jax.core.lock import held
 from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.distributed.mesh import configure_jax, describe
@@ -122,9 +122,10 @@ class Execution:
                 self._wait_for(unit.needs, title)
                 self._do(unit, title)
             except (InputError, TrainingDiverged) as e:
-                failed.append(f"{unit.name}: {e}")
-                self._say(f"{title}: FAILED: {e}")
-                self._failures.write(unit.name, str(e))
+                reason = told(e)
+                failed.append(f"{unit.name}: {reason}")
+                self._say(f"{title}: FAILED: {reason}")
+                self._failures.write(unit.name, reason)
         return failed
 
     def _do(self, unit: Unit, title: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run import export
+from selftrain_jax.run.references import find_model
 from selftrain_jax.sampling.continuation import continue_prompts
 from selftrain_jax.training.checkpoint import restore_params
 from tests.e2e.conftest import SECRETS
@@ -36,6 +37,17 @@ def test_no_secret_of_the_environment_is_written(selftrain, finished, exported):
     for name, content in written.items():
         for secret, value in SECRETS.items():
             assert value.encode() not in content, f"{secret} in {name}"
+
+
+def test_looking_at_a_run_writes_nothing_into_it(selftrain, finished, tmp_path):
+    def state():
+        return {path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in finished[0].rglob("*")}
+
+    before = state()
+    assert "done     report" in selftrain.succeeds("status", finished[0])
+    export.export(finished[0], tmp_path / "out")
+    find_model(f"{finished[0]}:self-0").load(None)
+    assert state() == before
 
 
 @pytest.mark.parametrize("model", ["self-0", "real-0", "other-0"])
