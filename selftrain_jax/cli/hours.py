@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Iterator
+from typing import Iterator, Mapping
 
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
@@ -10,6 +10,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import published
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.generations import MODEL
 from selftrain_jax.study.model import Unit
 from selftrain_jax.study.settings import StudyConfig
 
@@ -42,7 +43,10 @@ def plan_study(config: StudyConfig, accelerator: str) -> str:
             "a study with a lab makes its models itself, and is not planned: see the docstring of its config"
         )
     flops = accelerators.accelerator(accelerator).flops
-    costs = [cost for unit in Study(config, pathlib.Path()).units for cost in _costs(unit)]
+    study = Study(config, pathlib.Path())
+    # Later generations are of the student's shape.
+    students = {str(g.pipeline.workdir / MODEL): config.models[g.student].path for g in study.generations}
+    costs = [cost for unit in study.units for cost in _costs(unit, students)]
     width = max(len(cost.unit) for cost in costs)
     lines = [f"{'':{width}}  {'':6}  {'tokens':>14}  hours of one {accelerator}"]
     for cost in [*costs, *(_total(costs, kind) for kind in USED)]:
@@ -64,19 +68,19 @@ def _total(costs: list[Cost], kind: str) -> Cost:
     return Cost(f"all {len(of_kind)}", kind, tokens, operations)
 
 
-def _costs(unit: Unit) -> Iterator[Cost]:
+def _costs(unit: Unit, students: Mapping[str, str]) -> Iterator[Cost]:
+    def shape_of(model: str) -> DecoderConfig:
+        path = students.get(model, model)
+        found = None if pathlib.Path(path).is_dir() else published(path)
+        return found or hf.load_config(path)
+
     for stage in unit.stages:
         settings, kind = stage.settings, stage.name.partition("/")[0]
         if kind in ("corpora", "sample", "sampled"):
-            shape, length = _shape(settings["source"]), settings["max_new_tokens"]
+            shape, length = shape_of(settings["source"]), settings["max_new_tokens"]
             tokens = settings["num_samples"] * length
             yield Cost(unit.name, "sample", tokens, tokens * shape.train_flops_per_token(length) / 3)
         elif kind == "train":
-            shape, tokens = _shape(settings["student"]), unit.config.subset.num_tokens * settings["epochs"]
+            shape, tokens = shape_of(settings["student"]), unit.config.subset.num_tokens * settings["epochs"]
             operations = tokens * shape.train_flops_per_token(settings["sequence_length"])
             yield Cost(unit.name, "train", tokens, operations)
-
-
-def _shape(reference: str) -> DecoderConfig:
-    found = None if pathlib.Path(reference).is_dir() else published(reference)
-    return found or hf.load_config(reference)

@@ -188,6 +188,8 @@ def test_a_study_is_planned_in_device_hours(capsys):
     flops = 200e6 * preset("llama-3.2-1b").train_flops_per_token(2048)
     assert float(one[4]) == pytest.approx(flops / 989e12 / 0.33 / 3600, rel=0.01)
     totals = [line.split() for line in lines if line.startswith("all ")]
+    assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'real.py'}"]) == 0
+    assert capsys.readouterr().out.count("\ngenerations/replace/SmolLM2_135M_Instruct-0/2 ") == 2
     assert [total[1:4] for total in totals] == [["4", "sample", "81,920,000"], ["24", "train", "4,800,000,000"]]
     assert float(lines[-2].split()[0]) == pytest.approx(sum(float(total[4]) for total in totals), rel=0.01)
     assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}", "--mesh=fsdp=2"]) == 2

@@ -32,8 +32,9 @@ PRESETS: dict[str, DecoderConfig] = {
 
 
 def published(reference: str) -> DecoderConfig | None:
-    """The preset of a hub name, or of its last part, in any case; None where there is none."""
-    return PRESETS.get(reference.split("/")[-1].lower().removesuffix("-deduped"))
+    """The preset of a hub name, or of its last part, in any case, deduplicated and instructed ones being of the same
+    shape; None where there is none."""
+    return PRESETS.get(reference.split("/")[-1].lower().removesuffix("-deduped").removesuffix("-instruct"))
 
 
 def preset(name: str) -> DecoderConfig:
