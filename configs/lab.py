@@ -95,7 +95,12 @@ def get_config():
                 min_new_tokens=4,
                 max_new_tokens=110,
             ),
-            audit=dict(ngram=6, benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl")),
+            # As in configs/quickstart.py: too little text is left without the answers of these two.
+            audit=dict(
+                ngram=6,
+                count_only=("recall", "two_step"),
+                benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl"),
+            ),
             subset=dict(num_tokens=80_000, num_subsets=1, replacement=False, retokenize="auto"),
             train=dict(
                 batch_size=16,

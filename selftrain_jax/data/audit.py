@@ -40,7 +40,8 @@ class BenchmarkCounts:
       matching_ngrams: its different n-grams that occur in any document.
       benchmark_ngrams: its different n-grams.
       texts: its texts.
-      short_texts: those of them with fewer than n words, which contribute nothing.
+      short_texts: those of them with fewer than n words, which count as one n-gram each, matched whole.
+      unindexed_texts: those of one word or none (none, for unigrams), which nothing can match.
     """
 
     flagged_documents: int
@@ -48,6 +49,28 @@ class BenchmarkCounts:
     benchmark_ngrams: int
     texts: int
     short_texts: int
+    unindexed_texts: int
+
+
+class Phrases:
+    """Sequences of two or more words, found wherever they stand as a contiguous run."""
+
+    def __init__(self, phrases: Iterable[tuple[str, ...]] = ()):
+        self._phrases: set[tuple[str, ...]] = set()
+        self._lengths: dict[tuple[str, str], set[int]] = {}  # by the first two words
+        for phrase in phrases:
+            self.add(phrase)
+
+    def add(self, phrase: tuple[str, ...]) -> None:
+        self._phrases.add(phrase)
+        self._lengths.setdefault(phrase[:2], set()).add(len(phrase))
+
+    def found_in(self, sequence: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """The phrases in `sequence` by their place, each as often as it stands there."""
+        for start, pair in enumerate(zip(sequence, sequence[1:])):
+            for length in sorted(self._lengths.get(pair, ())):
+                if (phrase := tuple(sequence[start : start + length])) in self._phrases:
+                    yield phrase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +79,7 @@ class AuditResult:
 
     Attributes:
       flagged: ids of the flagged documents, sorted.
+      left_out: those of them that a benchmark outside `AuditConfig.count_only` flags.
       num_documents: documents scanned.
       benchmarks: counts by benchmark.
       matches: document id -> benchmark -> number of different n-grams shared; documents that share none are left out.
@@ -63,6 +87,7 @@ class AuditResult:
     """
 
     flagged: tuple[int, ...]
+    left_out: tuple[int, ...]
     num_documents: int
     benchmarks: dict[str, BenchmarkCounts]
     matches: dict[int, dict[str, int]]
@@ -97,23 +122,26 @@ def ngrams(sequence: Sequence, n: int) -> Iterable[tuple]:
 def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], config: AuditConfig) -> AuditResult:
     """Scans `documents` (anything with `id` and `text`) for word n-grams of `benchmarks` (name -> texts).
 
-    N-grams are compared as they are, not as hashes, so every match is real. Memory grows with the benchmarks, by some
-    0.2 GB per million words; documents are read once and not kept.
+    A text of fewer than n words is matched whole, as one n-gram. N-grams are compared as they are, not as hashes, so
+    every match is real. Memory grows with the benchmarks, by some 0.2 GB per million words; documents are read once and
+    not kept.
 
     Warns:
       InputWarning: a benchmark holds nothing that could match, or long texts that have too few words for it.
     """
     if not benchmarks:
         raise InputError("audit needs at least one benchmark to compare with: name one, or leave the audit out")
-    owners, totals = _index(benchmarks, config.ngram)
+    owners, shorter, totals = _index(benchmarks, config.ngram)
     matches: dict[int, dict[str, int]] = {}
-    flagged, examples, found = [], [], set()
+    flagged, left_out, examples, found = [], [], [], set()
     flagged_by = dict.fromkeys(benchmarks, 0)
     num_documents = 0
     for document in documents:
         num_documents += 1
         # A dict keeps the order of first occurrence, which makes the examples reproducible.
-        shared = dict.fromkeys(gram for gram in ngrams(words(document.text), config.ngram) if gram in owners)
+        sequence = words(document.text)
+        shared = dict.fromkeys(gram for gram in ngrams(sequence, config.ngram) if gram in owners)
+        shared |= dict.fromkeys(shorter.found_in(sequence))
         if not shared:
             continue
         found.update(shared)
@@ -129,12 +157,15 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
             flagged_by[name] += 1
         if over:
             flagged.append(document.id)
+        if set(over).difference(config.count_only):
+            left_out.append(document.id)
     matching = dict.fromkeys(benchmarks, 0)
     for gram in found:
         for name in owners[gram]:
             matching[name] += 1
     return AuditResult(
         flagged=tuple(sorted(flagged)),
+        left_out=tuple(sorted(left_out)),
         num_documents=num_documents,
         benchmarks={
             name: BenchmarkCounts(flagged_documents=flagged_by[name], matching_ngrams=matching[name], **totals[name])
@@ -145,44 +176,71 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
     )
 
 
-def _index(benchmarks: Mapping[str, Sequence[str]], n: int) -> tuple[dict[tuple, tuple[str, ...]], dict[str, dict]]:
-    """n-gram -> names of the benchmarks that hold it, and the size of each benchmark."""
+def _index(
+    benchmarks: Mapping[str, Sequence[str]], n: int
+) -> tuple[dict[tuple, tuple[str, ...]], Phrases, dict[str, dict]]:
+    """n-gram, or whole text of fewer words -> names of the benchmarks that hold it; the whole texts among them; and the
+    size of each benchmark."""
     owners: dict[tuple, tuple[str, ...]] = {}
-    totals = {}
+    shorter, totals = Phrases(), {}
     vocabulary: dict[str, str] = {}
     for name, texts in benchmarks.items():
         # n-grams of one set of benchmarks share one tuple of names.
         extended = {(): (name,)}
-        num_ngrams = short = joined = 0
+        num_ngrams = short = unindexed = joined = 0
         for text in texts:
             # One string object per different word, not per occurrence.
-            sequence = [vocabulary.setdefault(word, word) for word in words(text)]
+            sequence = tuple(vocabulary.setdefault(word, word) for word in words(text))
             if len(sequence) < n:
                 short += 1
                 joined += sum(map(len, sequence)) >= _LONG_WORD * n
-            for gram in ngrams(sequence, n):
+                if len(sequence) < 2:
+                    unindexed += 1
+                    continue
+                shorter.add(sequence)
+            for gram in ngrams(sequence, min(n, len(sequence))):
                 names = owners.get(gram, ())
                 if name not in names:
                     owners[gram] = extended.setdefault(names, names + (name,))
                     num_ngrams += 1
-        if joined or not num_ngrams:
-            what = f"{joined or 'all'} of {len(texts)} texts of benchmark {name} have fewer than ngram={n} words"
-            more = " although they are long, so their words are not told apart" if joined else "; lower ngram"
-            warnings.warn(f"audit: {what}, and nothing can match them{more}", InputWarning, stacklevel=3)
-        totals[name] = {"benchmark_ngrams": num_ngrams, "texts": len(texts), "short_texts": short}
-    return owners, totals
+        what = f"of {len(texts)} texts of benchmark {name}"
+        counts = {"texts": len(texts), "short_texts": short, "unindexed_texts": unindexed}
+        totals[name] = {"benchmark_ngrams": num_ngrams} | counts
+        if joined:
+            more = "although they are long, so their words are not told apart, and nothing but the whole can match them"
+            warnings.warn(f"audit: {joined} {what} have fewer than ngram={n} words {more}", InputWarning, stacklevel=3)
+        elif unindexed > 0.1 * len(texts):
+            more = "have fewer than two words, and nothing can match them: join them with what they answer"
+            warnings.warn(f"audit: {unindexed} {what} {more}", InputWarning, stacklevel=3)
+    return owners, shorter, totals
 
 
-def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = False) -> list[str]:
-    """The texts of a benchmark's rows: every string, however deep, and names of several words within an object of a
-    row, but nothing of a field called "id", "..._id" or "...Id"; with `join_fields`, one text per row of all its
-    strings in order."""
-    texts = []
+def item_texts(row: Mapping[str, Any], template: str = "{question}") -> list[list[str]] | None:
+    """How an item of a suite may stand in a text: of multiple choice each choice behind the question, plainly and as
+    the prompt `template` puts it; of a minimal pair the two sentences. None for a row that is neither."""
+    question, choices = row.get("question"), row.get("choices")
+    if isinstance(question, str) and isinstance(choices, list) and all(isinstance(c, str) for c in choices):
+        prompts = dict.fromkeys((question, template.format(question=question)))
+        return [[f"{prompt} {choice.strip()}" for prompt in prompts] for choice in choices]
+    pair = [row.get("sentence_good"), row.get("sentence_bad")]
+    return [[sentence] for sentence in pair] if all(isinstance(sentence, str) for sentence in pair) else None
+
+
+def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = True, template: str = "{question}") -> list[str]:
+    """The texts of a benchmark's rows: all `item_texts`, and with `join_fields` all strings of a row as one text, in
+    order; without it each string that is part of no such item. Strings are looked for however deep, names of several
+    words within an object of a row too, but not in a field called "id", "..._id" or "...Id"."""
+    texts: list[str] = []
     for row in read_rows(path, what="benchmark"):
         if not isinstance(row, dict):
             raise InputError(f"benchmark {path}: every row must be a JSON object, found {type(row).__name__}")
+        items = [text for side in item_texts(row, template) or () for text in side]
         found = list(_strings(row))
-        texts += [" ".join(found)] * bool(found) if join_fields else found
+        if join_fields:
+            others = [" ".join(found)] * bool(found)
+        else:
+            others = [text for text in found if not any(text in item for item in items)]
+        texts += dict.fromkeys([*items, *others]) if items else others
     if not any(map(has_text, texts)):
         raise InputError(f"benchmark {path} holds no text: give each row a field with a string")
     return texts

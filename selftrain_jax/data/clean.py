@@ -41,10 +41,14 @@ class TrainingText:
 
 
 def audit_text(
-    text: TrainingText, benchmarks: Mapping[str, pathlib.Path], config: AuditConfig, directory: pathlib.Path
+    text: TrainingText,
+    benchmarks: Mapping[str, pathlib.Path],
+    config: AuditConfig,
+    directory: pathlib.Path,
+    template: str = "{question}",
 ) -> dict[str, Any]:
-    """Writes `audit.json` into `directory`: the ids of the flagged documents (none without benchmarks) and what was
-    counted.
+    """Writes `audit.json` into `directory`: the ids of the flagged documents (none without benchmarks), which of them
+    are left out, and what was counted. `template` is that of `EvaluateSettings`.
 
     Raises:
       InputError: no document is left.
@@ -57,38 +61,40 @@ def audit_text(
             ids.append(document.id)
             yield document
 
-    flagged, counts = (), {}
+    flagged, left_out, counts = (), (), {}
     if benchmarks:
-        loaded = {name: load_benchmark_texts(path, config.join_fields) for name, path in benchmarks.items()}
+        loaded = {name: load_benchmark_texts(path, config.join_fields, template) for name, path in benchmarks.items()}
         outcome = audit(read(), loaded, config)
-        flagged = outcome.flagged
+        flagged, left_out = outcome.flagged, outcome.left_out
         counts = {name: dataclasses.asdict(count) for name, count in outcome.benchmarks.items()}
-    if len(flagged) == len(documents):
+    if len(left_out) == len(documents):
         raise InputError(
             f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, "
-            "none is left to train on: raise ngram or threshold, or check the benchmark files"
+            "none is left to train on: raise ngram or threshold, name benchmarks in count_only, or check their files"
         )
     found = {
         "ngram": config.ngram,
         "threshold": config.threshold,
         "num_documents": len(documents),
         "num_flagged": len(flagged),
+        "num_left_out": len(left_out),
         "benchmarks": counts,
-        "nll_histogram": _histogram(documents, np.flatnonzero(np.isin(ids, flagged))),
+        "nll_histogram": _histogram(documents, np.flatnonzero(np.isin(ids, left_out))),
         "flagged": list(map(int, flagged)),
+        "left_out": list(map(int, left_out)),
     }
     write_json(directory / "audit.json", found)
-    return {name: found[name] for name in ("num_documents", "num_flagged")}
+    return {name: found[name] for name in ("num_documents", "num_flagged", "num_left_out")}
 
 
-def _histogram(documents: Corpus | list[Text], flagged: np.ndarray) -> dict[str, Any] | None:
-    """Documents by their likelihood, before and after those at the positions `flagged` are left out; None where nobody
+def _histogram(documents: Corpus | list[Text], left_out: np.ndarray) -> dict[str, Any] | None:
+    """Documents by their likelihood, before and after those at the positions `left_out` are left out; None where nobody
     measured log-probabilities."""
     nll = documents.manifest["nll"] if isinstance(documents, Corpus) else None
     if nll is None:
         return None
     before = nll["histogram"]["counts"]
-    lost = summarize(documents.take(flagged))["nll"]["histogram"]["counts"] if flagged.size else [0] * len(before)
+    lost = summarize(documents.take(left_out))["nll"]["histogram"]["counts"] if left_out.size else [0] * len(before)
     after = [count - less for count, less in zip(before, lost)]
     return {"edges": nll["histogram"]["edges"], "before": before, "after": after}
 
@@ -107,6 +113,6 @@ def kept_documents(
             f"{text.corpus or text.texts} has {len(documents)} documents, not the {found['num_documents']} that were "
             f"audited in {audited}: restore it, or audit it again"
         )
-    flagged = set(found["flagged"])
+    left_out = set(found["left_out"])
     provenance = documents.manifest["provenance"] if isinstance(documents, Corpus) else None
-    return [document for document in documents if document.id not in flagged], provenance
+    return [document for document in documents if document.id not in left_out], provenance

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Mapping
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import check_choice, check_ranges, check_seed
 
 
@@ -10,18 +11,29 @@ from selftrain_jax.core.settings import check_choice, check_ranges, check_seed
 class AuditConfig:
     """A document is flagged when it shares at least `threshold` different `ngram`-grams with any one benchmark.
 
-    `benchmarks` maps a name to a file of rows; no training document may overlap with any string in them. With
-    `join_fields` the strings of a row, such as question and choices, are one text, as in the paper's code: n-grams run
-    over their seams, and short ones count.
+    Attributes:
+      ngram: in words; a text of two or more words, but fewer than these, is matched whole, as one n-gram.
+      threshold: see above.
+      benchmarks: name -> file of rows. Each choice is read behind its question, plainly and as `evaluate.template` puts
+        it; sentences of minimal pairs, and the texts of other rows, are whole.
+      count_only: benchmarks whose overlaps are counted and shown, but leave no document out.
+      join_fields: the strings of a row are one text, too, as in the paper's code; False takes those of rows that are no
+        items one by one.
     """
 
     ngram: int = 8
     threshold: int = 1
     benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    join_fields: bool = False
+    count_only: tuple[str, ...] = ()
+    join_fields: bool = True
 
     def __post_init__(self):
         check_ranges("audit", self, {"ngram": 1, "threshold": 1})
+        if unknown := sorted(set(self.count_only).difference(self.benchmarks)):
+            known = ", ".join(self.benchmarks) or "none"
+            raise InputError(
+                f"audit count_only={self.count_only} names {unknown[0]!r}, none of the benchmarks: {known}"
+            )
 
 
 MANY_REPETITIONS = 4.0

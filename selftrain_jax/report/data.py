@@ -70,7 +70,7 @@ class ReportData:
       `high`, `n` may be None. "seed" is the number of the subset.
     comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
       against base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
-    audit: {"ngram", "threshold", "num_documents", "num_flagged", "benchmarks": {name: {count: number}},
+    audit: {"ngram", "threshold", "num_documents", "num_flagged", "num_left_out", "benchmarks": {name: {count: number}},
       "nll_histogram": {"edges": [K+1], "before": [K], "after": [K]}}.
     corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
       {reason: count}, or any other; nested dicts are shown flat.
@@ -217,10 +217,10 @@ class ReportData:
             result.append(_PROBES[self.probes])
             result.append(_READ_CONTROLS if any(m.startswith("control:") for m in self.models) else _MISSING_CONTROL)
         audit = self.audit or {}
-        counts = {name: found for name, found in audit.get("benchmarks", {}).items() if found.get("short_texts")}
-        if counts:
-            short = ", ".join(f"{name} {found['short_texts']} of {found['texts']}" for name, found in counts.items())
-            result.append(f"The audit cannot find benchmark texts of fewer than {audit['ngram']} words: {short}.")
+        counts = audit.get("benchmarks", {})
+        if thin := [name for name, found in counts.items() if is_thin(found)]:
+            short = ", ".join(f"{name} {counts[name]['unindexed_texts']} of {counts[name]['texts']}" for name in thin)
+            result.append(f"The audit cannot find benchmark texts of fewer than two words: {short}.")
         if any(len(estimate.values) > 1 for estimate in self.estimates.values()):
             result.append(
                 "With several subsets: their mean; the interval spans those of all. They are of one corpus and trained "
@@ -235,6 +235,11 @@ class ReportData:
                 f"that do not repeat: {', '.join(map(label, many))}."
             )
         return result
+
+
+def is_thin(counts: Mapping[str, Any]) -> bool:
+    """Whether the audit can find less than 90 % of a benchmark's texts, by its counts."""
+    return counts.get("unindexed_texts", 0) > 0.1 * counts.get("texts", 0)
 
 
 def label(model: str) -> str:

@@ -12,7 +12,7 @@ import jinja2
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
 from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
-from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, label
+from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
 from selftrain_jax.report.study_data import StudyData
 from selftrain_jax.report.study_tables import format_study, plain_study
@@ -91,7 +91,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
     loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
-    loaded.globals |= {"DRIFT": DRIFT, "study": study_data, "num_hues": NUM_HUES}
+    loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,

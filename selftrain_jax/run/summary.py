@@ -229,7 +229,7 @@ def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
 
 def _audit(workdir, arm: str) -> dict[str, Any]:
     found = read_json(workdir / "audit" / arm / "audit.json", "audit")
-    shown = ("ngram", "threshold", "num_documents", "num_flagged", "benchmarks", "nll_histogram")
+    shown = ("ngram", "threshold", "num_documents", "num_flagged", "num_left_out", "benchmarks", "nll_histogram")
     return {name: found[name] for name in shown}
 
 

@@ -15,17 +15,17 @@ from selftrain_jax.training.loop import train
 
 
 def audit_stage(run: RunNames, arm: str) -> Stage:
-    audit, origin = run.config.audit, run.arms[arm]
+    audit, origin, template = run.config.audit, run.arms[arm], run.config.evaluate.template
     files = {f"benchmarks.{name}": path for name, path in audit.benchmarks.items()} | {"texts": origin.texts}
 
     def work(directory):
         benchmarks = {name: run.path(path) for name, path in audit.benchmarks.items()}
-        return clean.audit_text(run.training_text(arm), benchmarks, audit, directory)
+        return clean.audit_text(run.training_text(arm), benchmarks, audit, directory, template)
 
     def externals():
         return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
 
-    settings = dataclasses.asdict(audit) | dataclasses.asdict(origin)
+    settings = dataclasses.asdict(audit) | dataclasses.asdict(origin) | {"template": template}
     before = [f"sample/{arm}"] if origin.source else []
     return Stage(f"audit/{arm}", settings, [*before, *run.lab_stages(*files.values())], work, externals)
 

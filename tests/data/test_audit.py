@@ -48,13 +48,18 @@ def test_the_audit_equals_brute_force_on_random_texts():
     for n, threshold in [(1, 1), (4, 3), (5, 1), (6, 2)]:
         result = audit(iter(documents), benchmarks, AuditConfig(ngram=n, threshold=threshold))
 
-        def grams(text):
+        def grams(text, m=n):
             sequence = words(text)
-            return {tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)}
+            return {tuple(sequence[i : i + m]) for i in range(len(sequence) - m + 1)}
 
-        held = {name: set().union(*(grams(t) for t in texts)) for name, texts in benchmarks.items()}
-        shared = {d.id: {name: len(grams(d.text) & held[name]) for name in held} for d in documents}
-        everything = set().union(*(grams(d.text) for d in documents))
+        def indexed(text):
+            m = min(n, len(words(text)))
+            return grams(text, m) if m >= min(n, 2) else set()
+
+        held = {name: set().union(*map(indexed, texts)) for name, texts in benchmarks.items()}
+        every = {d.id: set().union(*(grams(d.text, m) for m in range(1, n + 1))) for d in documents}
+        shared = {i: {name: len(found & held[name]) for name in held} for i, found in every.items()}
+        everything = set().union(*every.values())
         assert result.num_documents == 60
         assert result.flagged == tuple(i for i in shared if max(shared[i].values()) >= threshold)
         assert result.matches == {
@@ -83,11 +88,44 @@ def test_flagged_ids_are_sorted_ids_not_positions():
     assert result.flagged == (5, 12, 70)
 
 
-def test_short_items_are_counted_and_match_nothing():
-    result = audit(make_documents("yes", "too short"), {"x": ["yes", "too short", ""]}, AuditConfig(ngram=3))
-    assert result.flagged == ()
+def test_texts_of_fewer_than_n_words_are_matched_whole():
+    documents = make_documents("it is far too short, yes", "too. SHORT!", "too very short", "yes", "short too")
+    with pytest.warns(InputWarning, match="audit: 2 of 3 texts of benchmark x have fewer than two words"):
+        result = audit(documents, {"x": ["yes", "too short", ""]}, AuditConfig(ngram=3))
+    assert result.flagged == (0, 1)
     counts = result.benchmarks["x"]
-    assert (counts.texts, counts.short_texts, counts.benchmark_ngrams) == (3, 3, 0)
+    assert (counts.texts, counts.short_texts, counts.unindexed_texts, counts.benchmark_ngrams) == (3, 3, 2, 1)
+
+
+def test_what_is_only_counted_is_flagged_and_not_left_out():
+    documents = make_documents("a b c", "d e f", "a b c d e f", "x")
+    config = AuditConfig(ngram=3, benchmarks={"x": "x.jsonl", "y": "y.jsonl"}, count_only=("x",))
+    result = audit(documents, {"x": ["a b c"], "y": ["d e f"]}, config)
+    assert result.flagged == (0, 1, 2) and result.left_out == (1, 2)
+    with pytest.raises(InputError, match=r"audit count_only=\('z',\): 'z' is none of the benchmarks: x"):
+        AuditConfig(benchmarks={"x": "x.jsonl"}, count_only=("z",))
+
+
+def test_an_item_is_its_question_with_each_choice_as_written_and_as_asked(tmp_path):
+    """The lab's `recall`: no string of it has six words, nor has question and answer."""
+    path, template = tmp_path / "b.jsonl", "Question: {question}\nAnswer:"
+    rows = [
+        {"question": "babono counts", "choices": [" puvubamark", " fobofomark"], "gold": 1},
+        {"sentence_good": "the tree breaks .", "sentence_bad": "the tree break ."},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = load_benchmark_texts(path, join_fields=False, template=template)
+    written = ["babono counts puvubamark", "Question: babono counts\nAnswer: puvubamark"]
+    written += ["babono counts fobofomark", "Question: babono counts\nAnswer: fobofomark"]
+    assert found == [*written, "the tree breaks .", "the tree break ."]
+    joined = load_benchmark_texts(path, template=template)
+    assert [text for text in joined if text not in found] == [
+        "babono counts  puvubamark  fobofomark",
+        "the tree breaks . the tree break .",
+    ]
+    asked = "So. Question: Babono counts? Answer: fobofomark"
+    documents = make_documents("Babono counts fobofomark daily", asked, "babono counts kanibamark", "the tree breaks")
+    assert audit(documents, {"recall": joined}, AuditConfig(ngram=6)).flagged == (0, 1, 3)
 
 
 def test_examples_are_few_and_the_result_is_json():
@@ -139,10 +177,12 @@ def test_characters_of_scripts_without_spaces_are_words():
 
 def test_texts_in_which_no_words_are_told_apart_are_warned_of():
     code = "function(a){return(a.b+c[d])};" * 8
-    with pytest.warns(InputWarning, match="audit: 2 of 3 texts of benchmark x have fewer than ngram=8 words, .* long"):
+    with pytest.warns(
+        InputWarning, match="audit: 2 of 3 texts of benchmark x have fewer than ngram=8 words although they are long"
+    ):
         result = audit([], {"x": [code, "\u2060".join(["word"] * 40), "yes"]}, AuditConfig())
     assert result.benchmarks["x"].short_texts == 3
-    with pytest.warns(InputWarning, match="all of 2 texts of benchmark y have fewer than ngram=8 words.*lower ngram"):
+    with pytest.warns(InputWarning, match="2 of 2 texts of benchmark y have fewer than two words"):
         audit([], {"y": ["yes", "no"]}, AuditConfig())
 
 
@@ -157,9 +197,17 @@ def test_every_string_of_a_row_is_looked_at_however_deep(tmp_path):
         {"id": "only an id", "prefix": [1, 2], "nested": [[{"deep": [["deeper"]]}], None], "flag": None},
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    texts = ["plain", "Smith et al.", "why?", "so", "thus", "no id", "what?", "this", "that", "A", "B", "A"]
-    assert load_benchmark_texts(path) == [*texts, "c", "an answer", "a right answer", "and a wrong one", "deeper"]
-    joined = ["plain Smith et al.", "why? so thus no id", "what? this that A B A", "c an answer"]
+    items = ["why? so", "why? thus"]
+    texts = ["plain", "Smith et al.", *items, "no id", "what?", "this", "that", "A", "B", "A"]
+    assert load_benchmark_texts(path, join_fields=False) == [
+        *texts,
+        "c",
+        "an answer",
+        "a right answer",
+        "and a wrong one",
+        "deeper",
+    ]
+    joined = ["plain Smith et al.", *items, "why? so thus no id", "what? this that A B A", "c an answer"]
     joined += ["a right answer and a wrong one", "deeper"]
     assert load_benchmark_texts(path, join_fields=True) == joined
 

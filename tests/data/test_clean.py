@@ -42,7 +42,7 @@ def test_what_is_kept_lacks_exactly_the_flagged_documents(files):
     out.mkdir()
     found = clean.audit_text(text, benchmarks(files, "animals", "sky"), BIGRAMS, out)
     # "the cat" and "dog ran" are bigrams of the question and of a choice; "cat the" is not, nor "red sky".
-    assert found == {"num_documents": 6, "num_flagged": 3}
+    assert found == {"num_documents": 6, "num_flagged": 3, "num_left_out": 3}
     assert [path.name for path in out.iterdir()] == ["audit.json"]
     assert kept(out, text) == [(12, "red sky"), (13, ""), (15, "cat the")]
     by_id = {d.id: d for d in read_corpus(files / "corpus")}
@@ -53,13 +53,14 @@ def test_what_is_kept_lacks_exactly_the_flagged_documents(files):
     assert provenance == PROVENANCE
 
 
-def test_the_fields_of_a_row_may_be_one_text(files):
-    """ "cat dog" runs over the seam of question and choice."""
+def test_the_fields_of_a_row_are_one_text_unless_they_are_not_joined(files):
+    """ "cat dog" runs over the seam of two fields."""
     write_jsonl(files / "texts.jsonl", [{"text": "a cat dog"}, {"text": "a dog"}])
+    write_jsonl(files / "fields.jsonl", [{"first": "the cat", "second": "dog ran"}])
     for join, flagged in ((False, []), (True, [0])):
         (out := files / f"audit-{join}").mkdir()
-        config = AuditConfig(ngram=2, join_fields=join)
-        clean.audit_text(clean.TrainingText(texts=files / "texts.jsonl"), benchmarks(files, "animals"), config, out)
+        config, text = AuditConfig(ngram=2, join_fields=join), clean.TrainingText(texts=files / "texts.jsonl")
+        clean.audit_text(text, {"fields": files / "fields.jsonl"}, config, out)
         assert json.loads((out / "audit.json").read_text())["flagged"] == flagged
 
 
@@ -96,7 +97,7 @@ def test_a_text_file_is_read_past_the_flagged(files):
     out, text = files / "audit", clean.TrainingText(texts=files / "texts.jsonl")
     out.mkdir()
     found = clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)
-    assert found == {"num_documents": 6, "num_flagged": 3}
+    assert found == {"num_documents": 6, "num_flagged": 3, "num_left_out": 3}
     assert kept(out, text) == [(2, "red sky"), (3, ""), (5, "cat the")]
     assert clean.kept_documents(out, text)[1] is None
     assert [p.name for p in out.iterdir()] == ["audit.json"]
@@ -123,7 +124,7 @@ def test_a_training_text_is_a_corpus_or_a_text_file(both):
 def test_without_benchmarks_everything_passes(files, kind, name):
     out, text = files / "audit", clean.TrainingText(**{kind: files / name})
     out.mkdir()
-    assert clean.audit_text(text, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0}
+    assert clean.audit_text(text, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0, "num_left_out": 0}
     assert [text for _, text in kept(out, text)] == TEXTS
 
 

@@ -160,12 +160,14 @@ def test_sample_text_is_shown_as_text(page):
     assert "\x07" not in page
 
 
-def test_benchmark_texts_that_the_audit_could_not_find_are_said():
-    counts = {"flagged_documents": 0, "texts": 40}
-    benchmarks = {"arc": counts | {"short_texts": 12}, "long": counts | {"short_texts": 0}}
-    data = full_data(audit=full_data().audit | {"benchmarks": benchmarks})
-    note = "The audit cannot find benchmark texts of fewer than 8 words: arc 12 of 40."
+def test_benchmarks_of_which_the_audit_finds_less_than_90_percent_are_warned_of_beside_their_row():
+    counts = {"flagged_documents": 0, "texts": 40, "short_texts": 40}
+    benchmarks = {"arc": counts | {"unindexed_texts": 5}, "long": counts | {"unindexed_texts": 4}}
+    data = full_data(audit=full_data().audit | {"benchmarks": benchmarks, "num_left_out": 2})
+    note = "The audit cannot find benchmark texts of fewer than two words: arc 5 of 40."
     assert note in data.notes and note in report.format_table(data)
+    page = report.render_html(data)
+    assert page.count("less than 90 % can be found") == 1 and "and 2 left out" in page
 
 
 @pytest.mark.parametrize("field", ["title", "command", "versions", "settings", "fingerprints", "audit", "metrics"])
