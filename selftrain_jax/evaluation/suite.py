@@ -1,10 +1,11 @@
 """Everything that is measured on one model."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import warnings
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +119,15 @@ def unknown_shares(
     return {name: share for name, share in shares.items() if share >= UNKNOWN_TOLD}
 
 
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Puts the setting that names a suite before what is wrong with one of its items."""
+    try:
+        yield
+    except InputError as e:
+        raise InputError(f"evaluate {setting}: {e}") from None
+
+
 def evaluate_model(
     model: tuple[DecoderConfig, Params],
     tokenizer_source: str | pathlib.Path,
@@ -162,14 +172,17 @@ def evaluate_model(
     total = sum(map(len, read)) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
-            hits = likelihood.multiple_choice(scorer, reader, tokenizer, rows, settings.template, add_bos=add_bos)
+            with _naming(f"multiple_choice.{suite}"):
+                hits = likelihood.multiple_choice(scorer, reader, tokenizer, rows, settings.template, add_bos=add_bos)
             items.capability.update({(suite, rule): hits[rule] for rule in settings.rules})
             bar.update()
         for suite, rows in pairs.items():
-            items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
+            with _naming(f"minimal_pairs.{suite}"):
+                items.capability[suite, "acc"] = likelihood.minimal_pairs(scorer, config, tokenizer, rows)
             bar.update()
         for suite, rows in words.items():
-            items.capability[suite, "acc"] = likelihood.last_words(scorer, reader, tokenizer, rows, add_bos=add_bos)
+            with _naming(f"last_words.{suite}"):
+                items.capability[suite, "acc"] = likelihood.last_words(scorer, reader, tokenizer, rows, add_bos=add_bos)
             bar.update()
         for set_name, documents in texts.items():
             if limit is not None:

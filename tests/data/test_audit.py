@@ -102,7 +102,7 @@ def test_what_is_only_counted_is_flagged_and_not_left_out():
     config = AuditConfig(ngram=3, benchmarks={"x": "x.jsonl", "y": "y.jsonl"}, count_only=("x",))
     result = audit(documents, {"x": ["a b c"], "y": ["d e f"]}, config)
     assert result.flagged == (0, 1, 2) and result.left_out == (1, 2)
-    with pytest.raises(InputError, match=r"audit count_only=\('z',\): 'z' is none of the benchmarks: x"):
+    with pytest.raises(InputError, match=r"audit count_only=\('z',\) names 'z', none of the benchmarks: x"):
         AuditConfig(benchmarks={"x": "x.jsonl"}, count_only=("z",))
 
 

@@ -123,9 +123,11 @@ def test_a_relative_student_is_named_as_such(run_copy, tmp_path, monkeypatch):
     refuses(lambda: export.export(run_copy, tmp_path / "out"), run_copy, "'./models/mine'", "start from there")
     start = tmp_path / "start"
     shutil.copytree(run_copy / "lab" / "base" / "model", start / "models" / "mine")
-    for path in run_copy.glob("[te]*/*/*.json"):
+    for path in run_copy.glob("[tes]*/*/*.json"):
         if "inputs" in (record := json.loads(path.read_text())):  # as if it had been made from there
-            record["inputs"] |= hf.model_inputs("student", start / "models" / "mine")
+            if path.parts[-3] in ("train", "evaluate"):
+                record["inputs"] |= hf.model_inputs("student", start / "models" / "mine")
+            record["settings"] |= {"student": "./models/mine"} if "student" in record["settings"] else {}
             path.write_text(json.dumps(record))
     monkeypatch.chdir(start)
     export.export(run_copy, tmp_path / "out")

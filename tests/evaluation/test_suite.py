@@ -200,3 +200,22 @@ def test_probes_hold_ids_of_the_tokenizer(world, tmp_path):
         settings = EvaluateSettings(probes="probes.jsonl")
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match=rf"probe 1: id {suffix} is none"):
             suite.read_inputs(settings, lambda name: tmp_path / name, larger, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "minimal_pairs"])
+def test_an_item_longer_than_the_context_is_refused_with_the_name_of_its_suite(world, tmp_path, kind):
+    directory, config = world
+    word, long = "one", "one " * 80
+    row = {"question": word, "choices": [word + " two", long], "gold": 0, "sentence_good": word, "sentence_bad": long}
+    (tmp_path / "suite.jsonl").write_text(json.dumps(row))
+    settings = EvaluateSettings(**{kind: {"mine": "suite.jsonl"}}, max_unknown=1.0)
+    with pytest.raises(InputError, match=f"^evaluate {kind}.mine: .*the model's context of 64"):
+        suite.evaluate_model(
+            (config, initial(config)),
+            directory / "tokenizer",
+            settings,
+            lambda name: tmp_path / name,
+            tmp_path,
+            mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+            name="base",
+        )
