@@ -191,6 +191,19 @@ def test_fields_of_published_models_that_change_nothing_are_passed_over(tmp_path
     hf.load_config(tmp_path)
 
 
+def test_reading_a_configuration_again_makes_one_object_of_transformers(tmp_path, monkeypatch):
+    """Each takes milliseconds, and a study reads hundreds."""
+    model = write_checkpoint(tmp_path / "model", old_tensors())
+    expected, made, init = hf.load_config(model), [], transformers.PretrainedConfig.__post_init__
+    monkeypatch.setattr(
+        transformers.PretrainedConfig, "__post_init__", lambda *args, **kwargs: (made.append(1), init(*args, **kwargs))
+    )
+    transformers.GPTNeoXConfig.from_dict({})
+    one = made.copy()
+    made.clear()
+    assert hf.load_config(model) == expected and made == one
+
+
 def test_a_number_of_labels_makes_no_list_of_them(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(OLD_CONFIG | {"num_labels": 2000}))
     labels, asked = transformers.PretrainedConfig.num_labels, []

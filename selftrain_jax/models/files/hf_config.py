@@ -1,6 +1,7 @@
 """`config.json` of Hugging Face directories, through transformers: in from any of its versions, out for all of them."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -75,11 +76,18 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     return config
 
 
+@functools.lru_cache
+def _defaults(config_class: str) -> dict[str, Any]:
+    """The fields of a class of transformers, which takes milliseconds to make one of; not to be changed."""
+    return vars(getattr(import_transformers(), config_class)())
+
+
 def _known(family: Family) -> set[str]:
     """The fields of config.json that are read for a family."""
     kind = getattr(import_transformers(), family.config_class)
     labels = {"id2label", "label2id", "problem_type"}  # of classifiers; a large number of them would fill the memory
-    return {*vars(kind()), *kind.attribute_map, *family.fields, *family.fixed, *family.layered, *_LEGACY} - labels
+    known = {*_defaults(family.config_class), *kind.attribute_map, *_LEGACY}
+    return {*known, *family.fields, *family.fixed, *family.layered} - labels
 
 
 def _unread(family: Family, raw: dict[str, Any], config: DecoderConfig) -> list[str]:
@@ -95,11 +103,10 @@ def _unread(family: Family, raw: dict[str, Any], config: DecoderConfig) -> list[
 
 
 def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> DecoderConfig:
-    transformers = import_transformers()
-    kind = getattr(transformers, family.config_class)
-    common = vars(transformers.PretrainedConfig())
-    defaults = {name: value for name, value in vars(kind()).items() if name not in common}
-    hf = kind.from_dict({name: value for name, value in raw.items() if name in _known(family)})
+    kind, known = getattr(import_transformers(), family.config_class), _known(family)
+    common = _defaults("PretrainedConfig")
+    defaults = {name: value for name, value in _defaults(family.config_class).items() if name not in common}
+    hf = kind.from_dict({name: value for name, value in raw.items() if name in known})
     ends = [*_token_ids(hf.eos_token_id, "eos_token_id"), *_token_ids(generation.get("eos_token_id"), "eos_token_id")]
     if not ends:
         raise InputError("eos_token_id is missing: set it to the id of the token that ends a document")
