@@ -1,7 +1,8 @@
 """Whose text helps whom, among real models: configs/real.py:NAME,NAME,... of hub names and Hugging Face directories.
 
 Command:  selftrain study --config=configs/real.py:DIR/smollm2,DIR/gemma3 --workdir=studies/real --config.data=DATA
-Cost:     0.4 hours of one H100 without evaluation, by `selftrain plan --config=configs/real.py`; not measured.
+Cost:     0.4 hours of one H100 without evaluation, by `selftrain plan --config=configs/real.py`; not measured. `small`
+          with both models: some 4 hours of one CPU core, put together from single steps; 2 GB of disk per arm.
 Expect:   not known. At temperature 1 the expected gradient on a model's own text is zero: what its own text changes is
           drift, and real text in random order is there to harm.
 
@@ -86,6 +87,7 @@ def full(references: list[str]) -> ConfigDict:
                 epochs=2,
                 dtype="bfloat16",
                 remat=True,
+                keep=1,
                 log_every=5,
                 optimizer=dict(learning_rate=5e-6),
             ),
