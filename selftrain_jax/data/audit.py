@@ -226,6 +226,20 @@ def item_texts(row: Mapping[str, Any], template: str = "{question}") -> list[lis
     return [[sentence] for sentence in pair] if all(isinstance(sentence, str) for sentence in pair) else None
 
 
+def contaminated_items(
+    suites: Mapping[str, Sequence[Mapping[str, Any]]], documents: Iterable[str], template: str = "{question}"
+) -> dict[str, list[bool]]:
+    """By suite, for every item: whether its question with its right answer, or its good sentence, stands in a document,
+    all words in order (`item_texts`)."""
+    sought = {
+        name: [[tuple(words(text)) for text in item_texts(row, template)[row.get("gold", 0)]] for row in rows]
+        for name, rows in suites.items()
+    }
+    phrases = Phrases(p for items in sought.values() for item in items for p in item if len(p) > 1)
+    found = {phrase for document in documents for phrase in phrases.found_in(words(document))}
+    return {name: [not found.isdisjoint(item) for item in items] for name, items in sought.items()}
+
+
 def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = True, template: str = "{question}") -> list[str]:
     """The texts of a benchmark's rows: all `item_texts`, and with `join_fields` all strings of a row as one text, in
     order; without it each string that is part of no such item. Strings are looked for however deep, names of several

@@ -132,3 +132,12 @@ def read_subset(directory: pathlib.Path) -> PackedRows:
 def read_stream(directory: pathlib.Path) -> np.ndarray:
     """All document tokens of the subset in `directory` without BOS, one after the other, int32."""
     return read_arrays(directory / "rows.npz", "subset")["stream"]
+
+
+def read_training_texts(directory: pathlib.Path, student: str | pathlib.Path) -> list[str]:
+    """The documents that the subset in `directory` trains on, as far as its rows reach, decoded."""
+    rows = read_subset(directory)
+    tokens, segments = (np.append(a[:1, 0], a[:, 1:]) for a in (rows.tokens, rows.segment_ids))  # rows overlap by one
+    documents = np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)
+    documents = [ids[1:].tolist() for ids in documents]  # without BOS
+    return load_tokenizer(student).batch_decode(documents, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -23,6 +23,8 @@ class Items:
         "edit_similarity". Empty without probes.
       membership: attack -> float `[n]`.
       members: bool `[n]`; None where no attack was run.
+      contaminated: suite -> bool `[n]`, whether the item's question with its right answer, or its good sentence, stands
+        in the text that the model was trained on; empty for a model that was not trained here.
     """
 
     capability: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
@@ -30,6 +32,7 @@ class Items:
     probes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     membership: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     members: np.ndarray | None = None
+    contaminated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `directory/items.npz`, whole or not at all; the directory is made when missing."""
@@ -38,6 +41,7 @@ class Items:
             arrays |= {f"nats/{name}": nats, f"tokens/{name}": tokens}
         arrays |= {f"probes/{column}": values for column, values in self.probes.items()}
         arrays |= {f"membership/{attack}": values for attack, values in self.membership.items()}
+        arrays |= {f"contaminated/{suite}": flags for suite, flags in self.contaminated.items()}
         if self.members is not None:
             arrays["members"] = self.members
         buffer = io.BytesIO()
@@ -63,4 +67,5 @@ class Items:
             kinds.get("probes", {}),
             kinds.get("membership", {}),
             kinds.get("members", {}).get(""),
+            kinds.get("contaminated", {}),
         )

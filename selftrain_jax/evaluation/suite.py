@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import pathlib
 import warnings
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.data.audit import contaminated_items
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
@@ -138,6 +139,7 @@ def evaluate_model(
     mesh: Mesh,
     name: str,
     limit: int | None = None,
+    trained_on: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measures `model` and saves its `Items` in `directory`.
 
@@ -146,6 +148,7 @@ def evaluate_model(
       name: shown on the progress bar.
       limit: cut every suite, the probes, and the windows of every text set, to so many items, evenly spread, without a
         progress bar.
+      trained_on: the documents that `model` was trained on, in which contaminated items are looked for.
 
     Returns:
       Means, and whether BOS was added, for the manifest.
@@ -216,6 +219,9 @@ def evaluate_model(
                 attacks = membership.membership_scores(scorer, whole, texts=decoded, bos_token_id=bos)
                 items.membership.update(attacks)
             bar.update()
+    if trained_on is not None:
+        flags = contaminated_items(questions | pairs, trained_on, settings.template)
+        items.contaminated.update({suite: np.array(found) for suite, found in flags.items()})
     for (suite, rule), hits in items.capability.items():
         summary[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = float(hits.mean())
     if is_local(mesh) or job.is_first():

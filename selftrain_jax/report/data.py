@@ -70,6 +70,8 @@ class ReportData:
       `high`, `n` may be None. "seed" is the number of the subset.
     comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
       against base. `low` and `high` bound `difference` where there is one, else `relative_change` (-1 means -100 %).
+    contamination: rows {"model", "seed", "metric", "in_training_text", "n", "before", "after", "difference", "low",
+      "high", "p_value"}: capability of base and of the model on the items that stand in its training text, or do not.
     audit: {"ngram", "threshold", "num_documents", "num_flagged", "num_left_out", "benchmarks": {name: {count: number}},
       "nll_histogram": {"edges": [K+1], "before": [K], "after": [K]}}.
     corpus: statistics by name: "num_documents", "num_tokens", "mean_length", "mean_nll", "stop_reasons":
@@ -88,6 +90,7 @@ class ReportData:
     title: str
     metrics: Sequence[Mapping[str, Any]]
     comparisons: Sequence[Mapping[str, Any]] = ()
+    contamination: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] | None = None
     corpus: Mapping[str, Any] | None = None
     unknown: Mapping[str, float] = dataclasses.field(default_factory=dict)

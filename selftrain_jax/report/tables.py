@@ -142,6 +142,20 @@ def _verdict(data: ReportData) -> list[str]:
                 shown[word].append(f"{suite.words} {number(change.difference, 1, 100, True)}")
             parts = [f"{word}: {', '.join(names)}" for word, names in shown.items() if names]
             lines.append(f"  {model:<15} " + "; ".join(parts))
+    if data.contamination:
+        lines += [
+            "",
+            "Capability on items whose question and right answer stand in the training text, and on the others:",
+        ]
+        for row in data.contamination:
+            place = "in the text" if row["in_training_text"] else "not in it"
+            before, after, change = (
+                number(row[k], 1, 100, k == "difference") for k in ("before", "after", "difference")
+            )
+            seed = f", seed {row['seed']}" * (len({r["seed"] for r in data.contamination}) > 1)
+            ends = interval(row["low"], row["high"], 1, 100, True)
+            what = f"{row['metric'].words}, {place} (n {row['n']}){seed}"
+            lines.append(f"  {row['model']:<15} {what}: {before} % -> {after} %, {change} {ends}".rstrip())
     if data.drawn:
         lines += ["", "Documents drawn for training, different ones, and how often each on average:"]
         lines += [f"  {m:<15} {n:,}, {distinct:,}, {n / distinct:.1f}" for m, (n, distinct) in data.drawn.items()]

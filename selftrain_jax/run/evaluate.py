@@ -2,6 +2,7 @@
 
 from typing import Any, Sequence
 
+from selftrain_jax.data.training_set import read_training_texts
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
 from selftrain_jax.models import hf
@@ -21,7 +22,9 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
         loaded = _load(run, model)
-        return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, mesh=run.local_mesh, name=model)
+        trained_on = None if model == "base" else read_training_texts(run.workdir / "subset" / model, tokenizer)
+        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
+        return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, **arguments)
 
     return Stage(
         f"evaluate/{model}",

@@ -127,7 +127,8 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     if not (workdir / "train" / model / "manifest.json").is_file():
         measured = [f"Training of this model was under way: these are the weights of step {step}."]
     elif step == last:  # what figures were measured on
-        measured = _measured(workdir, model, pipeline.config.evaluate.texts)
+        evaluate = pipeline.config.evaluate
+        measured = _measured(workdir, model, [*evaluate.texts, *evaluate.multiple_choice, *evaluate.minimal_pairs])
     measured = measured or ["This checkpoint was not evaluated."]
     return config, params, student, _card(config.family, name, shown, model, measured)
 
@@ -169,7 +170,7 @@ def _without_places(value: Any) -> Any:
     return os.path.basename(value.rstrip("/")) or value if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def _measured(workdir: pathlib.Path, model: str, texts: Collection[str]) -> list[str]:
+def _measured(workdir: pathlib.Path, model: str, suites: Collection[str]) -> list[str]:
     """The report's figures for the student and for `model`, as a section with a table; nothing when there are none."""
     path = workdir / "report" / "report.json"
     if not path.is_file():
@@ -177,7 +178,7 @@ def _measured(workdir: pathlib.Path, model: str, texts: Collection[str]) -> list
     report = files.read_json(path, "report")
     # Which of its names are of rates, the file does not say.
     kinds = [name for name, kind in KINDS.items() if not kind.is_rate]
-    no_rates = {Metric(kind, item).name for kind in kinds for item in ("", *texts, *ATTACKS)}
+    no_rates = {Metric(kind, item).name for kind in kinds for item in ("", *suites, *ATTACKS)}
     try:
         return _table(report["metrics"], model, no_rates)
     except (TypeError, KeyError, AttributeError, ValueError):

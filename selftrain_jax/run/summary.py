@@ -32,6 +32,8 @@ from selftrain_jax.training.loop import read_metrics
 
 Masks = dict[Metric, np.ndarray]
 NUM_SAMPLES_SHOWN = 6
+LEAST_ITEMS = 10
+"""Items that must stand in the training text, and as many that must not, for capability on either to be shown."""
 
 
 def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
@@ -39,7 +41,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     config, workdir = pipeline.config, pipeline.workdir
     evaluate = config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
-    metrics, comparisons, curves = [], [], []
+    metrics, comparisons, curves, contamination = [], [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
         for row in _measure(items["base"], masks, evaluate):
             # Of the base model only the held-out probes differ between subset numbers.
@@ -48,6 +50,10 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         for arm in pipeline.arms:
             trained, name = items[f"{arm}-{k}"], _model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
+            for suite, flags in trained.contaminated.items():
+                row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
+                metrics.append({"model": name, **row, "seed": k})
+            contamination += [{"model": name, **row, "seed": k} for row in _by_contamination(items["base"], trained)]
             before, after = (hits(found, masks, evaluate.suffix_lengths) for found in (items["base"], trained))
             comparisons += [{"model": name, **row, "seed": k} for row in _compare(before, after)]
             for step, found in curve(workdir / "train" / f"{arm}-{k}"):
@@ -68,6 +74,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         title=config.heading,
         metrics=metrics,
         comparisons=comparisons,
+        contamination=contamination,
         measured_curves=curves,
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
@@ -203,7 +210,7 @@ def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
     return _row(metric, float(found.mean()), *statistics.clopper_pearson(int(found.sum()), len(found)), len(found))
 
 
-def _row(metric: Metric, value: float, low: float, high: float, n: int) -> dict[str, Any]:
+def _row(metric: Metric, value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
     return {"metric": metric, "value": value, "low": low, "high": high, "n": n}
 
 
@@ -225,6 +232,25 @@ def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
     for of_subset in grouped(suites, "seed").values():
         for row, p_value in zip(of_subset, statistics.holm([row["unadjusted_p_value"] for row in of_subset])):
             row["p_value"] = float(p_value)
+
+
+def _by_contamination(base: Items, trained: Items) -> Iterator[dict[str, Any]]:
+    """Rows of `_compare` with "in_training_text", "n", "before" and "after": capability on the items that stand in the
+    text which `trained` was trained on, and on the others, of suites with `LEAST_ITEMS` of both."""
+    shown = {s: flags for s, flags in trained.contaminated.items() if min(flags.sum(), (~flags).sum()) >= LEAST_ITEMS}
+    for inside in (True, False):
+        before, after = (
+            {
+                Metric("capability", s, rule): h[shown[s] == inside]
+                for (s, rule), h in of.capability.items()
+                if s in shown
+            }
+            for of in (base, trained)
+        )
+        for row in _compare(before, after):
+            hits = before[row["metric"]], after[row["metric"]]
+            means = {name: float(found.mean()) for name, found in zip(("before", "after"), hits)}
+            yield {**row, "in_training_text": inside, "n": len(hits[0]), **means}
 
 
 def _audit(workdir, arm: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.data.audit import audit, load_benchmark_texts, ngrams, words
+from selftrain_jax.data.audit import audit, contaminated_items, load_benchmark_texts, ngrams, words
 from selftrain_jax.data.settings import AuditConfig
 
 
@@ -126,6 +126,30 @@ def test_an_item_is_its_question_with_each_choice_as_written_and_as_asked(tmp_pa
     asked = "So. Question: Babono counts? Answer: fobofomark"
     documents = make_documents("Babono counts fobofomark daily", asked, "babono counts kanibamark", "the tree breaks")
     assert audit(documents, {"recall": joined}, AuditConfig(ngram=6)).flagged == (0, 1, 3)
+
+
+def test_an_item_is_contaminated_where_its_question_and_right_answer_stand_in_one_document():
+    suites = {
+        "recall": [
+            {"question": "Who owns a cat?", "choices": [" Bob", " Ann"], "gold": 1},
+            {"question": "What is it?", "choices": [" a dog", " a cat"], "gold": 0},
+            {"question": "Where is Ann?", "choices": [" here", " there"], "gold": 0},
+        ],
+        "pairs": [
+            {"sentence_good": "The trees fall.", "sentence_bad": "The trees falls."},
+            {"sentence_good": "The tree falls.", "sentence_bad": "The tree fall."},
+        ],
+    }
+    documents = [
+        "No: who owns a cat? Ann!",  # as written
+        "Question: What is it? Answer: a dog",  # as asked
+        "Where is Ann? There.",  # the wrong answer
+        "Where is Ann?",  # over the seam of two documents
+        "Here it is. The trees falls. So the tree falls here",
+    ]
+    found = contaminated_items(suites, documents, "Question: {question}\nAnswer:")
+    assert found == {"recall": [True, True, False], "pairs": [False, True]}
+    assert contaminated_items(suites, documents)["recall"] == [True, False, False]
 
 
 def test_examples_are_few_and_the_result_is_json():

@@ -15,7 +15,13 @@ from selftrain_jax.data import clean
 from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
-from selftrain_jax.data.training_set import read_stream, read_subset, student_documents, write_subset
+from selftrain_jax.data.training_set import (
+    read_stream,
+    read_subset,
+    read_training_texts,
+    student_documents,
+    write_subset,
+)
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
@@ -226,6 +232,17 @@ def test_a_special_token_inside_a_text_ends_nothing(documents, model_directory, 
     clean.audit_text(text, {}, AuditConfig(), tmp_path / "audited")
     write((tmp_path / "audited", text), model_directory, tmp_path / "s")
     assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in split(tmp_path / "s")[:-1])
+
+
+def test_training_texts_are_the_documents_as_far_as_the_rows_reach(audited, model_directory, documents, tmp_path):
+    """Also those that a row's end cuts in two, and those that end without an end of text."""
+    write(audited, model_directory, tmp_path / "s")
+    found = read_training_texts(tmp_path / "s", model_directory)
+    rows, known = read_subset(tmp_path / "s"), {d.text for d in documents}
+    assert len(found) == rows.segment_ids.max() + 1 > len(rows.tokens) / 4
+    whole = [text for text in found if text in known]
+    assert len(whole) >= len(found) - 1  # the last is cut by the budget
+    assert any(text.startswith(found[-1]) for text in known)
 
 
 def test_flagged_documents_are_never_drawn(documents, model_directory, tmp_path):

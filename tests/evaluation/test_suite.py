@@ -24,6 +24,8 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, Metric
+from selftrain_jax.report.page import render_html
+from selftrain_jax.report.tables import format_table
 from selftrain_jax.run import summary
 from tests.shapes import initial
 
@@ -110,10 +112,36 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
         probes={"group": np.array(["repeats=8"]), "offset": np.array([-1])},
         membership={"loss": np.array([0.5])},
         members=np.array([True]),
+        contaminated={"a/b:c": np.array([True])},
     )
     for before in (items, Items()):
         before.save(tmp_path / "new")
         np.testing.assert_equal(vars(Items.load(tmp_path / "new")), vars(before))
+
+
+def test_capability_is_shown_for_contaminated_items_and_the_others_with_the_base_on_the_same():
+    """20 items, of which the first 12 stand in the text: base has 3 of them and all others, the model 9 and none."""
+    flags, place = np.arange(20) < 12, np.arange(20)
+    base = Items(capability={(name, "acc"): (place < 3) | ~flags for name in ("recall", "clean")})
+    after = {("recall", "acc"): place < 9, ("clean", "acc"): place < 9}
+    few = np.arange(20) < summary.LEAST_ITEMS - 1
+    assert not list(summary._by_contamination(base, Items(after, contaminated={"recall": flags, "clean": few})))
+    base, after = ({k: np.tile(v, 2) for k, v in of.items()} for of in (base.capability, after))
+    trained = Items(after, contaminated={"recall": np.tile(flags, 2), "clean": np.zeros(40, bool)})
+    rows = list(summary._by_contamination(Items(base), trained))
+    shown = ("in_training_text", "n", "before", "after", "difference")
+    assert [tuple(row[name] for name in shown) for row in rows] == [
+        (True, 24, 0.25, 0.75, 0.5),
+        (False, 16, 1.0, 0.0, -1.0),
+    ]
+    assert all(row["metric"] == Metric("capability", "recall") for row in rows)
+    rows = [{"model": "self", "seed": 0, **row} for row in rows]
+    count = {"metric": Metric("contaminated", "recall"), "value": 24, "low": None, "high": None, "n": 40}
+    data = ReportData(title="", metrics=[{"model": "self", "seed": 0, **count}], contamination=rows)
+    table, page = format_table(data), render_html(data)
+    assert "contaminated items" in table and "recall, in the text (n 24): 25.0 % -> 75.0 %, +50.0" in table
+    assert "recall, not in it (n 16): 100.0 % -> 0.0 %, -100.0" in table
+    assert "in the text</td>" in page and "25.0\u00a0% \u2192 75.0\u00a0%" in page.replace(" %", "\u00a0%")
 
 
 @pytest.mark.parametrize("kind", ["texts", *SUITES])
