@@ -343,7 +343,8 @@ class Study:
                     path = self.resolve(name, self.config.seeds[0])
                     config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                     check_tokenizer(config, tokenizer)
-                    start_ids(self._sample(name, 0).start, config, tokenizer)
+                    if name in self.config.sources:
+                        start_ids(self._sample(name, 0).start, config, tokenizer)
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None
 

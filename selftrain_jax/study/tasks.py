@@ -33,7 +33,7 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
     evaluate, stage = run.config.evaluate, f"train/{model}" if model != "base" else "evaluate/base"
 
     def work(directory):
-        from selftrain_jax.evaluation.harness import HarnessModel
+        from selftrain_jax.evaluation.harness import HarnessModel  # which needs the extra
 
         found = find_model(f"{run.workdir}:{model}")
 
@@ -65,7 +65,7 @@ def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
         rows = [row for row in task["rows"] if row["metric"] in SHARES and row["value"] is not None]
         rows = [row for row in rows if row["task"] == task["name"]] or rows
         for row in rows:
-            item = row["task"] + (f", {row['num_fewshot']}-shot" if row["num_fewshot"] else "")
+            item = f"{row['task']}, {row['num_fewshot'] or 0}-shot"  # which tells it from a suite in a file
             rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
             values[Metric("capability", item, "acc" if row is rows[0] else rule)] = row["value"]
     return values

@@ -172,7 +172,7 @@ def test_the_papers_matrix_ends_with_its_page_and_tasks_of_the_harness(selftrain
     assert refused.returncode == 2 and "--confirm-run-unsafe-code" in refused.stderr and not workdir.exists()
     selftrain.succeeds("study", workdir, *asked, "--config.tasks.confirm_run_unsafe_code=True", config=config)
     data = check_study(workdir, MATRIX, MATRIX, [0, 2, 4])
-    found = {(row["student"], row["arm"]) for row in data["results"] if row["metric"] == "capability/tiny"}
+    found = {(row["student"], row["arm"]) for row in data["results"] if row["metric"] == "capability/tiny, 0-shot"}
     assert found == {(student, arm) for student in MATRIX for arm in (*MATRIX[student], "real", "shuffled", "none")}
     assert set(map(tuple, start_ids(workdir).values())) == {(0,), (1,)}
 

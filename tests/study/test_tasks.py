@@ -24,7 +24,7 @@ def test_a_task_counts_by_its_first_share_of_right_answers_and_a_group_by_its_me
     assert {metric.name: value for metric, value in values.items()} == {
         "capability/arc, 25-shot": 0.4,
         "capability/arc, 25-shot:acc_norm": 0.5,
-        "capability/mmlu": 0.2,
+        "capability/mmlu, 0-shot": 0.2,
         "capability/gsm8k, 8-shot": 0.6,
         "capability/gsm8k, 8-shot:exact_match (flexible)": 0.6,
     }
