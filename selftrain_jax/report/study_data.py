@@ -49,9 +49,9 @@ class StudyData:
       settings: the resolved config, nested; every seed is in it.
       versions: software and devices.
       models: {"model", "family", "lineage", "recipe", "parameters"}: who took part.
-      results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after"}, one per
-        trained model and metric (single suites and their mean, extraction, likelihoods). Rates are shares; nll is in
-        nats per token.
+      results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after", "n"}, one per
+        trained model and metric (single suites and their mean, extraction, likelihoods); "n" counts the items of
+        a share, and is None for other figures. Rates are shares; nll is in nats per token.
       utility: {"student", "arm", "relation", "condition", "value", "low", "high", "num_replicates", "significant"},
         over seeds; "significant" is whether the interval excludes 0.
       by_relation: {"relation", "value", "low", "high", "num_replicates"}: mean utility of all pairs of a relation; over

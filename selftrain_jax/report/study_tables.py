@@ -16,7 +16,7 @@ _PAIR = ("student", "arm", "relation", "condition")
 _INTERVAL = ("value", "low", "high")
 COLUMNS = {
     "utility": (*_PAIR, *_INTERVAL, "num_replicates", "significant"),
-    "results": (*_PAIR, "seed", "subset", "metric", "before", "after"),
+    "results": (*_PAIR, "seed", "subset", "metric", "before", "after", "n"),
     "proxies": (*_PAIR, "seed", "proxy", "value", "utility"),
     "correlations": ("proxy", "kind", "scope", "n", "rho", "low", "high"),
     "selectivity": (*_PAIR, *_INTERVAL, "capability_kept", "extraction_lost", "num_replicates"),

@@ -105,8 +105,11 @@ def _results(run: Run, all_masks: list[Masks], again: pathlib.Path | None) -> Ro
         if again is not None:
             after.append((_place(run, None), again))
         for place, directory in after:
-            for metric, value in _values(Items.load(directory), masks, suffix_lengths, chance).items():
-                rows.append({**place, "subset": subset, "metric": metric, "before": before[metric], "after": value})
+            items = Items.load(directory)
+            counts = {metric: len(hits) for metric, hits in summary.hits(items, masks, suffix_lengths).items()}
+            for metric, value in _values(items, masks, suffix_lengths, chance).items():
+                figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
+                rows.append({**place, "subset": subset, "metric": metric, **figures})
     return rows
 
 
