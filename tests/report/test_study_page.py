@@ -180,7 +180,7 @@ def minimal_data():
     """One pair, one seed, no interval, a value that is missing."""
     who = {"student": "s", "arm": "s", "relation": "self", "condition": ""}
     return empty_data(
-        results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None}],
+        results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None, "n": None}],
         utility=[
             who | {"value": 0.01, "low": None, "high": None, "num_replicates": 1, "significant": False},
             who
