@@ -97,7 +97,7 @@ def get_config():
             ),
             # As in configs/quickstart.py: too little text is left without the answers of these two.
             audit=dict(
-                ngram=6,
+                ngram=8,  # the longest question with its answer; all others are matched whole
                 count_only=("recall", "two_step"),
                 benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl"),
             ),

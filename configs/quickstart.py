@@ -73,7 +73,7 @@ def get_config(seed: str = "0"):
             # The models write much of the answers of "recall" and "two_step", which follow from what they read: without
             # those documents too little text is left, so they are counted, and capability is shown without their items.
             audit=dict(
-                ngram=6,
+                ngram=8,  # the longest question with its answer; all others are matched whole
                 count_only=("recall", "two_step"),
                 benchmarks={
                     name: f"lab:suites/{name}.jsonl" for name in ("recall", "two_step", "arithmetic", "minimal_pairs")

@@ -49,13 +49,7 @@ def write_subset(
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        tokens=rows.tokens,
-        segment_ids=rows.segment_ids,
-        dropped_tokens=rows.dropped_tokens,
-        stream=np.concatenate(drawn),
-    )
+    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
     write_atomic(directory / "rows.npz", buffer.getvalue())
     return {
         "num_documents": len(drawn),
@@ -129,15 +123,15 @@ def read_subset(directory: pathlib.Path) -> PackedRows:
     return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 
 
-def read_stream(directory: pathlib.Path) -> np.ndarray:
-    """All document tokens of the subset in `directory` without BOS, one after the other, int32."""
-    return read_arrays(directory / "rows.npz", "subset")["stream"]
+def read_documents(directory: pathlib.Path) -> list[np.ndarray]:
+    """The token ids, without BOS, of the documents that the subset in `directory` trains on, as far as its rows
+    reach."""
+    rows = read_subset(directory)
+    tokens, segments = (np.append(a[:1, 0], a[:, 1:]) for a in (rows.tokens, rows.segment_ids))  # rows overlap by one
+    return [ids[1:] for ids in np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)]
 
 
 def read_training_texts(directory: pathlib.Path, student: str | pathlib.Path) -> list[str]:
-    """The documents that the subset in `directory` trains on, as far as its rows reach, decoded."""
-    rows = read_subset(directory)
-    tokens, segments = (np.append(a[:1, 0], a[:, 1:]) for a in (rows.tokens, rows.segment_ids))  # rows overlap by one
-    documents = np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)
-    documents = [ids[1:].tolist() for ids in documents]  # without BOS
+    """`read_documents`, decoded."""
+    documents = [ids.tolist() for ids in read_documents(directory)]
     return load_tokenizer(student).batch_decode(documents, skip_special_tokens=True, clean_up_tokenization_spaces=False)

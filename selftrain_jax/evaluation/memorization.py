@@ -5,12 +5,13 @@ Its relatives have rooms of their own: `free_running` (graded score), `approxima
 
 import dataclasses
 import pathlib
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import read_rows
+from selftrain_jax.data.audit import words
 from selftrain_jax.data.diversity import ngram_hashes
 from selftrain_jax.data.texts import warn_of_twins
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos, summed_log_probs
@@ -191,20 +192,49 @@ def offset_bins(offsets: np.ndarray, edges: Sequence[int]) -> dict[tuple[int, in
     return bins | {(starts[-1], None): offsets >= starts[-1]}
 
 
-def held_out(probes: Sequence[Probe], training_texts: Sequence[np.ndarray], n: int | None = 8) -> np.ndarray:
-    """bool `[n]`: no n-gram of the probe (prefix and suffix together) occurs in any of the training token arrays.
+def held_out(
+    probes: Sequence[Probe], documents: Sequence[np.ndarray], tokenizer: Any, sizes: Sequence[int | None] = (8,)
+) -> dict[int | None, np.ndarray]:
+    """By size n, bool `[n]`: no run of n words of the probe (prefix and suffix together) stands in a document.
 
-    The usual sizes are 8 (strict) and 13 (Brown et al. 2020, arXiv 2005.14165, appendix C); None asks for the least,
-    that the whole suffix does not occur. A probe shorter than n tokens is held out when it does not occur whole. Hashes
-    of 64 bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10
-    probes at 10^9 training tokens."""
-    sequences = [p.suffix if n is None else np.concatenate([p.prefix, p.suffix]) for p in probes]
-    orders = np.array([len(ids) if n is None else min(n, len(ids)) for ids in sequences])
-    clean = np.ones(len(probes), bool)
+    Words are those of the audit (`data.audit.words`) in the decoded text, so that the filter is the same under every
+    tokenizer; one that a probe's end cuts in two matches nothing. The usual sizes are 8 (strict) and 13 (Brown et al.
+    2020, arXiv 2005.14165, appendix C); None asks for the least, that the whole suffix does not occur, token by token.
+    So are probes compared whole whose text has fewer than n words, or none, as ids without a text may. Hashes of 64
+    bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10 probes at
+    10^9 training tokens.
+
+    Args:
+      documents: token ids of each, as the model reads them.
+    """
+    wholes = [np.concatenate([p.prefix, p.suffix]) for p in probes]
+    known: dict[str, int] = {}
+
+    def read(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+        ids = [sequence.tolist() for sequence in sequences]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [np.array([known.setdefault(word, len(known)) for word in words(text)], np.int64) for text in texts]
+
+    of_probes, of_documents = read(wholes), read(documents)
+    found = {}
+    for n in sizes:
+        in_words = np.array([n is not None and len(ids) >= n for ids in of_probes], bool)
+        clean = np.ones(len(probes), bool)
+        clean[in_words] = _absent([ids for ids, yes in zip(of_probes, in_words) if yes], of_documents, n)
+        tokens = [p.suffix for p in probes] if n is None else wholes
+        clean[~in_words] = _absent([ids for ids, yes in zip(tokens, in_words) if not yes], documents)
+        found[n] = clean
+    return found
+
+
+def _absent(sequences: Sequence[np.ndarray], documents: Sequence[np.ndarray], n: int | None = None) -> np.ndarray:
+    """bool `[sequences]`: no n-gram of it (None: not the whole) occurs within a document."""
+    orders = np.array([len(ids) if n is None else n for ids in sequences], int)
+    absent = np.ones(len(sequences), bool)
     for m in set(orders.tolist()):
         chosen = np.flatnonzero(orders == m)
         hashes = [ngram_hashes(sequences[i], m) for i in chosen]
-        training = np.concatenate([np.zeros(0, np.uint64), *(ngram_hashes(text, m) for text in training_texts)])
+        training = np.concatenate([np.zeros(0, np.uint64), *(ngram_hashes(ids, m) for ids in documents)])
         seen = np.isin(np.concatenate(hashes), training)
-        clean[chosen] = [not part.any() for part in np.split(seen, np.cumsum([len(h) for h in hashes])[:-1])]
-    return clean
+        absent[chosen] = [not part.any() for part in np.split(seen, np.cumsum([len(h) for h in hashes])[:-1])]
+    return absent

@@ -28,8 +28,8 @@ class EvaluateSettings:
       template: prompt of a multiple-choice question; a space and the choice follow it.
       add_bos: put BOS before questions, probe prefixes and what membership attacks read; "auto": where the model's
         tokenizer puts it before a text by itself. Texts and minimal pairs begin with it always.
-      held_out_ngram: a probe is held out when no such n-gram of it occurs in any training subset. Extraction is also
-        given for 13-grams and for the whole suffix.
+      held_out_ngram: a probe is held out when no run of so many words of its text stands in any training subset but
+        that of a control named "shuffled". Extraction is also given for 13 words and for the whole suffix.
       max_unknown: largest share of characters of a text set or suite that the model's tokenizer may leave unread.
       limit: items of every suite, evenly spread over the whole; 0 takes all.
       max_chars: characters of every text set, from its beginning on; 0 takes all.

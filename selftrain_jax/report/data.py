@@ -208,9 +208,10 @@ class ReportData:
         found = {suite: self.changes.get((model, suite)) for suite in self.kinds.get("capability", ())}
         return {suite: change for suite, change in found.items() if change and change.difference is not None}
 
-    def num_items(self, metric: Metric) -> int | None:
-        """The largest number of items that any model was measured on."""
-        return max((e.n for (_, m), e in self.estimates.items() if m == metric and e.n is not None), default=None)
+    def num_items(self, metric: Metric) -> str:
+        """How many items models were measured on: "330", "312 to 330" where seeds or models differ, "" unknown."""
+        counts = {row["n"] for row in self.metrics if row["metric"] == metric and row["n"] is not None}
+        return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else ""
 
     @property
     def notes(self) -> list[str]:

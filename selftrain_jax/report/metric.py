@@ -138,7 +138,7 @@ class Metric:
     @property
     def words(self) -> str:
         """What it is within its kind: "all probes", "held-out, 64 repeats", "wiki"; "" for all that its kind is."""
-        weaker = f"held-out, {self.held_out}" + "-gram" * isinstance(self.held_out, int)
+        weaker = f"held-out, {self.held_out}" + " words" * isinstance(self.held_out, int)
         parts = (
             self._item,
             {None: "", RUN: "held-out"}.get(self.held_out, weaker),

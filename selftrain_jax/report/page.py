@@ -19,7 +19,7 @@ from selftrain_jax.report.study_tables import format_study, plain_study
 from selftrain_jax.report.svg import NUM_HUES
 from selftrain_jax.report.tables import format_table, interval, number, plain
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def write_report(directory: str | os.PathLike, data: ReportData) -> None:

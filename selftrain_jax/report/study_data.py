@@ -51,9 +51,9 @@ class StudyData:
       settings: the resolved config, nested; every seed is in it.
       versions: software and devices.
       models: {"model", "family", "lineage", "recipe", "parameters"}: who took part.
-      results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after"}, one per
-        trained model and metric (single suites and their mean, extraction, likelihoods). Rates are shares; nll is in
-        nats per token.
+      results: {"student", "arm", "relation", "condition", "seed", "subset", "metric", "before", "after", "n"}, one per
+        trained model and metric (single suites and their mean, extraction, likelihoods); "n" counts the items of
+        a share, and is None for other figures. Rates are shares; nll is in nats per token.
       memory: {"student", "arm", "relation", "condition", "seed", "subset", "extracted", "lost", "token_share_before",
         "token_share_after", "log_prob_before", "log_prob_after"}: of the held-out probes that the base model extracts,
         their number, how many of them no longer, share of suffix tokens right, nats per suffix token.

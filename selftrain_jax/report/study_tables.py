@@ -16,7 +16,7 @@ _PAIR = ("student", "arm", "relation", "condition")
 _INTERVAL = ("value", "low", "high")
 COLUMNS = {
     "utility": (*_PAIR, *_INTERVAL, "num_replicates", "p_value", "significant"),
-    "results": (*_PAIR, "seed", "subset", "metric", "before", "after"),
+    "results": (*_PAIR, "seed", "subset", "metric", "before", "after", "n"),
     "memory": (
         *_PAIR,
         *("seed", "subset", "extracted", "lost"),

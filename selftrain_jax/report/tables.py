@@ -90,7 +90,7 @@ def format_table(data: ReportData) -> str:
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
         for metric, words in zip(metrics, short([_ascii(metric.words) for metric in metrics], 24, "..")):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
-            rows.append([f"  {words}", number(data.num_items(metric)), *cells])
+            rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
     return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
 
@@ -130,8 +130,9 @@ def _verdict(data: ReportData) -> list[str]:
     """One line for each trained model on extraction, one on every capability suite; the controls stand beside self."""
     lines = []
     if found := {m: text for m in data.trained if (text := data.extraction_change(m))}:
-        what = f"Held-out extraction (no {data.held_out_ngram}-gram of the probe occurs in the training subset)"
-        lines += ["", f"{what if data.headline == HELD_OUT else 'Extraction, all probes'}, before -> after:"]
+        what = f"Held-out extraction (no {data.held_out_ngram} words in a row in the training text)"
+        what = what if data.headline == HELD_OUT else "Extraction, all probes"
+        lines += ["", f"{what}, n {data.num_items(data.headline)}, before -> after:"]
         lines += [f"  {m:<15} {text}" for m, text in found.items()]
     if found := {m: suites for m in data.trained if (suites := data.capability_changes(m))}:
         lines += ["", "Capability against base in points (kept, LOST: by the 95 % interval, at most 2 points below):"]

@@ -25,6 +25,11 @@ LAB = "lab:"
 """Begins the name of a model or file that the lab makes."""
 
 
+SHUFFLED = "shuffled"
+"""The control of real text with its words in random order: by chance alone it would take probes out of the held-out
+set, and it repeats none."""
+
+
 @dataclasses.dataclass
 class RunNames:
     """The names and places of the run of `config` in `workdir`.

@@ -10,11 +10,12 @@ import numpy as np
 
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus, read_corpus
-from selftrain_jax.data.training_set import read_stream
+from selftrain_jax.data.training_set import read_documents
 from selftrain_jax.evaluation import approximate, membership, memorization, statistics
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import (
     EXTRACTION,
@@ -26,7 +27,7 @@ from selftrain_jax.report.metric import (
     group_extraction,
     grouped,
 )
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
@@ -108,20 +109,23 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
     """For every subset number: which probes count towards which extraction metric.
 
     One held-out set serves all models of a subset number, base included: the probes that occur in the training text of
-    none of the arms (or of `arms`, some of them). So every row of the table speaks of the same probes.
+    none of the arms (or of `arms`, some of them) but `SHUFFLED`. So every row of the table speaks of the same probes.
     """
     evaluate, subset = pipeline.config.evaluate, pipeline.config.subset
     if not evaluate.probes:
         return [{}] * subset.num_subsets
-    student = hf.load_config(pipeline.model_path(pipeline.student))
-    probes = memorization.load_probes(pipeline.path(evaluate.probes), student)
+    student = pipeline.model_path(pipeline.student)
+    probes = memorization.load_probes(pipeline.path(evaluate.probes), hf.load_config(student))
+    tokenizer = load_tokenizer(student)
     groups, by_offset = _parts(Items.load(pipeline.workdir / "evaluate" / "base").probes, evaluate)
     masks = []
     for k in range(subset.num_subsets):
-        streams = [read_stream(pipeline.workdir / "subset" / f"{arm}-{k}") for arm in arms or pipeline.arms]
+        folders = [pipeline.workdir / "subset" / f"{arm}-{k}" for arm in arms or pipeline.arms if arm != SHUFFLED]
+        documents = [ids for folder in folders for ids in read_documents(folder)]
         filters = {RUN: evaluate.held_out_ngram, 13: 13, "suffix": None}
+        absent = memorization.held_out(probes, documents, tokenizer, tuple(filters.values()))
         held_out = {
-            dataclasses.replace(EXTRACTION, held_out=name): memorization.held_out(probes, streams, n)
+            dataclasses.replace(EXTRACTION, held_out=name): absent[n]
             for name, n in filters.items()
             if name == RUN or n != evaluate.held_out_ngram
         }

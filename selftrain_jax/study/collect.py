@@ -137,8 +137,9 @@ def _results(
         before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
         trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
         for names, directory in {**trained, **untouched}.items():
-            place = {**_place(run, *names), "subset": subset}
-            values = _values(Items.load(directory), masks, suffix_lengths, chance, base)
+            place, items = {**_place(run, *names), "subset": subset}, Items.load(directory)
+            counts = {metric: len(hits) for metric, hits in summary.hits(items, masks, suffix_lengths).items()}
+            values = _values(items, masks, suffix_lengths, chance, base)
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
                 values = _with_tasks(values, tasks, directory.name)
@@ -146,7 +147,8 @@ def _results(
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
                 if metric in before:
-                    rows.append({**place, "metric": metric, "before": before[metric], "after": value})
+                    figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
+                    rows.append({**place, "metric": metric, **figures})
     return rows
 
 

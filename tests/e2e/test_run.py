@@ -14,7 +14,7 @@ MODELS = ("base", "self", "control:real", "control:other")
 def test_a_run_ends_with_a_table_and_a_report(finished):
     workdir, out = finished
     report = json.loads((workdir / "report" / "report.json").read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     fields = {"model", "metric", "value", "low", "high", "n", "seed"}
     assert all(set(row) == fields for row in report["metrics"])
     measured = {model: {row["metric"] for row in report["metrics"] if row["model"] == model} for model in MODELS}

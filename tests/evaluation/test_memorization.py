@@ -7,14 +7,7 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import free_running, memorization
 from selftrain_jax.evaluation import score as score_module
-from selftrain_jax.evaluation.memorization import (
-    Probe,
-    extract,
-    extraction_strength,
-    held_out,
-    load_probes,
-    offset_bins,
-)
+from selftrain_jax.evaluation.memorization import Probe, extract, extraction_strength, load_probes, offset_bins
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.sampling.continuation import continue_prompts
@@ -153,6 +146,42 @@ def test_without_bos_the_prefix_comes_first():
     scorer, asked = scripted(([-1.0], [True], [1.0]))
     extract(scorer, [Probe(np.array([4, 5]), np.array([6]))])
     assert asked == [([4, 5, 6], 2)]
+
+
+class Words:
+    """Decodes ids as words of so many tokens; "-" is a token without a word."""
+
+    def __init__(self, tokens_per_word=1):
+        self._size = tokens_per_word
+
+    def batch_decode(self, sequences, skip_special_tokens, clean_up_tokenization_spaces):
+        n = self._size
+        words = [["".join(f"x{i}" for i in ids[at : at + n]) for at in range(0, len(ids), n)] for ids in sequences]
+        return [" ".join(text) for text in words]
+
+
+def held_out(probes, texts, n=8, tokenizer=Words()):
+    return memorization.held_out(probes, texts, tokenizer, (n,))[n]
+
+
+def test_held_out_counts_words_whatever_the_tokenizer():
+    """One text of 8 equal words under one token, and under two tokens, a word: 8 tokens of the second are 4 words."""
+    one, two = (np.repeat(np.arange(100, 130), k) for k in (1, 2))
+    for size, ids in ((1, one), (2, two)):
+        probe = Probe(ids[: 8 * size], ids[8 * size : 16 * size])
+        for shared, clean in ((4, True), (7, True), (8, False)):
+            document = np.concatenate([ids[: shared * size], np.full(4 * size, 7)])
+            assert held_out([probe], [document], 8, Words(size)).tolist() == [clean]
+
+
+def test_probes_without_words_are_compared_whole_by_their_tokens():
+    class Nothing(Words):
+        def batch_decode(self, sequences, **_):
+            return ["\ufffd" for _ in sequences]
+
+    probe = Probe(np.arange(20), np.arange(20, 24))
+    for document, clean in ((np.arange(-0, 30), False), (np.arange(23), True)):
+        assert held_out([probe], [document], 8, Nothing()).tolist() == [clean]
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.data.packing import pack
+from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.memorization import Probe
+from selftrain_jax.evaluation.memorization import Probe, load_probes, probe_columns
 from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
@@ -23,7 +26,7 @@ from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.data import ReportData
-from selftrain_jax.report.metric import EXTRACTION, Metric
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, group_extraction
 from selftrain_jax.report.page import render_html
 from selftrain_jax.report.tables import format_table
 from selftrain_jax.run import summary
@@ -142,6 +145,33 @@ def test_capability_is_shown_for_contaminated_items_and_the_others_with_the_base
     assert "contaminated items" in table and "recall, in the text (n 24): 25.0 % -> 75.0 %, +50.0" in table
     assert "recall, not in it (n 16): 100.0 % -> 0.0 %, -100.0" in table
     assert "in the text</td>" in page and "25.0\u00a0% \u2192 75.0\u00a0%" in page.replace(" %", "\u00a0%")
+
+
+def test_shuffled_text_takes_no_probe_out_of_the_held_out_set(world, tmp_path, monkeypatch):
+    """The shuffled control holds probe 0, and real text probe 1, by chance: only the second is no longer held out."""
+    directory, config = world
+    monkeypatch.setattr(summary.hf, "load_config", lambda _: config)
+    monkeypatch.setattr(summary, "load_tokenizer", lambda _: load_tokenizer(directory / "tokenizer"))
+    probes = load_probes(directory / "probes.jsonl", config)
+    Items(probes={"index": np.arange(12)} | probe_columns(probes)).save(tmp_path / "evaluate" / "base")
+    for number, arm in enumerate(("shuffled", "real")):
+        text = np.concatenate([probes[number].prefix, probes[number].suffix])
+        rows = pack([text], bos_token_id=0, sequence_length=len(text))
+        (tmp_path / "subset" / f"{arm}-0").mkdir(parents=True)
+        np.savez(tmp_path / "subset" / f"{arm}-0" / "rows.npz", **vars(rows))
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(evaluate=SETTINGS, subset=SubsetConfig(num_subsets=1)),
+        arms=("real", "shuffled"),
+        student="m",
+        model_path=lambda name: name,
+        path=lambda name: directory / name,
+        workdir=tmp_path,
+    )
+    [masks] = summary.probe_masks(run)
+    assert np.flatnonzero(~masks[HELD_OUT]).tolist() == [1]
+    assert masks[group_extraction("repeats=0")].sum() == 6
+    [masks] = summary.probe_masks(run, ["shuffled"])
+    assert masks[HELD_OUT].all()
 
 
 @pytest.mark.parametrize("kind", ["texts", *SUITES])

@@ -26,7 +26,7 @@ def held_out(metric):
 CASES = [
     (EXTRACTION, "extraction/all", "all probes"),
     (HELD_OUT, "extraction/held_out", "held-out"),
-    (Metric("extraction", held_out=13), "extraction/held_out=13", "held-out, 13-gram"),
+    (Metric("extraction", held_out=13), "extraction/held_out=13", "held-out, 13 words"),
     (Metric("extraction", held_out="suffix"), "extraction/held_out=suffix", "held-out, suffix"),
     (Metric("extraction", suffix=8), "extraction/suffix=8", "first 8 tokens"),
     (Metric("extraction", offset=(0, 63)), "extraction/offset=0-63", "offset 0-63"),

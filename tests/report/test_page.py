@@ -117,7 +117,7 @@ def cells(table, name):
 
 def test_the_json_has_every_metric_row_in_the_documented_form(written):
     value = json.loads((written / "report.json").read_text(), parse_constant=pytest.fail)
-    assert value["schema"] == 1
+    assert value["schema"] == 2
     assert value["metrics"] == [r | {"metric": r["metric"].name} for r in full_data().metrics]
     assert all(list(r) == ["model", "metric", "value", "low", "high", "n", "seed"] for r in value["metrics"])
     assert value["comparisons"][0]["difference"] == 0.01
@@ -151,6 +151,16 @@ def test_the_page_loads_nothing(page):
     assert not {"script", "link", "iframe", "object", "embed", "img", "base"} & set(parsed.tags)
     assert "@import" not in page and "@font-face" not in page
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", page))
+
+
+def test_the_number_of_held_out_probes_is_shown_over_all_seeds():
+    rows = [
+        row(model, HELD_OUT, 0.5, 0.4, 0.6, n, seed) for model in ("base", "self") for seed, n in ((0, 80), (1, 77))
+    ]
+    data = ReportData(title="", metrics=rows)
+    assert "(n = 77 to 80), before" in report.render_html(data)
+    table = report.format_table(data)
+    assert "n 77 to 80, before -> after" in table and cells(table, "held-out")[1] == "77 to 80"
 
 
 def test_sample_text_is_shown_as_text(page):
@@ -216,7 +226,7 @@ def test_the_summary_shows_the_controls_in_the_same_sentence(page):
     lead = re.search(r'<p class="lead">(.*?)</p>', page, flags=re.DOTALL)[1].replace("\xa0", " ")
     lead = " ".join(lead.split())
     assert lead == (
-        "Held-out extraction, before → after: self-generated text 100.0 % → 0.0 % (−100.0 %); "
+        "Held-out extraction (n = 80), before → after: self-generated text 100.0 % → 0.0 % (−100.0 %); "
         "control (real text) 100.0 % → 4.0 % (−96.0 %); "
         "control (another model&#39;s text) 100.0 % → 50.0 % (−50.0 %)."
     )
@@ -355,7 +365,7 @@ def test_how_probes_were_chosen_is_said():
 def test_without_held_out_probes_the_verdict_says_so():
     metrics = [r for r in full_data().metrics if r["metric"] != HELD_OUT]
     table = report.format_table(full_data(metrics=metrics))
-    assert "Extraction, all probes, before -> after:" in table and "Held-out" not in table
+    assert "Extraction, all probes, n 100, before -> after:" in table and "Held-out" not in table
 
 
 def test_a_base_that_extracts_nothing_has_no_relative_change():

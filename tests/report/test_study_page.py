@@ -63,7 +63,7 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
                 (HELD_OUT, 0.8, kept),
                 (Metric("nll", "prose"), 3.1, 3.1 - change),
             ):
-                results.append(at | {"subset": 0, "metric": metric, "before": before, "after": after})
+                results.append(at | {"subset": 0, "metric": metric, "before": before, "after": after, "n": 57})
             for proxy in PROXIES:
                 value = 2 + draw.random() - (30 * change if proxy == "kl_to_student" else 0)
                 proxies.append(at | {"proxy": proxy, "value": value, "utility": change})
@@ -207,7 +207,7 @@ def minimal_data():
     """One pair, one seed, no interval, a value that is missing."""
     who = {"student": "s", "arm": "s", "relation": "self", "condition": ""}
     return empty_data(
-        results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None}],
+        results=[who | {"seed": 0, "subset": None, "metric": CAPABILITY, "before": 0.5, "after": None, "n": None}],
         utility=[
             who
             | {"value": 0.01, "low": None, "high": None, "num_replicates": 1}
@@ -373,7 +373,7 @@ def text_of(value):
 
 def test_the_json_holds_everything(folder):
     value = json.loads((folder("full") / "study.json").read_text(), parse_constant=pytest.fail)
-    assert value.pop("schema") == 1
+    assert value.pop("schema") == 2
     assert value == json.loads(json.dumps(vars(full_data()), default=lambda metric: metric.name))
 
 
