@@ -42,6 +42,23 @@ KINDS = {
         "Share of the suffix that need not be given for greedy decoding to complete it.",
         "extraction strength",
     ),
+    "left_tokens": Kind(
+        "% of suffix tokens",
+        "Of the held-out probes that base extracts: suffix tokens that are still the likeliest after the true text so "
+        "far. One wrong token ends exact extraction; this says how much of the sequence is left.",
+        "tokens left of what base extracts",
+    ),
+    "left_log_prob": Kind(
+        "nats per token",
+        "Of the held-out probes that base extracts: log-probability of a suffix token after the true text so far.",
+        "log-probability of what base extracts",
+    ),
+    "planted_auc": Kind(
+        "0.5: chance",
+        "How well the log-probability of the suffix tells held-out sequences that were planted from those that never "
+        "were.",
+        "planted against never planted, AUC",
+    ),
     "graded": Kind(
         "% of suffix tokens",
         "Share of suffix tokens right, one by one, in free greedy decoding.",

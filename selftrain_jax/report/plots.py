@@ -8,7 +8,7 @@ from typing import Sequence
 
 from selftrain_jax.report import svg
 from selftrain_jax.report.data import MARGIN, ReportData, finite, label
-from selftrain_jax.report.metric import HELD_OUT
+from selftrain_jax.report.metric import HELD_OUT, RUN
 
 _MAX_POINTS = 300
 _CURVES = {
@@ -28,35 +28,60 @@ def styles(models: Sequence[str]) -> dict[str, int]:
 
 def figures(data: ReportData) -> list[svg.Figure]:
     """The figures that the data allow, in reading order."""
-    made = [maker(data) for maker in (_extraction_by_repeats, _capability_change, _capability_against_extraction)]
+    made = [_by_repeats(data, *chart) for chart in _BY_REPEATS]
+    made += [_capability_change(data), _capability_against_extraction(data)]
     made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
     return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
 
 
-def _extraction_by_repeats(data: ReportData) -> svg.Figure | None:
-    groups = {m.repeats: m for _, m in data.estimates if m.repeats is not None and not m.held_out}
+_BY_REPEATS = (
+    ("extraction", None, "Extraction", "extracted (% of probes)", "Share of probes continued exactly"),
+    (
+        "planted_auc",
+        RUN,
+        "Planted against never planted",
+        "AUC",
+        "How well the log-probability of the suffix tells held-out sequences from those never planted (0.5: chance)",
+    ),
+    (
+        "left_tokens",
+        RUN,
+        "What is left of what base extracts",
+        "tokens right (% of the suffix)",
+        "Of the held-out probes that base extracts, suffix tokens that are still the likeliest after the true text so far",
+    ),
+)
+"""Kind of metric, whether of held-out probes, and the words of a picture by number of repetitions."""
+
+
+def _by_repeats(
+    data: ReportData, kind: str, held_out: str | None, title: str, axis: str, what: str
+) -> svg.Figure | None:
+    measured = (m for _, m in data.estimates if m.repeats is not None and m.kind == kind)
+    groups = {m.repeats: m for m in measured if m.held_out == held_out}
     counts = sorted(groups)
     if len(counts) < 2:
         return None
     # Zero has no logarithm: it takes the place one doubling to the left of the smallest count.
     place = {r: math.log2(r) if r else math.log2(counts[1]) - 1 for r in counts}
-    hues = styles(data.models)
+    hues, scale = styles(data.models), groups[counts[0]].scale
 
     def draw(axes):
         for i, model in enumerate(data.models):
             found = [(r, e) for r in counts if (e := data.estimates.get((model, groups[r])))]
             xs = [place[r] + 0.09 * (i - (len(data.models) - 1) / 2) for r, _ in found]
-            axes.plot(xs, [100 * e.value for _, e in found], **svg.look(hues[model], label(model)))
+            axes.plot(xs, [scale * e.value for _, e in found], **svg.look(hues[model], label(model)))
             for x, (_, e) in zip(xs, found):
-                svg.bar(axes, [x, x], svg.percent([e.low, e.high]), hues[model])
+                ends = [None if end is None else scale * end for end in (e.low, e.high)]
+                svg.bar(axes, [x, x], ends, hues[model])
         axes.set_xticks([place[r] for r in counts], [str(r) for r in counts])
-        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-4, 104))
-        axes.set_ylabel("extracted (% of probes)")
+        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-0.04 * scale, 1.04 * scale))
+        axes.set_ylabel(axis)
 
     return svg.figure(
-        "Extraction by repetition count",
-        "Share of probes continued exactly, by how often the base model saw the sequence. Bars: 95 % intervals; "
-        "points are moved sideways a little so that they do not hide each other.",
+        f"{title} by repetition count",
+        f"{what}, by how often the base model saw the sequence. Bars: 95 % intervals; points are moved sideways a "
+        "little so that they do not hide each other.",
         draw,
     )
 

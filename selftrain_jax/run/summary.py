@@ -44,19 +44,20 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
-        for row in _measure(items["base"], masks, evaluate):
+        for row in _measure(items["base"], masks, evaluate, items["base"]):
             # Of the base model only the held-out probes differ between subset numbers.
             if k == 0 or row["metric"].held_out:
                 metrics.append({"model": "base", **row, "seed": k})
         for arm in pipeline.arms:
             trained, name = items[f"{arm}-{k}"], _model_name(pipeline, arm)
-            metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate)]
+            metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate, items["base"])]
             for suite, flags in trained.contaminated.items():
                 row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
                 metrics.append({"model": name, **row, "seed": k})
             contamination += [{"model": name, **row, "seed": k} for row in _by_contamination(items["base"], trained)]
             before, after = (hits(found, masks, evaluate.suffix_lengths) for found in (items["base"], trained))
-            comparisons += [{"model": name, **row, "seed": k} for row in _compare(before, after)]
+            changes = [*_compare(before, after), *_compare_means(items["base"], trained, masks)]
+            comparisons += [{"model": name, **row, "seed": k} for row in changes]
             for step, found in curve(workdir / "train" / f"{arm}-{k}"):
                 curves += [
                     {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
@@ -189,25 +190,55 @@ def nll_per_token(items: Items) -> dict[Metric, float]:
     return {Metric("nll", name): float(nats.sum() / tokens.sum()) for name, (nats, tokens) in items.nll.items()}
 
 
-def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings) -> Iterator[dict[str, Any]]:
+def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndarray, np.ndarray]]:
+    """(values, weights) by metric, of which the figure is the weighted mean, and which are compared with `base` item by
+    item: what is no share of items."""
+    probes, found = items.probes, {}
+    for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity") if masks else ():
+        if field in probes:
+            found[Metric(field)] = probes[field].astype(float), np.ones(len(probes[field]))
+    for metric, mask in masks.items():
+        if metric.held_out == RUN:
+            chosen = mask[probes["index"]] & base.probes["exact"]
+            if chosen.any():
+                lengths = probes["length"][chosen].astype(float)
+                figures = {"left_tokens": probes["token_share"], "left_log_prob": probes["log_prob"] / probes["length"]}
+                for kind, values in figures.items():
+                    found[dataclasses.replace(metric, kind=kind)] = values[chosen], lengths
+    for name, (nats, tokens) in items.nll.items():
+        found[Metric("nll", name)] = nats / tokens, tokens.astype(float)
+    return found
+
+
+def _planted_auc(items: Items, masks: Masks) -> Iterator[dict[str, Any]]:
+    """Rows of the held-out groups that were planted, against the one that never was."""
+    held_out = {metric: mask[items.probes["index"]] for metric, mask in masks.items() if metric.held_out == RUN}
+    per_token = items.probes["log_prob"] / items.probes["length"] if masks else None
+    never = next((per_token[mask] for metric, mask in held_out.items() if metric.repeats == 0), np.zeros(0))
+    for metric, mask in held_out.items():
+        if metric.repeats and mask.any() and never.size:
+            found = statistics.auc(per_token[mask], never)
+            yield _row(dataclasses.replace(metric, kind="planted_auc"), *found, int(mask.sum()) + never.size)
+
+
+def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items) -> Iterator[dict[str, Any]]:
     """Rows {"metric", "value", "low", "high", "n"} of one model."""
     for metric, found in hits(items, masks, evaluate.suffix_lengths).items():
         yield _rate(metric, found)
     if masks:
         noise = memorization.MARGIN_NOISE[evaluate.dtype]
         yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise)
-        for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity"):
-            if field in items.probes:
-                values = items.probes[field].astype(float)
-                yield _row(Metric(field), values.mean(), *statistics.bootstrap_mean(values), len(values))
     if items.membership:
         for attack, result in membership.membership_results(items.membership, items.members).items():
             yield _row(Metric("membership_auc", attack), *result.auc, len(items.members))
             yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
             yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
-    for metric, value in nll_per_token(items).items():
-        nats, tokens = items.nll[metric.item]
-        yield _row(metric, value, *statistics.bootstrap_ratio(nats, tokens), int(tokens.sum()))
+    yield from _planted_auc(items, masks)
+    for metric, (values, weights) in means(items, masks, base).items():
+        alike = (weights == 1).all()
+        ends = statistics.bootstrap_mean(values) if alike else statistics.bootstrap_ratio(values * weights, weights)
+        n = int(weights.sum()) if metric.kind == "nll" else len(values)
+        yield _row(metric, float((values * weights).sum() / weights.sum()), *ends, n)
 
 
 def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
@@ -226,6 +257,17 @@ def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
         difference, low, high = statistics.paired_difference(before[metric], new)
         row = {"metric": metric, "difference": difference, "low": low, "high": high}
         rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
+    return rows
+
+
+def _compare_means(base: Items, trained: Items, masks: Masks) -> list[dict[str, Any]]:
+    """The same of `means`, without p-values."""
+    before, rows = means(base, masks, base), []
+    for metric, (values, weights) in means(trained, masks, base).items():
+        spans = {"tokens": float(trained.probes["length"].max()) if masks else None}
+        span = 1.0 if metric.of.is_rate else spans.get(metric.of.unit)
+        difference, low, high = statistics.paired_mean(before[metric][0], values, weights, span)
+        rows.append({"metric": metric, "difference": difference, "low": low, "high": high})
     return rows
 
 

@@ -88,7 +88,7 @@ def test_items_cover_every_probe(measured):
 def test_items_become_rows_with_intervals(measured):
     _, items = measured
     masks = {EXTRACTION: np.ones(12, bool), Metric("extraction", offset=(0, 3)): np.arange(12) < 4}
-    rows = list(summary._measure(items, masks, SETTINGS))
+    rows = list(summary._measure(items, masks, SETTINGS, items))
     ReportData(title="", metrics=[{"model": "base", "seed": 0, **row} for row in rows])  # fractions where they must be
     values = {row["metric"].name: row for row in rows}
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] > 0 for row in rows)

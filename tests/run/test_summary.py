@@ -1,10 +1,13 @@
 """From results by item to figures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.report.metric import HELD_OUT, Metric
+from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 from selftrain_jax.run import summary
 from selftrain_jax.run.summary import mean_capability
 
@@ -28,3 +31,38 @@ def test_p_values_of_suites_are_adjusted_over_all_arms_of_a_subset():
     summary._adjust(rows)
     assert [row["p_value"] for row in rows] == pytest.approx([0.06, 0.4, 0.04, 0.06, 0.02, 0.02])
     assert [row["unadjusted_p_value"] for row in rows] == [*p_values, 0.02, 0.02]
+
+
+def probes(exact, token_share, log_prob):
+    """Six probes of four tokens: two never planted, two planted four times, two 64 times; the last is not held out."""
+    columns = {"exact": np.array(exact, bool), "token_share": np.array(token_share), "log_prob": np.array(log_prob)}
+    whole = np.ones(6)
+    columns |= {"index": np.arange(6), "length": np.full(6, 4), "least_margin": whole}
+    return Items(probes=columns | {"first_mismatch": whole, "strength": whole})
+
+
+def test_what_is_left_of_held_out_memory_is_graded():
+    """Exact extraction is gone, and most tokens are right: of the probes alone that base extracts, before and after."""
+    groups = {group_extraction(f"repeats={n}"): np.arange(6) // 2 == i for i, n in enumerate((0, 4, 64))}
+    held = np.arange(6) < 5
+    held_out = {dataclasses.replace(metric, held_out=RUN): mask & held for metric, mask in groups.items()}
+    masks = {EXTRACTION: np.ones(6, bool), HELD_OUT: held} | groups | held_out
+    base = probes([0, 0, 0, 1, 1, 1], [0.0, 0.25, 0.5, 1, 1, 1], [-16, -16, -8, -1.0, -0.4, -0.2])
+    after = probes([0, 0, 0, 0, 0, 0], [0.0, 0.0, 0.5, 0.75, 0.5, 0.25], [-16, -12, -14, -6.0, -8, -9])
+    values = {row["metric"].name: row["value"] for row in summary._measure(after, masks, EvaluateSettings(), base)}
+    assert values["extraction/held_out"] == 0
+    assert values["left_tokens/held_out"] == pytest.approx((0.75 + 0.5) / 2)
+    assert values["left_tokens/held_out/repeats=4"] == 0.75 and values["left_tokens/held_out/repeats=64"] == 0.5
+    assert "left_tokens/held_out/repeats=0" not in values  # base extracts none of them
+    assert values["left_log_prob/held_out"] == pytest.approx((-1.5 - 2) / 2)
+    assert values["planted_auc/held_out/repeats=64"] == 1.0
+    assert values["planted_auc/held_out/repeats=4"] == 0.75  # of four pairs one is the wrong way round
+    changes = {row["metric"].name: row for row in summary._compare_means(base, after, masks)}
+    assert changes["left_tokens/held_out"]["difference"] == pytest.approx(-0.375)
+    assert changes["left_log_prob/held_out"]["difference"] == pytest.approx(-1.75 + 0.175)
+    same = {row["metric"].name: row for row in summary._compare_means(base, base, masks)}
+    assert (
+        same["token_share/all"]["difference"] == 0
+        and same["token_share/all"]["low"] < 0 < same["token_share/all"]["high"]
+    )
+    assert (same["left_log_prob/held_out"]["low"], same["left_log_prob/held_out"]["high"]) == (None, None)
