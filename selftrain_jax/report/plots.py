@@ -48,7 +48,7 @@ _BY_REPEATS = (
         RUN,
         "What is left of what base extracts",
         "tokens right (% of the suffix)",
-        "Of the held-out probes that base extracts, suffix tokens that are still the likeliest after the true text so far",
+        "Of the held-out probes that base extracts, suffix tokens still the likeliest after the true text so far",
     ),
 )
 """Kind of metric, whether of held-out probes, and the words of a picture by number of repetitions."""
