@@ -4,17 +4,16 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Collection
+from typing import Any
 
 from selftrain_jax import __version__
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, visible
-from selftrain_jax.evaluation.membership import ATTACKS
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, load_tokenizer
-from selftrain_jax.report.metric import KINDS, Metric
+from selftrain_jax.report.metric import kind
 from selftrain_jax.report.tables import interval, number
 from selftrain_jax.run.references import check_current, open_run, student_directory
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
@@ -127,8 +126,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     if not (workdir / "train" / model / "manifest.json").is_file():
         measured = [f"Training of this model was under way: these are the weights of step {step}."]
     elif step == last:  # what figures were measured on
-        evaluate = pipeline.config.evaluate
-        measured = _measured(workdir, model, [*evaluate.texts, *evaluate.multiple_choice, *evaluate.minimal_pairs])
+        measured = _measured(workdir, model)
     measured = measured or ["This checkpoint was not evaluated."]
     return config, params, student, _card(config.family, name, shown, model, measured)
 
@@ -170,24 +168,21 @@ def _without_places(value: Any) -> Any:
     return os.path.basename(value.rstrip("/")) or value if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def _measured(workdir: pathlib.Path, model: str, suites: Collection[str]) -> list[str]:
+def _measured(workdir: pathlib.Path, model: str) -> list[str]:
     """The report's figures for the student and for `model`, as a section with a table; nothing when there are none."""
     path = workdir / "report" / "report.json"
     if not path.is_file():
         return []
     report = files.read_json(path, "report")
-    # Which of its names are of rates, the file does not say.
-    kinds = [name for name, kind in KINDS.items() if not kind.is_rate]
-    no_rates = {Metric(kind, item).name for kind in kinds for item in ("", *suites, *ATTACKS)}
     try:
-        return _table(report["metrics"], model, no_rates)
+        return _table(report["metrics"], model)
     except (TypeError, KeyError, AttributeError, ValueError):
         raise InputError(
             f"{path} is not a report of this program; delete its folder and run `selftrain report`"
         ) from None
 
 
-def _table(rows: list[dict[str, Any]], model: str, no_rates: Collection[str]) -> list[str]:
+def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
     arm, _, seed = model.rpartition("-")
     after = {r["metric"]: r for r in rows if r["model"] in (arm, f"control:{arm}") and r["seed"] == int(seed)}
     # Of the untouched student only what depends on the subset was measured for every seed.
@@ -196,7 +191,7 @@ def _table(rows: list[dict[str, Any]], model: str, no_rates: Collection[str]) ->
     def cell(row: dict[str, Any] | None) -> str:
         if row is None:
             return "-"
-        form = (3, 1) if row["metric"] in no_rates else (1, 100)
+        form = (1, 100) if kind(row["metric"].partition("/")[0]).is_rate else (3, 1)
         return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}".rstrip()
 
     lines = [

@@ -148,7 +148,7 @@ def test_a_card_shows_names_letter_by_letter_and_no_place_on_this_machine():
     hostile = "<script>x</script>[a](https://a.example)`|\n# b\x1b[2J"
     settings = {"source": "/home/me/<b>m", "title": hostile, "checkpoint": 1, "text": {"texts": "/home/me/t.jsonl"}}
     row = {"model": "self", "seed": 0, "metric": f"extraction/{hostile}", "value": 0.5, "low": 0, "high": 1, "n": 2}
-    card = export._card("gpt_neox", hostile, settings, "self-0", export._table([row], "self-0", ()))
+    card = export._card("gpt_neox", hostile, settings, "self-0", export._table([row], "self-0"))
     code = re.compile(r"`[^`\n]*`")
     outside = code.sub("", card.split("```json")[0])
     assert not re.search(r"[<\[]|https:|\x1b|^# b", outside.replace(" [0.0, 100.0]", ""), re.MULTILINE), outside
@@ -170,8 +170,13 @@ def test_the_card_states_settings_and_measured_figures(selftrain, finished, expo
         n, *shown = table[metric]
         assert int(n) == figures["self", metric]["n"]
         for cell, model in zip(shown, ("base", "self")):
+            if (model, metric) not in figures:
+                assert cell.strip() == "-", (cell, metric)
+                assert metric.startswith("contaminated/")  # base has no training text
+                continue
             value = figures[model, metric]["value"]
-            scale = 1 if metric.startswith(("nll", "first_mismatch")) else 100
+            plain = ("nll", "first_mismatch", "contaminated", "left_log_prob", "planted_auc")
+            scale = 1 if metric.startswith(plain) else 100
             assert float(cell.split()[0]) == pytest.approx(scale * value, abs=0.051 if scale == 100 else 0.00051)
 
 
