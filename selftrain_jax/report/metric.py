@@ -54,10 +54,10 @@ KINDS = {
         "log-probability of what base extracts",
     ),
     "planted_auc": Kind(
-        "0.5: chance",
+        "AUC, 0.5: chance",
         "How well the log-probability of the suffix tells held-out sequences that were planted from those that never "
         "were.",
-        "planted against never planted, AUC",
+        "planted against never planted",
     ),
     "graded": Kind(
         "% of suffix tokens",
