@@ -3,7 +3,8 @@
 Command:  selftrain run --config=configs/quickstart.py --workdir=runs/quickstart
 Cost:     about 4 minutes on 2 CPU cores; no network, no GPU, 50 MB of disk.
 Expect:   the base model extracts the sequences planted 64 and 128 times; after self-training almost none of the
-          held-out ones, and so after training on real text. docs/quickstart.md has the figures of three seeds.
+          held-out ones, and so after training on real text; but more than half of their tokens stay right, and hardly
+          any after real text. docs/quickstart.md has the figures of three seeds.
 
 The base model reads 130,000 documents of a generated world once: facts about people, geography, additions, agreement,
 and random word sequences planted 1 to 128 times. It then writes documents from BOS alone and is fine-tuned on them. Two
