@@ -303,6 +303,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
                 say(f"{title}: {found[stage.name].why}; what it was is kept in {workdir.set_aside(stage.name)}")
             else:
                 _refuse_changes(workdir.path, stage, "input", {n: record["inputs"].get(n) for n in machine}, machine)
+        _refuse_links(workdir.path, stage.name)
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
         write_record(directory / "started.json", asked, earlier=earlier)
@@ -342,6 +343,21 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
             (directory / "started.json").unlink()
         raise
     job.on_first(f"end of {stage.name}", ends)
+
+
+def _refuse_links(workdir: pathlib.PurePath, name: str) -> None:
+    """Raises `InputError` for a link in the place of a stage's folder, or within it, where work would write; Weights &
+    Biases leaves some of its own."""
+    if is_remote(workdir):
+        return
+    folder = workdir / name
+    above = [workdir / part for part in pathlib.PurePath(name).parents if part.name]
+    within = (path for path in folder.rglob("*") if "wandb" not in path.relative_to(folder).parts)
+    if link := next((path for path in (*above, folder, *within) if path.is_symlink()), None):
+        raise InputError(
+            f"{link} is a link, and stages write into their own folders alone: put what it leads to in its place, or "
+            "let the whole workdir lie elsewhere"
+        )
 
 
 def _before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:

@@ -436,3 +436,24 @@ def test_a_redo_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, mo
     assert [stages.state(tmp_path, stage) for stage in changed] == ["done", "done"]
     assert stages.outdated(tmp_path, changed) == {} and not (tmp_path / "before-redo").exists()
     assert stages.read_manifest(tmp_path, "sample/self")["settings"]["seed"] == 1
+
+
+@pytest.mark.parametrize("linked", ["train", "train/self-0", "train/self-0/curve", "train/self-0/result"])
+def test_no_stage_writes_through_a_link(tmp_path, linked):
+    """A stranger's workdir may hold one; the workdir itself may be a link."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "run" / linked).parent.mkdir(parents=True)
+    (tmp_path / "run" / linked).symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match=f"run/{linked} is a link"):
+        run(tmp_path / "run", plan())
+    assert list((tmp_path / "target").iterdir()) == []
+    logs = tmp_path / "run" / "train" / "self-0" / "wandb"
+    if linked == "train/self-0/curve":
+        (tmp_path / "run" / linked).unlink()
+        logs.mkdir()
+        (logs / "latest-run").symlink_to(tmp_path / "target")
+        assert run(tmp_path / "run", plan())[-1] == "[2/2] train/self-0"
+        (tmp_path / "target").rmdir()
+        (tmp_path / "target").mkdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "target")
+    assert run(tmp_path / "elsewhere", plan()) == ["[1/2] sample/self", "[2/2] train/self-0"]
