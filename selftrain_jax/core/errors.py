@@ -5,6 +5,10 @@ import re
 # Control characters, halves of surrogate pairs, and what turns the direction of the text after it.
 _ORDERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
+_LOGIN = re.compile(r"(:/|//)[^/\s]+@")
+# Of signed addresses of clouds and hubs, too: X-Amz-Signature, X-Goog-Credential, sig, access_token.
+_KEYS = re.compile(r"([?&][\w-]*(?:token|key|secret|password|signature|credential|sig)=)[^&\s'\"]+", re.IGNORECASE)
+
 
 class InputError(ValueError):
     """A setting, file or argument that cannot be used.
@@ -38,8 +42,9 @@ def visible(text: str, keep: str = "", mask: str = "\N{REPLACEMENT CHARACTER}") 
 
 
 def told(message: object, keep: str = "") -> str:
-    """`message` as a terminal or a log may have it: `visible`, and without user and password of an address in it."""
-    return visible(re.sub(r"(:/|//)[^/\s]+@", r"\1***@", str(message)), keep)
+    """`message` as a terminal or a log may have it: `visible`, and without user, password and keys of an address in
+    it."""
+    return visible(_KEYS.sub(r"\1***", _LOGIN.sub(r"\1***@", str(message))), keep)
 
 
 def one_line(error: Exception) -> str:

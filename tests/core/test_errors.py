@@ -9,9 +9,12 @@ ADDRESSES = {
     "proxy socks5://me:se@cret@host:1": "proxy socks5://***@host:1",
     "gs:/me:secret@bucket/x": "gs:/***@bucket/x",
     "https://host/name@revision": "https://host/name@revision",
+    "https://h/f?token=hf_abc&rev=1 failed": "https://h/f?token=***&rev=1 failed",
+    "'https://h/f?a=1&X-Amz-Signature=00ff'": "'https://h/f?a=1&X-Amz-Signature=***'",
+    "https://h/f?tokenizer=gpt2": "https://h/f?tokenizer=gpt2",
 }
 
 
 @pytest.mark.parametrize("text, shown", ADDRESSES.items())
-def test_user_and_password_of_an_address_are_left_out(text, shown):
+def test_user_password_and_keys_of_an_address_are_left_out(text, shown):
     assert told(text) == shown
