@@ -26,7 +26,7 @@ _SCRIPTS = (
 )
 _UNSPACED = regex.compile(r"(?V1)[[%s]&&[\p{L}\p{N}]]" % "".join(rf"\p{{scx={s}}}" for s in _SCRIPTS.split()))
 _MARKED = regex.compile(r"\x00(.\p{M}*)")
-_ID = regex.compile(r"(?:(?:^|[\W_])(?i:ids?)|\p{Ll}I[dD]s?)$")
+_ID = regex.compile(r"(?:(?:^|[\W_])(?i:ids?)|\p{Ll}I[dD]s?|^cluster)$")
 _LONG_WORD = 16
 """Characters per word above which a text has no words in it, or none that are separated."""
 

@@ -3,12 +3,30 @@
 import dataclasses
 import io
 import pathlib
+from typing import Any, Sequence
 
 import numpy as np
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_arrays, write_atomic
 
 _FILE = "items.npz"
+_BY_SUITE = ("contaminated", "clusters", "documents")
+
+
+def cluster_numbers(labels: Sequence[Any], what: str) -> np.ndarray | None:
+    """int `[n]`: equal where labels are, and for None a number of its own; None where no two items share a label.
+
+    Raises:
+      InputError: a label that is neither a text nor a whole number; `what` names the file.
+    """
+    numbers: dict[Any, int] = {}
+    for number, label in enumerate(labels, 1):
+        if label is not None and type(label) not in (str, int):
+            raise InputError(f"{what}, item {number}: cluster={label!r} must be a text or a whole number, or left out")
+        numbers.setdefault((number,) if label is None else label, number)
+    found = [numbers[(number,) if label is None else label] for number, label in enumerate(labels, 1)]
+    return np.array(found) if len(numbers) < len(found) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +38,13 @@ class Items:
       nll: text set -> (nats `[windows]`, tokens `[windows]`).
       probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" (int,
         -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded", "bleu" and
-        "edit_similarity". Empty without probes.
+        "edit_similarity", and "cluster" (int) where probes share one. Empty without probes.
       membership: attack -> float `[n]`.
       members: bool `[n]`; None where no attack was run.
       contaminated: suite -> bool `[n]`, whether the item's question with its right answer, or its good sentence, stands
         in the text that the model was trained on; empty for a model that was not trained here.
+      clusters: suite -> int `[n]`, equal for items that are about the same and so not independent; only where some are.
+      documents: text set -> int `[windows]`, the text that a window is of.
     """
 
     capability: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
@@ -33,6 +53,8 @@ class Items:
     membership: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     members: np.ndarray | None = None
     contaminated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    clusters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    documents: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `directory/items.npz`, whole or not at all; the directory is made when missing."""
@@ -41,7 +63,8 @@ class Items:
             arrays |= {f"nats/{name}": nats, f"tokens/{name}": tokens}
         arrays |= {f"probes/{column}": values for column, values in self.probes.items()}
         arrays |= {f"membership/{attack}": values for attack, values in self.membership.items()}
-        arrays |= {f"contaminated/{suite}": flags for suite, flags in self.contaminated.items()}
+        for kind in _BY_SUITE:
+            arrays |= {f"{kind}/{name}": values for name, values in getattr(self, kind).items()}
         if self.members is not None:
             arrays["members"] = self.members
         buffer = io.BytesIO()
@@ -67,5 +90,5 @@ class Items:
             kinds.get("probes", {}),
             kinds.get("membership", {}),
             kinds.get("members", {}).get(""),
-            kinds.get("contaminated", {}),
+            *(kinds.get(kind, {}) for kind in _BY_SUITE),
         )

@@ -41,6 +41,7 @@ class TextLikelihood:
     num_bytes: int  # UTF-8 bytes of the whole set
     num_chars: int  # Unicode code points of the whole set
     num_words: int  # pieces between runs of white space, as the harness counts them
+    document: np.ndarray  # int64 [W], which text the window is of
 
     @property
     def nll_per_token(self) -> float:
@@ -73,32 +74,36 @@ def text_likelihood(
     scorer: Scorer, config: DecoderConfig, tokenizer, texts: Sequence[str], *, context_len: int = 1
 ) -> TextLikelihood:
     """Every token of every text is scored once, in `text_windows`."""
-    scores = scorer(*text_windows(config, tokenizer, texts, context_len))
+    *windows, document = text_windows(config, tokenizer, texts, context_len)
+    scores = scorer(*windows)
     return TextLikelihood(
         nll=-summed_log_probs(scores),
         num_tokens=np.array([s.log_probs.size for s in scores]),
         num_bytes=sum(len(text.encode()) for text in texts),
         num_chars=sum(map(len, texts)),
         num_words=sum(len(re.split(r"\s+", text)) for text in texts),
+        document=document,
     )
 
 
 def text_windows(
     config: DecoderConfig, tokenizer, texts: Sequence[str], context_len: int
-) -> tuple[list[np.ndarray], list[int]]:
-    """(sequences, first scored indices): the windows of `rolling_windows` over the model's whole context, text by text.
+) -> tuple[list[np.ndarray], list[int], np.ndarray]:
+    """(sequences, first scored indices, texts they are of): the windows of `rolling_windows` over the model's whole
+    context, text by text.
 
     The first token of a text is scored given BOS alone. `context_len` is explained at `rolling_windows`.
     """
     _check_context(context_len, config.max_position)
     windows = [
-        window
-        for ids in encode_all(tokenizer, texts)
+        (*window, i)
+        for i, ids in enumerate(encode_all(tokenizer, texts))
         for window in rolling_windows(ids, config.bos_token_id, config.max_position, context_len)
     ]
     if not windows:
         raise InputError("the model's tokenizer makes no token of the whole text set; leave it out")
-    return [sequence for sequence, _ in windows], [start for _, start in windows]
+    sequences, starts, document = zip(*windows)
+    return list(sequences), list(starts), np.array(document)
 
 
 def rolling_windows(

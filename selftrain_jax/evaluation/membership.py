@@ -7,7 +7,7 @@ from typing import Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation import statistics
+from selftrain_jax.evaluation import roc
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus", "reference")
@@ -97,8 +97,8 @@ def membership_results(scores: dict[str, np.ndarray], members: np.ndarray) -> di
     for attack, values in scores.items():
         pair = values[members], values[~members]
         found[attack] = MembershipResult(
-            auc=statistics.auc(*pair),
-            tpr_at_1_percent=statistics.tpr_at_fpr(*pair, fpr=0.01),
-            tpr_at_01_percent=statistics.tpr_at_fpr(*pair, fpr=0.001),
+            auc=roc.auc(*pair),
+            tpr_at_1_percent=roc.tpr_at_fpr(*pair, fpr=0.01),
+            tpr_at_01_percent=roc.tpr_at_fpr(*pair, fpr=0.001),
         )
     return found

@@ -14,6 +14,7 @@ from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.diversity import ngram_hashes
 from selftrain_jax.data.texts import warn_of_twins
+from selftrain_jax.evaluation.items import cluster_numbers
 from selftrain_jax.evaluation.likelihood import Scorer, after_bos, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig
 
@@ -31,14 +32,17 @@ class Probe:
     suffix: np.ndarray  # int32
     group: str = "all"  # "all" is of no group; for example how often the sequence was seen in training
     offset: int | None = None  # tokens of the training sequence that come before the prefix, where known
+    cluster: str | int | None = None  # equal for probes that are not independent, as those of one document
 
 
 def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: bool = False) -> list[Probe]:
-    """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group" and "offset".
+    """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group", "offset" and
+    "cluster"; without a cluster, probes of one "document" are one.
 
     Raises:
-      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, a group that is
-        no name, or a probe longer than the context, each named by its number; a group "all" beside others.
+      InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, a group or
+        cluster that is no name, or a probe longer than the context, each named by its number; a group "all" beside
+        others.
     """
     probes: list[Probe] = []
     named: set[str] = set()
@@ -64,7 +68,9 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
             if type(group) not in (str, int) or not str(group).isprintable() or not str(group).strip():
                 raise InputError(f"{where}: group={group!r} must be a name of printable characters, or left out")
             named.add(str(group))
-        probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset))
+        cluster = row.get("cluster", row.get("document"))
+        probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset, cluster))
+    cluster_numbers([probe.cluster for probe in probes], f"probe file {path}")
     warn_of_twins(f"probe file {path}", [(p.prefix.tobytes(), p.suffix.tobytes()) for p in probes])
     if not probes:
         raise InputError(f"probe file {path} holds no probes")
@@ -74,10 +80,12 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
 
 
 def probe_columns(probes: Sequence[Probe]) -> dict[str, np.ndarray]:
-    """ "group" (str `[n]`) and "offset" (int `[n]`, -1 where it is not known)."""
+    """ "group" (str `[n]`), "offset" (int `[n]`, -1: unknown), and "cluster" (int) where some share it."""
+    clusters = cluster_numbers([p.cluster for p in probes], "probes")
     return {
         "group": np.array([p.group for p in probes]),
         "offset": np.array([-1 if p.offset is None else p.offset for p in probes]),
+        **({} if clusters is None else {"cluster": clusters}),
     }
 
 
@@ -158,8 +166,9 @@ def extraction_strength(
 
     1 - k / T with the smallest k such that greedy decoding from the first k of the T tokens emits the other T - k
     (Carlini et al. 2021, arXiv 2012.07805; in this form Wang et al. 2025, arXiv 2406.09179, "extraction strength"). One
-    teacher-forced pass suffices: k is the position behind the last token that is not the argmax. Without `bos_token_id`
-    the first token has no predecessor and always belongs to what is given (k >= 1).
+    teacher-forced pass suffices: k is the position behind the last token that is not the argmax. k = T leaves nothing
+    to emit, so that a wrong last token is 0; the code of OpenUnlearning stops at k = T - 1 and makes it 1 / T.
+    Without `bos_token_id` the first token has no predecessor and always belongs to what is given (k >= 1).
     """
     scores = scorer(after_bos(sequences, bos_token_id), [1] * len(sequences))
     free = int(bos_token_id is None)

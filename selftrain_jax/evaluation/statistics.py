@@ -5,7 +5,7 @@ one-dimensional or not as many as they must be.
 """
 
 import functools
-from typing import Hashable, Iterator, Sequence
+from typing import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +23,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     It covers the true proportion with probability at least `confidence`, whatever that proportion is (Clopper &
     Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934).
     """
-    _check_settings(confidence)
+    check_settings(confidence)
     if not 0 <= successes <= n:
         raise InputError(f"successes={successes} must lie between 0 and n={n}")
     from scipy.stats import beta
@@ -34,48 +34,91 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
-def bootstrap_mean(
-    values: ArrayLike, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval (low, high) of the mean of `values` [N], resampled item by item.
+def share(
+    hits: ArrayLike, cluster: Sequence[Hashable] | None = None, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(share, low, high) of hits [N] (0 or 1): Clopper & Pearson's interval, of the effective number of items where
+    those of a cluster (a label per item) are not independent.
 
-    The same arguments give the same interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13).
+    That is p (1 - p) over the variance between clusters, less for the degrees of freedom of so few, and at most N (Korn
+    & Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data", Survey Methodology 24, 1998). Where all hits are alike nothing is known of that variance, and clusters
+    count as items. In simulations of 24 and 60 clusters of 2 to 16 items it covers 90 to 99 %; over items, 39 to 98 %.
     """
-    _check_settings(confidence, num_resamples)
-    values = _items("values", values)
-    means = [values[drawn].mean(axis=1) for drawn in _resamples(len(values), num_resamples, seed)]
-    return _central(np.concatenate(means), confidence)
+    hits = _hits(hits, hits)[0]
+    labels, value = _clusters(cluster, len(hits)), float(hits.mean())
+    if labels is None:
+        return value, *clopper_pearson(int(hits.sum()), len(hits), confidence)
+    check_settings(confidence)
+    from scipy.stats import t
+
+    sizes = np.bincount(labels)
+    effective, n = float(len(sizes)), len(sizes)
+    if 0 < value < 1 and n > 1:
+        tail = (1 + confidence) / 2
+        few = float(t.ppf(tail, len(hits) - 1) / t.ppf(tail, n - 1)) ** 2
+        error = _ratio_error(np.bincount(labels, hits), sizes)
+        effective = min(few * value * (1 - value) / error**2 if error else len(hits), len(hits))
+    return value, *clopper_pearson(value * effective, effective, confidence)
 
 
-def bootstrap_ratio(
-    values: ArrayLike, weights: ArrayLike, confidence: float = 0.95, num_resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float]:
-    """The same for sum(values) / sum(weights), items [N] resampled together with their weights."""
-    _check_settings(confidence, num_resamples)
-    values, weights = _pairs(values, weights, ("values", "weights"))
-    resamples = _resamples(len(values), num_resamples, seed)
-    return _central(np.concatenate([values[drawn].sum(1) / weights[drawn].sum(1) for drawn in resamples]), confidence)
+def weighted_mean(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    bounds: tuple[float, float] | None = None,
+    cluster: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) of sum(weights * values) / sum(weights), values [N] independent between clusters (a label per
+    item; each item for itself without).
+
+    Student's t with the variance of a ratio of cluster totals (Cochran, "Sampling techniques", 1977, section 6.3).
+    Where few values differ, that has too little width: of values within `bounds` two clusters of mean weight are added,
+    one at each bound (as Agresti & Caffo, "Simple and effective confidence intervals for proportions", The American
+    Statistician 54, 2000, add successes and failures). In simulations of 16 to 384 items of which 1 to 90 % lose all or
+    a part, it covers 94 to 100 %; without them, 14 to 96 %. Without `bounds` the interval is None where no value
+    differs or there is one cluster.
+    """
+    check_settings(confidence)
+    values = check_items("values", values)
+    values, weights = check_pairs(values, np.ones(len(values)) if weights is None else weights, ("values", "weights"))
+    labels = _clusters(cluster, len(values))
+    parts = weights * values, weights
+    mean = float(parts[0].sum() / weights.sum())
+    totals, sizes = parts if labels is None else (np.bincount(labels, part) for part in parts)
+    if bounds is not None:
+        totals, sizes = np.append(totals, sizes.mean() * np.array(bounds)), np.append(sizes, [sizes.mean()] * 2)
+    error = _ratio_error(totals, sizes)
+    if not error:
+        return mean, None, None
+    from scipy.stats import t
+
+    middle = float(totals.sum() / sizes.sum())
+    half = float(t.ppf((1 + confidence) / 2, len(sizes) - 1) * error)
+    low, high = min(middle - half, mean), max(middle + half, mean)
+    return (mean, low, high) if bounds is None else (mean, max(low, bounds[0]), min(high, bounds[1]))
 
 
-def _resamples(n: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """int `[R, n]`, items drawn with replacement, until there are `num_resamples` rows; R bounds the memory."""
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_ELEMENTS // n)
-    for start in range(0, num_resamples, rows):
-        yield rng.integers(n, size=(min(rows, num_resamples - start), n))
+def _ratio_error(totals: np.ndarray, sizes: np.ndarray) -> float:
+    """The standard error of sum(totals) / sum(sizes), one of each per independent unit; 0 for a single one."""
+    n, residuals = len(sizes), totals - totals.sum() / sizes.sum() * sizes
+    return float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / sizes.sum()) if n > 1 else 0.0
 
 
 def paired_difference(
-    before_hits: ArrayLike, after_hits: ArrayLike, confidence: float = 0.95
+    before_hits: ArrayLike, after_hits: ArrayLike, confidence: float = 0.95, cluster: Sequence[Hashable] | None = None
 ) -> tuple[float, float, float]:
     """(difference, low, high) of the share of hits [N] (0 or 1, same items) after minus before.
 
     What both measurements share cancels, and where no item changed the interval still has the width that N leaves, of
     which a bootstrap knows nothing (Newcombe, "Improved confidence intervals for the difference between binomial
-    proportions based on paired data", Statistics in Medicine 17, 1998, method 10).
+    proportions based on paired data", Statistics in Medicine 17, 1998, method 10). Of items that come in clusters (a
+    label per item) it is a `paired_mean`: it covers 96 to 100 % in the simulations of `mcnemar`; over items, 43 to 99.
     """
-    _check_settings(confidence)
+    check_settings(confidence)
     before, after = _hits(before_hits, after_hits)
+    if _clusters(cluster, len(before)) is not None:
+        return paired_mean(before, after, np.ones(len(before)), 1.0, confidence, cluster)
     n, p, q = len(before), float(after.mean()), float(before.mean())
     from scipy.stats import norm
 
@@ -98,49 +141,41 @@ def paired_difference(
 
 
 def paired_mean(
-    before: ArrayLike, after: ArrayLike, weights: ArrayLike, span: float | None = None, confidence: float = 0.95
+    before: ArrayLike,
+    after: ArrayLike,
+    weights: ArrayLike,
+    span: float | None = None,
+    confidence: float = 0.95,
+    cluster: Sequence[Hashable] | None = None,
 ) -> tuple[float, float | None, float | None]:
-    """(difference, low, high) of sum(weights * value) / sum(weights), values [N] of the same items after minus before.
-
-    Student's t with the variance of a ratio estimator (Cochran, "Sampling techniques", 1977, section 6.3). Where few
-    items change, that has too little width: of values within [0, `span`] two items of mean weight are added, one that
-    loses `span` and one that gains it (as Agresti & Caffo, "Simple and effective confidence intervals for proportions",
-    The American Statistician 54, 2000, add two of each kind for shares). In simulations of 16 to 384 items of which 1
-    to 90 % lose all or a part, it covers 94 to 100 %; without them, 14 to 96 %. Without `span` the interval is None
-    where no item changes.
-    """
-    _check_settings(confidence)
-    before, after = _pairs(before, after, ("before", "after"))
-    change, weights = _pairs(after - before, weights, ("after", "weights"))
-    difference = float((weights * change).sum() / weights.sum())
-    if span is not None:
-        change, weights = np.append(change, [-span, span]), np.append(weights, [weights.mean()] * 2)
-    n, middle = len(change), float((weights * change).sum() / weights.sum())
-    residuals = weights * (change - middle)
-    if n < 2 or not residuals.any():
-        return difference, None, None
-    from scipy.stats import t
-
-    error = np.sqrt(n / (n - 1) * (residuals**2).sum()) / weights.sum()
-    half = float(t.ppf((1 + confidence) / 2, n - 1) * error)
-    low, high = min(middle - half, difference), max(middle + half, difference)
-    return (difference, low, high) if span is None else (difference, max(low, -span), min(high, span))
+    """`weighted_mean` of values [N] of the same items after minus before, each within `span` of 0 if given."""
+    before, after = check_pairs(before, after)
+    return weighted_mean(after - before, weights, None if span is None else (-span, span), cluster, confidence)
 
 
-def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike) -> float:
+def mcnemar(before_hits: ArrayLike, after_hits: ArrayLike, cluster: Sequence[Hashable] | None = None) -> float:
     """Exact two-sided p-value that hits [N] (0 or 1, same items) are as frequent after as before; 1 without a change.
 
     Under the null hypothesis each item that changed is as likely to be a loss as a gain: a binomial test with p = 1/2
     on the discordant pairs (McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12, 1947).
+    percentages", Psychometrika 12, 1947). Of items that are not independent within a cluster (a label per item) it is
+    the cluster's gains less its losses that may as well have the other sign: all signs of all clusters are counted
+    (Fisher, "The design of experiments", 1935, section 21). In simulations of 24 and 60 clusters of 2 to 16 items it
+    rejects 0 to 6 % of true null hypotheses at 5 %; over items, 0 to 55 %.
     """
     before, after = _hits(before_hits, after_hits)
-    gains, losses = int(np.sum(after > before)), int(np.sum(after < before))
-    if gains + losses == 0:
-        return 1.0
-    from scipy.stats import binomtest
+    labels, net = _clusters(cluster, len(before)), after - before
+    if labels is not None:
+        net = np.bincount(labels, net)
+    from scipy.stats import binom
 
-    return float(binomtest(gains, gains + losses, 0.5).pvalue)
+    chances = np.ones(1)  # of the sums from -r to r, r the sum of all sizes so far
+    for size, count in zip(*np.unique(np.abs(net[net != 0]).astype(int), return_counts=True)):
+        part = np.zeros(2 * size * count + 1)
+        part[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, part) if len(chances) > 1 else part
+    sums = np.arange(len(chances)) - len(chances) // 2
+    return float(min(chances[np.abs(sums) >= abs(net.sum())].sum(), 1.0))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -150,7 +185,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted_(i) = max over j <= i of min(1, p_(j) (N - j + 1)) (Holm, "A simple sequentially rejective multiple test
     procedure", Scandinavian Journal of Statistics 6, 1979).
     """
-    p = _items("p_values", p_values)
+    p = check_items("p_values", p_values)
     if p.min() < 0 or p.max() > 1:
         raise InputError(f"p_values lie in [{p.min()}, {p.max()}]: each must lie in [0, 1]")
     order = np.argsort(p, kind="stable")
@@ -167,8 +202,8 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
     bootstrap draws from ten combinations and covers far too little. What the items add is already in the spread of the
     K means. It supposes that estimates of different runs are about normal ("Student", Biometrika 6, 1908).
     """
-    _check_settings(confidence)
-    values = _items("estimates", estimates)
+    check_settings(confidence)
+    values = check_items("estimates", estimates)
     if len(values) < 2:
         raise InputError("estimates: an interval over subsets or seeds needs at least 2 of them")
     from scipy.stats import t
@@ -184,7 +219,7 @@ def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float
     n_0 = (N - sum n_i^2 / N) / (a - 1), for a groups of n_i values, N in all (Searle, Casella & McCulloch, "Variance
     components", 1992, section 3.6). Needs two groups, and two values in one of them.
     """
-    groups = [_items("groups", group) for group in groups]
+    groups = [check_items("groups", group) for group in groups]
     sizes = np.array([len(group) for group in groups])
     a, total = len(groups), sizes.sum()
     if a < 2 or total == a:
@@ -194,69 +229,6 @@ def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float
     mean = (sizes * means).sum() / total
     of_means = float((sizes * (means - mean) ** 2).sum()) / (a - 1)
     return max((of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), 0.0), within
-
-
-def auc(positives: ArrayLike, negatives: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(AUC, low, high): the probability that a positive scores above a negative, ties counting half, and an interval.
-
-    The variance is that of DeLong et al. ("Comparing the areas under two or more correlated ROC curves", Biometrics 44,
-    1988), the interval is built on the log-odds, which keeps it inside (0, 1). Where that variance is zero (classes
-    that do not overlap, scores that are all equal) the interval is the exact binomial one of min(P, N) independent
-    pairs; with a single positive or negative it says nothing, (0, 1), unless all pairs came out alike.
-    """
-    _check_settings(confidence)
-    x, y = _items("positives", positives), _items("negatives", negatives)
-    ranked_x, ranked_y = np.sort(x), np.sort(y)
-    # Share of the other class below each score, ties half: the "placements".
-    above = (np.searchsorted(ranked_y, x, "left") + np.searchsorted(ranked_y, x, "right")) / (2 * len(y))
-    below = 1 - (np.searchsorted(ranked_x, y, "left") + np.searchsorted(ranked_x, y, "right")) / (2 * len(x))
-    value = float(above.mean())
-    pairs = min(len(x), len(y))
-    if pairs < 2 and 0 < value < 1:
-        return value, 0.0, 1.0
-    error = np.sqrt(above.var(ddof=1) / len(x) + below.var(ddof=1) / len(y)) if pairs > 1 else 0.0
-    if error == 0:
-        low, high = clopper_pearson(round(value * pairs), pairs, confidence)
-        return value, min(low, value), max(high, value)
-    from scipy.special import expit, logit
-    from scipy.stats import norm
-
-    half = norm.ppf((1 + confidence) / 2) * error / (value * (1 - value))
-    return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
-
-
-def tpr_at_fpr(
-    positives: ArrayLike, negatives: ArrayLike, fpr: float, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """(TPR, low, high): the share of positives found when at most the share `fpr` of the negatives is accused.
-
-    Accused is who scores above the threshold, the lowest that accuses floor(fpr N) negatives or fewer; with fewer than
-    1 / fpr negatives that is the highest of them. Below some 4.4 / fpr negatives `low` is 0 (at 95 %): so few cannot
-    tell how far out the threshold truly lies.
-
-    The interval is for the population's rate at the population's threshold and holds for any distribution of scores:
-    half of the allowed error goes to the threshold, which lies between two order statistics of the negatives
-    (binomial), half to the share of positives above each of them (Clopper-Pearson). It is wider than a bootstrap's,
-    which misses the far tail.
-    """
-    _check_settings(confidence)
-    if not 0 < fpr < 1:
-        raise InputError(f"fpr={fpr} must lie between 0 and 1, for example 0.01")
-    x, y = _items("positives", positives), np.sort(_items("negatives", negatives))[::-1]
-    from scipy.stats import binom
-
-    tail = (1 - confidence) / 2
-    inner = 1 - tail  # confidence of each half: two errors of (1 - confidence) / 2 add up
-
-    def above(accused: int) -> int:  # positives that score above all but `accused` negatives
-        return int(np.sum(x > y[accused])) if accused < len(y) else len(x)
-
-    allowed = int(fpr * len(y) * (1 + 1e-12))  # 0.01 * 100 is a rounding below 1 on some paths
-    fewest, most = int(binom.ppf(tail / 2, len(y), fpr)), int(binom.ppf(1 - tail / 2, len(y), fpr))
-    low = clopper_pearson(above(fewest - 1), len(x), inner)[0] if fewest > 0 else 0.0
-    high = clopper_pearson(above(most), len(x), inner)[1]
-    value = above(allowed) / len(x)
-    return value, min(low, value), max(high, value)
 
 
 def rank_correlation(
@@ -292,8 +264,8 @@ def rank_correlation(
       (None, None, None) where `x` or `y` does not vary (within any group): there is nothing to rank. (rho, None, None)
       where there is a single cluster, or no resample varies.
     """
-    _check_settings(confidence, num_resamples)
-    x, y = _pairs(x, y, ("x", "y"))
+    check_settings(confidence, num_resamples)
+    x, y = check_pairs(x, y, ("x", "y"))
     if len(x) < 3:
         raise InputError(f"x has {len(x)} items: a rank correlation needs at least 3")
     group, unit = _labels("groups", groups, len(x)), _labels("cluster", cluster, len(x))
@@ -349,14 +321,20 @@ def _labels(name: str, labels: Sequence[Hashable] | None, n: int) -> np.ndarray 
     return np.array([numbers[label] for label in labels])
 
 
-def _check_settings(confidence: float, num_resamples: int = 1) -> None:
+def _clusters(cluster: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
+    """The same of clusters; None where each item is one of its own."""
+    labels = _labels("cluster", cluster, n)
+    return None if labels is None or labels.max() == n - 1 else labels
+
+
+def check_settings(confidence: float, num_resamples: int = 1) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
     if num_resamples < 1:
         raise InputError(f"num_resamples={num_resamples} must be at least 1")
 
 
-def _items(name: str, values: ArrayLike) -> np.ndarray:
+def check_items(name: str, values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} has shape {array.shape}: give one number per item, and at least one item")
@@ -365,8 +343,8 @@ def _items(name: str, values: ArrayLike) -> np.ndarray:
     return array
 
 
-def _pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tuple[np.ndarray, np.ndarray]:
-    before, after = _items(names[0], before), _items(names[1], after)
+def check_pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tuple[np.ndarray, np.ndarray]:
+    before, after = check_items(names[0], before), check_items(names[1], after)
     if before.shape != after.shape:
         raise InputError(
             f"{names[0]} has {before.size} items and {names[1]} has {after.size}: pair the same items in order"
@@ -375,7 +353,7 @@ def _pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tu
 
 
 def _hits(before: ArrayLike, after: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    before, after = _pairs(before, after)
+    before, after = check_pairs(before, after)
     for name, hits in (("before_hits", before), ("after_hits", after)):
         if not np.isin(hits, (0, 1)).all():
             raise InputError(f"{name} must hold only 0 and 1 (or booleans)")

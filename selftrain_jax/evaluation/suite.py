@@ -17,7 +17,7 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
-from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.items import Items, cluster_numbers
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
@@ -41,7 +41,10 @@ def read_inputs(
     add_bos = begins_with_bos(settings, tokenizer)
 
     def load(reader: Callable, files: Mapping[str, str]) -> dict[str, list]:
-        return limited({name: reader(find(path)) for name, path in files.items()}, settings.limit)
+        found = {name: reader(find(path)) for name, path in files.items()}
+        for name, rows in found.items():
+            _cluster(rows, f"suite {name} in {files[name]}")
+        return limited(found, settings.limit)
 
     texts = {name: load_texts(find(path)) for name, path in settings.texts.items()}
     inputs = (
@@ -72,6 +75,10 @@ def read_inputs(
             f"{', '.join(sorted(groups)) or 'none'}"
         )
     return inputs
+
+
+def _cluster(rows: Sequence[Mapping[str, Any]], what: str) -> np.ndarray | None:
+    return cluster_numbers([row.get("cluster") for row in rows], what)
 
 
 def _read_at_once(settings: EvaluateSettings, config: DecoderConfig) -> DecoderConfig:
@@ -189,14 +196,17 @@ def evaluate_model(
             bar.update()
         for set_name, documents in texts.items():
             if limit is not None:
-                windows, starts = likelihood.text_windows(reader, tokenizer, documents, settings.context_len)
+                windows, starts, of = likelihood.text_windows(reader, tokenizer, documents, settings.context_len)
                 chosen = evenly_spread(len(windows), limit)
                 scores = scorer([windows[i] for i in chosen], [starts[i] for i in chosen])
                 sizes = np.array([s.log_probs.size for s in scores])
-                items.nll[set_name] = -likelihood.summed_log_probs(scores), sizes
+                items.nll[set_name], items.documents[set_name] = (
+                    (-likelihood.summed_log_probs(scores), sizes),
+                    of[chosen],
+                )
                 continue
             found = likelihood.text_likelihood(scorer, reader, tokenizer, documents, context_len=settings.context_len)
-            items.nll[set_name] = found.nll, found.num_tokens
+            items.nll[set_name], items.documents[set_name] = (found.nll, found.num_tokens), found.document
             summary[f"nll/{set_name}"] = found.nll_per_token
             for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):
                 summary[f"{unit}/{set_name}"] = getattr(found, unit)
@@ -219,6 +229,9 @@ def evaluate_model(
                 attacks = membership.membership_scores(scorer, whole, texts=decoded, bos_token_id=bos)
                 items.membership.update(attacks)
             bar.update()
+    for suite, rows in (questions | pairs | words).items():
+        if (clusters := _cluster(rows, suite)) is not None:
+            items.clusters[suite] = clusters
     if trained_on is not None:
         flags = contaminated_items(questions | pairs, trained_on, settings.template)
         items.contaminated.update({suite: np.array(found) for suite, found in flags.items()})

@@ -17,8 +17,9 @@ def question_suites(world: World) -> dict[str, list[dict]]:
       "recall": every city, job and pet, asked in the phrasing held out for that fact.
       "two_step": currency and language of the people for whom neither is ever stated; they follow from the home city.
       "arithmetic": the held-out sums, among the numbers next to the right one.
-      Rows of these are {"question", "choices", "gold"}, choices with a leading space.
-      "minimal_pairs": {"sentence_good", "sentence_bad"} differing in one word, on held-out combinations of words.
+      Rows of these are {"question", "choices", "gold", "cluster"}, choices with a leading space.
+      "minimal_pairs": {"sentence_good", "sentence_bad", "cluster"} differing in one word, on held-out combinations.
+      Questions of one cluster (a person, a city, two numbers, a noun) are known or not known together.
     """
     rng = np.random.default_rng([world.config.seed, 2])
     everybody = np.arange(len(world.people))
@@ -33,13 +34,14 @@ def question_suites(world: World) -> dict[str, list[dict]]:
 
 
 def _fact(world: World, person: int, relation: str) -> dict:
-    column = grammar.PERSON_RELATIONS.index(relation)
+    column, city = map(grammar.PERSON_RELATIONS.index, (relation, "city"))
     phrasing = grammar.PHRASINGS[relation][world.held_out_phrasing[person, column]]
     values = world.values[relation]
     return {
         "question": grammar.stem(phrasing, world.words[world.people[person]]),
         "choices": [f" {world.words[value]}" for value in values],
         "gold": int(np.flatnonzero(values == world.attributes[person, column])[0]),
+        "cluster": int(person) if relation in grammar.STATED_RELATIONS else int(world.attributes[person, city]),
     }
 
 
@@ -51,13 +53,15 @@ def _sum(world: World, rng: np.random.Generator, a: int, b: int) -> dict:
         "question": grammar.stem(grammar.PHRASINGS["sum"][0], *grammar.digits(a), *grammar.digits(b)),
         "choices": [" " + " ".join(grammar.digits(n)) for n in range(low, low + NUM_SUM_CHOICES)],
         "gold": a + b - low,
+        "cluster": " + ".join(map(str, sorted((a, b)))),
     }
 
 
-def _pair(relation: str, good: list[str], slot: str, wrong: str) -> dict:
+def _pair(relation: str, good: list[str], slot: str, wrong: str, cluster: str) -> dict:
     bad = [wrong if name == slot else word for name, word in zip(grammar.SLOTS, good)]
     phrasing = f"{grammar.PHRASINGS[relation][0]} {grammar.STOP}"
-    return {"sentence_good": grammar.fill(phrasing, *good), "sentence_bad": grammar.fill(phrasing, *bad)}
+    sentences = {"sentence_good": grammar.fill(phrasing, *good), "sentence_bad": grammar.fill(phrasing, *bad)}
+    return sentences | {"cluster": cluster}
 
 
 def _agreement_pairs(world: World, rng: np.random.Generator) -> list[dict]:
@@ -68,7 +72,7 @@ def _agreement_pairs(world: World, rng: np.random.Generator) -> list[dict]:
         for i in rng.permutation(len(frames))[:PAIRS_PER_NOUN]:
             preposition, other, number = frames[i]
             good = [grammar.NOUNS[noun][number], preposition, other[1 - number], grammar.VERBS[verb][number]]
-            rows.append(_pair("agreement", good, "D", grammar.VERBS[verb][1 - number]))
+            rows.append(_pair("agreement", good, "D", grammar.VERBS[verb][1 - number], grammar.NOUNS[noun][0]))
     return rows
 
 
@@ -79,5 +83,6 @@ def _pronoun_pairs(world: World, rng: np.random.Generator) -> list[dict]:
         right = world.words[pronoun]
         wrong = next(word for word in grammar.PRONOUNS if word != right)
         for mood in rng.permutation(grammar.MOODS)[:PAIRS_PER_PERSON]:
-            rows.append(_pair("pronoun", [world.words[name], grammar.EVENTS[event], right, str(mood)], "C", wrong))
+            good = [world.words[name], grammar.EVENTS[event], right, str(mood)]
+            rows.append(_pair("pronoun", good, "C", wrong, world.words[name]))
     return rows

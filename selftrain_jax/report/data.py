@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, Mapping, Sequence
 
@@ -65,7 +66,8 @@ class Change:
 class ReportData:
     """What is known about one run; everything but `metrics` may be left out.
 
-    metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"}. `model` is "base", "self" or "corpus",
+    metrics: rows {"model", "metric", "value", "low", "high", "n", "seed"} and "clusters" where items come in some.
+      `model` is "base", "self" or "corpus",
       "control:real", "control:other" or any other name; `metric` is a `Metric`. Rates are fractions in [0, 1]; `low`,
       `high`, `n` may be None. "seed" is the number of the subset.
     comparisons: rows {"model", "metric", "difference" and/or "relative_change", "low", "high", "p_value"}, paired,
@@ -84,6 +86,7 @@ class ReportData:
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
+    one_document: text sets that are a single text of several windows.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
     """
 
@@ -105,6 +108,7 @@ class ReportData:
     command: str = ""
     probes: str = "unknown"
     held_out_ngram: int = 8
+    one_document: Sequence[str] = ()
 
     def __post_init__(self):
         if self.probes not in _PROBES:
@@ -210,7 +214,14 @@ class ReportData:
 
     def num_items(self, metric: Metric) -> str:
         """How many items models were measured on: "330", "312 to 330" where seeds or models differ, "" unknown."""
-        counts = {row["n"] for row in self.metrics if row["metric"] == metric and row["n"] is not None}
+        return self._counts(metric, "n")
+
+    def num_clusters(self, metric: Metric) -> str:
+        """The same of the clusters that the items are of, "" where items are independent."""
+        return self._counts(metric, "clusters")
+
+    def _counts(self, metric: Metric, column: str) -> str:
+        counts = {n for row in self.metrics if row["metric"] == metric and (n := row.get(column)) is not None}
         return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else ""
 
     @property
@@ -229,6 +240,13 @@ class ReportData:
             result.append(
                 "With several subsets: their mean; the interval spans those of all. They are of one corpus and trained "
                 "from one base model, so no interval speaks of another corpus or base model."
+            )
+        if any(map(self.num_clusters, itertools.chain(*self.kinds.values()))):
+            result.append("Items of a cluster are not independent, so that intervals and p-values are over clusters.")
+        if self.one_document:
+            names = ", ".join(self.one_document)
+            result.append(
+                f"A single text, so that the interval of its likelihood says nothing of other texts: {names}."
             )
         if self.unknown:
             shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in self.unknown.items())

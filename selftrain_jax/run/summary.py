@@ -1,17 +1,18 @@
 """From the item-by-item results of all models to the figures of the report."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any, Collection, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.data.training_set import read_documents
-from selftrain_jax.evaluation import approximate, membership, memorization, statistics
+from selftrain_jax.evaluation import approximate, membership, memorization, roc, statistics
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.models import hf
@@ -56,11 +57,14 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                 metrics.append({"model": name, **row, "seed": k})
             contamination += [{"model": name, **row, "seed": k} for row in _by_contamination(items["base"], trained)]
             before, after = (hits(found, masks, evaluate.suffix_lengths) for found in (items["base"], trained))
-            changes = [*_compare(before, after), *_compare_means(items["base"], trained, masks)]
+            cluster = functools.partial(_cluster, items["base"], masks)
+            changes = [*_compare(before, after, cluster), *_compare_means(items["base"], trained, masks)]
+            changes += _compare_ranks(items["base"], trained, masks)
             comparisons += [{"model": name, **row, "seed": k} for row in changes]
             for step, found in curve(workdir / "train" / f"{arm}-{k}"):
                 curves += [
-                    {"model": name, "step": step, **_rate(*hit), "seed": k} for hit in hits(found, masks).items()
+                    {"model": name, "step": step, **_rate(*hit, _cluster(found, masks, hit[0])), "seed": k}
+                    for hit in hits(found, masks).items()
                 ]
     _adjust(comparisons)
     learning_curves = {}
@@ -91,6 +95,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         command=pipeline.command,
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
+        one_document=one_document(items["base"]),
     )
 
 
@@ -177,6 +182,14 @@ def hits(items: Items, masks: Masks, suffix_lengths: Sequence[int] = ()) -> Mask
     return found | {Metric("capability", suite, rule): right for (suite, rule), right in items.capability.items()}
 
 
+def _cluster(items: Items, masks: Masks, metric: Metric) -> np.ndarray | None:
+    """A label per item of `hits`, equal for items that are not independent; None where all are."""
+    if metric.kind == "capability":
+        return items.clusters.get(metric.item)
+    labels = items.probes.get("cluster")
+    return labels if labels is None or metric not in masks else labels[masks[metric][items.probes["index"]]]
+
+
 def mean_capability(items: Items) -> float | None:
     """The mean over the suites of plain accuracy, or of a suite's first rule without that; None without suites."""
     suites: dict[str, float] = {}
@@ -190,85 +203,125 @@ def nll_per_token(items: Items) -> dict[Metric, float]:
     return {Metric("nll", name): float(nats.sum() / tokens.sum()) for name, (nats, tokens) in items.nll.items()}
 
 
-def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndarray, np.ndarray]]:
-    """(values, weights) by metric, of which the figure is the weighted mean, and which are compared with `base` item by
-    item: what is no share of items."""
+def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(values, weights, clusters) by metric, of which the figure is the weighted mean, and which are compared with
+    `base` item by item: what is no share of items. Windows of text are clustered by text, where there are several."""
     probes, found = items.probes, {}
+    cluster = probes.get("cluster")
     for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity") if masks else ():
         if field in probes:
-            found[Metric(field)] = probes[field].astype(float), np.ones(len(probes[field]))
+            found[Metric(field)] = probes[field].astype(float), np.ones(len(probes[field])), cluster
     for metric, mask in masks.items():
         if metric.held_out == RUN:
             chosen = mask[probes["index"]] & base.probes["exact"]
             if chosen.any():
                 lengths = probes["length"][chosen].astype(float)
                 figures = {"left_tokens": probes["token_share"], "left_log_prob": probes["log_prob"] / probes["length"]}
+                chosen_cluster = None if cluster is None else cluster[chosen]
                 for kind, values in figures.items():
-                    found[dataclasses.replace(metric, kind=kind)] = values[chosen], lengths
+                    found[dataclasses.replace(metric, kind=kind)] = values[chosen], lengths, chosen_cluster
     for name, (nats, tokens) in items.nll.items():
-        found[Metric("nll", name)] = nats / tokens, tokens.astype(float)
+        documents = None if name in one_document(items) else items.documents.get(name)
+        found[Metric("nll", name)] = nats / tokens, tokens.astype(float), documents
     return found
 
 
-def _planted_auc(items: Items, masks: Masks) -> Iterator[dict[str, Any]]:
-    """Rows of the held-out groups that were planted, against the one that never was."""
+def one_document(items: Items) -> list[str]:
+    """The text sets of several windows that are a single text."""
+    return [name for name, of in items.documents.items() if len(of) > 1 and (of == of[0]).all()]
+
+
+Ranked = dict[Metric, tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+
+
+def _ranked(items: Items, masks: Masks) -> Ranked:
+    """(scores, which are positives, clusters) by metric that is an AUC: held-out groups that were planted against the
+    one that never was, and the attacks."""
+    cluster, found = items.probes.get("cluster"), {}
     held_out = {metric: mask[items.probes["index"]] for metric, mask in masks.items() if metric.held_out == RUN}
     per_token = items.probes["log_prob"] / items.probes["length"] if masks else None
-    never = next((per_token[mask] for metric, mask in held_out.items() if metric.repeats == 0), np.zeros(0))
+    never = next((mask for metric, mask in held_out.items() if metric.repeats == 0), np.zeros(0, bool))
     for metric, mask in held_out.items():
-        if metric.repeats and mask.any() and never.size:
-            found = statistics.auc(per_token[mask], never)
-            yield _row(dataclasses.replace(metric, kind="planted_auc"), *found, int(mask.sum()) + never.size)
+        if metric.repeats and mask.any() and never.any():
+            both = mask | never
+            clusters = None if cluster is None else cluster[both]
+            found[dataclasses.replace(metric, kind="planted_auc")] = per_token[both], mask[both], clusters
+    for attack, scores in items.membership.items():
+        found[Metric("membership_auc", attack)] = scores, items.members, cluster
+    return found
 
 
 def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items) -> Iterator[dict[str, Any]]:
-    """Rows {"metric", "value", "low", "high", "n"} of one model."""
+    """Rows {"metric", "value", "low", "high", "n", "clusters"} of one model."""
     for metric, found in hits(items, masks, evaluate.suffix_lengths).items():
-        yield _rate(metric, found)
+        yield _rate(metric, found, _cluster(items, masks, metric))
     if masks:
         noise = memorization.MARGIN_NOISE[evaluate.dtype]
-        yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise)
-    if items.membership:
-        for attack, result in membership.membership_results(items.membership, items.members).items():
-            yield _row(Metric("membership_auc", attack), *result.auc, len(items.members))
-            yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
-            yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
-    yield from _planted_auc(items, masks)
-    for metric, (values, weights) in means(items, masks, base).items():
-        alike = (weights == 1).all()
-        ends = statistics.bootstrap_mean(values) if alike else statistics.bootstrap_ratio(values * weights, weights)
+        yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise, items.probes.get("cluster"))
+    for attack, result in membership.membership_results(items.membership, items.members).items():
+        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
+        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
+    for metric, (scores, positive, _) in _ranked(items, masks).items():
+        yield _row(metric, *roc.auc(scores[positive], scores[~positive]), len(scores))
+    for metric, (values, weights, cluster) in means(items, masks, base).items():
+        found = statistics.weighted_mean(values, weights, _bounds(metric, items), cluster)
         n = int(weights.sum()) if metric.kind == "nll" else len(values)
-        yield _row(metric, float((values * weights).sum() / weights.sum()), *ends, n)
+        yield _row(metric, *found, n, cluster)
 
 
-def _rate(metric: Metric, found: np.ndarray) -> dict[str, Any]:
-    return _row(metric, float(found.mean()), *statistics.clopper_pearson(int(found.sum()), len(found)), len(found))
+def _bounds(metric: Metric, items: Items) -> tuple[float, float] | None:
+    """What an item's figure lies between; None without bounds."""
+    if metric.of.unit == "tokens":
+        return 0.0, float(items.probes["length"].max())
+    return (0.0, 1.0) if metric.of.is_rate else None
 
 
-def _row(metric: Metric, value: float, low: float | None, high: float | None, n: int) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "low": low, "high": high, "n": n}
+def _rate(metric: Metric, found: np.ndarray, cluster: np.ndarray | None = None) -> dict[str, Any]:
+    return _row(metric, *statistics.share(found, cluster), len(found), cluster)
 
 
-def _compare(before: Masks, after: Masks) -> list[dict[str, Any]]:
+def _row(
+    metric: Metric, value: float, low: float | None, high: float | None, n: int, cluster: np.ndarray | None = None
+) -> dict[str, Any]:
+    row = {"metric": metric, "value": value, "low": low, "high": high, "n": n}
+    return row if cluster is None else row | {"clusters": len(set(cluster.tolist()))}
+
+
+def _compare(
+    before: Masks, after: Masks, cluster: Callable[[Metric], np.ndarray | None] = lambda metric: None
+) -> list[dict[str, Any]]:
     """Rows {"metric", "difference", "low", "high", "p_value", "unadjusted_p_value"}, paired item by item against base;
     p-values are not adjusted."""
     rows = []
     for metric, new in after.items():
-        difference, low, high = statistics.paired_difference(before[metric], new)
-        row = {"metric": metric, "difference": difference, "low": low, "high": high}
-        rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), statistics.mcnemar(before[metric], new)))
+        labels = cluster(metric)
+        difference, low, high = statistics.paired_difference(before[metric], new, cluster=labels)
+        row, p_value = _change(metric, difference, low, high), statistics.mcnemar(before[metric], new, labels)
+        rows.append(row | dict.fromkeys(("p_value", "unadjusted_p_value"), p_value))
     return rows
 
 
 def _compare_means(base: Items, trained: Items, masks: Masks) -> list[dict[str, Any]]:
     """The same of `means`, without p-values."""
     before, rows = means(base, masks, base), []
-    for metric, (values, weights) in means(trained, masks, base).items():
-        spans = {"tokens": float(trained.probes["length"].max()) if masks else None}
-        span = 1.0 if metric.of.is_rate else spans.get(metric.of.unit)
-        difference, low, high = statistics.paired_mean(before[metric][0], values, weights, span)
-        rows.append({"metric": metric, "difference": difference, "low": low, "high": high})
+    for metric, (values, weights, cluster) in means(trained, masks, base).items():
+        span = (_bounds(metric, trained) or (0, None))[1]
+        found = statistics.paired_mean(before[metric][0], values, weights, span, cluster=cluster)
+        rows.append(_change(metric, *found))
     return rows
+
+
+def _compare_ranks(base: Items, trained: Items, masks: Masks) -> list[dict[str, Any]]:
+    """The same of what is an AUC."""
+    before = _ranked(base, masks)
+    return [
+        _change(metric, *roc.paired_auc(before[metric][0], scores, positive, cluster=cluster))
+        for metric, (scores, positive, cluster) in _ranked(trained, masks).items()
+    ]
+
+
+def _change(metric: Metric, difference: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"metric": metric, "difference": difference, "low": low, "high": high}
 
 
 def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
@@ -293,7 +346,8 @@ def _by_contamination(base: Items, trained: Items) -> Iterator[dict[str, Any]]:
             }
             for of in (base, trained)
         )
-        for row in _compare(before, after):
+        clusters = {s: labels[shown[s] == inside] for s, labels in base.clusters.items() if s in shown}
+        for row in _compare(before, after, lambda metric: clusters.get(metric.item)):
             hits = before[row["metric"]], after[row["metric"]]
             means = {name: float(found.mean()) for name, found in zip(("before", "after"), hits)}
             yield {**row, "in_training_text": inside, "n": len(hits[0]), **means}

@@ -19,6 +19,7 @@ from selftrain_jax.study.replicates import (
     change,
     contrast,
     estimate,
+    exact_share_lost,
     of,
     seed_means,
     shares_lost,
@@ -163,7 +164,8 @@ def _selectivity(results: Sequence[Row]) -> Rows:
     """Extraction lost minus capability lost, each as a share of what the base model had (of capability: above chance).
 
     1: everything verbatim is forgotten and nothing else; 0: the untouched model, or one that lost both alike. (A ratio
-    of the two would be undefined for a model that lost nothing.)"""
+    of the two would be undefined for a model that lost nothing.) The interval is the wider, to each side, of Student's
+    t over seeds and of `exact_share_lost`."""
     rows = []
     capability = grouped(of(results, ABOVE_CHANCE), *PAIR)
     for pair, extraction in grouped(of(results, HELD_OUT), *PAIR).items():
@@ -172,6 +174,11 @@ def _selectivity(results: Sequence[Row]) -> Rows:
         seeds = sorted(lost.keys() & gone.keys())
         if seeds:
             index = estimate([lost[seed] - gone[seed] for seed in seeds])
+            exact = exact_share_lost([row for row in extraction if row["seed"] in seeds])
+            if exact and len(seeds) > 1:
+                share = float(np.mean([lost[seed] for seed in seeds]))
+                index["low"] = min(index["low"], index["value"] - max(share - exact[0], 0.0))
+                index["high"] = max(index["high"], index["value"] + max(exact[1] - share, 0.0))
             kept = 1 - float(np.mean([gone[seed] for seed in seeds]))
             shares = {"capability_kept": kept, "extraction_lost": float(np.mean([lost[seed] for seed in seeds]))}
             rows.append({**dict(zip(PAIR, pair)), **index, **shares})

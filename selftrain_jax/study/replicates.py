@@ -5,7 +5,7 @@ from typing import Any, Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from selftrain_jax.evaluation.statistics import t_interval
+from selftrain_jax.evaluation.statistics import clopper_pearson, t_interval
 from selftrain_jax.report.metric import Metric, Row, grouped
 
 Rows = list[dict[str, Any]]
@@ -101,3 +101,15 @@ def shares_lost(rows: Iterable[Row], least: float) -> dict[int, float]:
         if before >= least:
             shares[seed] = 1 - after / before
     return shares
+
+
+def exact_share_lost(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """(low, high), 95 %: the share lost of all items that the base models have right, over seeds together (Clopper &
+    Pearson); None where a row does not say of how many items it is. Where all seeds lost nearly all, they differ too
+    little for Student's t."""
+    if not all(row.get("n") for row in rows):
+        return None
+    # The same items at another subset are no other items: their mean counts once.
+    seeds = grouped(rows, "seed").values()
+    before, after = (sum(np.mean([row[x] * row["n"] for row in of]) for of in seeds) for x in ("before", "after"))
+    return clopper_pearson(min(max(before - after, 0.0), before), before)

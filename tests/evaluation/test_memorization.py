@@ -7,7 +7,14 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import free_running, memorization
 from selftrain_jax.evaluation import score as score_module
-from selftrain_jax.evaluation.memorization import Probe, extract, extraction_strength, load_probes, offset_bins
+from selftrain_jax.evaluation.memorization import (
+    Probe,
+    extract,
+    extraction_strength,
+    load_probes,
+    offset_bins,
+    probe_columns,
+)
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.sampling.continuation import continue_prompts
@@ -243,7 +250,15 @@ def test_probes_load_with_their_group(tmp_path):
     assert (second.prefix.tolist(), second.suffix.tolist(), second.group) == ([2], [3, 4], "all")
     assert third.group == "all"
     assert (first.offset, second.offset) == (7, None)
+    assert "cluster" not in probe_columns([first, second, third])
     assert first.prefix.dtype == second.suffix.dtype == np.int32
+
+
+def test_probes_of_one_document_are_a_cluster_unless_they_say_another(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    more = [{"document": 1}, {"document": 2}, {"document": 1}, {}, {"document": 1, "cluster": "2"}, {}]
+    path.write_text("\n".join(json.dumps({"prefix": [1], "suffix": [i], **row}) for i, row in enumerate(more)))
+    assert probe_columns(load_probes(path, CONFIG))["cluster"].tolist() == [1, 2, 1, 4, 5, 6]
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
@@ -278,6 +293,7 @@ def test_the_longest_probe_leaves_its_last_token_out_of_the_context(tmp_path, ad
         ('{"prefix": [1], "suffix": [2], "offset": "5"}', "probe 2: offset='5'"),
         ('{"prefix": [1], "suffix": [2], "group": ""}', "probe 2: group=''"),
         ('{"prefix": [1], "suffix": [2], "group": ["a"]}', r"probe 2: group=\['a'\]"),
+        ('{"prefix": [1], "suffix": [2], "cluster": 0.5}', "item 2: cluster=0.5"),
         ('{"prefix": [1], "suffix": [2], "group": "a\\u0000"}', r"probe 2: group='a\\x00'"),
     ],
 )

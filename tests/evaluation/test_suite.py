@@ -34,6 +34,7 @@ from tests.shapes import initial
 
 SETTINGS = EvaluateSettings(
     texts={"validation": "validation.jsonl"},
+    minimal_pairs={"minimal_pairs": "suites/minimal_pairs.jsonl"},
     probes="probes.jsonl",
     add_bos=True,
     batch_size=32,
@@ -85,6 +86,32 @@ def test_items_cover_every_probe(measured):
     assert found["add_bos"] is True
 
 
+def test_items_know_what_they_share(world, measured):
+    """Minimal pairs their noun or person, windows their text; planted sequences nothing."""
+    directory, _ = world
+    rows = [json.loads(line) for line in (directory / "suites" / "minimal_pairs.jsonl").read_text().splitlines()]
+    labels, clusters = [row["cluster"] for row in rows], measured[1].clusters["minimal_pairs"]
+    assert (np.equal.outer(clusters, clusters) == [[a == b for b in labels] for a in labels]).all()
+    assert len(set(labels)) < len(rows) / 2
+    texts = (directory / "validation.jsonl").read_text().splitlines()
+    assert set(measured[1].documents["validation"].tolist()) == set(range(len(texts)))
+    assert "cluster" not in measured[1].probes
+
+
+def test_a_label_of_a_cluster_is_a_name_or_a_number(world, tmp_path):
+    directory, config = world
+    tokenizer, settings = load_tokenizer(directory / "tokenizer"), EvaluateSettings(minimal_pairs={"p": "p.jsonl"})
+    row = json.loads((directory / "suites" / "minimal_pairs.jsonl").read_text().splitlines()[0])
+    for label, fits in (("a person", True), (7, True), (None, True), (0.5, False), (["a"], False), (True, False)):
+        (tmp_path / "p.jsonl").write_text(json.dumps(row | {"cluster": label}))
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(InputError, match="suite p in p.jsonl, item 1: cluster=")
+        ):
+            suite.read_inputs(settings, lambda name: tmp_path / name, config, tokenizer)
+
+
 def test_items_become_rows_with_intervals(measured):
     _, items = measured
     masks = {EXTRACTION: np.ones(12, bool), Metric("extraction", offset=(0, 3)): np.arange(12) < 4}
@@ -116,6 +143,8 @@ def test_items_are_what_they_were_after_a_file(tmp_path):
         membership={"loss": np.array([0.5])},
         members=np.array([True]),
         contaminated={"a/b:c": np.array([True])},
+        clusters={"a/b:c": np.array([1])},
+        documents={"x/tokens": np.array([0])},
     )
     for before in (items, Items()):
         before.save(tmp_path / "new")

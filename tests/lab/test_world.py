@@ -146,6 +146,17 @@ def test_no_question_is_answered_in_any_text(world, texts):
         assert row["sentence_good"] not in text and row["sentence_bad"] not in text
 
 
+def test_a_cluster_is_what_questions_have_in_common(world):
+    suites = {
+        name: collections.Counter(row["cluster"] for row in rows) for name, rows in question_suites(world).items()
+    }
+    assert set(suites["recall"].values()) == {3} and len(suites["recall"]) == len(world.people)
+    homes = collections.Counter(world.attributes[world.held_out_people, 0].tolist())
+    assert suites["two_step"] == {city: 2 * people for city, people in homes.items()}
+    assert suites["arithmetic"] == collections.Counter(f"{min(p)} + {max(p)}" for p in world.held_out_sums.tolist())
+    assert set(suites["minimal_pairs"].values()) == {16, 2}
+
+
 def test_two_step_people_never_appear_with_a_currency_or_language(world, sentences):
     held_out = {world.words[p] for p in world.people[world.held_out_people]}
     told = {slots["A"] for name, _, slots in sentences if name in grammar.ENTAILED_RELATIONS}

@@ -66,3 +66,54 @@ def test_what_is_left_of_held_out_memory_is_graded():
         and same["token_share/all"]["low"] < 0 < same["token_share/all"]["high"]
     )
     assert (same["left_log_prob/held_out"]["low"], same["left_log_prob/held_out"]["high"]) == (None, None)
+
+
+def test_what_comes_in_clusters_is_compared_over_clusters():
+    """Three questions about each of four people, of whom two are forgotten: two losses, not six."""
+    hits, person = {("recall", "acc"): np.ones(12, bool)}, np.arange(12) // 3
+    base = Items(hits, clusters={"recall": person})
+    after = Items({("recall", "acc"): person > 1}, clusters={"recall": person})
+    suite = Metric("capability", "recall")
+    plain, clustered = (
+        summary._compare(summary.hits(base, {}), summary.hits(after, {}), *more)[0]
+        for more in ((), (lambda metric: summary._cluster(base, {}, metric),))
+    )
+    assert plain["p_value"] == pytest.approx(2 / 2**6) and clustered["p_value"] == pytest.approx(2 / 2**2)
+    assert clustered["low"] < plain["low"] and clustered["high"] > plain["high"]
+    (row,) = summary._measure(after, {}, EvaluateSettings(), base)
+    assert (row["metric"], row["n"], row["clusters"]) == (suite, 12, 4) and row["high"] - row["low"] > 0.8
+
+
+def test_probes_keep_their_clusters_in_every_part_of_them():
+    columns = {"index": np.array([1, 3, 5, 7]), "cluster": np.array([1, 1, 2, 3])}
+    mask = np.array([0, 0, 0, 1, 0, 1, 0, 1], bool)
+    items = Items(probes=columns)
+    assert summary._cluster(items, {HELD_OUT: mask}, HELD_OUT).tolist() == [1, 2, 3]
+    assert summary._cluster(items, {}, Metric("approximate")).tolist() == [1, 1, 2, 3]
+    assert summary._cluster(Items(), {}, Metric("approximate")) is None
+
+
+def test_likelihood_of_several_texts_is_over_texts_and_that_of_one_says_so():
+    nats, tokens = np.array([30.0, 33, 60, 66]), np.full(4, 10)
+    items = Items(
+        nll={"two": (nats, tokens), "one": (nats, tokens)},
+        documents={"two": np.array([0, 0, 1, 1]), "one": np.zeros(4, int)},
+    )
+    assert summary.one_document(items) == ["one"]
+    rows = {row["metric"].item: row for row in summary._measure(items, {}, EvaluateSettings(), items)}
+    assert rows["two"]["value"] == rows["one"]["value"] == pytest.approx(4.725)
+    assert rows["two"]["clusters"] == 2 and "clusters" not in rows["one"]
+    assert rows["two"]["high"] - rows["two"]["low"] > 3 * (rows["one"]["high"] - rows["one"]["low"])
+
+
+def test_aucs_are_compared_too():
+    """Planted sequences that both models tell perfectly from others: no change, and not without width."""
+    groups = {group_extraction(f"repeats={n}"): np.arange(6) // 3 == i for i, n in enumerate((0, 64))}
+    masks = {dataclasses.replace(metric, held_out=RUN): mask for metric, mask in groups.items()}
+    base, after = (
+        probes([0] * 6, [0.5] * 6, values) for values in ([-9, -8, -7, -3, -2, -1], [-9, -8, -2, -3, -1, -1])
+    )
+    (same,), (worse,) = (summary._compare_ranks(base, model, masks) for model in (base, after))
+    assert same["metric"].name == "planted_auc/held_out/repeats=64"
+    assert same["difference"] == 0 and same["low"] < 0 < same["high"]
+    assert worse["difference"] == pytest.approx(-1 / 9) and worse["low"] < -1 / 9 < worse["high"]
