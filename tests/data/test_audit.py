@@ -214,7 +214,7 @@ def test_every_string_of_a_row_is_looked_at_however_deep(tmp_path):
     path = tmp_path / "b.jsonl"
     rows = [
         {"text": "plain", "id": "skip", "source": "Smith et al.", "doc_id": "skip", "questionId": "skip", "ID": "skip"},
-        {"question": "why?", "choices": ["so", "thus"], "gold": 1, "paid": "no id"},
+        {"question": "why?", "choices": ["so", "thus"], "gold": 1, "paid": "no id", "cluster": "skip"},
         {"question": "what?", "choices": {"text": ["this", "that"], "label": ["A", "B"]}, "answerKey": "A"},
         {"context": "c", "answers": {"text": ["an answer"], "answer_start": [3], "id": ["skip"]}},
         {"targets": {"a right answer": 1, "and a wrong one": 0}, "two words": None},

@@ -332,9 +332,9 @@ def test_items_that_are_copies_of_each_other_say_no_more_than_one():
     assert statistics.paired_difference(*copies, cluster=cluster) == pytest.approx(apart)
     value, low, high = statistics.share(copies[0], cluster)
     exact = statistics.clopper_pearson(int(before.sum()), 40)
-    assert value == before.mean() and (low, high) == pytest.approx(exact, abs=0.01)
-    assert statistics.share(np.ones(320), cluster)[1:] == statistics.clopper_pearson(40, 40)
-    assert statistics.share([1, 1, 0, 0], [5, 5, 5, 5])[1:] == statistics.clopper_pearson(0.5, 1)
+    assert value == before.mean() and (low, high) == pytest.approx(exact, abs=0.02)
+    assert statistics.share(np.ones(320), cluster)[1] == pytest.approx(statistics.clopper_pearson(40, 40)[0], abs=0.02)
+    assert statistics.share([1, 1, 0, 0], [5, 5, 5, 5]) == (0.5, 0, 1)
 
 
 def test_signs_of_clusters_are_counted_one_by_one():
@@ -358,8 +358,8 @@ def correlated(rng, num_clusters, size, rho, share, trials=400):
 @pytest.mark.large
 @pytest.mark.parametrize("num_clusters, size", [(24, 2), (24, 3), (24, 16), (60, 2), (60, 3), (60, 16)])
 def test_clusters_keep_the_errors_that_items_do_not(num_clusters, size):
-    """No change in truth. Over clusters 0 to 6 % are rejected at 5 %, and 95 % intervals cover 96 to 100 % (changes)
-    and 90 to 99 % (shares). Over items up to 55 % are rejected, and 43 to 99 % and 39 to 98 % covered."""
+    """No change in truth. Over clusters 0 to 5 % are rejected at 5 %, and 95 % intervals cover 97 to 100 % (changes)
+    and 94 to 100 % (shares). Over items up to 58 % are rejected, and 41 to 99 % and 38 to 98 % covered."""
     rng, cluster = np.random.default_rng(size), np.repeat(np.arange(num_clusters), size)
     for rho, share in itertools.product((0.5, 0.95), (0.8, 0.97)):
         pairs = list(zip(*correlated(rng, num_clusters, size, rho, share)))
@@ -367,6 +367,6 @@ def test_clusters_keep_the_errors_that_items_do_not(num_clusters, size):
         changes = [statistics.paired_difference(*pair, cluster=cluster)[1:] for pair in pairs]
         assert np.mean([low <= 0 <= high for low, high in changes]) >= 0.945
         shares = [statistics.share(before, cluster)[1:] for before, _ in pairs]
-        assert np.mean([low <= share <= high for low, high in shares]) >= 0.89
+        assert np.mean([low <= share <= high for low, high in shares]) >= 0.925
     if size == 16:
         assert np.mean([statistics.mcnemar(*pair) < 0.05 for pair in pairs]) > 0.4
