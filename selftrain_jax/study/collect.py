@@ -155,8 +155,8 @@ def _results(
 def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
     """`values` with the figures of the tasks, which count in the mean over the suites like any other."""
     values = values | tasks.get(model, {})
-    shares = [v for m, v in values.items() if (m.kind, m.rule) == ("capability", "acc") and m != CAPABILITY]
-    return values | ({CAPABILITY: float(np.mean(shares))} if shares else {})
+    mean = summary.mean_over_suites(values)
+    return values if mean is None else values | {CAPABILITY: mean}
 
 
 def _memory(run: Run, all_masks: list[Masks]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import clopper_pearson, holm
-from selftrain_jax.report.metric import CAPABILITY, Metric, Row, grouped
+from selftrain_jax.report.metric import CAPABILITY, Metric, Row, each_suite, grouped
 from selftrain_jax.report.study_data import CONTROLS, PROXIES, RELATIONS
 from selftrain_jax.study.replicates import Rows, change, contrast, detectable, estimate, of, seed_means, tails
 from selftrain_jax.study.sources import Correlation
@@ -45,10 +45,9 @@ def _evidence(name: str, values: Iterable[float], unit: str) -> dict[str, Any]:
 
 
 def suites(results: Sequence[Row]) -> list[Metric]:
-    """The capability suites by plain accuracy; their mean where there are only rows of that."""
-    found = dict.fromkeys(row["metric"] for row in results if row["metric"].kind == "capability")
-    single = [metric for metric in found if metric.item and metric.rule == "acc"]
-    return single or [metric for metric in found if metric == CAPABILITY]
+    """Every capability suite once; their mean where there are only rows of that."""
+    found = dict.fromkeys(row["metric"] for row in results)
+    return each_suite(found) or [mean for mean in found if mean == CAPABILITY]
 
 
 def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
