@@ -117,7 +117,9 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
 def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
     """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
     the same ones."""
-    names = {model: task_unit(run, model) for model in ("base", *(f"{key}-0" for key in _keys(run)))}
+    keys = _keys(run)
+    models = [model for model, where in run.pipeline.models.items() if not where or where[0] in keys]
+    names = {model: task_unit(run, model) for model in models}
     if not set(names.values()) <= done:
         return {}
     manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
