@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -71,9 +71,9 @@ def study_data(study: Study) -> StudyData:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes = list(dict.fromkeys(notes))
-    draws = {a.name: summary.drawn(run.pipeline, key) for run in runs for a, key in zip(run.arms, _keys(run))}
-    if many := [name for name, (number, distinct) in draws.items() if number > MANY_REPETITIONS * distinct]:
-        notes.append(f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}.")
+    notes += _repeated(
+        (a.name, *summary.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, _keys(run))
+    )
     return StudyData(
         title=config.title,
         command=study.command,
@@ -94,6 +94,13 @@ def study_data(study: Study) -> StudyData:
         ],
         **vars(found) | {"notes": notes},
     )
+
+
+def _repeated(drawn: Iterable[tuple[str, int, int]]) -> list[str]:
+    """The note on texts that repeat in any run, of all (name, documents drawn, different ones)."""
+    many = dict.fromkeys(name for name, number, distinct in drawn if number > MANY_REPETITIONS * distinct)
+    text = f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}."
+    return [text] if many else []
 
 
 def _finished(run: Run, done: set[str]) -> Run:

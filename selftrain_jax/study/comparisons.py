@@ -53,7 +53,7 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             arms[place] = curves
     if len(arms) < 2:
         return
-    common = min(max(curves[DRIFT].values()) for curves in arms.values())
+    common = min(curves[DRIFT][max(curves[DRIFT])] for curves in arms.values())
     for place, curves in arms.items():
         steps, drift = zip(*curves[DRIFT].items())
         after = next(i for i, moved in enumerate(drift) if moved >= common)

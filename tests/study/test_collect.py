@@ -36,6 +36,12 @@ def test_without_anything_extracted_there_is_no_memory():
     assert held_out_memory(items, items, np.ones(4, bool)) is None and held_out_memory(items, items, None) is None
 
 
+def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():
+    """The last run, at another budget or seed, does not repeat it."""
+    (note,) = collect._repeated([("A", 900, 10), ("real", 10, 10), ("A", 10, 10), ("A", 900, 9)])
+    assert note.endswith("times: A.") and collect._repeated([("A", 10, 10)]) == []
+
+
 def test_a_suite_that_is_not_judged_by_plain_accuracy_counts_in_the_mean_as_any_other():
     """A quarter of the questions and all of the pairs: with tasks or without, not the pairs alone."""
     hits = {("questions", "acc_norm"): np.array([1, 0, 0, 0], bool), ("pairs", "acc"): np.ones(4, bool)}
