@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.settings import MANY_REPETITIONS
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, check_distinct, grouped
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, check_distinct, each_suite, grouped
 
 MARGIN = 0.02
 """A capability score counts as kept when it is surely at most this far (2 points) below the base model's."""
@@ -154,8 +154,7 @@ class ReportData:
     @property
     def suites(self) -> list[Metric]:
         """Every capability suite once: by plain accuracy, or else by the first rule that was measured."""
-        by_rule = sorted(self.kinds.get("capability", ()), key=lambda metric: metric.rule != "acc")
-        return list({metric.item: metric for metric in reversed(by_rule)}.values())[::-1]
+        return each_suite(self.kinds.get("capability", ()))
 
     @functools.cached_property
     def estimates(self) -> dict[tuple[str, Metric], Estimate]:

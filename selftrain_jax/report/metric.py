@@ -215,6 +215,15 @@ DRIFT = Metric("drift")
 """Over all text sets."""
 
 
+def each_suite(metrics: Iterable[Metric]) -> list[Metric]:
+    """Every capability suite once, in order of appearance: by plain accuracy, or else by its first rule."""
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        if metric.kind == "capability" and metric.item and (metric.rule == "acc" or metric.item not in found):
+            found[metric.item] = metric
+    return list(found.values())
+
+
 def group_extraction(label: str) -> Metric:
     """Extraction of a group of the probes file; the label "repeats=64" tells how often the base model saw its
     sequences.

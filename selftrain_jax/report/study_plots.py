@@ -151,8 +151,8 @@ def _path(rows, extraction: Metric | None, looks: Mapping[str, dict], where: str
 
     return _curve(
         f"{where}: capability against extraction",
-        "Paths through training, mean over seeds; ring: the start, large mark: the end. Straight left: memorization is "
-        "lost at equal capability.",
+        "Paths through training, mean over seeds and subsets; ring: the start, large mark: the end. Straight left: "
+        "memorization is lost at equal capability.",
         draw,
         _height(paths),
         name=name,
@@ -228,8 +228,9 @@ def generations(data: StudyData) -> list[svg.Figure]:
 
 
 def _mean(rows: Sequence[Row]) -> str:
-    several = len({row["seed"] for row in rows}) > 1
-    return "Mean over seeds; shaded: their lowest to their highest." if several else "One seed."
+    seeds, trainings = ({tuple(row.get(k) for k in of) for row in rows} for of in (["seed"], ["seed", "subset"]))
+    over = ["seeds"] * (len(seeds) > 1) + ["subsets"] * (len(trainings) > len(seeds))
+    return f"Mean over {' and '.join(over)}; shaded: their lowest to their highest." if over else "One seed."
 
 
 def _height(lines, least: float = _HEIGHT) -> float:

@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any, Callable, Collection, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from selftrain_jax.report.metric import (
     UNKNOWN_OFFSET,
     Metric,
     check_distinct,
+    each_suite,
     group_extraction,
     grouped,
 )
@@ -192,11 +193,13 @@ def _cluster(items: Items, masks: Masks, metric: Metric) -> np.ndarray | None:
 
 def mean_capability(items: Items) -> float | None:
     """The mean over the suites of plain accuracy, or of a suite's first rule without that; None without suites."""
-    suites: dict[str, float] = {}
-    for (suite, rule), right in items.capability.items():
-        if rule == "acc" or suite not in suites:
-            suites[suite] = float(right.mean())
-    return sum(suites.values()) / len(suites) if suites else None
+    return mean_over_suites({Metric("capability", *key): float(hits.mean()) for key, hits in items.capability.items()})
+
+
+def mean_over_suites(values: Mapping[Metric, float]) -> float | None:
+    """The same of the values of metrics, whatever else is among them."""
+    found = [values[metric] for metric in each_suite(values)]
+    return sum(found) / len(found) if found else None
 
 
 def nll_per_token(items: Items) -> dict[Metric, float]:

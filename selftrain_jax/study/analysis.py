@@ -120,14 +120,11 @@ def _contrasts(results: Sequence[Row]) -> Rows:
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
-    """Each proxy beside the utility of its text: one row per condition, for proxies do not depend on it."""
-    groups = grouped(of(results, CAPABILITY), "student", "arm", "seed")
-    rows = []
-    for row in proxies:
-        trained = groups.get((row["student"], row["arm"], row["seed"]), [])
-        for (condition,), group in grouped(trained, "condition").items():
-            rows.append({**row, "condition": condition, "utility": float(np.mean([change(r) for r in group]))})
-    return rows
+    """Each proxy beside the utility of its text at its condition; it was measured once for all of these."""
+    names = "student", "arm", "seed", "condition"
+    groups = grouped(of(results, CAPABILITY), *names)
+    trained = ((row, groups.get(tuple(row[name] for name in names))) for row in proxies)
+    return [{**row, "utility": float(np.mean([change(r) for r in group]))} for row, group in trained if group]
 
 
 def _is_unread(row: Row) -> bool:

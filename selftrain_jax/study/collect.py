@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -71,9 +71,9 @@ def study_data(study: Study) -> StudyData:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes = list(dict.fromkeys(notes))
-    draws = {a.name: summary.drawn(run.pipeline, key) for run in runs for a, key in zip(run.arms, _keys(run))}
-    if many := [name for name, (number, distinct) in draws.items() if number > MANY_REPETITIONS * distinct]:
-        notes.append(f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}.")
+    notes += _repeated(
+        (a.name, *summary.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, _keys(run))
+    )
     return StudyData(
         title=config.title,
         command=study.command,
@@ -94,6 +94,13 @@ def study_data(study: Study) -> StudyData:
         ],
         **vars(found) | {"notes": notes},
     )
+
+
+def _repeated(drawn: Iterable[tuple[str, int, int]]) -> list[str]:
+    """The note on texts that repeat in any run, of all (name, documents drawn, different ones)."""
+    many = dict.fromkeys(name for name, number, distinct in drawn if number > MANY_REPETITIONS * distinct)
+    text = f"Text that repeats its documents more than {MANY_REPETITIONS:g} times: {', '.join(many)}."
+    return [text] if many else []
 
 
 def _finished(run: Run, done: set[str]) -> Run:
@@ -117,7 +124,9 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
 def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
     """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
     the same ones."""
-    names = {model: task_unit(run, model) for model in ("base", *(f"{key}-0" for key in _keys(run)))}
+    keys = _keys(run)
+    models = [model for model, where in run.pipeline.models.items() if not where or where[0] in keys]
+    names = {model: task_unit(run, model) for model in models}
     if not set(names.values()) <= done:
         return {}
     manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
@@ -155,8 +164,8 @@ def _results(
 def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
     """`values` with the figures of the tasks, which count in the mean over the suites like any other."""
     values = values | tasks.get(model, {})
-    shares = [v for m, v in values.items() if (m.kind, m.rule) == ("capability", "acc") and m != CAPABILITY]
-    return values | ({CAPABILITY: float(np.mean(shares))} if shares else {})
+    mean = summary.mean_over_suites(values)
+    return values if mean is None else values | {CAPABILITY: mean}
 
 
 def _memory(run: Run, all_masks: list[Masks]) -> Iterator[dict[str, Any]]:

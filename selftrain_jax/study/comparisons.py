@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import t_interval, variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import in_order
+from selftrain_jax.report.study_data import CONTROLS, in_order
 
 Rows = list[dict[str, Any]]
 _ARM = ("student", "arm", "relation", "condition")
@@ -53,7 +53,7 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             arms[place] = curves
     if len(arms) < 2:
         return
-    common = min(max(curves[DRIFT].values()) for curves in arms.values())
+    common = min(curves[DRIFT][max(curves[DRIFT])] for curves in arms.values())
     for place, curves in arms.items():
         steps, drift = zip(*curves[DRIFT].items())
         after = next(i for i, moved in enumerate(drift) if moved >= common)
@@ -74,11 +74,11 @@ def components(results: Sequence[Row]) -> Rows:
 
     Returns:
       Rows {"relation", "metric", "between", "within", "num_cells", "num_values"}, standard deviations of shares; none
-      where no arm was trained twice in two seeds.
+      where no arm was trained twice in two seeds, as students that no text has trained never are.
     """
-    rows = []
+    rows, trained = [], [row for row in results if row["relation"] not in CONTROLS[2:]]
     for metric in (CAPABILITY, HELD_OUT):
-        of_metric = in_order([row for row in results if row["metric"] == metric])
+        of_metric = in_order([row for row in trained if row["metric"] == metric])
         for (relation,), group in grouped(of_metric, "relation").items():
             cells = [
                 [[row["after"] - row["before"] for row in of_seed] for of_seed in grouped(cell, "seed").values()]

@@ -287,10 +287,10 @@ class Study:
 
     def _task_units(self) -> Iterator[Unit]:
         for run in self.runs if self.config.tasks.names else ():
-            arms = {f"{key}-0": _trained(run, arm) for arm, key in zip(run.arms, run.pipeline.arms)}
-            for model, made in {"base": _base(run), **arms}.items():
+            made = {key: _trained(run, arm) for arm, key in zip(run.arms, run.pipeline.arms)}
+            for model, where in run.pipeline.models.items():
                 stage = tasks_stage(task_unit(run, model), self.config.tasks, run.pipeline, model, lambda: self.mesh)
-                yield self._unit(stage, made)
+                yield self._unit(stage, made[where[0]] if where else _base(run))
 
     def _generation_units(self) -> Iterator[Unit]:
         for g in self.generations:

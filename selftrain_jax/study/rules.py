@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import clopper_pearson, holm
-from selftrain_jax.report.metric import CAPABILITY, Metric, Row, grouped
+from selftrain_jax.report.metric import CAPABILITY, Metric, Row, each_suite, grouped
 from selftrain_jax.report.study_data import CONTROLS, PROXIES, RELATIONS
 from selftrain_jax.study.replicates import Rows, change, contrast, detectable, estimate, of, seed_means, tails
 from selftrain_jax.study.sources import Correlation
@@ -45,10 +45,9 @@ def _evidence(name: str, values: Iterable[float], unit: str) -> dict[str, Any]:
 
 
 def suites(results: Sequence[Row]) -> list[Metric]:
-    """The capability suites by plain accuracy; their mean where there are only rows of that."""
-    found = dict.fromkeys(row["metric"] for row in results if row["metric"].kind == "capability")
-    single = [metric for metric in found if metric.item and metric.rule == "acc"]
-    return single or [metric for metric in found if metric == CAPABILITY]
+    """Every capability suite once; their mean where there are only rows of that."""
+    found = dict.fromkeys(row["metric"] for row in results)
+    return each_suite(found) or [mean for mean in found if mean == CAPABILITY]
 
 
 def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
@@ -226,7 +225,7 @@ def decoupling(results: Sequence[Row], memory: Sequence[Row]) -> dict[str, Any]:
         weak = [f"{len(kept)} seeds cannot tell a fall of {100 * KEPT:g} points"] * (
             capability["low"] <= -100 * KEPT and capability["detectable"] > 100 * KEPT
         )
-        few = f"{lost.extracted} probes that the base model extracts are fewer than {ENOUGH_PROBES}"
+        few = f"{lost.extracted:.6g} probes that the base model extracts are fewer than {ENOUGH_PROBES}"
         weak += [few] * (lost.extracted < ENOUGH_PROBES)
         return verdict(CANNOT if weak else UNDECIDED, " ".join([reason, *(f"{w}." for w in weak)]))
     forgets = "Capability is surely kept, and extraction surely falls by more than 95 %"
@@ -253,10 +252,10 @@ class Lost:
         self.by_seed = {}
         for (seed,), of_seed in sorted(grouped((row for row in rows if row["extracted"]), "seed").items()):
             self.by_seed[seed] = sum(row["lost"] for row in of_seed) / sum(row["extracted"] for row in of_seed)
-            # The same probes at another condition or subset are no other probes: their mean counts once.
+            # The same probes at another condition or subset are no other probes: their mean, no whole number, counts.
             for group in grouped(of_seed, "student").values():
-                self.extracted += sum(row["extracted"] for row in group) // len(group)
-                self.lost += sum(row["lost"] for row in group) // len(group)
+                self.extracted += sum(row["extracted"] for row in group) / len(group)
+                self.lost += sum(row["lost"] for row in group) / len(group)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -270,6 +269,6 @@ class Lost:
 
     def evidence(self, relation: str) -> dict[str, Any]:
         low, high = self.bounds
-        name = f"{relation}: held-out extraction lost, {self.lost} of {self.extracted} probes"
+        name = f"{relation}: held-out extraction lost, {self.lost:.6g} of {self.extracted:.6g} probes"
         bounds = {"value": 100 * self.lost / self.extracted, "low": 100 * low, "high": 100 * high}
         return {"name": name, "unit": "%", **bounds, "num_replicates": len(self.by_seed)}

@@ -58,14 +58,15 @@ SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
 
 
 def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
-    """The `SHARES` of the tasks asked for by name, of a group those of the whole alone; the first of each has the rule
-    "acc"."""
-    values = {}
+    """The `SHARES` of the tasks asked for by name; of a group those of the whole alone, of what has no figure of the
+    whole (a tag) those of each of its tasks. The first of each has the rule "acc"."""
+    values: dict[Metric, float] = {}
     for task in tasks:
         rows = [row for row in task["rows"] if row["metric"] in SHARES and row["value"] is not None]
         rows = [row for row in rows if row["task"] == task["name"]] or rows
-        for row in rows:
+        for row in sorted(rows, key=lambda row: SHARES.index(row["metric"])):
             item = f"{row['task']}, {row['num_fewshot'] or 0}-shot"  # which tells it from a suite in a file
             rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
-            values[Metric("capability", item, "acc" if row is rows[0] else rule)] = row["value"]
+            first = Metric("capability", item)
+            values[dataclasses.replace(first, rule=rule) if first in values else first] = row["value"]
     return values

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.report import page as report
+from selftrain_jax.report import study_plots
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, RUN, Metric
 from selftrain_jax.report.study_data import RELATIONS, StudyData
 
@@ -593,6 +594,22 @@ def test_a_proxy_panel_is_titled_with_its_correlation(folder):
     page = (folder("full") / "study.html").read_text()
     titles = [title.replace("\xa0", " ").replace("\N{MINUS SIGN}", "-") for title in re.findall("<h3>(.*?)</h3>", page)]
     assert "kl to student: ρ = -0.70 [-0.90, -0.50]" in titles
+
+
+def test_captions_say_over_what_curves_are_averaged():
+    """Two trainings of one seed are no seeds, nor are they one."""
+    rows = [{"seed": seed, "subset": subset} for seed in (0, 1) for subset in (0, 1)]
+    found = [study_plots._mean(of).partition(";")[0] for of in (rows, rows[:2], rows[::2], rows[:1], [{"seed": 0}])]
+    assert found == ["Mean over seeds and subsets", "Mean over subsets", "Mean over seeds", "One seed.", "One seed."]
+
+
+def test_what_was_not_trained_is_not_called_trained():
+    data, other = full_data(), {"arm": "none", "relation": "untouched, evaluated again"}
+    results, utility = ([row | other for row in of if row["arm"] == "real"] for of in (data.results, data.utility))
+    data = dataclasses.replace(data, results=[*data.results, *results], utility=[*data.utility, *utility])
+    page = report.render_study(data)
+    assert "compared with controls (real text; shuffled real text; untouched, evaluated again)" in page
+    assert "<summary>B: 15 trained models, 3 evaluations without training</summary>" in page
 
 
 def test_the_curves_of_a_student_show_every_arm_and_its_own_repetition_groups(folder):

@@ -114,6 +114,18 @@ def test_a_likelihood_that_finding_2_cannot_use_is_noted():
         assert any("without bits per byte" in note for note in found.notes) is noted
 
 
+def test_a_pair_counts_once_at_each_condition():
+    """Rows of proxies as of two conditions: with each of the four combinations the interval would be too narrow."""
+    rows = many_pairs()
+    proxies = proxies_of(rows, {"bits_per_byte": lambda u, i: i % 5})
+    both = [[row | {"condition": name} for name in ("n=1", "n=2") for row in of] for of in (rows, proxies)]
+    found = analysis.analyse(*both)
+    assert len(found.proxies) == 96 and {row["n"] for row in found.correlations} == {96}
+    assert {(row["condition"], row["utility"]) for row in found.proxies} == {
+        (row["condition"], row["after"] - row["before"]) for row in both[0]
+    }
+
+
 def test_controls_are_in_no_correlation():
     rows = many_pairs()
     rows = [row | {"relation": CONTROLS[0]} if row["arm"] == "3" else row for row in rows]

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from selftrain_jax.evaluation.items import Items
+from selftrain_jax.report.metric import CAPABILITY, Metric
+from selftrain_jax.study import collect, rules
 from selftrain_jax.study.collect import held_out_memory
 
 
@@ -32,3 +34,20 @@ def test_memory_is_of_held_out_probes_that_the_base_model_extracts():
 def test_without_anything_extracted_there_is_no_memory():
     items = probes(exact=np.zeros(4, bool), token_share=np.zeros(4), log_prob=np.zeros(4))
     assert held_out_memory(items, items, np.ones(4, bool)) is None and held_out_memory(items, items, None) is None
+
+
+def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():
+    """The last run, at another budget or seed, does not repeat it."""
+    (note,) = collect._repeated([("A", 900, 10), ("real", 10, 10), ("A", 10, 10), ("A", 900, 9)])
+    assert note.endswith("times: A.") and collect._repeated([("A", 10, 10)]) == []
+
+
+def test_a_suite_that_is_not_judged_by_plain_accuracy_counts_in_the_mean_as_any_other():
+    """A quarter of the questions and all of the pairs: with tasks or without, not the pairs alone."""
+    hits = {("questions", "acc_norm"): np.array([1, 0, 0, 0], bool), ("pairs", "acc"): np.ones(4, bool)}
+    values = collect._values(Items(hits), {})
+    task = {Metric("capability", "arc, 0-shot"): 0.4, Metric("capability", "arc, 0-shot", "acc_norm"): 0.9}
+    assert values[CAPABILITY] == collect._with_tasks(values, {}, "self-0")[CAPABILITY] == 0.625
+    assert collect._with_tasks(values, {"self-0": task}, "self-0")[CAPABILITY] == pytest.approx((0.25 + 1 + 0.4) / 3)
+    rows = [{"metric": metric} for metric in values]
+    assert [metric.name for metric in rules.suites(rows)] == ["capability/questions:acc_norm", "capability/pairs"]

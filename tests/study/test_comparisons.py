@@ -5,6 +5,7 @@ import pytest
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT
+from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
 from tests.shapes import NARROW, initial
@@ -35,6 +36,16 @@ def test_arms_are_compared_where_they_have_moved_equally_far():
     assert comparisons.at_equal_drift([row for row in rows if row["metric"] != DRIFT]) == []
 
 
+def test_an_arm_that_comes_back_is_taken_as_far_as_it_is_in_the_end():
+    """The model's own text moves it by 0.4 and back to 0.2: there both are compared, each when it first came so far."""
+    rows = curve("A", "self", 0, [(0.0, 0.5, 1.0), (0.4, 0.3, 0.2), (0.2, 0.4, 0.6)])
+    rows += curve("real", "real text", 0, [(0.0, 0.5, 1.0), (0.3, 0.6, 0.4), (0.6, 0.9, 0.0)])
+    found = {(row["arm"], row["metric"]): row for row in comparisons.at_equal_drift(rows)}
+    assert {row["drift"] for row in found.values()} == {0.2}
+    expected = {("A", CAPABILITY): -0.1, ("A", HELD_OUT): -0.4, ("real", CAPABILITY): 0.2 / 3, ("real", HELD_OUT): -0.4}
+    assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
+
+
 def test_components_of_variance():
     """Two groups {0, 2} and {10, 12}: within 2; the means 1 and 11 differ by 50 - 2 / 2 = 49."""
     assert variance_components([[0, 2], [10, 12]]) == pytest.approx((49, 2))
@@ -58,6 +69,8 @@ def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
     assert found["within"] == pytest.approx(np.sqrt(2 / 2) / 100)
     assert (found["relation"], found["metric"], found["num_cells"], found["num_values"]) == ("self", CAPABILITY, 2, 8)
     assert comparisons.components(rows("A", [[0], [10]])) == []
+    untouched = [row | {"relation": CONTROLS[2]} for row in rows("A", [[0, 0], [1, 1]])]
+    assert comparisons.components(untouched) == [], "one evaluation, shown beside both subsets"
 
 
 def test_weights_moved_at_random_are_as_far_away_as_trained_ones():

@@ -170,6 +170,14 @@ def test_probes_that_count_again_at_another_condition_are_no_other_probes():
     assert (rules.Lost(memory).extracted, rules.Lost(memory).lost) == (57, 57)
 
 
+def test_a_probe_that_one_subset_keeps_is_not_rounded_away():
+    """9 of 10 probes lost, and in another subset 9 of 9: that is not 9 of 9."""
+    row, other = (memory_of(SELF, (9,), 0.1, extracted=number)[0] for number in (10, 9))
+    found = rules.Lost([row, other | {"subset": 1}]).evidence("self")
+    assert found["name"] == "self: held-out extraction lost, 9 of 9.5 probes"
+    assert found["value"] == pytest.approx(100 * 18 / 19) and found["high"] < 100
+
+
 def test_the_bound_of_what_is_lost_is_exact_and_knows_that_seeds_differ():
     found = rules.Lost(memory_of(SELF, (60,), 0.1, extracted=60))
     assert found.bounds == pytest.approx((0.05 ** (1 / 60), 1))  # of 59 it is 0.9505

@@ -3,9 +3,12 @@
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_json
+from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect
-from selftrain_jax.study.settings import TaskSettings
+from selftrain_jax.study.expand import Study
+from selftrain_jax.study.settings import ModelSettings, StudyConfig, TaskSettings
 from selftrain_jax.study.tasks import task_book, task_values
 
 
@@ -13,11 +16,12 @@ def row(task, metric, value, shots=0, of="none"):
     return {"task": task, "metric": metric, "value": value, "num_fewshot": shots, "filter": of, "stderr": None, "n": 4}
 
 
-def test_a_task_counts_by_its_first_share_of_right_answers_and_a_group_by_its_mean():
+def test_a_task_counts_by_its_first_share_of_right_answers_a_group_by_its_mean_and_a_tag_by_its_tasks():
     tasks = [
-        {"name": "arc", "rows": [row("arc", "acc", 0.4, 25), row("arc", "acc_norm", 0.5, 25)]},
+        {"name": "arc", "rows": [row("arc", "acc_norm", 0.5, 25), row("arc", "acc", 0.4, 25)]},
         {"name": "mmlu", "rows": [row("mmlu_law", "acc", 0.1), row("mmlu", "acc", 0.2), row("mmlu_art", "acc", 0.3)]},
         {"name": "gsm8k", "rows": [row("gsm8k", "exact_match", 0.6, 8, f) for f in ("strict-match", "flexible")]},
+        {"name": "tag", "rows": [row(t, "exact_match", v) for t, v in (("sum", 0.7), ("product", 0.9))]},
         {"name": "wiki", "rows": [row("wiki", "word_perplexity", 9.0), row("wiki", "acc", None)]},
     ]
     values = task_values(tasks)
@@ -26,13 +30,34 @@ def test_a_task_counts_by_its_first_share_of_right_answers_and_a_group_by_its_me
         "capability/arc, 25-shot:acc_norm": 0.5,
         "capability/mmlu, 0-shot": 0.2,
         "capability/gsm8k, 8-shot": 0.6,
+        "capability/sum, 0-shot": 0.7,
+        "capability/product, 0-shot": 0.9,
         "capability/gsm8k, 8-shot:exact_match (flexible)": 0.6,
     }
     suites = {Metric("capability", "cloze"): 0.8, Metric("capability", "cloze", "acc_norm"): 0.0, CAPABILITY: 0.8}
     assert collect._with_tasks(suites, {"base": values}, "base")[CAPABILITY] == pytest.approx(
-        (0.8 + 0.4 + 0.2 + 0.6) / 4
+        (0.8 + 0.4 + 0.2 + 0.6 + 0.7 + 0.9) / 6
     )
     assert collect._with_tasks(suites, {}, "base") == suites
+
+
+def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
+    """Of two subsets both: the second's mean over suites would lack the tasks that the untouched student's has."""
+    models = {"a": ModelSettings(path="a", family="A"), "b": ModelSettings(corpus="b", family="B")}
+    subset, tasks = SubsetConfig(num_subsets=2), TaskSettings(names=("arc",))
+    config = StudyConfig(models=models, students=("a",), sources=("a", "b"), seeds=(0,), subset=subset, tasks=tasks)
+    study = Study(config, tmp_path)
+    units = {unit.name: unit.needs for unit in study.units if unit.name.startswith("tasks/")}
+    (run,) = study.runs
+    assert {name.rpartition("/")[2] for name in units} == set(run.pipeline.models) and len(units) == 5
+    assert units["tasks/a-0/b-1"] == ("a-0: b",) and units["tasks/a-0/base"] == ("a-0: base",)
+    for name in units:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        rows = [row("arc", "acc", 0.5)]
+        write_json(folder / "manifest.json", {"result": {"tasks": [{"name": "arc", "rows": rows}]}})
+    assert collect._tasks(study, run, set(units)).keys() == run.pipeline.models.keys()
+    assert collect._tasks(study, run, set(units) - {"tasks/a-0/b-1"}) == {}
 
 
 def test_tasks_are_checked_before_any_work():
