@@ -82,8 +82,8 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
     for stage in plan:
         state, before = stages.state(pipeline.home, stage), stages.manifest_path(pipeline.home, stage.name)
         took = stages.read_manifest(pipeline.home, stage.name)["seconds"] if before.is_file() else None
-        todo = "redo" if stage.name in outdated or stage.again and took is not None else "do"
-        todo = {"done": "keep", "started": "go on"}.get(state, todo) if todo == "do" else todo
+        anew = stage.name in outdated or stage.again and took is not None
+        todo = "redo" if anew else {"done": "keep", "started": "go on", "waiting": "do"}[state]
         seconds.setdefault(todo, []).append(took or 0)
         why = f": {outdated[stage.name]}" if stage.name in outdated else ""
         _say(f"{todo:6} {stage.name}{why}" + (f" (took {took:,.0f} s)" if took is not None else ""))

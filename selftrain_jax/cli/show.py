@@ -28,9 +28,8 @@ def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
     """`selftrain config`: prints all settings of a config, or of what was done in a workdir."""
     if arguments.config is None and arguments.workdir is None:
         raise InputError("config needs --config=FILE.py, or --workdir=DIR with what was done there")
-    reference = reference_of(arguments, *(["study.json"] if arguments.config is None else []))
-    given = read_values(reference)
-    settings = load_config(reference, overrides, study="students" in given)
+    reference = reference_of(arguments, "study.json")
+    given, settings = read_values(reference), load_config(reference, overrides, study=None)
     typed = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
     width = max(shutil.get_terminal_size().columns, _LEAST_WIDTH)
     for setting in walk(settings):
@@ -40,11 +39,8 @@ def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
             origin = reference if _names(given, setting.name) else "default"
         print(visible(f"{setting.name} = {setting.value!r}"))
         text = f"({origin}) {setting.meaning}".rstrip()
-        print(
-            visible(
-                textwrap.fill(text, width, initial_indent=" " * 4, subsequent_indent=" " * 4, **_WHOLE_WORDS), keep="\n"
-            )
-        )
+        wrapped = textwrap.fill(text, width, initial_indent=" " * 4, subsequent_indent=" " * 4, **_WHOLE_WORDS)
+        print(visible(wrapped, keep="\n"))
     return 0
 
 

@@ -48,8 +48,9 @@ def study_data(study: Study) -> StudyData:
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, _keys(run))
         tasks = _tasks(study, run, done)
-        results += _results(run, masks, untouched, tasks)
-        memory += _memory(run, masks)
+        of_run = _results(run, masks, untouched, tasks)
+        results += of_run[0]
+        memory += of_run[1]
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -138,11 +139,12 @@ def _results(
     all_masks: list[Masks],
     untouched: Mapping[tuple[str, str], pathlib.Path],
     tasks: dict[str, dict[Metric, float]],
-) -> Rows:
-    evaluated, chance, rows = run.pipeline.workdir / "evaluate", _chance(run.pipeline), []
+) -> tuple[Rows, Rows]:
+    """The rows of `StudyData.results`, and of its `memory`."""
+    evaluated, chance, rows, memory = run.pipeline.workdir / "evaluate", _chance(run.pipeline), [], []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
+    base = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        base = Items.load(evaluated / "base")
         before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
         trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
         for names, directory in {**trained, **untouched}.items():
@@ -152,13 +154,15 @@ def _results(
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
                 values = _with_tasks(values, tasks, directory.name)
+                if found := held_out_memory(base, items, masks.get(HELD_OUT)):
+                    memory.append({**place, **found})
             elif tasks:
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
                 if metric in before:
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
-    return rows
+    return rows, memory
 
 
 def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
@@ -168,16 +172,6 @@ def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float
     return values if mean is None else values | {CAPABILITY: mean}
 
 
-def _memory(run: Run, all_masks: list[Masks]) -> Iterator[dict[str, Any]]:
-    evaluated = run.pipeline.workdir / "evaluate"
-    before = Items.load(evaluated / "base")
-    for subset, masks in enumerate(all_masks):
-        for arm, key in zip(run.arms, _keys(run)):
-            found = held_out_memory(before, Items.load(evaluated / f"{key}-{subset}"), masks.get(HELD_OUT))
-            if found:
-                yield {**_place(run, arm.name, arm.relation), "subset": subset, **found}
-
-
 def held_out_memory(before: Items, after: Items, held_out: np.ndarray | None) -> dict[str, float] | None:
     """The columns of `StudyData.memory` that are measured; None without a held-out probe that the base model extracts.
 
@@ -185,15 +179,15 @@ def held_out_memory(before: Items, after: Items, held_out: np.ndarray | None) ->
     """
     if held_out is None:
         return None
-    old, new = before.probes, after.probes
-    chosen = held_out[old["index"]] & old["exact"]
+    chosen = held_out[before.probes["index"]] & before.probes["exact"]
     if not chosen.any():
         return None
-    found = {"extracted": int(chosen.sum()), "lost": int(np.sum(chosen & ~new["exact"]))}
-    for name, columns in (("before", old), ("after", new)):
-        lengths = columns["length"][chosen]
-        found[f"token_share_{name}"] = float(np.average(columns["token_share"][chosen], weights=lengths))
-        found[f"log_prob_{name}"] = float(columns["log_prob"][chosen].sum() / lengths.sum())
+    found = {"extracted": int(chosen.sum()), "lost": int(np.sum(chosen & ~after.probes["exact"]))}
+    for name, items in (("before", before), ("after", after)):
+        figures = summary.means(items, {HELD_OUT: held_out}, before)
+        for column, kind in (("token_share", "left_tokens"), ("log_prob", "left_log_prob")):
+            values, weights, _ = figures[dataclasses.replace(HELD_OUT, kind=kind)]
+            found[f"{column}_{name}"] = float(np.average(values, weights=weights))
     return found
 
 

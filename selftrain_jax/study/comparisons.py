@@ -6,12 +6,10 @@ from typing import Any, Iterator, Sequence
 
 import numpy as np
 
-from selftrain_jax.evaluation.statistics import t_interval, variance_components
+from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
 from selftrain_jax.report.study_data import CONTROLS, in_order
-
-Rows = list[dict[str, Any]]
-_ARM = ("student", "arm", "relation", "condition")
+from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
 
 
 def at_equal_drift(curves: Sequence[Row]) -> Rows:
@@ -32,18 +30,16 @@ def at_equal_drift(curves: Sequence[Row]) -> Rows:
     for _, group in grouped(curves, "student", "condition", "seed", "subset").items():
         found += _matched(group)
     rows = []
-    for place, group in grouped(in_order(found), *_ARM, "metric").items():
-        means = [float(np.mean([row["value"] for row in of_seed])) for of_seed in grouped(group, "seed").values()]
-        low, high = t_interval(means) if len(means) > 1 else (None, None)
-        interval = {"value": float(np.mean(means)), "low": low, "high": high, "num_replicates": len(means)}
+    for place, group in grouped(in_order(found), *PAIR, "metric").items():
         drift = float(np.mean([row["drift"] for row in group]))
-        rows.append({**dict(zip((*_ARM, "metric"), place)), "drift": drift, **interval})
+        means = seed_means(group, lambda row: row["value"])
+        rows.append({**dict(zip((*PAIR, "metric"), place)), "drift": drift, **estimate(means)})
     return rows
 
 
 def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     arms = {}
-    for place, of_arm in grouped(rows, *_ARM, "seed").items():
+    for place, of_arm in grouped(rows, *PAIR, "seed").items():
         curves = {
             metric: dict(sorted((row["step"], row["value"]) for row in of_metric))
             for (metric,), of_metric in grouped(of_arm, "metric").items()
@@ -63,7 +59,7 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             values = curves.get(metric, {})
             if all(steps[i] in values for i in (0, before, after)):
                 value = (1 - part) * values[steps[before]] + part * values[steps[after]] - values[steps[0]]
-                yield dict(zip((*_ARM, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
+                yield dict(zip((*PAIR, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
 
 
 def components(results: Sequence[Row]) -> Rows:
@@ -78,11 +74,10 @@ def components(results: Sequence[Row]) -> Rows:
     """
     rows, trained = [], [row for row in results if row["relation"] not in CONTROLS[2:]]
     for metric in (CAPABILITY, HELD_OUT):
-        of_metric = in_order([row for row in trained if row["metric"] == metric])
-        for (relation,), group in grouped(of_metric, "relation").items():
+        for (relation,), group in grouped(in_order(of(trained, metric)), "relation").items():
             cells = [
-                [[row["after"] - row["before"] for row in of_seed] for of_seed in grouped(cell, "seed").values()]
-                for cell in grouped(group, *_ARM).values()
+                [list(map(change, of_seed)) for of_seed in grouped(cell, "seed").values()]
+                for cell in grouped(group, *PAIR).values()
             ]
             cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
             if cells:
