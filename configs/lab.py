@@ -1,4 +1,4 @@
-"""The paper's three findings, tested on generated worlds: 3 students x 4 sources and 2 controls, 3 seeds.
+"""The paper's three findings, tested on generated worlds: 3 students x 4 sources, 2 controls, 3 seeds, 2 trainings each.
 
 Command:  selftrain study --config=configs/lab.py --workdir=studies/lab
 Cost:     the stages take 1.2 hours in all on one CPU core (docs/results/lab.md); no network, no GPU, 0.9 GB of disk.
@@ -101,7 +101,7 @@ def get_config():
                 count_only=("recall", "two_step"),
                 benchmarks=dict(suites, minimal_pairs="lab:suites/minimal_pairs.jsonl"),
             ),
-            subset=dict(num_tokens=80_000, num_subsets=1, replacement=False, retokenize="auto"),
+            subset=dict(num_tokens=80_000, num_subsets=2, replacement=False, retokenize="auto"),
             train=dict(
                 batch_size=16,
                 sequence_length=64,
