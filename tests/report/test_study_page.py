@@ -166,6 +166,12 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             for row in utility
             for metric in (CAPABILITY, HELD_OUT)
         ],
+        contamination=[
+            {name: row[name] for name in ("student", "arm", "relation", "condition", "value", "low", "high")}
+            | {"metric": Metric("capability", "arc"), "in_training_text": inside, "n": n, "num_replicates": num_seeds}
+            for row in utility
+            for inside, n in ((True, 31.5), (False, 352.5))
+        ],
         components=[
             {"relation": r, "metric": CAPABILITY, "between": 0.012, "within": 0.004, "num_cells": 3, "num_values": 18}
             for r in UTILITY
@@ -253,6 +259,11 @@ def minimal_data():
         ],
         matched=[
             who | {"metric": CAPABILITY, "drift": 0.1, "value": 0.01, "low": None, "high": None, "num_replicates": 1}
+        ],
+        contamination=[
+            who
+            | {"metric": Metric("capability", "arc"), "in_training_text": True, "n": 9.0, "value": None}
+            | {"low": None, "high": None, "num_replicates": 0}
         ],
         components=[
             {"relation": "self", "metric": CAPABILITY, "between": 0.0, "within": 0.01, "num_cells": 1, "num_values": 4}
@@ -391,7 +402,7 @@ def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
     "table",
     [
         *("utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"),
-        *("contrasts", "matched", "components"),
+        *("contrasts", "contamination", "matched", "components"),
     ],
 )
 def test_each_csv_equals_its_rows(folder, name, table):
@@ -442,7 +453,7 @@ def test_the_files_are_the_same_set_whatever_was_measured(folder):
     names = [
         sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
     ]
-    assert names[0] == names[1] and len(names[0]) == 3 + 13 + 3
+    assert names[0] == names[1] and len(names[0]) == 3 + 14 + 3
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -516,6 +527,7 @@ def test_the_sections_come_in_order_and_empty_ones_do_not_come(folder):
         "relations",
         "proxies",
         "curves",
+        "contamination",
         "matched",
         "components",
         "selectivity",
