@@ -63,6 +63,20 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True)
+class Listing:
+    """Single items for a page's reader to filter and sort.
+
+    columns: (title, form); the form is "number", "choice" (to filter by), "long" (text from outside) or "" (a name).
+    rows: a value per column, None where there is none; of `total` items that there are.
+    """
+
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Any]]
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportData:
     """What is known about one run; everything but `metrics` may be left out.
 
@@ -84,7 +98,9 @@ class ReportData:
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
     measured_curves: rows {"model", "step", "metric", "value", "low", "high", "n", "seed"}, measured during training.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
-    settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
+    listings: "probes" and "documents" to look through on the page.
+    settings, versions: nested or flat dicts; durations: seconds by stage; tokens: those that it sampled or trained on;
+      fingerprints: by stage.
     command: the command line that repeats the run.
     one_document: text sets that are a single text of several windows.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
@@ -101,9 +117,12 @@ class ReportData:
     samples: Sequence[Mapping[str, Any]] = ()
     measured_curves: Sequence[Mapping[str, Any]] = ()
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    listings: Mapping[str, Listing] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_devices: int = 1
     durations: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     command: str = ""
     probes: str = "unknown"

@@ -1,6 +1,9 @@
 """What a run or a study leaves for its readers: JSON, tables, and one self-contained HTML page."""
 
+import base64
 import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -20,13 +23,20 @@ from selftrain_jax.report.svg import NUM_HUES
 from selftrain_jax.report.tables import format_table, interval, number, plain
 
 SCHEMA = 2
+_ON_THE_PAGE = ("samples", "learning_curves", "listings", "num_devices", "tokens")
+"""What of a run's data is shown, but not kept in report.json, since other files hold it."""
+_OPEN = ("extraction", "capability")
+"""The kinds of metrics that a page shows unfolded."""
+_LONG = 12
+"""Rows from which on a study's table is folded, to be filtered and sorted."""
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
 def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     """Writes `report.json`, `report.html` and `table.txt` of a run into `directory`, each atomically."""
     value = {"schema": SCHEMA, "metrics": [{name: row[name] for name in METRIC_FIELDS} for row in data.metrics]}
     for field in dataclasses.fields(data):
-        if field.name not in (*value, "samples", "learning_curves"):
+        if field.name not in (*value, *_ON_THE_PAGE):
             value[field.name] = getattr(data, field.name)
     texts = {"report.html": render_html(data), "table.txt": format_table(data)}
     _write(pathlib.Path(directory), {"report.json": value}, texts)
@@ -54,8 +64,8 @@ def _write(directory: pathlib.Path, values: dict[str, Any], texts: dict[str, str
 
 
 def render_html(data: ReportData) -> str:
-    """The page of a run as one string: no script, no network, figures as inline SVG, every text from the run
-    escaped.
+    """The page of a run as one string: one script that is the same for all runs, no network, figures as inline SVG,
+    every text from the run escaped.
     """
     values = {"figures": plots.figures(data), "styles": plots.styles(data.models)}
     return _environment().get_template("run.html").render(data=data, **values)
@@ -82,19 +92,28 @@ def render_study(data: StudyData) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    """The templates of this package and of its parts; every text that is put in is escaped."""
+    """The templates of this package and of its parts; every text that is put in is escaped.
+
+    A page's policy lets a browser run the one script, known by its digest, and fetch nothing.
+    """
+    script = (_TEMPLATES / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
     loaded = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
     )
     loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {"script": script, "policy": policy + "form-action 'none'"}
+    loaded.globals |= {"OPEN": _OPEN, "LONG": _LONG, "zip": zip}
     loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,
+        "visible": functools.partial(visible, keep="\n\t"),
         "flat": _flat,
         "cell": _cell,
         "estimate": tables.estimate,
@@ -167,7 +186,7 @@ def _count(value: Any) -> str:
 def _shade(value: float, largest: float) -> str:
     """CSS of a heat map's cell: the sign's colour, as strong as the value's share of the largest on the page."""
     share = abs(value) / largest if largest else 0
-    return f"background: rgb(var(--{'gain' if value >= 0 else 'loss'}) / {0.6 * share:.3f})"
+    return f"background: color-mix(in srgb, var(--{'gain' if value >= 0 else 'loss'}) {60 * share:.1f}%, transparent)"
 
 
 def _href(path: Any) -> str | None:

@@ -29,12 +29,12 @@ from selftrain_jax.report.metric import (
     group_extraction,
     grouped,
 )
+from selftrain_jax.run import listings
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
 Masks = dict[Metric, np.ndarray]
-NUM_SAMPLES_SHOWN = 6
 LEAST_ITEMS = 10
 """Items that must stand in the training text, and as many that must not, for capability on either to be shown."""
 
@@ -45,7 +45,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     evaluate = config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
-    for k, masks in enumerate(probe_masks(pipeline)):
+    all_masks = probe_masks(pipeline)
+    for k, masks in enumerate(all_masks):
         for row in _measure(items["base"], masks, evaluate, items["base"]):
             # Of the base model only the held-out probes differ between subset numbers.
             if k == 0 or row["metric"].held_out:
@@ -87,10 +88,13 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
         unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
         drawn={_model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
-        samples=_samples(corpus),
+        samples=listings.samples(corpus),
+        listings=listings.listings(pipeline, items, all_masks, corpus),
         learning_curves=learning_curves,
         settings=settings,
         versions=versions(pipeline.mesh),
+        num_devices=pipeline.mesh.devices.size,
+        tokens=listings.tokens(manifests, config.train.epochs),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
         command=pipeline.command,
@@ -376,14 +380,6 @@ def _corpus(corpus: Corpus) -> dict[str, Any]:
         "stop_reasons": manifest["stop_reasons"],
         **({"mean_nll": manifest["nll"]["mean"]} if manifest["nll"] else {}),
     }
-
-
-def _samples(corpus: Corpus) -> list[dict[str, Any]]:
-    def nll(document) -> float | None:
-        return None if document.log_probs is None else -float(document.log_probs.mean())
-
-    shown = corpus[:NUM_SAMPLES_SHOWN]
-    return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
 
 
 def versions(mesh) -> dict[str, str]:

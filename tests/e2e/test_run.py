@@ -1,9 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.evaluation.items import Items
 
 pytestmark = pytest.mark.everywhere
 
@@ -36,6 +38,11 @@ def test_a_run_ends_with_a_table_and_a_report(finished):
     assert all(model in table for model in MODELS) and table.isascii()
     page = (workdir / "report" / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>") and "Tiny" in page
+    probes = re.findall(r"<tr><td.*?</tr>", page[page.index('<h2 id="probes">') : page.index('<h2 id="drawn">')], re.S)
+    exact = Items.load(workdir / "evaluate" / "base").probes["exact"]
+    assert [bool(re.search("<td>[^<]*base", row)) for row in probes] == exact.tolist()
+    documents = page[page.index('<h2 id="documents">') : page.index('<h2 id="samples">')]
+    assert documents.count("<tr><td") == min(300, len(read_corpus(workdir / "sample" / "self" / "corpus")))
 
 
 def test_the_stages_follow_one_another(finished):
