@@ -145,6 +145,30 @@ def test_slurm_nodes_without_gpus_are_not_asked_for_any(cluster):
     assert "JAX_LOCAL_DEVICE_IDS" not in out
 
 
+def test_slurm_starts_a_study_as_one_shard_per_gpu(cluster):
+    wanted = ["sbatch", "--nodes=2", "--gpus-per-node=a100:4", "--ntasks-per-node=4", str(LAUNCH / "slurm.sbatch")]
+    code, _, _, [call] = cluster("slurm.sbatch", "--study", "--nodes=2", "--gpus=a100:4", "--", *RUN)
+    assert code == 0 and call == [*wanted, "--study", *RUN]
+    _, _, _, [call] = cluster("slurm.sbatch", "--study", "--gpus=0", "--", *RUN)
+    assert call == ["sbatch", "--nodes=1", str(LAUNCH / "slurm.sbatch"), "--study", *RUN]
+    _, out, _, calls = cluster("slurm.sbatch", "--dry-run", "--study", "--gpus=4", "--", *RUN)
+    assert not calls and "selftrain_jax study" in out and "JAX_LOCAL_DEVICE_IDS" not in out
+
+
+@pytest.mark.parametrize("process, code, ends", [("3", 2, 0), ("0", 2, 2), ("3", 1, 1), ("3", 0, 0)])
+def test_a_shard_has_one_gpu_and_its_bad_input_does_not_end_the_others(cluster, tmp_path, process, code, ends):
+    _, _, _, calls = cluster("slurm.sbatch", "--study", *RUN, SLURM_JOB_ID="77", SLURM_GPUS_ON_NODE="4")
+    assert calls[0][:4] == ["srun", "--kill-on-bad-exit=1", "bash", "-c"]
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES" "$@"\nexit {code}\n')
+    python.chmod(0o755)
+    place = {"SLURM_PROCID": process, "SLURM_LOCALID": "3", "SLURM_NTASKS": "8", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    environment = os.environ | place | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(calls[0][2:], env=environment, capture_output=True, text=True)
+    command = f"7 -P -u -m selftrain_jax study {' '.join(RUN)} --shard={process}/8\n"
+    assert (done.returncode, done.stdout) == (ends, command)
+
+
 ENDS = [(0, 0, False), (1, 0, True), (143, 3, True), (2, 0, False), (1, 20, False)]
 
 
