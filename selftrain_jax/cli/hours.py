@@ -2,13 +2,16 @@
 
 import dataclasses
 import pathlib
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping, Sequence
 
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import published
+from selftrain_jax.run.pipeline import Pipeline
+from selftrain_jax.run.settings import RunConfig
+from selftrain_jax.run.stages import Stage
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.generations import MODEL
 from selftrain_jax.study.model import Unit
@@ -62,6 +65,23 @@ def plan_study(config: StudyConfig, accelerator: str) -> str:
     )
 
 
+def of_run(config: RunConfig, student: DecoderConfig, flops: float, devices: int) -> str:
+    """What `selftrain plan` says of the time that a run takes on `devices` of these operations per second; `student`
+    is taken for the shape of every model."""
+    stages = Pipeline(config, pathlib.Path()).stages()
+    costs = list(_costs_of_stages("", stages, config, lambda model: student))
+    parts = [f"{kind} {_total(costs, kind).hours(flops) / devices:.3g}" for kind in USED]
+    return (
+        f"  hours on all of them together: {', '.join(parts)} (sample.num_samples documents of full length and "
+        f"subset.num_tokens x train.epochs, for every arm and subset, at {_used()} of the peak; not counted: lab, "
+        "evaluation and audit)"
+    )
+
+
+def _used() -> str:
+    return " and ".join(f"{share:.1%} ({kind})" for kind, share in USED.items())
+
+
 def _total(costs: list[Cost], kind: str) -> Cost:
     of_kind = [cost for cost in costs if cost.kind == kind]
     tokens, operations = sum(cost.tokens for cost in of_kind), sum(cost.operations for cost in of_kind)
@@ -74,13 +94,19 @@ def _costs(unit: Unit, students: Mapping[str, str]) -> Iterator[Cost]:
         found = None if pathlib.Path(path).is_dir() else published(path)
         return found or hf.load_config(path)
 
-    for stage in unit.stages:
+    yield from _costs_of_stages(unit.name, unit.stages, unit.config, shape_of)
+
+
+def _costs_of_stages(
+    unit: str, stages: Sequence[Stage], config: RunConfig | None, shape_of: Callable[[str], DecoderConfig]
+) -> Iterator[Cost]:
+    for stage in stages:
         settings, kind = stage.settings, stage.name.partition("/")[0]
         if kind in ("corpora", "sample", "sampled"):
             shape, length = shape_of(settings["source"]), settings["max_new_tokens"]
             tokens = settings["num_samples"] * length
-            yield Cost(unit.name, "sample", tokens, tokens * shape.train_flops_per_token(length) / 3)
+            yield Cost(unit, "sample", tokens, tokens * shape.train_flops_per_token(length) / 3)
         elif kind == "train":
-            shape, tokens = shape_of(settings["student"]), unit.config.subset.num_tokens * settings["epochs"]
+            shape, tokens = shape_of(settings["student"]), config.subset.num_tokens * settings["epochs"]
             operations = tokens * shape.train_flops_per_token(settings["sequence_length"])
-            yield Cost(unit.name, "train", tokens, operations)
+            yield Cost(unit, "train", tokens, operations)

@@ -13,6 +13,7 @@ import warnings
 from typing import Callable, Iterator, Sequence, TextIO
 
 from selftrain_jax.cli.options import STAGES, make_parser, task_options
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, told
 from selftrain_jax.core.files import at_home
 from selftrain_jax.core.storage import is_storage_error
@@ -29,6 +30,7 @@ _WITH_CONFIG = {
 _TOOLS = {
     "probes": "tools.make_probes",
     "import": "tools.import_texts",
+    "completion": "show.completion",
     "configs": "show.configs",
     "init": "show.init",
     "convert": "tools.convert_model",
@@ -169,6 +171,7 @@ def _one_line_warnings() -> Iterator[None]:
         def show_one_line(message, category, *rest, **named):
             if issubclass(category, InputWarning):
                 print(f"selftrain: warning: {told(message)}", file=sys.stderr)
+                progress.note(f"warning: {message}")
             else:
                 show(told(message, keep="\n\t"), category, *rest, **named)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import textwrap
 from typing import Callable
 
 from selftrain_jax import __version__
@@ -18,14 +19,25 @@ STAGES = {
 }
 _EPILOG = """\
 settings:
-  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does. A name alone is
-  that of a config that comes with the package, as `selftrain configs` lists them: --config=quickstart,
-  --config=pythia:70m. `selftrain run MODEL` is short for --config=family:MODEL, the paper's settings for any model.
+  --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does. A name alone is \
+that of a config that comes with the package, as `selftrain configs` lists them: --config=quickstart, \
+--config=pythia:70m. `selftrain run MODEL` is short for --config=family:MODEL, the paper's settings for any model.
   --config.a.b=VALUE changes one setting, for example --config.sample.temperature=1.0.
   A folder with something in it keeps its settings: --workdir alone goes on with them, or looks at what is there.
 exit codes: 0 done, 2 bad input (one line says what and how to mend it), 143 stopped by SIGTERM, 1 anything else.
 """
 _DTYPE = "float32 (default), bfloat16 or float16"
+
+
+class _Help(argparse.HelpFormatter):
+    """Lines stay lines, each wrapped to the terminal's width."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        def fill(line: str) -> str:
+            own = indent + line[: len(line) - len(line.lstrip())]
+            return textwrap.fill(line.strip(), width, initial_indent=own, subsequent_indent=own, break_on_hyphens=False)
+
+        return "\n".join(map(fill, text.splitlines()))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         "from the BOS token alone, a student learns from them, and capability and verbatim memorization are measured "
         "before and after.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"selftrain_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -49,11 +61,7 @@ def _add_runs(commands) -> None:
 
     def add(name: str, text: str, workdir: str = "the run's folder, on disk or gs://...") -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG, formatter_class=_Help
         )
         whose = "study" if name == "study" else "run"
         kept = " (default: those that the workdir keeps)" * bool(workdir)
@@ -82,7 +90,18 @@ def _add_runs(commands) -> None:
         command.add_argument("--wandb", default="", metavar="PROJECT", help="log training to Weights & Biases, too")
         command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
     _add_task_options(stages["evaluate"])
-    add("status", "what is done, started and waiting in a workdir, and how far")
+    stages["evaluate"].usage = (
+        "selftrain evaluate --workdir DIR [--config ...]\n"
+        "       selftrain evaluate MODEL --tasks NAME,...\n                          --out DIR [options]"
+    )
+    stages["evaluate"].description = (
+        "Two commands:\n"
+        "  With --workdir, the stage of a run: measures its base model and every fine-tuned one as the config says.\n"
+        "  With MODEL, one model on benchmark tasks of lm-evaluation-harness; no config belongs to it."
+    )
+    add("status", "what is done, started and waiting in a workdir, how far, and how long the rest takes").add_argument(
+        "--watch", action="store_true", help="show it again whenever it changes, until the run ends or Ctrl-C"
+    )
     add("config", "every setting: its value, what it means and where it comes from")
 
     option = add(
@@ -93,6 +112,7 @@ def _add_runs(commands) -> None:
     ).add_argument
     option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
     option("--accelerator", default="", metavar="NAME", help=", ".join(ACCELERATORS))
+    option("--memory", default="", metavar="SIZE", help="of one device, such as 24GiB, where it is not in that list")
     option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
 
     option = add(
@@ -150,6 +170,11 @@ def _add_tools(commands) -> None:
     option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
     option("--limit", type=int, metavar="N", help="take the first N texts only")
 
+    add("completion", "print a script that lets a shell complete commands and options with the Tab key")(
+        "shell",
+        choices=("bash", "zsh", "tcsh"),
+        help="for example: eval \"$(selftrain completion bash)\"; needs pip install 'selftrain_jax[completion]'",
+    )
     add("configs", "list the configs that come with the package, with what they cost")
     option = add("init", "copy a config that comes with the package, to change it")
     option("name", metavar="NAME", help="one that `selftrain configs` lists")

@@ -10,14 +10,15 @@ import argparse
 import dataclasses
 import math
 import pathlib
+import sys
 from typing import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from selftrain_jax.cli import hours
 from selftrain_jax.cli.config import load_config
-from selftrain_jax.cli.hours import plan_study
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
@@ -91,15 +92,21 @@ class Plan:
         return self.wave.largest(memory.HEADROOM * (device.memory - self.weights), self.ways)
 
 
-def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: int | None = None) -> str:
+def plan_run(
+    config: RunConfig, mesh: str = "", accelerator: str = "", devices: int | None = None, device_memory: str = ""
+) -> str:
     """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling).
 
     Call it before anything asks JAX for its devices: it takes virtual ones.
 
     Raises:
-      InputError: the mesh, the accelerator or the model is unknown, or the mesh does not fit the devices.
+      InputError: the mesh, the accelerator, its memory or the model is unknown, or the mesh does not fit the devices.
     """
     device = accelerators.accelerator(accelerator) if accelerator else None
+    if device_memory:
+        device = dataclasses.replace(
+            device or Accelerator("", 0.0, 0), measured=accelerators.memory_bytes(device_memory)
+        )
     if devices is not None and devices < 1:
         raise InputError(f"--devices={devices} must be at least 1")
     asked = MeshConfig.parse(mesh, "--mesh") if mesh else config.mesh
@@ -116,8 +123,10 @@ def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: 
         f"{model.num_params:,} parameters; {operations / 1e9:.3f} GFLOP to train on a token in rows of "
         f"{config.train.sequence_length}",
         *whole_heads(model, placed),
-        format_plan(found, placed, config.train, device, accelerator),
+        format_plan(found, placed, config, device, accelerator or "device"),
     ]
+    if device and device.flops:
+        lines.append(hours.of_run(config, model, device.flops, count))
     return "\n".join(lines)
 
 
@@ -142,6 +151,7 @@ def make_plan(
     state = train_state(config, train, mesh)
     params = memory.device_bytes(state.params)
     temporary = {rows: train_temporaries(config, train, mesh, rows) for rows in (2 * ways, 4 * ways)}
+    _compiling(f"a decode step (sample), {mesh.size} virtual devices")
     weights = sampling_weights(config, mesh, sampling_dtype)
     model = Decoder(config, dtype=jnp.dtype(sampling_dtype))
     wave = {rows: memory.wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in (8 * ways, 16 * ways)}
@@ -156,6 +166,10 @@ def make_plan(
         wave=_line(wave),
         ways=ways,
     )
+
+
+def _compiling(what: str) -> None:
+    print(f"selftrain: compiling {what} ...", file=sys.stderr, flush=True)
 
 
 def _line(found: dict[int, int]) -> Line:
@@ -176,6 +190,7 @@ def train_temporaries(config: DecoderConfig, train: TrainConfig, mesh: Mesh, row
     """Bytes per device that a train step of slices of `rows` needs beside its state and batch, gradients included."""
     slices = 2 if train.grad_accum > 1 else 1
     model = Decoder(config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention="xla")
+    _compiling(f"a train step of {rows} rows (train), {mesh.size} virtual devices")
     step = make_train_step(next_token_loss(model), make_optimizer(train.optimizer, 10), grad_accum=slices)
     shape = (slices * rows, train.sequence_length + 1)
     batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))}
@@ -213,8 +228,9 @@ def whole_heads(config: DecoderConfig, mesh: Mesh) -> list[str]:
     ]
 
 
-def format_plan(plan: Plan, mesh: Mesh, train: TrainConfig, device: Accelerator | None, name: str = "") -> str:
-    """The plan as it is printed."""
+def format_plan(plan: Plan, mesh: Mesh, config: RunConfig, device: Accelerator | None, name: str = "") -> str:
+    """The plan as it is printed: each number with the setting that it follows from."""
+    train, sample = config.train, config.sample
 
     def line(name, count, note=""):
         return f"  {name:34}{count / 2**30:9.3f} GiB{note}"
@@ -224,35 +240,67 @@ def format_plan(plan: Plan, mesh: Mesh, train: TrainConfig, device: Accelerator 
     lines = [
         f"per device, mesh {', '.join(f'{axis}={n}' for axis, n in mesh.shape.items())}:",
         "training",
-        line("parameters (fp32)", plan.params),
+        line("parameters (fp32)", plan.params, "  (student)"),
         line("gradients (fp32)", plan.gradients),
         line("optimizer (AdamW)", plan.optimizer),
-        line(f"activations, slice of {rows}", plan.activations(ways), "  (compiled for a CPU: an upper estimate)"),
-        line(f"  each further {rows}", ways * plan.activations.per_row),
+        line(f"activations, slice of {rows}", plan.activations(ways), "  (compiled for a CPU: an upper estimate;"),
+        line(f"  each further {rows}", ways * plan.activations.per_row, "   train.sequence_length, dtype, remat)"),
         "sampling",
-        line("weights", plan.weights),
-        line(f"cache, wave of {rows}", plan.cache),
+        line("weights", plan.weights, "  (source, sample.dtype)"),
+        line(f"cache, wave of {rows}", plan.cache, "  (sample.max_new_tokens, sample.dtype)"),
         line("  and logits and the like", max(ways * plan.wave.per_row - plan.cache, 0)),
     ]
     if device:
         most, wave = plan.largest_slice(device), plan.largest_wave(device)
         fits = f"{most} rows of {train.sequence_length} tokens" if most else "not one row per device: shard more"
         wave_fits = f"{wave} documents" if wave else "not one document per device: shard more (tensor)"
+        fits += f" ({TRAIN_HEADROOM:.0%} of the memory)"
+        wave_fits += f" ({memory.HEADROOM:.0%} of what the weights leave)"
         lines += [
             f"{mesh.size} x {name}, {device.memory / 2**30:.3f} GiB each",
-            f"  largest training slice: {fits} ({TRAIN_HEADROOM:.0%} of the memory)",
-            f"  largest sampling wave: {wave_fits} ({memory.HEADROOM:.0%} of what the weights leave)",
+            f"  largest training slice (train.batch_size / train.grad_accum): {fits}",
+            f"  largest sampling wave (sample.batch_size): {wave_fits}",
+            f"  training as it is set: {_training_fits(train, most, ways)}",
+            f"  sampling as it is set: {_sampling_fits(sample.batch_size, wave)}",
         ]
     return "\n".join(lines)
+
+
+def _training_fits(train: TrainConfig, most: int, ways: int) -> str:
+    """Whether the slices of `train` fit where at most `most` rows do, and what would."""
+    slices = train.grad_accum or 1  # what `training.loop` takes on accelerators
+    rows = train.batch_size // slices
+    asked = f"train.batch_size={train.batch_size} in {slices} slice{'s' * (slices > 1)} of {rows} rows"
+    if rows % ways:
+        return f"{asked} cannot be spread over {ways} devices: change train.batch_size, train.grad_accum or mesh"
+    if rows <= most:
+        return f"{asked} fits"
+    sizes = (n for n in range(slices, train.batch_size + 1) if train.batch_size % n == 0)
+    fitting = next((n for n in sizes if train.batch_size // n <= most and train.batch_size // n % ways == 0), None)
+    way_out = (
+        f"train.grad_accum={fitting} would" if fitting else "try more devices on the fsdp axis, or train.remat=True"
+    )
+    return f"{asked} does NOT fit; {way_out}"
+
+
+def _sampling_fits(batch_size: int | str, most: int) -> str:
+    asked = f"sample.batch_size={batch_size}"
+    if not most:
+        return f"{asked} does NOT fit: no document does"
+    fits = batch_size == "auto" or batch_size <= most
+    return f"{asked} fits" if fits else f"{asked} does NOT fit; {most} would, or auto"
 
 
 def plan(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """`selftrain plan`."""
     config = load_config(arguments.config, overrides, study=None)
     if isinstance(config, RunConfig):
-        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
-    elif arguments.mesh or arguments.devices is not None:
-        raise InputError("--mesh and --devices are for runs: of a study, plan counts device-hours, on any number")
+        a = arguments
+        print(plan_run(config, a.mesh, a.accelerator, a.devices, a.memory))
+    elif arguments.mesh or arguments.devices is not None or arguments.memory:
+        raise InputError(
+            "--mesh, --devices and --memory are for runs: of a study, plan counts device-hours, on any number"
+        )
     else:
-        print(plan_study(config, arguments.accelerator or "H100"))
+        print(hours.plan_study(config, arguments.accelerator or "H100"))
     return 0

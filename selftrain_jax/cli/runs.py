@@ -6,21 +6,27 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+import time
 import warnings
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.cli.config import load_config, reference_of
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, visible
 from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.lock import in_use
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import configure_jax, describe, find_devices
+from selftrain_jax.report.tables import format_table, terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.study.execute import run_study
 from selftrain_jax.training.log import check_wandb
+
+WATCH_SECONDS = 2.0
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -63,7 +69,18 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
-        stages.run(pipeline.place, plan, is_wanted, _say)
+            holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
+            progress.note(f"begun: {pipeline.command}")
+        todo = [stage for stage in plan if is_wanted(stage.name)]
+
+        def say(line: str) -> None:
+            _say(line)
+            left = "" if line.endswith("done before") else stages.time_left(pipeline.home, todo)
+            if left:
+                print(f"selftrain: {left}", file=sys.stderr, flush=True)
+                progress.note(left)
+
+        stages.run(pipeline.place, plan, is_wanted, say)
         if wanted == "sample" and arguments.show and first:
             pipeline.place.fetch(f"sample/{pipeline.main}")
             _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
@@ -71,7 +88,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             job.on_first("end of the run", pipeline.place.redone)
         if wanted in ("run", "report") and first:
             report = pipeline.home / "report"
-            print("\n" + (report / "table.txt").read_text("utf-8"))
+            print("\n" + format_table(pipeline.reported, terminal_columns()))
             print(f"report: {report / 'report.html'}")
     return 0
 
@@ -96,14 +113,32 @@ def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
     pipeline = _pipeline(arguments, overrides, argv)
     plan = pipeline.stages()
     stages.check(pipeline.home, plan)
+    shown = None
+    with contextlib.suppress(KeyboardInterrupt) if arguments.watch else contextlib.nullcontext():
+        while True:
+            at_work = in_use(pipeline.place.lock)
+            if (now := "\n".join(_state_lines(pipeline, plan))) != shown:
+                clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
+                print(clear + visible(shown := now, keep="\n"), flush=True)
+            if not arguments.watch or not at_work:
+                break
+            time.sleep(WATCH_SECONDS)
+        if arguments.watch:
+            _say("nobody is at work in the folder")
+    return 0
+
+
+def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[str]:
+    """How every stage stands, and how long the rest takes."""
     stale = stages.stale(pipeline.home, plan, models=False)
     for stage in plan:
         state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
         far = stale[stage.name].why if state == "stale" else ""
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
-        _say(f"{state:8} {stage.name}{far and f': {far}'}")
-    return 0
+        yield f"{state:8} {stage.name}{far and f': {far}'}"
+    if left := stages.time_left(pipeline.home, plan):
+        yield left
 
 
 def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -140,3 +175,5 @@ def _show_documents(corpus: pathlib.Path, count: int) -> None:
 
 def _say(text: str) -> None:
     print(visible(text, keep="\n\t"), flush=True)
+    if "\n" not in text:
+        progress.note(text)

@@ -9,6 +9,7 @@ import textwrap
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from selftrain_jax.cli.config import BUILT_IN, built_in, load_config, read_values, reference_of
+from selftrain_jax.cli.options import make_parser
 from selftrain_jax.core.errors import InputError, visible
 
 _LEAST_WIDTH = 40
@@ -50,6 +51,22 @@ def configs(arguments: argparse.Namespace) -> int:
         about, _, rest = text.partition("\n\n")
         print(f"{name}\n{textwrap.indent(about, '    ')}")
         print(textwrap.indent(rest.split("\n\n")[0], "    ") + "\n")
+    return 0
+
+
+def completion(arguments: argparse.Namespace) -> int:
+    """`selftrain completion`: a shell's script, made by shtab."""
+    try:
+        import shtab
+    except ImportError:
+        raise InputError("completion needs shtab: pip install 'selftrain_jax[completion]'") from None
+    parser = make_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for action in (action for command in commands.choices.values() for action in command._actions):
+        for word, names in (("FILE", shtab.FILE), ("DIR", shtab.DIRECTORY)):
+            if word in (action.metavar or ""):
+                action.complete = names
+    print(shtab.complete(parser, arguments.shell))
     return 0
 
 

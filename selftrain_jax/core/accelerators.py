@@ -1,6 +1,7 @@
 """What the vendors' data sheets say of the accelerators that runs are planned for and measured on."""
 
 import dataclasses
+import re
 
 from selftrain_jax.core.errors import InputError
 
@@ -13,16 +14,18 @@ class Accelerator:
       kind: the start of its `jax.Device.device_kind`, without the vendor's name.
       flops: dense bfloat16 operations per second.
       gigabytes: device memory, in 10^9 bytes for the A100, H100 and H200 and in GiB for TPUs, as they are sold.
-      memory: the same in bytes.
+      measured: bytes of memory that it is said to have instead; 0 for those of the data sheet.
+      memory: the memory in bytes.
     """
 
     kind: str
     flops: float
     gigabytes: int
+    measured: int = 0
 
     @property
     def memory(self) -> int:
-        return self.gigabytes * (2**30 if self.kind.startswith("TPU") else 10**9)
+        return self.measured or self.gigabytes * (2**30 if self.kind.startswith("TPU") else 10**9)
 
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -39,6 +42,14 @@ ACCELERATORS: dict[str, Accelerator] = {
 _KINDS = {"H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}}
 PEAK_FLOPS: dict[str, float] = dict(sorted(_KINDS.items(), key=lambda item: -len(item[0])))
 """Dense bfloat16 operations per second of one device, by the start of its kind; longer starts come first."""
+
+
+def memory_bytes(text: str) -> int:
+    """Of "24GiB" or "80GB"; `InputError` for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GiB|GB)", text.strip())
+    if not found or not (count := int(float(found[1]) * (2**30 if found[2] == "GiB" else 10**9))):
+        raise InputError(f"--memory={text!r} must be the memory of one device, such as 24GiB or 80GB")
+    return count
 
 
 def accelerator(name: str) -> Accelerator:

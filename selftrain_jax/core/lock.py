@@ -61,6 +61,13 @@ def held(path: str | os.PathLike, what: str, *, fenced: bool = False) -> Iterato
             lock.release()
 
 
+def in_use(path: str | os.PathLike) -> bool:
+    """Whether a process holds the lock file, as far as can be told at once: of another machine, whether it is there."""
+    lock = _lock(os.fspath(path))
+    found = lock.read()
+    return bool(found) and (found[0].get("machine") != _machine() or _lives(found[0]))
+
+
 _held: list["_File"] = []
 
 
@@ -72,7 +79,7 @@ def release_all() -> None:
 
 
 def _acquire(path: str, what: str) -> "_File":
-    lock = _Object(path) if "://" in path else _File(os.path.abspath(path))
+    lock = _lock(path)
     seen, since, warned = None, time.monotonic(), False
     while not lock.create():
         found = lock.read()
@@ -96,6 +103,10 @@ def _acquire(path: str, what: str) -> "_File":
             seen, since = version, time.monotonic()
         time.sleep(0.5)
     return lock
+
+
+def _lock(path: str) -> "_File":
+    return _Object(path) if "://" in path else _File(os.path.abspath(path))
 
 
 def _machine() -> list[str]:

@@ -65,12 +65,17 @@ class Workdir:
                 if new:
                     self.path.mkdir(parents=True, exist_ok=True)
                     holding.callback(self._remove_if_empty)
-                holding.enter_context(held(self.path / ".lock", f"workdir {self.path} is in use", fenced=True))
+                holding.enter_context(held(self.lock, f"workdir {self.path} is in use", fenced=True))
             except OSError as e:
                 raise InputError(
                     f"workdir {self.path} cannot be written ({e.strerror or e}): name another --workdir"
                 ) from None
             yield
+
+    @property
+    def lock(self) -> pathlib.PurePath:
+        """The file that says who is at work here."""
+        return self.path / ".lock"
 
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):

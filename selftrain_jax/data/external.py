@@ -6,7 +6,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from selftrain_jax.core import files
+from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.corpus import CorpusWriter, Document
@@ -102,10 +102,8 @@ def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:
 
 def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> tuple[list[int], dict[str, int]]:
     """Positions of the texts to take, and what was counted on the way to the last of them."""
-    from tqdm import tqdm
-
     ids, empty, marked = [], 0, 0
-    for position, text in enumerate(tqdm(source.texts(field), desc="read", unit="text", dynamic_ncols=True)):
+    for position, text in enumerate(progress.bar(iterable=source.texts(field), desc="read", unit="text")):
         if not has_text(text):
             empty += 1
             continue

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.core.records import plain
@@ -173,16 +174,9 @@ def _documents(wave: sampler.Samples, tokenizer) -> list[Document]:
 
 def _shown(waves: Iterator[sampler.Samples], name: str, total: int, todo: int) -> Iterator[sampler.Samples]:
     """The waves, with tokens per second, mean length, share stopped by EOS and mean NLL so far on a progress bar."""
-    from tqdm import tqdm
-
     begin, documents, tokens, stopped, nll = time.perf_counter(), 0, 0, 0, 0.0
-    with tqdm(
-        total=total,
-        initial=total - todo,
-        desc=f"sample {name}",
-        unit="doc",
-        dynamic_ncols=True,
-        disable=jax.process_index() != 0,
+    with progress.bar(
+        total=total, initial=total - todo, desc=f"sample {name}", unit="doc", disable=jax.process_index() != 0
     ) as bar:
         for wave in waves:
             documents += len(wave.ids)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
@@ -187,8 +188,6 @@ class HarnessModel(LM):
 
         A context that leaves no room for the tokens asked for loses its beginning.
         """
-        from tqdm import tqdm
-
         work: dict[Generation, dict[Any, list[int]]] = {}
         for i, request in enumerate(requests):
             context, settings = request.args
@@ -201,7 +200,7 @@ class HarnessModel(LM):
             same = context if generation.sampling is None else (context, i)  # drawn texts are each their own
             work.setdefault(generation, {}).setdefault(same, []).append(i)
         answers = [""] * len(requests)
-        with tqdm(total=len(requests), desc="generate", unit="text", disable=disable_tqdm, dynamic_ncols=True) as bar:
+        with progress.bar(total=len(requests), desc="generate", unit="text", disable=disable_tqdm) as bar:
             for generation, groups in work.items():
                 owners = list(groups.values())
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])

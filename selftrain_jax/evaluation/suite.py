@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.audit import contaminated_items
 from selftrain_jax.data.texts import load_texts
@@ -160,8 +161,6 @@ def evaluate_model(
     Returns:
       Means, and whether BOS was added, for the manifest.
     """
-    from tqdm import tqdm
-
     config, params = model
     tokenizer = load_tokenizer(tokenizer_source)
     add_bos, dtype = begins_with_bos(settings, tokenizer), jnp.dtype(settings.dtype)
@@ -180,7 +179,7 @@ def evaluate_model(
     reader = _read_at_once(settings, config)
     items, summary = Items(), {"add_bos": add_bos, "unknown": unknown}
     total = sum(map(len, read)) + bool(probes)
-    with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
+    with progress.bar(total=total, desc=f"evaluate {name}", unit="suite", disable=limit is not None) as bar:
         for suite, rows in questions.items():
             with _naming(f"multiple_choice.{suite}"):
                 hits = likelihood.multiple_choice(scorer, reader, tokenizer, rows, settings.template, add_bos=add_bos)

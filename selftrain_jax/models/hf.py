@@ -14,9 +14,8 @@ from typing import Any, Iterator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from selftrain_jax.core import files
+from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.distributed.mesh import RULES
 from selftrain_jax.models.config import DecoderConfig
@@ -74,7 +73,7 @@ def load_pretrained(
         parts.setdefault(tensor.path, []).append((layer, tensor, found[name]))
     params: Params = {}
     total = 4 * config.num_params
-    with tqdm(
+    with progress.bar(
         total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES
     ) as bar:
         for path, pieces in parts.items():

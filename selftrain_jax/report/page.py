@@ -14,6 +14,7 @@ import jinja2
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
+from selftrain_jax.core.progress import duration
 from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
@@ -117,7 +118,7 @@ def _environment() -> jinja2.Environment:
         "flat": _flat,
         "cell": _cell,
         "estimate": tables.estimate,
-        "duration": _duration,
+        "duration": duration,
         "count": _count,
         "percent": lambda share: "-" if share is None else number(share, 1, 100, unit=" %"),
         "points": study_tables.points,
@@ -144,15 +145,6 @@ def _cell(change: Change, metric: Metric) -> tuple[str, str]:
     else:
         value, form = change.difference, {"decimals": 1 if metric.of.is_rate else 3, "scale": metric.scale}
     return number(value, sign=True, **form), interval(change.low, change.high, sign=True, **form)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _document(text: str, limit: int = 4000) -> str:

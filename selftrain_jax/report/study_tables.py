@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import re
 import textwrap
@@ -186,10 +187,10 @@ def _tabular(what: str, lines: Sequence, columns: str, measured: bool) -> str:
     )
 
 
-def format_study(data: StudyData) -> str:
-    """Verdicts, utility by pair, correlations and selectivity as plain ASCII text, at most 100 columns wide."""
-    data = plain_study(data)
-    lines = [data.title, "", *_verdicts(data)]
+def format_study(data: StudyData, width: int = WIDTH) -> str:
+    """Verdicts, utility by pair, correlations and selectivity as plain ASCII text, at most `width` columns wide."""
+    data, titled = plain_study(data), functools.partial(_titled, width=width)
+    lines = [data.title, "", *_verdicts(data, width)]
     utility = [[*(r[k] for k in _PAIR), *points(r), number(r["num_replicates"])] for r in data.by_pair(data.utility)]
     relations = [[r["relation"], *points(r), number(r["num_replicates"])] for r in in_order(data.by_relation)]
     contrasts = [
@@ -206,31 +207,31 @@ def format_study(data: StudyData) -> str:
         for r in data.by_pair(data.selectivity)
     ]
     over_seeds, kept, lost = "95 % over seeds", "cap. kept %", "extr. lost %"
-    lines += _titled(
+    lines += titled(
         "Utility: change in mean capability, in points",
         ["student", "trained on", "relation", "condition", "points", over_seeds, "n"],
         utility,
         num_names=4,
     )
-    lines += _titled(
+    lines += titled(
         "Within students: utility of a relation minus that of another, in points",
         ["relations", "points", over_seeds, "n"],
         contrasts,
         num_names=1,
     )
-    lines += _titled(
+    lines += titled(
         "Mean utility by relation, which mixes students, in points",
         ["relation", "points", over_seeds, "n"],
         relations,
         num_names=1,
     )
-    lines += _titled(
+    lines += titled(
         "Spearman's rank correlation of proxy and utility",
         ["proxy", "kind", "scope", "rho", "95 % over sources", "", "sources"],
         correlations,
         num_names=3,
     )
-    lines += _titled(
+    lines += titled(
         "Selectivity: extraction lost minus capability lost, as shares of the base model's",
         ["student", "trained on", "condition", "index", over_seeds, kept, lost, "n"],
         selectivity,
@@ -238,32 +239,32 @@ def format_study(data: StudyData) -> str:
     )
     if any(row["low"] is not None for rows in (data.utility, data.selectivity) for row in rows):
         lines.append("n: replicates; *: p < 0.05 over seeds, adjusted for all pairs (Holm).")
-    return printable([*lines, *data.notes])
+    return printable([*lines, *data.notes], width)
 
 
-def _verdicts(data: StudyData) -> list[str]:
+def _verdicts(data: StudyData, columns: int) -> list[str]:
     width = max((len(str(row["verdict"])) for row in data.verdicts), default=0)
     lines = []
     for row in data.verdicts:
         indent = " " * (width + 2)
         head = f"{str(row['verdict']).upper():<{width}}  {row['finding']}: {row['claim']}"
-        lines += textwrap.wrap(head, WIDTH, subsequent_indent=indent)
-        lines += textwrap.wrap(str(row["reason"]), WIDTH, initial_indent=indent, subsequent_indent=indent)
+        lines += textwrap.wrap(head, columns, subsequent_indent=indent)
+        lines += textwrap.wrap(str(row["reason"]), columns, initial_indent=indent, subsequent_indent=indent)
         for item in row["evidence"]:
             *figure, behind = evidence(item)
             text = " ".join(filter(None, (f"{item['name']}:", *figure, behind and f"({behind})")))
-            lines += textwrap.wrap(text, WIDTH, initial_indent=indent + "- ", subsequent_indent=indent + "  ")
+            lines += textwrap.wrap(text, columns, initial_indent=indent + "- ", subsequent_indent=indent + "  ")
         lines.append("")
     if data.verdicts:
         legend = "n: seeds, of finding 2: sources; p: adjusted (Holm)."
         lines.append(f"Rules: version {data.verdicts[0]['rules']}, docs/rules.md. {legend}")
     for (rules,), rows in grouped(data.older_verdicts, "rules").items():
         found = "; ".join(f"{row['finding']}: {row['verdict']}" for row in rows)
-        lines += textwrap.wrap(f"By version {rules}: {found}.", WIDTH, subsequent_indent="  ")
+        lines += textwrap.wrap(f"By version {rules}: {found}.", columns, subsequent_indent="  ")
     return [*lines, ""]
 
 
-def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int) -> list[str]:
+def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int, width: int) -> list[str]:
     """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle."""
     if not rows:
         return []
@@ -271,7 +272,7 @@ def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_
     table = [[re.sub(r"\s", " ", str(row[i])) for i in kept] for row in (head, *rows)]
     names = sum(i < num_names for i in kept)
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
-    while names and sum(widths) + 2 * (len(widths) - 1) + 2 > WIDTH and max(widths[:names]) > 6:
+    while names and sum(widths) + 2 * (len(widths) - 1) + 2 > width and max(widths[:names]) > 6:
         widths[widths.index(max(widths[:names]))] -= 1
     lines = [title]
     for row in table:

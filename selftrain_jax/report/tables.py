@@ -1,5 +1,6 @@
 """Numbers as text, and the table that a run prints at its end."""
 
+import shutil
 import textwrap
 from typing import Any, Iterable, Mapping
 
@@ -9,6 +10,11 @@ from selftrain_jax.report.metric import HELD_OUT, Metric, kind
 from selftrain_jax.report.svg import short
 
 WIDTH = 100
+
+
+def terminal_columns() -> int:
+    """How wide a table may be that is printed: as the terminal, at most as in files."""
+    return min(WIDTH, max(40, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def plain(value: Any, keep: type | tuple = ()) -> Any:
@@ -62,14 +68,14 @@ def estimate(found: Estimate | None, metric: Metric, compact: bool = False) -> t
     )
 
 
-def printable(lines: Iterable[str]) -> str:
-    """Plain ASCII text, at most 100 columns wide."""
+def printable(lines: Iterable[str], width: int = WIDTH) -> str:
+    """Plain ASCII text, at most `width` columns wide."""
     wrapped = []
     for line in lines:
         line = _ascii(visible(line, mask=" "))
-        indent = " " * 18 * line.startswith("  ")
-        fits = len(line) <= WIDTH
-        parts = [line] if fits else textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        indent = " " * min(18, width // 4) * line.startswith("  ")
+        fits = len(line) <= width
+        parts = [line] if fits else textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False)
         wrapped += [part.rstrip() for part in parts]
     return "\n".join(wrapped).strip() + "\n"
 
@@ -79,8 +85,8 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def format_table(data: ReportData) -> str:
-    """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
+def format_table(data: ReportData, width: int = WIDTH) -> str:
+    """The before/after table and the verdict as plain ASCII text, at most `width` columns wide, of at least 40.
 
     Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
     """
@@ -88,21 +94,26 @@ def format_table(data: ReportData) -> str:
     for name, metrics in data.kinds.items():
         unit = kind(name).unit
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
-        for metric, words in zip(metrics, short([_ascii(metric.words) for metric in metrics], 24, "..")):
+        for metric, words in zip(
+            metrics, short([_ascii(metric.words) for metric in metrics], min(24, width // 3), "..")
+        ):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
-    lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
-    return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
+    lines = [data.title, "", *(_layout(rows, width) if data.models else ["No metric was measured."])]
+    return printable(
+        [*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes], width
+    )
 
 
-def _layout(rows: list[list]) -> list[str]:
+def _layout(rows: list[list], width: int) -> list[str]:
     """Aligns the rows; more models than fit continue in a second block.
 
     Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.
     """
     heads = [max(len(row[i]) for row in rows if len(row) > 1) for i in range(2)]
-    free = WIDTH - sum(heads) - 2
-    room = free // (len(rows[0]) - 2) - 2
+    free = width - sum(heads) - 2
+    least = 0 if width == WIDTH else min(free, 16)  # narrower, models go on below each other before intervals go
+    room = max(free // (len(rows[0]) - 2), least) - 2
 
     def written(compact: bool) -> list[list[str]]:
         return [[c if isinstance(c, str) else " ".join(filter(None, estimate(*c, compact))) for c in r] for r in rows]

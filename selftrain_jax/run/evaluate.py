@@ -51,7 +51,8 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     """`before`: the names of all other stages, in order."""
 
     def work(directory):
-        page.write_report(directory, summary.report_data(run, before))
+        run.reported = summary.report_data(run, before)
+        page.write_report(directory, run.reported)
 
     after = [f"evaluate/{model}" for model in run.models]
     return Stage("report", {"title": run.config.heading}, after, work, again=True)

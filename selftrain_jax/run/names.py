@@ -41,6 +41,8 @@ class RunNames:
     config: RunConfig
     workdir: Workdir | pathlib.Path
     command: str = ""
+    reported: Any = None
+    """The `ReportData` of the report that was written last."""
 
     def __post_init__(self):
         self.place = self.workdir if isinstance(self.workdir, Workdir) else Workdir(self.workdir)

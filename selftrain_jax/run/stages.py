@@ -17,6 +17,7 @@ import pathlib
 import time
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, is_remote, read_json
 from selftrain_jax.core.records import differences, plain, read_record, refuse_changes, write_record
@@ -253,6 +254,24 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     return record
 
 
+def time_left(workdir: pathlib.Path, stages: Sequence[Stage]) -> str:
+    """ "about 12 min 3 s left": what the stages to come take if they take as long as those of their kind that are done;
+    what has none is named. "" where nothing is known, or left."""
+    took: dict[str, list[float]] = {}
+    left: list[str] = []
+    for stage in stages:
+        kind = stage.name if stage.name.startswith("lab/") else stage.name.partition("/")[0]
+        if state(workdir, stage) == "done":
+            took.setdefault(kind, []).append(read_manifest(workdir, stage.name).get("seconds", 0.0))
+        elif not stage.again:
+            left.append(kind)
+    seconds = sum(sum(took[kind]) / len(took[kind]) for kind in left if kind in took)
+    unknown = ", ".join(dict.fromkeys(kind for kind in left if kind not in took))
+    if not seconds:
+        return ""
+    return f"about {progress.duration(seconds)} left" + f", and {unknown}, not timed yet" * bool(unknown)
+
+
 def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
     record = stage.grows and _read(manifest_path(workdir, stage.name))
@@ -316,6 +335,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
         write_record(
             directory / "manifest.json", asked, earlier=earlier, files=workdir.result_files(stage.name), **outcome
         )
+        progress.note(f"{title}: done in {progress.duration(seconds)}")
 
     def works() -> Mapping[str, Any]:
         workdir.fetch()

@@ -8,13 +8,14 @@ import sys
 import time
 from typing import Callable, Sequence
 
-from selftrain_jax.core import files
+from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError, told
 from selftrain_jax.core.lock import held
 from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
+from selftrain_jax.report.tables import terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import save_config
 from selftrain_jax.study.collect import study_data
@@ -56,11 +57,13 @@ def run_study(
         return
     save_config(study.workdir, config, "study.json")
     lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
-    with held(lock, f"workdir {study.workdir}: shard {shard} of this study is being done", fenced=True):
+    log = progress.kept_in(study.workdir / (progress.LOG if count == 1 else f"log-{index}-of-{count}.txt"))
+    with held(lock, f"workdir {study.workdir}: shard {shard} of this study is being done", fenced=True), log:
         for other in study.workdir.glob(".shard-*.lock"):
             if not other.match(f"*-of-{count}.lock"):
                 with held(other, f"workdir {study.workdir}: this study, cut another way, is being done"):
                     pass
+        progress.note(f"begun: {command}")
         print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
         execution = Execution(study, say)
         failures = execution.do([i for i in range(len(study.units)) if i % count == index])
@@ -180,5 +183,5 @@ def _shard(text: str) -> tuple[int, int]:
 def _report(study: Study, say: Say) -> None:
     data = study_data(study)
     write_study_report(study.workdir / "report", data)
-    say("\n" + format_study(data))
+    say("\n" + format_study(data, terminal_columns()))
     say(f"report: {study.workdir / 'report' / 'study.html'}")

@@ -9,6 +9,7 @@ from typing import Any, Mapping
 
 import jax
 
+from selftrain_jax.core import progress
 from selftrain_jax.core.accelerators import PEAK_FLOPS
 from selftrain_jax.core.errors import InputError, RunStopped
 from selftrain_jax.core.files import as_path, json_text, write_atomic
@@ -86,14 +87,13 @@ class TrainingLog:
         if not self._writes:
             return
         from tensorboardX import SummaryWriter
-        from tqdm import tqdm
 
         kept = [line for line in read_metrics(self.path) if line["step"] <= first]
         write_atomic(self.path, "".join(json_text(line) + "\n" for line in kept))
         self._file = open(self.path, "a")
         # TensorBoard hides what an earlier writer logged from `purge_step` on; step `first` itself is kept.
         self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1, write_to_disk=True)
-        self._bar = tqdm(total=num_steps, initial=first, desc=description, unit="step", dynamic_ncols=True)
+        self._bar = progress.bar(total=num_steps, initial=first, desc=description, unit="step")
         self._wandb = _wandb_run(wandb, directory / "wandb.id", description, dict(settings or {})) if wandb else None
 
     def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> dict[str, float]:

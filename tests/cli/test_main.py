@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import logging
 import os
@@ -63,6 +64,7 @@ def test_help_names_every_command(capsys):
         "study",
         "probes",
         "import",
+        "completion",
         "configs",
         "init",
         "convert",
@@ -83,7 +85,16 @@ def test_help_of_every_command_is_complete(command, capsys):
 def test_evaluate_takes_a_run_or_a_model(capsys, tmp_path):
     assert run("evaluate", "--help") == 0
     text = capsys.readouterr().out
-    assert all(part in text for part in ("[MODEL]", "--tasks NAME", "--out DIR", "--confirm-run-unsafe-code"))
+    assert all(
+        part in text
+        for part in (
+            "evaluate MODEL --tasks",
+            "evaluate --workdir DIR",
+            "--tasks NAME",
+            "--out DIR",
+            "--confirm-run-unsafe-code",
+        )
+    )
     assert "metrics that are scripts" in " ".join(text.split())
     for arguments, words in (
         ([], "evaluate needs --workdir (of a run), or MODEL"),
@@ -212,8 +223,69 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
         (tmp_path / f"sample/self/corpus/corpus-train.array_record-{shard:05}-of-00016").touch()
     assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
     lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("about")], (
+        "nothing is done that tells how long the rest takes"
+    )
     assert "started  lab/base: step 5 of 20" in lines and "started  train/self-0: step 6 of 8" in lines
     assert "started  sample/self: 12 of 64 documents" in lines
+
+
+def test_status_watches_until_nobody_is_at_work(tmp_path, monkeypatch, capsys):
+    """What is shown again is what has changed; the run ends while the watcher waits for the third time."""
+    held_by, waits = contextlib.ExitStack(), []
+    held_by.enter_context(Workdir(tmp_path).held())
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            from selftrain_jax.run.pipeline import Pipeline
+
+            world = Pipeline(load_config(TINY), tmp_path).stages()[0]
+            (tmp_path / world.name).mkdir(parents=True)
+            write_json(tmp_path / world.name / "started.json", {"settings": world.settings, "inputs": {}})
+        if len(waits) == 3:
+            held_by.close()
+
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    assert run("status", "--watch", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    out = capsys.readouterr().out
+    assert waits == [2.0] * 3 and "\x1b" not in out
+    assert out.count("waiting  lab/world") == out.count("started  lab/world") == 1
+    assert out.endswith("nobody is at work in the folder\n")
+
+
+def test_a_watch_that_is_interrupted_ends_well(tmp_path, monkeypatch, capsys):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.time, "sleep", interrupted)
+    with Workdir(tmp_path).held():
+        assert run("status", "--watch", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [48, 80])
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS), ("plan",), ("study",), ("probes",)])
+def test_help_fits_the_terminal(command, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(*command, "--help") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_options(shell, capsys):
+    pytest.importorskip("shtab")
+    assert run("completion", shell) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*COMMANDS, "--workdir", "--redo", "--accelerator"))
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_without_shtab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert run("completion", "bash") == 2
+    assert "pip install 'selftrain_jax[completion]'" in capsys.readouterr().err
 
 
 def test_status_refuses_settings_that_are_not_those_of_the_workdir(tmp_path, capsys):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import pathlib
+import re
 
 import jax
 import pytest
 
+from selftrain_jax.cli import hours, plan
 from selftrain_jax.cli import main as cli
-from selftrain_jax.cli import plan
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
@@ -147,15 +148,63 @@ def test_accelerators_go_by_name_and_kind():
 
 
 def test_the_command_prints_the_plan_of_a_config(capsys):
-    arguments = ["plan", f"--config={TINY}", "--mesh=fsdp=2,tensor=2", "--accelerator=v5e"]
+    arguments = ["plan", f"--config={TINY}", "--mesh=fsdp=2,tensor=2", "--accelerator=v5e", "--memory=24GiB"]
     assert cli.main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "per device, mesh data=1, fsdp=2, tensor=2:" in out and "4 x v5e, 16.000 GiB each" in out
+    out, err = capsys.readouterr()
+    assert "per device, mesh data=1, fsdp=2, tensor=2:" in out and "4 x v5e, 24.000 GiB each" in out
+    assert "hours on all of them together: sample " in out and "(train.batch_size / train.grad_accum)" in out
+    assert err.count("selftrain: compiling a train step of ") == 2 and "compiling a decode step" in err
     for name in ("parameters", "gradients", "optimizer", "activations", "cache", "training slice", "sampling wave"):
         assert name in out
 
 
+def test_the_plan_says_whether_the_config_fits_and_what_would():
+    """A slice needs the state, 3 bytes here, and 1 for each row, within 92 % of the memory."""
+    changes = ("train.batch_size=8", "train.grad_accum=0", "sample.batch_size=16")
+    config = load_config(str(TINY), [f"--config.{change}" for change in changes])
+    found = plan.Plan(1, 1, 1, plan.Line(0, 1), 1, 1, plan.Line(0, 1), 1)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+    def told(size):
+        device = accelerators.Accelerator("", 0.0, 0, measured=size)
+        return [line.strip() for line in plan.format_plan(found, mesh, config, device, "device").splitlines()[-2:]]
+
+    assert told(24) == [
+        "training as it is set: train.batch_size=8 in 1 slice of 8 rows fits",
+        "sampling as it is set: sample.batch_size=16 fits",
+    ]
+    assert told(11) == [
+        "training as it is set: train.batch_size=8 in 1 slice of 8 rows does NOT fit; train.grad_accum=2 would",
+        "sampling as it is set: sample.batch_size=16 does NOT fit; 8 would, or auto",
+    ]
+
+
+def test_a_run_takes_the_hours_of_all_arms_and_subsets():
+    config = load_config(str(TINY), [])
+    model = plan.model_config(config)
+    said = re.search(r"together: sample ([\d.e-]+), train ([\d.e-]+) ", hours.of_run(config, model, 197e12, 4))
+    flops = model.train_flops_per_token(config.train.sequence_length)
+    tokens = config.subset.num_tokens * config.train.epochs * 3  # self and two controls
+    assert len(config.controls) == 2 and config.subset.num_subsets == 1
+    assert float(said[2]) == pytest.approx(tokens * flops / 0.33 / 197e12 / 4 / 3600, rel=0.01)
+    assert 0 < float(said[1])
+
+
+def test_a_device_that_is_in_no_list_has_the_memory_that_is_named():
+    assert accelerators.memory_bytes("24GiB") == 24 * 2**30 and accelerators.memory_bytes("80GB") == 80 * 10**9
+
+
+@pytest.mark.parametrize("most, ways, words", [(8, 4, "fits"), (4, 4, "NOT fit; train.grad_accum=2 would")])
+def test_slices_that_fit(most, ways, words):
+    assert words in plan._training_fits(TrainConfig(batch_size=8), most, ways)
+    assert "try more devices" in plan._training_fits(TrainConfig(batch_size=8), 0, ways)
+    assert "cannot be spread over 3 devices" in plan._training_fits(TrainConfig(batch_size=8), most, 3)
+    assert "NOT fit; 4 would, or auto" in plan._sampling_fits(8, 4)
+
+
 WRONG = [
+    ("--memory=24", "--memory='24' must be the memory of one device, such as 24GiB"),
+    ("--memory=0GiB", "--memory='0GiB' must be"),
     ("--mesh=rows=2", "--mesh='rows=2' must read like data=1,fsdp=4,tensor=2"),
     ("--accelerator=abacus", "accelerator 'abacus' is unknown"),
     ("--devices=0", "--devices=0 must be at least 1"),
@@ -193,4 +242,4 @@ def test_a_study_is_planned_in_device_hours(capsys):
     assert [total[1:4] for total in totals] == [["4", "sample", "81,920,000"], ["24", "train", "4,800,000,000"]]
     assert float(lines[-2].split()[0]) == pytest.approx(sum(float(total[4]) for total in totals), rel=0.01)
     assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}", "--mesh=fsdp=2"]) == 2
-    assert "--mesh and --devices are for runs" in capsys.readouterr().err
+    assert "--mesh, --devices and --memory are for runs" in capsys.readouterr().err

@@ -33,6 +33,9 @@ def test_a_run_ends_with_a_table_and_a_report(finished):
     assert {row["model"] for row in report["comparisons"]} == set(MODELS[1:])
     assert f"--workdir={workdir}" in report["command"]
 
+    log = (workdir / "log.txt").read_text()
+    assert log.count("done in ") == out.count("\n[") + out.startswith("[") and re.search("about .* left", log)
+
     table = (workdir / "report" / "table.txt").read_text()
     assert table in out and str(workdir / "report" / "report.html") in out
     assert all(model in table for model in MODELS) and table.isascii()

@@ -375,6 +375,14 @@ def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     assert f"{0.1 * num_models:.1f}" in table
 
 
+@pytest.mark.parametrize("width", [48, 80])
+def test_the_table_fits_a_terminal_with_every_value_and_interval(width):
+    table = report.format_table(full_data(), width)
+    assert max(map(len, table.splitlines())) <= width
+    assert sum(line.split()[:1] == ["held-out"] for line in table.splitlines()) == (4 if width == 48 else 2)
+    assert table.count("[0,100]") + table.count("[0.0, 100.0]") == report.format_table(full_data()).count("[0,100]")
+
+
 VERDICTS = [(-0.3, -0.021, "LOST"), (-0.02, 0.0, "kept"), (0.01, 0.05, "kept"), (-0.3, -0.02, "undecided")]
 
 
