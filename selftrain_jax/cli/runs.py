@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         if first:
             mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
-            for sentence in pipeline.config.lacks() if wanted == "run" else ():
-                warnings.warn(InputWarning(sentence), stacklevel=1)
             holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
             progress.note(f"begun: {pipeline.command}")
+            for sentence in pipeline.config.lacks() if wanted == "run" else ():
+                warnings.warn(InputWarning(sentence), stacklevel=1)
         todo = [stage for stage in plan if is_wanted(stage.name)]
 
         def say(line: str) -> None:
