@@ -42,6 +42,11 @@ KINDS = {
         "Share of the suffix that need not be given for greedy decoding to complete it.",
         "extraction strength",
     ),
+    "left_probes": Kind(
+        "% of probes",
+        "Held-out probes that base extracts and the trained model still does.",
+        "extraction left of what base extracts",
+    ),
     "left_tokens": Kind(
         "% of suffix tokens",
         "Of the held-out probes that base extracts: suffix tokens that are still the likeliest after the true text so "
@@ -213,6 +218,7 @@ CAPABILITY = Metric("capability")
 """The mean over the suites."""
 DRIFT = Metric("drift")
 """Over all text sets."""
+LEFT_PROBES, LEFT_TOKENS = Metric("left_probes", held_out=RUN), Metric("left_tokens", held_out=RUN)
 
 
 def each_suite(metrics: Iterable[Metric]) -> list[Metric]:

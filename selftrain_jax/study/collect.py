@@ -19,6 +19,7 @@ from selftrain_jax.run import stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.tasks import task_unit, task_values
@@ -86,6 +87,12 @@ def study_data(study: Study) -> StudyData:
         memory=memory,
         curves=curves,
         contamination=comparisons.by_contamination(contamination),
+        grid=grid(
+            results,
+            memory,
+            {arm.name: arm.temperature for run in runs for arm in run.arms},
+            {condition.name: condition for condition in config.conditions()},
+        ),
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
