@@ -241,7 +241,10 @@ class ReportData:
                 "from one base model, so no interval speaks of another corpus or base model."
             )
         if any(map(self.num_clusters, itertools.chain(*self.kinds.values()))):
-            result.append("Items of a cluster are not independent, so that intervals and p-values are over clusters.")
+            result.append(
+                "Items of a cluster are not independent, so that intervals and p-values are over clusters, but for "
+                "those of a single model's AUC and TPR."
+            )
         if self.one_document:
             names = ", ".join(self.one_document)
             result.append(

@@ -86,6 +86,7 @@ KINDS = {
     "tpr_at_fpr_0.01": Kind("% of members", words="membership, TPR at 1 % FPR"),
     "tpr_at_fpr_0.001": Kind("% of members", words="membership, TPR at 0.1 % FPR"),
     "capability": Kind("% of items", "Share of the suite's items answered correctly; higher is better."),
+    "capability above chance": Kind("% of items", "Mean over the suites in files, less what guessing gets right."),
     "contaminated": Kind(
         "items",
         "Items whose question and right answer, or whose good sentence, stand word for word in the training text.",

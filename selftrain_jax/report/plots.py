@@ -165,7 +165,9 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
         return None
     hues = styles(data.models)
     held_out = " held-out" * (HELD_OUT in metrics)
-    what, title, limits = f"Mean of {len(metrics)} suites", "mean capability (% of items)", None
+    rule = next((f" by {metric.rule}" for metric in metrics if metric.rule != "acc"), "")  # of all that have rules
+    suites = f"{len(metrics)} suite{'s' * (len(metrics) != 1)}{rule}"
+    what, title, limits = f"Mean of {suites}", "mean capability (% of items)", None
     if kind == "extraction":
         what, title, limits = (
             f"Share of{held_out} probes continued exactly",
@@ -188,7 +190,7 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
     return svg.figure(
         f"{kind.capitalize()} over training",
         f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
-        + " Bars: 95 % intervals." * (kind == "extraction" and len({r["seed"] for r in data.measured_curves}) == 1),
+        + " Bars: 95 % intervals." * any(len(rows) == 1 for rows in values.values()),
         draw,
     )
 

@@ -17,6 +17,7 @@ from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
+from selftrain_jax.models.ops import attention_implementation
 from selftrain_jax.run.evaluate import evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -114,6 +115,16 @@ class Pipeline(RunNames):
         for origin in self.arms.values():
             if origin.source:
                 check_length(self.config.sample, context(origin.source))
+
+    def check_attention(self) -> None:
+        """Raises `InputError` where `train.attention` is not for this device, or not for a student that is there."""
+        train, made = self.config.train, self.student.startswith(LAB)
+        model = None if made else hf.load_config(self.model_path(self.student))
+        size, capped = (model.head_dim, model.attention_softcap is not None) if model else (64, False)
+        try:
+            attention_implementation(train.attention, train.dtype, size, train.document_boundaries, capped)
+        except InputError as e:
+            raise InputError(f"train {e}") from None
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

@@ -5,6 +5,7 @@ import os
 from typing import Mapping
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import SEED_LIMIT
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
@@ -75,6 +76,11 @@ class RunConfig:
         for name in self.controls:
             if not name.replace("_", "").isalnum():
                 raise InputError(f"control name {name!r} must consist of letters, digits and underscores")
+        if self.train.seed + self.subset.num_subsets > SEED_LIMIT:
+            raise InputError(
+                f"train seed={self.train.seed} must be at most {SEED_LIMIT - self.subset.num_subsets}: subset i of "
+                f"{self.subset.num_subsets} is trained with seed + i"
+            )
         if "real" in self.controls and (source := self.controls["real"].source):
             raise InputError(f"control 'real' is shown as real text, but is written by {source}: name it otherwise")
 

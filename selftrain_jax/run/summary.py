@@ -262,8 +262,9 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items
         noise = memorization.MARGIN_NOISE[evaluate.dtype]
         yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise, items.probes.get("cluster"))
     for attack, result in membership.membership_results(items.membership, items.members).items():
-        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
-        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
+        num_members = int(items.members.sum())
+        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, num_members)
+        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, num_members)
     for metric, (scores, positive, _) in _ranked(items, masks).items():
         yield _row(metric, *roc.auc(scores[positive], scores[~positive]), len(scores))
     for metric, (values, weights, cluster) in means(items, masks, base).items():

@@ -70,6 +70,8 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
+    if lacking := [run.name for run in runs if _tasks(study, run, done) is None]:
+        notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
@@ -131,14 +133,15 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
-    """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
-    the same ones."""
+def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]] | None:
+    """Model -> its figures in the tasks, if the study has some; None while a model of the run lacks its own."""
+    if not study.config.tasks.names:
+        return {}
     keys = _keys(run)
     models = [model for model, where in run.pipeline.models.items() if not where or where[0] in keys]
     names = {model: task_unit(run, model) for model in models}
     if not set(names.values()) <= done:
-        return {}
+        return None
     manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
     return {model: task_values(manifest["result"]["tasks"]) for model, manifest in manifests.items()}
 
@@ -147,14 +150,15 @@ def _results(
     run: Run,
     all_masks: list[Masks],
     untouched: Mapping[tuple[str, str], pathlib.Path],
-    tasks: dict[str, dict[Metric, float]],
+    tasks: dict[str, dict[Metric, float]] | None,
 ) -> tuple[Rows, Rows]:
-    """The rows of `StudyData.results`, and of its `memory`."""
+    """The rows of `StudyData.results`, and of its `memory`; without `tasks` no capability, since means over suites are
+    over the same ones in all runs."""
     evaluated, chance, rows, memory = run.pipeline.workdir / "evaluate", _chance(run.pipeline), [], []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     base = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
+        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks or {}, "base")
         trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
         for names, directory in {**trained, **untouched}.items():
             place, items = {**_place(run, *names), "subset": subset}, Items.load(directory)
@@ -162,13 +166,13 @@ def _results(
             values = _values(items, masks, suffix_lengths, chance, base)
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
-                values = _with_tasks(values, tasks, directory.name)
+                values = _with_tasks(values, tasks or {}, directory.name)
                 if found := held_out_memory(base, items, masks.get(HELD_OUT)):
                     memory.append({**place, **found})
             elif tasks:
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
-                if metric in before:
+                if metric in before and (tasks is not None or metric.kind != "capability"):
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
     return rows, memory
