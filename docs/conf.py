@@ -23,7 +23,9 @@ copyright = "The selftrain_jax authors, Apache-2.0"  # noqa: A001
 version = release = __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "repository", "reference"]
 exclude_patterns = ["_build", "_ext"]
+smartquotes = False  # quotes and dots are often code here
 html_theme = "furo"
+html_static_path, html_css_files = ["_static"], ["site.css"]
 html_title = f"selftrain_jax {__version__}"
 html_theme_options = {"navigation_with_keys": False}
 
@@ -34,7 +36,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # types of other projects; links betwe
 
 nb_execution_mode = "force"
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
