@@ -17,7 +17,7 @@ from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
-from selftrain_jax.run.evaluate import evaluate_stage, report_stage
+from selftrain_jax.run.evaluate import check_reference, evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
@@ -69,11 +69,13 @@ class Pipeline(RunNames):
                 self._check_corpus(setting, value)
             elif value.startswith(LAB):
                 continue
-            elif setting in ("source", "student") or setting.endswith(".source"):
+            elif setting in ("source", "student", "evaluate.reference") or setting.endswith(".source"):
                 path = self.model_path(value)
                 config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                 check_tokenizer(config, tokenizer)
-                if setting == "student":
+                if setting == "evaluate.reference" and not self.student.startswith(LAB):
+                    check_reference(path, self.model_path(self.student))
+                if setting in ("student", "evaluate.reference"):
                     continue
                 start_ids(self.config.sample.start, config, tokenizer)
                 if self._needs_student_tokens:

@@ -195,6 +195,11 @@ class StudyConfig:
                     f"models.{name} needs a family, and a recipe where another model is of its family: they say "
                     "how source and student are related"
                 )
+        if self.evaluate.reference:
+            raise InputError(
+                f"evaluate reference={self.evaluate.reference!r} is for runs: the students of a study read different "
+                "tokens; leave it out"
+            )
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):

@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import re
@@ -316,6 +317,29 @@ def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
     for name in (*suites[:2], "\\u6570", "\\u5b57"):
         assert cells(table, name)[0] == name
     assert short(["a" * 20, "b" * 20], 5) == ["aaaa\u2026", "bbbb\u2026"] and short(suites) == suites
+
+
+def test_extraction_by_sampling_and_exposure_are_drawn():
+    """By number of samples, of the held-out probes where there are such; in bits, which no percent limits."""
+    whole = [dataclasses.replace(EXTRACTION, kind="discoverable", samples=(n, 0.5)) for n in (1, 100)]
+    held_out = [dataclasses.replace(metric, held_out=RUN) for metric in whole]
+    group = dataclasses.replace(group_extraction("repeats=4"), kind="discoverable", samples=(100, 0.5))
+    exposed = [dataclasses.replace(group_extraction(f"repeats={r}"), kind="exposure") for r in (4, 64)]
+    metrics = [row(m, metric, 0.5, 0.4, 0.6) for m in MODELS for metric in (*whole, *held_out, group)]
+    metrics += [row(m, metric, 9.5, 9.0, 10.0) for m in MODELS for metric in exposed]
+    data = ReportData(title="", metrics=metrics)
+    figures = {figure.title: figure for figure in plots.figures(data)}
+    assert "held-out probes that so many samples" in figures["Extraction by sampling"].caption
+    assert ">100<" in figures["Extraction by sampling"].svg and ">10.0<" in figures["Exposure by repetition count"].svg
+    assert [m.name for m in data.kinds["discoverable"]] == [
+        "discoverable/n=1,p=0.5",
+        "discoverable/n=100,p=0.5",
+        "discoverable/held_out/n=1,p=0.5",
+        "discoverable/held_out/n=100,p=0.5",
+        "discoverable/n=100,p=0.5/repeats=4",
+    ]
+    table = report.format_table(data)
+    assert "held-out, n=100,p=0.5" in table and "exposure (bits)" in table and "9.50 [9.0" in table
 
 
 @pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])

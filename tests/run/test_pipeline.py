@@ -35,6 +35,28 @@ def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, re
     assert [str(warning.message)[: len(told)] for warning in recwarn] == [told] * shared
 
 
+def test_the_reference_is_an_input_of_every_evaluation_and_has_the_students_tokenizer(tmp_path):
+    config = load_config(TINY, ["--config.evaluate.nonmembers=repeats=0", "--config.evaluate.reference=lab:other"])
+    stages = {stage.name: stage for stage in Pipeline(config, tmp_path).stages()}
+    assert "lab/other" in stages and "lab/other" in stages["evaluate/base"].after
+    assert "lab/other" in stages["evaluate/real-0"].after
+    models = [write_checkpoint(tmp_path / name, old_tensors()) for name in ("model", "same", "another")]
+    for model, words in zip(models, ("abc", "abc", "xyz")):
+        write_tokenizer(model, words)
+    rows = [{"prefix": [1], "suffix": [token], "group": group} for token, group in enumerate("ab")]
+    (tmp_path / "probes.json").write_text(json.dumps(rows))
+
+    def check(reference):
+        evaluate = EvaluateSettings(probes=str(tmp_path / "probes.json"), nonmembers="a", reference=str(reference))
+        pipeline = Pipeline(RunConfig(source=str(models[0]), evaluate=evaluate), tmp_path / "run")
+        pipeline.check_files()
+        return next(stage for stage in pipeline.stages() if stage.name == "evaluate/base").models()
+
+    assert check(models[1]).keys() >= {"student", "reference"}
+    with pytest.raises(InputError, match="reference=.*another has another tokenizer than the student"):
+        check(models[2])
+
+
 LENGTHS = [
     ("subset.num_tokens=512", "batch_size=8 is more than the 7 packed rows there are"),
     ("train.sequence_length=65", "train sequence_length=65 exceeds the model's context of 64"),
