@@ -240,8 +240,11 @@ def evaluate_model(
             summary["extraction/all"] = float(items.probes["exact"].mean())
             if settings.free_running:
                 written = free_running.continue_greedily(params, config, probes, bos_token_id=bos, **placed)
-                items.probes["graded"] = free_running.graded_score(probes, written)
-                items.probes.update(vars(approximate.approximate_match(probes, written, tokenizer)))
+                for k in (None, *settings.suffix_lengths):
+                    first = [dataclasses.replace(p, suffix=p.suffix[:k]) for p in probes], [c[:k] for c in written]
+                    found = vars(approximate.approximate_match(*first, tokenizer))
+                    found |= {"graded": free_running.graded_score(*first)}
+                    items.probes.update({n if k is None else f"{n}/{k}": values for n, values in found.items()})
             if settings.discoverable:
                 sampling = settings.discoverable.sampling()
                 found = discoverable.sampled_suffix_log_probs(scorer, probes, sampling, bos_token_id=bos)

@@ -81,6 +81,12 @@ KINDS = {
     "edit_similarity": Kind(
         "% of characters", "1 - edit distance / length of the continuation's text and the true one."
     ),
+    "common_run": Kind(
+        "tokens",
+        "The longest run of tokens that free greedy decoding and the suffix share, wherever it stands.",
+        "longest common substring",
+        decimals=1,
+    ),
     "ambiguous": Kind("% of probes", "Probes decided by a margin that another batch shape or device could overturn."),
     "membership_auc": Kind(
         "0.5: chance",
@@ -115,7 +121,7 @@ KINDS = {
 """In reading order; kinds that are not here come last, and have neither a unit nor an explanation."""
 _OF_PROBES = frozenset(
     ("extraction", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity", "ambiguous")
-    + ("exposure",)
+    + ("exposure", "common_run")
 )
 """Those of which a metric without an item, a group or the like is of all probes."""
 

@@ -219,9 +219,9 @@ def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndar
     `base` item by item: what is no share of items. Windows of text are clustered by text, where there are several."""
     probes, found = items.probes, {}
     cluster = probes.get("cluster")
-    for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity") if masks else ():
-        if field in probes:
-            found[Metric(field)] = probes[field].astype(float), np.ones(len(probes[field])), cluster
+    for field in (*("token_share", "first_mismatch", "strength"), *_FREE_RUNNING) if masks else ():
+        for k, name in _at_lengths(field, probes):
+            found[Metric(field, suffix=k)] = probes[name].astype(float), np.ones(len(probes[name])), cluster
     for metric, mask in masks.items():
         if metric.held_out == RUN:
             chosen = mask[probes["index"]] & base.probes["exact"]
@@ -242,6 +242,17 @@ def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndar
         documents = None if name in one_document(items) else items.documents.get(name)
         found[Metric("nll", name)] = nats / tokens, tokens.astype(float), documents
     return found
+
+
+_FREE_RUNNING = ("graded", "edit_similarity", "common_run")
+
+
+def _at_lengths(field: str, columns: Masks) -> Iterator[tuple[int | None, str]]:
+    """(k, column) for the columns of a figure: of the whole suffix (None) and of its first k tokens."""
+    for name in columns:
+        kind, _, k = name.partition("/")
+        if kind == field:
+            yield int(k) if k else None, name
 
 
 def one_document(items: Items) -> list[str]:

@@ -134,6 +134,15 @@ def test_items_become_rows_with_intervals(measured):
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
+    names = [
+        f"{kind}{k}" for kind in ("graded", "edit_similarity", "common_run") for k in ("/all", "/suffix=1", "/suffix=3")
+    ]
+    assert [name in values for name in names] == [True] * 9
+    assert (
+        values["graded/suffix=1"]["value"] == values["extraction/suffix=1"]["value"] == items.probes["graded/1"].mean()
+    )
+    assert (items.probes["common_run/1"] == items.probes["graded/1"]).all()  # one token is common, or is not
+    assert (items.probes["common_run/3"] <= items.probes["common_run"]).all()
     assert (values["membership_auc/recall"]["n"], values["membership_auc/loss"]["n"]) == (11, 12)
     assert values["exposure/all"]["n"] == 6 and 0 <= values["exposure/all"]["value"] <= math.log2(7)
     # Without top-k, p_z is the likelihood: 100 samples suffice for p = 0.5 where 100 >= log(0.5) / log(1 - p_z).
