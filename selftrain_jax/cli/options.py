@@ -150,6 +150,26 @@ def _add_tools(commands) -> None:
     option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
     option("--limit", type=int, metavar="N", help="take the first N texts only")
 
+    option = add(
+        "leaks",
+        "look for known text in a corpus that a model wrote: the longest run of each document that stands in it",
+        " Tokens are compared with --tokenizer, characters always.",
+    )
+    option("corpus", metavar="CORPUS", help="a finished corpus, such as RUN/sample/self/corpus")
+    option(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="known text, once or more: rows with text, or one plain text file",
+    )
+    option("--probes", metavar="FILE", help="known sequences, by group: a probe file of --tokenizer")
+    option("--tokenizer", metavar="MODEL", help="the model that wrote the corpus, or another whose tokens count")
+    option("--tokens", type=int, default=50, metavar="N", help="a document leaks from so long a run on (default: 50)")
+    option("--characters", type=int, default=200, metavar="N", help="the same in characters (default: 200)")
+    option("--show", type=int, default=10, metavar="N", help="documents to show (default: 10)")
+    option("--out", type=pathlib.Path, metavar="FILE.json", help="write all that is found there, too")
+
     add("configs", "list the configs that come with the package, with what they cost")
     option = add("init", "copy a config that comes with the package, to change it")
     option("name", metavar="NAME", help="one that `selftrain configs` lists")

@@ -40,6 +40,38 @@ class DiscoverableSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeakSettings:
+    """How much of each text that is trained on, above all of what models wrote, repeats known text
+    (`evaluation.leaks`). Without references and probes nothing is looked for.
+
+    Attributes:
+      references: name -> text set, or plain text file, in which documents' longest runs are looked for.
+      probes: look for the sequences of `evaluate.probes`, too, by group.
+      least_tokens, least_characters: the run from which on a document leaks; 0 leaves the unit out. Of probes a shorter
+        sequence counts whole.
+      show: documents that are shown, of each reference and group.
+    """
+
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    probes: bool = False
+    least_tokens: int = 50
+    least_characters: int = 200
+    show: int = 10
+
+    def __post_init__(self):
+        check_ranges("leaks", self, dict.fromkeys(("least_tokens", "least_characters", "show"), 0))
+        if not self.least_tokens and not self.least_characters:
+            raise InputError("leaks least_tokens=0 and least_characters=0 leave nothing to look for: set one of them")
+        for name in self.references:
+            if name == "probes" or not name or not name.isprintable():
+                raise InputError(f"leaks references: {name!r} must be a name of printable characters, not 'probes'")
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.references) or self.probes
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
     """What is measured on every model.
 

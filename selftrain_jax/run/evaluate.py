@@ -12,6 +12,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
+from selftrain_jax.run.leaks import leak_stages
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.checkpoint import restore_params
@@ -70,5 +71,5 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     def work(directory):
         page.write_report(directory, summary.report_data(run, before))
 
-    after = [f"evaluate/{model}" for model in run.models]
+    after = [*(f"evaluate/{model}" for model in run.models), *(stage.name for stage in leak_stages(run).values())]
     return Stage("report", {"title": run.config.heading}, after, work, again=True)

@@ -17,6 +17,7 @@ from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
+from selftrain_jax.run import leaks
 from selftrain_jax.run.evaluate import check_reference, evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -40,6 +41,7 @@ class Pipeline(RunNames):
             *self._lab(),
             evaluate_stage(self, "base"),
             *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
+            *leaks.leak_stages(self).values(),
             *(audit_stage(self, arm) for arm in self.arms),
             *(subset_stage(self, arm, k) for arm, k in trained),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
@@ -84,6 +86,8 @@ class Pipeline(RunNames):
                     self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
+            elif setting.startswith("leaks."):
+                load_texts(value)
             elif setting.startswith("audit."):
                 load_benchmark_texts(value)
             elif setting.startswith("controls."):
@@ -95,6 +99,8 @@ class Pipeline(RunNames):
             *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
             check_groups(probes, evaluate)
             suite.unknown_shares(evaluate, *texts, tokenizer)
+            if not any(path.startswith(LAB) for path in self.config.leaks.references.values()):
+                leaks.known(self, tokenizer)
             for name, documents in texts[0].items():
                 for setting, read in trained.items():
                     if twice := set(filter(has_text, documents)).intersection(read):

@@ -30,6 +30,7 @@ from selftrain_jax.report.metric import (
     grouped,
 )
 from selftrain_jax.run import texts
+from selftrain_jax.run.leaks import read_leaks
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
@@ -98,6 +99,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
+        leaks={_model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
 
 

@@ -13,6 +13,7 @@ from selftrain_jax.report import plots
 from selftrain_jax.report.data import MARGIN, Change, ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 from selftrain_jax.report.svg import short
+from selftrain_jax.report.tables import format_leaks
 
 MODELS = ("base", "self", "control:real", "control:other")
 HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
@@ -317,6 +318,40 @@ def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
     for name in (*suites[:2], "\\u6570", "\\u5b57"):
         assert cells(table, name)[0] == name
     assert short(["a" * 20, "b" * 20], 5) == ["aaaa\u2026", "bbbb\u2026"] and short(suites) == suites
+
+
+def leak_rows(leaking):
+    rows = []
+    for group, most in (("repeats=0", 3), ("repeats=64", 30), ("", 30)):
+        count = leaking if most == 30 else 0
+        whole = {"reference": "probes", "group": group, "unit": "tokens", "least": 20, "documents": 100, "size": 5000}
+        whole |= {"leaking": count, "share": count / 100, "low": 0.0, "high": 0.2, "runs": count, "median": 2.0}
+        whole |= {"per_million": 200.0 * count, "per_million_low": 10.0, "per_million_high": 4000.0, "most": most}
+        one = {"id": 7, "length": 30, "begin": 4, "before": "so ", "run": HOSTILE, "after": " it was", "sequence": 1}
+        rows.append(whole | {"curve": [[1, 1.0], [most, 0.01]], "shown": [one] * bool(count)})
+    return rows
+
+
+def test_known_text_in_what_models_wrote_is_shown_with_the_documents():
+    """All groups together in the printed table, each on the page, in pictures, and what was written as text."""
+    data = full_data(leaks={"self": leak_rows(12), "control:real": leak_rows(0)})
+    table, text = report.format_table(data), report.render_html(data)
+    assert "self            probes, tokens: 12 of 100 documents repeat 20 or more; per million tokens" in table
+    assert (
+        "2400.00 [10.00, 4000.00]" in " ".join(table.split())
+        and "longest 30" in table
+        and "64 repeats, tokens" not in table
+    )
+    figures = {figure.title: figure for figure in plots.figures(data)}
+    assert "right of the line (20 tokens) a document leaks" in figures["Repeats of probes in tokens"].caption
+    assert ">64<" in figures["Leaks of planted sequences in tokens"].svg
+    assert "64 repeats, tokens" in re.sub("<wbr>", "", text) and "sequence 2 of the known text" in text
+    assert not {"script", "img"} & set(Page(text).tags) and "&lt;script&gt;alert(1)" in text
+    written = format_leaks(leak_rows(12))
+    assert written.isascii() and "document 7, 30 tokens from 4 on: ...so >>" in written
+    assert "Known text" not in report.format_table(full_data()) and "leaks-caption" not in report.render_html(
+        full_data()
+    )
 
 
 def test_extraction_by_sampling_and_exposure_are_drawn():

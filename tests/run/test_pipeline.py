@@ -1,5 +1,6 @@
 """The order of a run's stages."""
 
+import contextlib
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import pytest
 
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
@@ -55,6 +56,33 @@ def test_the_reference_is_an_input_of_every_evaluation_and_has_the_students_toke
     assert check(models[1]).keys() >= {"student", "reference"}
     with pytest.raises(InputError, match="reference=.*another has another tokenizer than the student"):
         check(models[2])
+
+
+def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_path):
+    names = [stage.name for stage in Pipeline(load_config(TINY), tmp_path).stages()]
+    config = load_config(TINY, ["--config.leaks.probes=True", "--config.leaks.references.world=lab:validation.jsonl"])
+    stages = Pipeline(config, tmp_path).stages()
+    added = {stage.name: stage for stage in stages if stage.name not in names}
+    assert list(added) == [f"evaluate/leaks/{arm}" for arm in ("self", "other", "real")]
+    assert set(added["evaluate/leaks/self"].after) == {"sample/self", "lab/base", "lab/world"}
+    assert set(added) <= set(stages[-1].after)
+    with pytest.raises(InputError, match="leaks probes=True needs evaluate.probes"):
+        load_config(TINY, ["--config.leaks.probes=True", "--config.evaluate.probes="])
+    for setting, message in (("references.probes=x.txt", "not 'probes'"), ("least_tokens=-1", "must be at least 0")):
+        with pytest.raises(InputError, match=message):
+            load_config(TINY, [f"--config.leaks.{setting}"])
+
+
+def test_text_that_leaks_are_looked_for_in_is_read_before_any_work(tmp_path):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    known = tmp_path / "known.txt"
+    config = RunConfig(source=str(model), leaks=LeakSettings({"known": str(known)}, least_tokens=3, least_characters=0))
+    with pytest.raises(InputError, match="setting leaks.references.known: file not found"):
+        Pipeline(config, tmp_path / "run").check_files()
+    for content, message in ((b"a b", "no text has 3 tokens"), (b"a b \xe9", "not valid UTF-8"), (b"a b c", "")):
+        known.write_bytes(content)
+        with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+            Pipeline(config, tmp_path / "run").check_files()
 
 
 LENGTHS = [
