@@ -44,13 +44,15 @@ class SuffixIndex:
         at = np.flatnonzero(low < high)
         low, high, length = low[at], high[at], 1
         while at.size:
-            lengths[at], places[at] = length, self._order[low]
-            wanted = text[at + length]
-            low = self._bound(low, high, length, wanted, np.less)
-            alive = low < high
-            alive[alive] = self._text[self._order[low[alive]] + length] == wanted[alive]
-            at, low, high, wanted = at[alive], low[alive], high[alive], wanted[alive]
-            high = self._bound(low, high, length, wanted, np.less_equal)
+            begin, last = self._order[low], self._order[high - 1]
+            lengths[at], places[at] = length, begin
+            wanted, first, last = text[at + length], self._text[begin + length], self._text[last + length]
+            # The range is in order: where its ends go on alike, all of it does.
+            split = np.flatnonzero((first <= wanted) & (wanted <= last) & (first != last))
+            low[split] = self._bound(low[split], high[split], length, wanted[split], np.less)
+            high[split] = self._bound(low[split], high[split], length, wanted[split], np.less_equal)
+            alive = (first <= wanted) & (wanted <= last) & (low < high)
+            at, low, high = at[alive], low[alive], high[alive]
             length += 1
         return lengths, places
 
