@@ -133,7 +133,13 @@ def _add_tools(commands) -> None:
     option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
     option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
     option("--target", metavar="MODEL", help="whose tokenizer the probes are for (with --text or arrays)")
-    option("--prefix-length", type=int, default=32, metavar="K", help="tokens given (--text, --dataset; default: 32)")
+    option(
+        "--prefix-length",
+        type=_lengths,
+        default=[32],
+        metavar="K[,K...]",
+        help="tokens given (--text, --dataset; default: 32); of a text also several lengths, each a group of its own",
+    )
     option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
     option("--stride", type=int, metavar="N", help="tokens between windows of a text (default: K + M)")
     option("--limit", type=int, metavar="N", help="keep N probes, drawn at random")
@@ -206,6 +212,10 @@ def _add_tools(commands) -> None:
         metavar="FILE.jsonl",
         help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too",
     )
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:

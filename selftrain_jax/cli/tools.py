@@ -29,7 +29,10 @@ def make_probes(arguments: argparse.Namespace) -> int:
     needed = ("split",) if a.dataset else ("target",) if a.text else ("prefixes", "suffixes", "source", "target")
     if missing := [f"--{name}" for name in needed if not getattr(a, name)]:
         raise InputError(f"probes: {', '.join(missing)} is missing; see selftrain probes --help")
-    drawn = {"prefix_length": a.prefix_length, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
+    if len(a.prefix_length) > 1 and not a.text:
+        raise InputError(f"probes --prefix-length={a.prefix_length}: several lengths are for --text alone")
+    lengths = a.prefix_length if len(a.prefix_length) > 1 else a.prefix_length[0]
+    drawn = {"prefix_length": lengths, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
     if a.text:
         counts = probes.window_probes(a.text, a.target, a.out, stride=a.stride, **drawn)
     elif a.dataset:

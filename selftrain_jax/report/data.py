@@ -87,6 +87,7 @@ class ReportData:
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
     leaks: model -> rows of `evaluation.leaks.find_leaks` on the text that it was trained on.
+    along: rows of `run.along.along_texts`.
     one_document: text sets that are a single text of several windows.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
     """
@@ -110,6 +111,7 @@ class ReportData:
     probes: str = "unknown"
     held_out_ngram: int = 8
     one_document: Sequence[str] = ()
+    along: Sequence[Mapping[str, Any]] = ()
     leaks: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

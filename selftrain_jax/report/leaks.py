@@ -32,7 +32,10 @@ def _lengths(reference: str, unit: str, rows: Mapping[str, Row], hues: Mapping[s
             if points:
                 axes.plot(*zip(*points), **svg.look(hues[model], label(model), marker=None))
         axes.set(xscale="log", yscale="log", xlabel=f"longest run ({unit}, log scale)")
-        axes.set_ylabel("documents with so long a run (%, log scale)")
+        axes.set_ylabel("documents (%, log scale)")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
 
     return svg.figure(
         f"Repeats of {reference} in {unit}",

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Sequence
 
-from selftrain_jax.report import leaks, svg
+from selftrain_jax.report import along, leaks, svg
 from selftrain_jax.report.data import MARGIN, ReportData, finite, label
 from selftrain_jax.report.metric import HELD_OUT, RUN
 
@@ -31,7 +31,8 @@ def figures(data: ReportData) -> list[svg.Figure]:
     made = [_by_repeats(data, *chart) for chart in _BY_REPEATS]
     made += [_by_samples(data), _capability_change(data), _capability_against_extraction(data)]
     made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
-    made += leaks.figures(data, styles(list(dict.fromkeys((*data.models, *data.leaks)))))
+    hues = styles(list(dict.fromkeys((*data.models, *data.leaks))))
+    made += [*along.figures(data, hues), *leaks.figures(data, hues)]
     return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
 
 

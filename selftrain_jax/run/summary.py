@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import pathlib
-import platform
 from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -29,7 +27,8 @@ from selftrain_jax.report.metric import (
     group_extraction,
     grouped,
 )
-from selftrain_jax.run import texts
+from selftrain_jax.run import facts
+from selftrain_jax.run.along import along_texts
 from selftrain_jax.run.leaks import read_leaks
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
@@ -69,6 +68,10 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                     {"model": name, "step": step, **_rate(*hit, _cluster(found, masks, hit[0])), "seed": k}
                     for hit in hits(found, masks).items()
                 ]
+
+    def of(arm: str) -> list[Items]:
+        return [items[f"{arm}-{k}"] for k in range(config.subset.num_subsets)]
+
     _adjust(comparisons)
     learning_curves = {}
     for model, where in pipeline.models.items():
@@ -85,20 +88,21 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         comparisons=comparisons,
         contamination=contamination,
         measured_curves=curves,
-        audit=texts.audit(workdir, pipeline.main),
-        corpus=texts.origin(corpus) | texts.size(corpus) if config.corpus else texts.size(corpus),
+        audit=facts.audit(workdir, pipeline.main),
+        corpus=facts.origin(corpus) | facts.size(corpus) if config.corpus else facts.size(corpus),
         unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
-        drawn={_model_name(pipeline, arm): texts.drawn(pipeline, arm) for arm in pipeline.arms},
-        samples=texts.samples(corpus),
+        drawn={_model_name(pipeline, arm): facts.drawn(pipeline, arm) for arm in pipeline.arms},
+        samples=facts.samples(corpus),
         learning_curves=learning_curves,
         settings=settings,
-        versions=versions(pipeline.mesh),
+        versions=facts.versions(pipeline.mesh),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
         command=pipeline.command,
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
+        along=along_texts({"base": [items["base"]]} | {_model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
         leaks={_model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
 
@@ -387,14 +391,3 @@ def _by_contamination(base: Items, trained: Items) -> Iterator[dict[str, Any]]:
             hits = before[row["metric"]], after[row["metric"]]
             means = {name: float(found.mean()) for name, found in zip(("before", "after"), hits)}
             yield {**row, "in_training_text": inside, "n": len(hits[0]), **means}
-
-
-def versions(mesh) -> dict[str, str]:
-    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
-    found = {name: importlib.metadata.version(name) for name in names}
-    device = mesh.devices.flat[0]
-    return found | {
-        "python": platform.python_version(),
-        "devices": f"{mesh.devices.size} x {device.device_kind}",
-        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-    }

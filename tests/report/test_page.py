@@ -354,6 +354,31 @@ def test_known_text_in_what_models_wrote_is_shown_with_the_documents():
     )
 
 
+@pytest.mark.parametrize("texts", [1, 3])
+def test_whole_texts_are_strips_and_heat_maps(texts):
+    """Of one text every model and prefix in one picture, of several one a model, of the longest prefix."""
+    rows = [
+        {"model": m, "text": text, "group": group, "edges": [8.0, 20.0, 32.0, 44.0]}
+        | {"extraction": [0.0, 1.0, None], "likelihood": [0.1, 0.55, None]}
+        for text in range(1, texts + 1)
+        for m in ("base", "self")
+        for group in ("prefix=4", "prefix=8")
+    ]
+    data = full_data(along=rows)
+    figures = {figure.title: figure for figure in plots.figures(data) if "along the text" in figure.title}
+    kinds = ("Extraction", "Likelihood")
+    if texts == 1:
+        assert list(figures) == [f"{kind} along the text" for kind in kinds]
+        assert ">base, prefix=4<" in figures["Extraction along the text"].svg
+    else:
+        names = ("base model", "self-generated text")
+        assert list(figures) == [f"{kind} along the texts, {name}, prefix=8" for name in names for kind in kinds]
+    for figure in figures.values():
+        drawn = re.findall(r"fill: var\(--hue\d\)(?:; fill-opacity: ([\d.]+))?", figure.svg)
+        assert set(drawn) == ({""} if figure.title.startswith("Extraction") else {"0.1", "0.6"})
+    Page(report.render_html(data))
+
+
 def test_extraction_by_sampling_and_exposure_are_drawn():
     """By number of samples, of the held-out probes where there are such; in bits, which no percent limits."""
     whole = [dataclasses.replace(EXTRACTION, kind="discoverable", samples=(n, 0.5)) for n in (1, 100)]

@@ -1,5 +1,7 @@
-"""What the report says of the text that a run trains on: where it is from, what was left out, a few documents."""
+"""What the report says that is no measurement: of the text that a run trains on, and of the software."""
 
+import importlib.metadata
+import platform
 from typing import Any
 
 from selftrain_jax.core.files import read_json
@@ -46,3 +48,14 @@ def samples(corpus: Corpus) -> list[dict[str, Any]]:
 
     shown = corpus[:NUM_SAMPLES_SHOWN]
     return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
+
+
+def versions(mesh) -> dict[str, str]:
+    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
+    found = {name: importlib.metadata.version(name) for name in names}
+    device = mesh.devices.flat[0]
+    return found | {
+        "python": platform.python_version(),
+        "devices": f"{mesh.devices.size} x {device.device_kind}",
+        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+    }
