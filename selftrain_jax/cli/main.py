@@ -29,6 +29,7 @@ _WITH_CONFIG = {
 _TOOLS = {
     "probes": "tools.make_probes",
     "import": "tools.import_texts",
+    "leaks": "tools.find_leaks",
     "configs": "show.configs",
     "init": "show.init",
     "convert": "tools.convert_model",

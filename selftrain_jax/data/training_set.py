@@ -81,7 +81,7 @@ def student_documents(
     check_tokenizer(config, tokenizer)
     documents, provenance = kept_documents(audited, text)
     if provenance is not None and retokenize == "auto":
-        retokenize = not _same_tokenizer(provenance, student)
+        retokenize = not same_tokenizer(provenance, student)
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
@@ -105,7 +105,7 @@ def _with_end(document: Document, eos_token_id: int) -> np.ndarray:
 
 def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:
     """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
-    if not _same_tokenizer(provenance, student):
+    if not same_tokenizer(provenance, student):
         size = len(load_tokenizer(student).get_vocab())
         raise InputError(
             f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the "
@@ -113,7 +113,8 @@ def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: st
         )
 
 
-def _same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
+def same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
+    """Whether the token ids of a corpus of that provenance are surely those of the student's tokenizer."""
     return provenance.get("tokenizer_fingerprint") == tokenizer_fingerprint(student)
 
 

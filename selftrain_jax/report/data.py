@@ -86,6 +86,8 @@ class ReportData:
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
+    leaks: model -> rows of `evaluation.leaks.find_leaks` on the text that it was trained on.
+    along: rows of `run.along.along_texts`.
     one_document: text sets that are a single text of several windows.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
     """
@@ -109,6 +111,8 @@ class ReportData:
     probes: str = "unknown"
     held_out_ngram: int = 8
     one_document: Sequence[str] = ()
+    along: Sequence[Mapping[str, Any]] = ()
+    leaks: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.probes not in _PROBES:

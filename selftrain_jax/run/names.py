@@ -79,6 +79,8 @@ class RunNames:
         named["student"] = self.student
         named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
+        named |= {"evaluate.reference": config.evaluate.reference} if config.evaluate.reference else {}
+        named |= {f"leaks.references.{name}": path for name, path in config.leaks.references.items()}
         for name, control in config.controls.items():
             values = dataclasses.asdict(control)
             named |= {f"controls.{name}.{field}": value for field, value in values.items() if value}

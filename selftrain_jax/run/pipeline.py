@@ -18,7 +18,8 @@ from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
 from selftrain_jax.models.ops import attention_implementation
-from selftrain_jax.run.evaluate import evaluate_stage, report_stage
+from selftrain_jax.run import leaks
+from selftrain_jax.run.evaluate import check_reference, evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, RunNames
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
@@ -41,6 +42,7 @@ class Pipeline(RunNames):
             *self._lab(),
             evaluate_stage(self, "base"),
             *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
+            *leaks.leak_stages(self).values(),
             *(audit_stage(self, arm) for arm in self.arms),
             *(subset_stage(self, arm, k) for arm, k in trained),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
@@ -70,11 +72,13 @@ class Pipeline(RunNames):
                 self._check_corpus(setting, value)
             elif value.startswith(LAB):
                 continue
-            elif setting in ("source", "student") or setting.endswith(".source"):
+            elif setting in ("source", "student", "evaluate.reference") or setting.endswith(".source"):
                 path = self.model_path(value)
                 config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                 check_tokenizer(config, tokenizer)
-                if setting == "student":
+                if setting == "evaluate.reference" and not self.student.startswith(LAB):
+                    check_reference(path, self.model_path(self.student))
+                if setting in ("student", "evaluate.reference"):
                     continue
                 start_ids(self.config.sample.start, config, tokenizer)
                 if self._needs_student_tokens:
@@ -83,6 +87,8 @@ class Pipeline(RunNames):
                     self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
+            elif setting.startswith("leaks."):
+                load_texts(value)
             elif setting.startswith("audit."):
                 load_benchmark_texts(value)
             elif setting.startswith("controls."):
@@ -94,6 +100,8 @@ class Pipeline(RunNames):
             *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
             check_groups(probes, evaluate)
             suite.unknown_shares(evaluate, *texts, tokenizer)
+            if not any(path.startswith(LAB) for path in self.config.leaks.references.values()):
+                leaks.known(self, tokenizer)
             for name, documents in texts[0].items():
                 for setting, read in trained.items():
                     if twice := set(filter(has_text, documents)).intersection(read):

@@ -8,7 +8,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import SEED_LIMIT
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.lab.settings import LabConfig
 from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.training.settings import TrainConfig
@@ -49,6 +49,7 @@ class RunConfig:
       revision: hub revision of source and student, for example "step143000"; "" is the default.
       lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
       mesh, sample, audit, subset, train, evaluate: the stages.
+      leaks: which known text is looked for in the text of every arm; by default none.
       controls: name -> control; "real" and "other" are the two that every claim needs.
     """
 
@@ -64,6 +65,7 @@ class RunConfig:
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    leaks: LeakSettings = LeakSettings()
     controls: Mapping[str, ControlSettings] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -71,6 +73,8 @@ class RunConfig:
             raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
         if not self.source and not self.student:
             raise InputError(f"student is empty: set it to the model that is to be trained on corpus={self.corpus!r}")
+        if self.leaks.probes and not self.evaluate.probes:
+            raise InputError("leaks probes=True needs evaluate.probes: name a file, or leave it out")
         if taken := {"self", "base", "corpus"} & set(self.controls):
             raise InputError(f"controls cannot be named {taken.pop()!r}; use for example 'real' or 'other'")
         for name in self.controls:

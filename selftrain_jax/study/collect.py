@@ -15,7 +15,7 @@ from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
-from selftrain_jax.run import stages, summary
+from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
@@ -77,13 +77,13 @@ def study_data(study: Study) -> StudyData:
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes = list(dict.fromkeys(notes))
     notes += _repeated(
-        (a.name, *summary.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, _keys(run))
+        (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, _keys(run))
     )
     return StudyData(
         title=config.title,
         command=study.command,
         settings=dataclasses.asdict(config),
-        versions=summary.versions(study.mesh),
+        versions=facts.versions(study.mesh),
         models=_models(study),
         results=results,
         memory=memory,

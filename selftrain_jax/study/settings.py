@@ -8,7 +8,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import check_ranges, check_seed
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.lab.settings import LineageConfig
 from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.run.settings import lacks
@@ -131,7 +131,7 @@ class StudyConfig:
       data: the folder of the files whose names here begin with "data:".
       real: text file of the control "real"; "" for none.
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
-      mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
+      mesh, sample, audit, subset, train, evaluate, leaks: those of every run; the seed is added to theirs.
       tasks, proxies, generations: see there.
     """
 
@@ -154,6 +154,7 @@ class StudyConfig:
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    leaks: LeakSettings = LeakSettings()
     tasks: TaskSettings = TaskSettings()
     proxies: ProxySettings = ProxySettings()
     generations: GenerationSettings = GenerationSettings()
@@ -195,6 +196,11 @@ class StudyConfig:
                     f"models.{name} needs a family, and a recipe where another model is of its family: they say "
                     "how source and student are related"
                 )
+        if self.evaluate.reference:
+            raise InputError(
+                f"evaluate reference={self.evaluate.reference!r} is for runs: the students of a study read different "
+                "tokens; leave it out"
+            )
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):
@@ -212,6 +218,7 @@ class StudyConfig:
         """Every file that the settings name, by setting."""
         named = {f"audit.benchmarks.{name}": path for name, path in self.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in self.evaluate.files().items()}
+        named |= {f"leaks.references.{name}": path for name, path in self.leaks.references.items()}
         return named | ({"real": self.real} if self.real else {})
 
     def conditions(self) -> Iterator[Condition]:
