@@ -37,8 +37,9 @@ class Items:
       capability: (suite, rule) -> bool `[n]`; the rule is "acc", "acc_norm" or "acc_bytes".
       nll: text set -> (nats `[windows]`, tokens `[windows]`).
       probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" (int,
-        -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded", "bleu" and
-        "edit_similarity", and "cluster" (int) where probes share one. Empty without probes.
+        -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded", "bleu",
+        "edit_similarity" and "written" (ids `[n, longest]` of what greedy decoding wrote, -1 behind), and "cluster"
+        (int) where probes share one. Empty without probes.
       membership: attack -> float `[n]`.
       members: bool `[n]`; None where no attack was run.
       contaminated: suite -> bool `[n]`, whether the item's question with its right answer, or its good sentence, stands

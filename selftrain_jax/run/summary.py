@@ -51,7 +51,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
             if k == 0 or row["metric"].held_out:
                 metrics.append({"model": "base", **row, "seed": k})
         for arm in pipeline.arms:
-            trained, name = items[f"{arm}-{k}"], _model_name(pipeline, arm)
+            trained, name = items[f"{arm}-{k}"], model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate, items["base"])]
             for suite, flags in trained.contaminated.items():
                 row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
@@ -71,7 +71,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     learning_curves = {}
     for model, where in pipeline.models.items():
         if where:
-            name = model if config.subset.num_subsets > 1 else _model_name(pipeline, where[0])
+            name = model if config.subset.num_subsets > 1 else model_name(pipeline, where[0])
             learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
@@ -86,7 +86,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         audit=_audit(workdir, pipeline.main),
         corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
         unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
-        drawn={_model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
+        drawn={model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
         samples=_samples(corpus),
         learning_curves=learning_curves,
         settings=settings,
@@ -108,7 +108,8 @@ def drawn(pipeline: RunNames, arm: str) -> tuple[int, int]:
     return most["num_documents"], most["num_distinct"]
 
 
-def _model_name(pipeline: RunNames, arm: str) -> str:
+def model_name(pipeline: RunNames, arm: str) -> str:
+    """What the report calls the models of an arm."""
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
