@@ -181,6 +181,11 @@ def _add_tools(commands) -> None:
     option("name", metavar="NAME", help="one that `selftrain configs` lists")
     option("out", type=pathlib.Path, metavar="FILE.py", help="the file to write")
 
+    for name, rows in (("items", "model and item: every measure, with the texts"), ("metrics", "figure of the report")):
+        option = add(name, f"write the results of a run or study as a table, one row per {rows}")
+        option("workdir", metavar="WORKDIR", help="the folder of a run or study")
+        option("--out", required=True, metavar="FILE", help="the table to write: .parquet, .csv or .jsonl")
+
     option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
     option("source", metavar="MODEL", help="Hugging Face directory or hub name")
     option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")

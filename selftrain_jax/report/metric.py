@@ -138,9 +138,15 @@ def kind(name: str) -> Kind:
     return dataclasses.replace(found, words=found.words or name.replace("_", " "))
 
 
+def kind_named(metric: str) -> tuple[str, Kind]:
+    """The kind of a metric by its `Metric.name`, as the word and with its unit."""
+    word = metric.partition("/")[0]
+    return word, kind(word)
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What was measured. Files hold its `name`, which is made here and taken apart nowhere.
+    """What was measured. Files hold its `name`, which is made here; `kind_named` alone takes it apart.
 
     Attributes:
       kind: a key of `KINDS`, or another word.
