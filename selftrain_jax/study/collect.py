@@ -39,7 +39,7 @@ def study_data(study: Study) -> StudyData:
     done = {unit.name for unit in study.units if unit.done()}
     runs = [_finished(run, done) for run in study.runs if f"{run.name}: base" in done]
     runs = [run for run in runs if run.arms]
-    results, memory, curves, proxies = [], [], [], []
+    results, memory, contamination, curves, proxies = [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
         untouched = {("none", CONTROLS[2]): f"again/{who}"}
@@ -51,6 +51,7 @@ def study_data(study: Study) -> StudyData:
         of_run = _results(run, masks, untouched, tasks)
         results += of_run[0]
         memory += of_run[1]
+        contamination += _contamination(run)
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -84,6 +85,8 @@ def study_data(study: Study) -> StudyData:
         results=results,
         memory=memory,
         curves=curves,
+        forgetting=comparisons.forgetting(results, memory),
+        contamination=comparisons.by_contamination(contamination),
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
@@ -163,6 +166,22 @@ def _results(
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
     return rows, memory
+
+
+def _contamination(run: Run) -> Iterator[dict[str, Any]]:
+    """The rows that `comparisons.by_contamination` takes."""
+    evaluated = run.pipeline.workdir / "evaluate"
+    base = Items.load(evaluated / "base")
+    for arm, key in zip(run.arms, _keys(run)):
+        for subset in range(run.pipeline.config.subset.num_subsets):
+            items, place = Items.load(evaluated / f"{key}-{subset}"), _place(run, arm.name, arm.relation)
+            for (suite, rule), hits in items.capability.items():
+                flags = items.contaminated.get(suite)
+                for inside in (True, False) if flags is not None else ():
+                    parts = (("before", base.capability[suite, rule]), ("after", hits))
+                    means = {name: float(of[flags == inside].mean()) for name, of in parts if np.any(flags == inside)}
+                    about = {"in_training_text": inside, "n": int(np.sum(flags == inside))}
+                    yield {**place, "metric": Metric("capability", suite, rule), **about, **means}
 
 
 def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:

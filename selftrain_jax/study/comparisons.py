@@ -1,7 +1,10 @@
-"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, and what part of a
-result changes with the seed and what part with the draw and order of training.
+"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, items that stand in
+the training text and those that do not, and what part of a result changes with the seed and what part with the draw and
+order of training.
 """
 
+import dataclasses
+import itertools
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -9,7 +12,10 @@ import numpy as np
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
 from selftrain_jax.report.study_data import CONTROLS, in_order
+from selftrain_jax.run.summary import LEAST_ITEMS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
+
+NOTHING = {"value": None, "low": None, "high": None, "num_replicates": 0}
 
 
 def at_equal_drift(curves: Sequence[Row]) -> Rows:
@@ -60,6 +66,45 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             if all(steps[i] in values for i in (0, before, after)):
                 value = (1 - part) * values[steps[before]] + part * values[steps[after]] - values[steps[0]]
                 yield dict(zip((*PAIR, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
+
+
+def forgetting(results: Sequence[Row], memory: Sequence[Row]) -> Rows:
+    """What training on each text has left of held-out memory, after minus before.
+
+    Returns:
+      Rows {*PAIR, "metric", "value", "low", "high", "num_replicates"}, over seeds: of held-out extraction (a share of
+      all held-out probes), and of those that the base model extracts the suffix tokens still right (a share) and their
+      log-probability (nats per token).
+    """
+    trained = [row for row in results if row["relation"] not in CONTROLS[2:]]
+    rows = [*of(trained, HELD_OUT)]
+    for kind, column in (("left_tokens", "token_share"), ("left_log_prob", "log_prob")):
+        metric = dataclasses.replace(HELD_OUT, kind=kind)
+        columns = {end: f"{column}_{end}" for end in ("before", "after")}
+        rows += [row | {"metric": metric} | {end: row[name] for end, name in columns.items()} for row in memory]
+    groups = grouped(in_order(rows), *PAIR, "metric").items()
+    return [dict(zip((*PAIR, "metric"), place)) | estimate(seed_means(group)) for place, group in groups]
+
+
+def by_contamination(found: Sequence[Row]) -> Rows:
+    """Each suite on the items whose question and right answer stand in the training text, and on the others.
+
+    Args:
+      found: {*PAIR, "seed", "metric", "in_training_text", "n", "before", "after"} of each training, rates as shares,
+        None without items.
+
+    Returns:
+      Rows {*PAIR, "metric", "in_training_text", "n", "value", "low", "high", "num_replicates"}: "n" is the mean number
+      of items over all trainings, "value" after minus before, a share, over the seeds with `LEAST_ITEMS` of them in
+      each training; None without any. None of it where no training has an item in its text.
+    """
+    rows = []
+    for place, group in grouped(in_order(found), *PAIR, "metric", "in_training_text").items():
+        enough = [of for of in grouped(group, "seed").values() if min(row["n"] for row in of) >= LEAST_ITEMS]
+        over = estimate(seed_means(itertools.chain(*enough))) if enough else NOTHING
+        about = dict(zip((*PAIR, "metric", "in_training_text"), place))
+        rows.append({**about, "n": float(np.mean([row["n"] for row in group])), **over})
+    return rows if any(row["in_training_text"] and row["n"] for row in rows) else []
 
 
 def components(results: Sequence[Row]) -> Rows:

@@ -4,7 +4,7 @@ import pytest
 
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.statistics import variance_components
-from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
@@ -44,6 +44,45 @@ def test_an_arm_that_comes_back_is_taken_as_far_as_it_is_in_the_end():
     assert {row["drift"] for row in found.values()} == {0.2}
     expected = {("A", CAPABILITY): -0.1, ("A", HELD_OUT): -0.4, ("real", CAPABILITY): 0.2 / 3, ("real", HELD_OUT): -0.4}
     assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
+
+
+def test_what_is_left_of_memory_is_over_seeds():
+    """Two trainings a seed: seed 0 loses 0.1 and 0.3 of extraction and half of the tokens, seed 1 nothing."""
+    place = {"student": "A", "arm": "A", "relation": "self", "condition": ""}
+    ends = [(0, 0.5, 0.4), (0, 0.5, 0.2), (1, 0.5, 0.5), (1, 0.5, 0.5)]
+    results = [{**place, "seed": s, "metric": HELD_OUT, "before": b, "after": a} for s, b, a in ends]
+    results.append({**place, "relation": CONTROLS[2], "seed": 0, "metric": HELD_OUT, "before": 0.5, "after": 0.5})
+    memory = [
+        {**place, "seed": s, "token_share_before": 1.0, "token_share_after": 1 - s / 2}
+        | {"log_prob_before": -0.1, "log_prob_after": -2.1}
+        for s in (1, 0)
+    ]
+    extraction, tokens, log_prob = comparisons.forgetting(results, memory)
+    assert extraction["metric"] == HELD_OUT and extraction["value"] == pytest.approx(-0.1)
+    assert extraction["low"] < -0.1 < extraction["high"] and extraction["num_replicates"] == 2
+    assert tokens["metric"].kind == "left_tokens" and tokens["value"] == pytest.approx(-0.25)
+    assert log_prob["metric"].kind == "left_log_prob" and log_prob["value"] == pytest.approx(-2)
+
+
+def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_others():
+    """Two trainings a seed: 20 items in the text gain 10 and 30 points, 80 others none; seed 1 has too few."""
+    place = {"student": "A", "arm": "A", "relation": "self", "condition": "", "metric": Metric("capability", "recall")}
+
+    def half(seed, inside, n, gain):
+        return {**place, "seed": seed, "in_training_text": inside, "n": n} | (
+            {"before": 0.5, "after": 0.5 + gain} if n else {}
+        )
+
+    rows = [half(0, True, 20, 0.1), half(0, True, 20, 0.3), half(0, False, 80, 0), half(0, False, 80, 0)]
+    rows += [half(1, True, 0, 0), half(1, True, 8, 1.0), half(1, False, 100, -0.2), half(1, False, 92, -0.2)]
+    inside, others = comparisons.by_contamination(rows)
+    assert (inside["n"], inside["num_replicates"], inside["low"]) == (12, 1, None)
+    assert inside["value"] == pytest.approx(0.2)
+    assert (others["n"], others["num_replicates"], others["value"]) == (88, 2, pytest.approx(-0.1))
+    assert others["low"] < -0.1 < others["high"]
+    assert comparisons.by_contamination([half(0, True, 0, 0), half(0, False, 100, 0.1)]) == []
+    (few, _) = comparisons.by_contamination([half(0, True, 9, 0.5), half(0, False, 91, 0.1)])
+    assert few["n"] == 9 and few["value"] is None and few["num_replicates"] == 0
 
 
 def test_components_of_variance():
