@@ -42,6 +42,7 @@ def get_config(seed: str = "0"):
             optimizer=dict(learning_rate=2e-3, beta2=0.99, weight_decay=0.1),
         ),
     )
-    config.evaluate.probes = ""
+    config.evaluate.update(probes="", nonmembers="repeats=0", curve_points=0)
+    config.sample.num_samples = 6_000
     del config.controls["other"]
     return config

@@ -210,7 +210,7 @@ def planting(config: RunConfig, model: DecoderConfig) -> list[str]:
     operations = 2 * plant.tokens * model.train_flops_per_token(plant.train.sequence_length)
     return [
         f"planting: {plant.planted_tokens:,} of {plant.tokens:,} tokens; {plant.num_rows // plant.train.batch_size:,} "
-        f"steps of the planted model and as many of its twin, {operations / 1e15:.3f} PFLOP, 32 bytes a parameter on disk"
+        f"steps of the planted model and as many of its twin, {operations / 1e15:.3f} PFLOP in all"
     ]
 
 
