@@ -14,7 +14,7 @@ from tests.shapes import NARROW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "map.py", "paper.py", "real.py")]
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py", "real.py")]
 RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 

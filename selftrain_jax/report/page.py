@@ -72,7 +72,6 @@ def render_study(data: StudyData) -> str:
             data=data,
             largest=max(values, default=0),
             heat=_heat_maps(data),
-            maps=_maps(data),
             results=_results(data),
             contrasts=study_plots.contrasts(data),
             proxies=study_plots.proxies(data),
@@ -186,26 +185,6 @@ def _heat_maps(data: StudyData) -> list[tuple[str, list[str], list[tuple[str, li
         columns = [s for s in data.students if any(row["student"] == s for row in rows)]
         maps.append((condition, columns, [(arm, [cells.get((arm, s)) for s in columns]) for arm in data.arms(rows)]))
     return maps
-
-
-def _maps(data: StudyData) -> list[tuple[str, str, float, list[str], list[tuple[str, list]]]]:
-    """[(student, what, largest value, conditions, [(arm, a row with "value" or None for each condition)])]: utility and
-    what is left of memory, of studies with several conditions and several texts of one source."""
-    found = []
-    for student in data.students:
-        tables = {"Utility": data.utility, "Held-out extraction": (), "Held-out suffix tokens still right": ()}
-        for name, metric in zip(list(tables)[1:], (HELD_OUT, dataclasses.replace(HELD_OUT, kind="left_tokens"))):
-            tables[name] = [row for row in data.forgetting if row["metric"] == metric]
-        for name, rows in tables.items():
-            rows = [row for row in rows if row["student"] == student and row["value"] is not None]
-            columns, arms = study_data.conditions(rows), data.arms(rows)
-            if len(columns) > 1 and any(" t=" in arm for arm in arms):
-                cells = {(row["arm"], row["condition"]): row for row in rows}
-                largest = max(abs(row["value"]) for row in rows)
-                found.append(
-                    (student, name, largest, columns, [(a, [cells.get((a, c)) for c in columns]) for a in arms])
-                )
-    return found
 
 
 def _results(data: StudyData) -> list[tuple[str, list[Mapping], list[tuple[Metric, list]]]]:

@@ -69,7 +69,6 @@ class StudyData:
         correlation of proxy and utility; "kind" as in `Proxy`; "scope" is "within students" (ranks within student,
         condition and seed; interval and p-value over sources) or "all pairs", which mixes students and has neither.
       curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
-      forgetting: rows of `study.comparisons.forgetting`.
       contamination: rows of `study.comparisons.by_contamination`.
       matched: rows of `study.comparisons.at_equal_drift`.
       components: rows of `study.comparisons.components`.
@@ -107,7 +106,6 @@ class StudyData:
     older_verdicts: Sequence[Row]
     costs: Sequence[Row]
     runs: Sequence[Row]
-    forgetting: Sequence[Row] = ()
     contamination: Sequence[Row] = ()
     matched: Sequence[Row] = ()
     components: Sequence[Row] = ()

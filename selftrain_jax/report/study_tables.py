@@ -26,7 +26,6 @@ COLUMNS = {
     "correlations": ("proxy", "kind", "scope", "n", "sources", "rho", "low", "high", "p_value"),
     "selectivity": (*_PAIR, *_INTERVAL, "capability_kept", "extraction_lost", "num_replicates"),
     "curves": (*_PAIR, "seed", "subset", "step", "metric", "value"),
-    "forgetting": (*_PAIR, "metric", *_INTERVAL, "num_replicates"),
     "contamination": (*_PAIR, "metric", "in_training_text", "n", *_INTERVAL, "num_replicates"),
     "matched": (*_PAIR, "metric", "drift", *_INTERVAL, "num_replicates"),
     "components": ("relation", "metric", "between", "within", "num_cells", "num_values"),

@@ -85,7 +85,6 @@ def study_data(study: Study) -> StudyData:
         results=results,
         memory=memory,
         curves=curves,
-        forgetting=comparisons.forgetting(results, memory),
         contamination=comparisons.by_contamination(contamination),
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),

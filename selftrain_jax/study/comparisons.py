@@ -3,7 +3,6 @@ the training text and those that do not, and what part of a result changes with 
 order of training.
 """
 
-import dataclasses
 import itertools
 from typing import Any, Iterator, Sequence
 
@@ -66,24 +65,6 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             if all(steps[i] in values for i in (0, before, after)):
                 value = (1 - part) * values[steps[before]] + part * values[steps[after]] - values[steps[0]]
                 yield dict(zip((*PAIR, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
-
-
-def forgetting(results: Sequence[Row], memory: Sequence[Row]) -> Rows:
-    """What training on each text has left of held-out memory, after minus before.
-
-    Returns:
-      Rows {*PAIR, "metric", "value", "low", "high", "num_replicates"}, over seeds: of held-out extraction (a share of
-      all held-out probes), and of those that the base model extracts the suffix tokens still right (a share) and their
-      log-probability (nats per token).
-    """
-    trained = [row for row in results if row["relation"] not in CONTROLS[2:]]
-    rows = [*of(trained, HELD_OUT)]
-    for kind, column in (("left_tokens", "token_share"), ("left_log_prob", "log_prob")):
-        metric = dataclasses.replace(HELD_OUT, kind=kind)
-        columns = {end: f"{column}_{end}" for end in ("before", "after")}
-        rows += [row | {"metric": metric} | {end: row[name] for end, name in columns.items()} for row in memory]
-    groups = grouped(in_order(rows), *PAIR, "metric").items()
-    return [dict(zip((*PAIR, "metric"), place)) | estimate(seed_means(group)) for place, group in groups]
 
 
 def by_contamination(found: Sequence[Row]) -> Rows:

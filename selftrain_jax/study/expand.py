@@ -122,8 +122,6 @@ class Study:
         # The student's own text comes first: it is the main arm of the run.
         for source in sorted(config.sources, key=lambda name: name != student):
             given, relation = config.models[source].corpus, config.relation(source, student)
-            if relation not in config.relations:
-                continue
             for temperature in self._temperatures(source):
                 key = _key(source, temperature)
                 made = _corpus_stage(source, config.seeds[0] if config.one_corpus else seed, temperature)
@@ -246,15 +244,12 @@ class Study:
             yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
-        wanted = {arm.needs for run in self.runs for arm in run.arms}
         sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
         seeds = self.config.seeds[:1] if self.config.one_corpus else self.config.seeds
         for seed, source in itertools.product(seeds, sampled):
             model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
             for temperature in self._temperatures(source):
                 name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
-                if (name,) not in wanted:
-                    continue
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
 
@@ -284,7 +279,7 @@ class Study:
             yield self._unit(evaluated_at_random(f"noise/{who}", run), _trained(run, run.arms[0]))
 
     def _proxy_units(self) -> Iterator[Unit]:
-        for run in self.first_runs.values() if self.config.proxies else ():
+        for run in self.first_runs.values():
             for arm, key in zip(run.arms, run.pipeline.arms):
                 name = f"proxies/{run.student}-{run.seed}/{arm.key}"
                 stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
@@ -335,7 +330,7 @@ class Study:
                 stage.externals()  # which says what is missing or broken
         for unit in self.units:
             stages.current(unit.workdir, unit.stages, *(stage.name for stage in unit.stages if not stage.again))
-        if self.config.proxies and self.config.proxies.sentence_encoder:
+        if self.config.proxies.sentence_encoder:
             sentence_library()
         self._check_files()
 

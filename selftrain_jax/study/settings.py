@@ -120,8 +120,6 @@ class StudyConfig:
       models: name -> model; letters, digits and underscores.
       students: the models that are trained.
       sources: the models that write.
-      relations: the pairs of student and source that are trained, by how they are related: some of
-        `report.study_data.RELATIONS`. ("self",) is every student on its own text alone.
       lab: the generated worlds and lineages; None for a study of real models. Paths may start with "lab:" then.
       seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and
         models.
@@ -134,14 +132,13 @@ class StudyConfig:
       real: text file of the control "real"; "" for none.
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
       mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
-      tasks, proxies, generations: see there; `proxies=None` measures none.
+      tasks, proxies, generations: see there.
     """
 
     title: str = "Who should learn from whom?"
     models: Mapping[str, ModelSettings] = dataclasses.field(default_factory=dict)
     students: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    relations: tuple[str, ...] = RELATIONS
     lab: LineageConfig | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     one_corpus: bool = False
@@ -158,7 +155,7 @@ class StudyConfig:
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
     tasks: TaskSettings = TaskSettings()
-    proxies: ProxySettings | None = ProxySettings()
+    proxies: ProxySettings = ProxySettings()
     generations: GenerationSettings = GenerationSettings()
 
     def __post_init__(self):
@@ -174,8 +171,6 @@ class StudyConfig:
                 raise InputError(f"{kind}={values} names one of them twice (in six digits, as folders are named)")
             if not values and kind in ("students", "sources", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
-        if unknown := sorted(set(self.relations) - set(RELATIONS)):
-            raise InputError(f"relations names {', '.join(unknown)}; they are {', '.join(RELATIONS)}")
         for seed in self.seeds:
             check_seed("study", seed)
         repeated = self.generations.students
@@ -206,9 +201,6 @@ class StudyConfig:
                     raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
         elif self.one_corpus:
             raise InputError("one_corpus=True needs models that are the same in every seed, which a lab's are not")
-        for student in self.students:
-            if not any(self.relation(source, student) in self.relations for source in self.sources):
-                raise InputError(f"relations={self.relations} leave student {student!r} no source: name more of either")
         if any(t < 0 for t in self.temperatures):
             raise InputError(f"temperatures={self.temperatures} must not be negative")
 

@@ -166,11 +166,6 @@ def full_data(num_seeds=3, conditions=("",), **replaced):
             for row in utility
             for metric in (CAPABILITY, HELD_OUT)
         ],
-        forgetting=[
-            {name: row[name] for name in ("student", "arm", "relation", "condition", "value", "low", "high")}
-            | {"metric": HELD_OUT, "num_replicates": num_seeds}
-            for row in utility
-        ],
         contamination=[
             {name: row[name] for name in ("student", "arm", "relation", "condition", "value", "low", "high")}
             | {"metric": Metric("capability", "arc"), "in_training_text": inside, "n": n, "num_replicates": num_seeds}
@@ -265,7 +260,6 @@ def minimal_data():
         matched=[
             who | {"metric": CAPABILITY, "drift": 0.1, "value": 0.01, "low": None, "high": None, "num_replicates": 1}
         ],
-        forgetting=[who | {"metric": HELD_OUT, "value": -0.5, "low": None, "high": None, "num_replicates": 1}],
         contamination=[
             who
             | {"metric": Metric("capability", "arc"), "in_training_text": True, "n": 9.0, "value": None}
@@ -408,7 +402,7 @@ def test_numpy_and_nan_become_plain_numbers_and_null(tmp_path):
     "table",
     [
         *("utility", "results", "proxies", "correlations", "selectivity", "curves", "generations", "by_relation"),
-        *("contrasts", "forgetting", "contamination", "matched", "components"),
+        *("contrasts", "contamination", "matched", "components"),
     ],
 )
 def test_each_csv_equals_its_rows(folder, name, table):
@@ -459,7 +453,7 @@ def test_the_files_are_the_same_set_whatever_was_measured(folder):
     names = [
         sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
     ]
-    assert names[0] == names[1] and len(names[0]) == 3 + 15 + 3
+    assert names[0] == names[1] and len(names[0]) == 3 + 14 + 3
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -521,31 +515,6 @@ def test_a_run_cannot_link_out_of_the_study(target):
     row = {"run": "r", "student": "s", "condition": "", "seed": 0, "report": target}
     links = [v for _, a, v in Page(report.render_study(empty_data(runs=[row]))).attributes if a == "href"]
     assert not [v for v in links if ":" in v or v.startswith(("/", "\\"))]
-
-
-def test_a_map_of_temperature_and_condition():
-    """Utility by text and learning rate; blank where not measured; one condition or temperature alone has none."""
-    rows = [
-        {"student": "S", "arm": arm, "relation": relation, "condition": f"lr {rate}", "value": rate * gain}
-        | {"low": None, "high": None, "num_replicates": 1, "p_value": None, "significant": False}
-        for arm, relation, gain in (("S t=1", "self", -0.5), ("S t=0.5", "self", 1.0), ("real", "real text", 2.0))
-        for rate in (0.1, 0.01)
-    ]
-    left = [
-        {k: v for k, v in row.items() if k not in ("p_value", "significant")} | {"metric": HELD_OUT} for row in rows
-    ]
-    data = empty_data(utility=rows, forgetting=left[:3])
-    (_, what, largest, columns, cells), (_, second, _, _, of_left) = report._maps(data)
-    assert (what, largest, columns) == ("Utility", 0.2, ["lr 0.1", "lr 0.01"]) and second == "Held-out extraction"
-    assert {arm: [row["value"] for row in of_arm] for arm, of_arm in cells} == {
-        "S t=1": [-0.05, -0.005],
-        "S t=0.5": [0.1, 0.01],
-        "real": [0.2, 0.02],
-    }
-    assert [[row and row["value"] for row in of_arm] for _, of_arm in of_left] == [[-0.05, -0.005], [0.1, None]]
-    assert "S: Utility" in report.render_study(data)
-    for some in (rows[::2], [row for row in rows if row["arm"] == "real"]):
-        assert report._maps(empty_data(utility=some)) == []
 
 
 def test_the_sections_come_in_order_and_empty_ones_do_not_come(folder):

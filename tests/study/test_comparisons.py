@@ -46,24 +46,6 @@ def test_an_arm_that_comes_back_is_taken_as_far_as_it_is_in_the_end():
     assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
 
 
-def test_what_is_left_of_memory_is_over_seeds():
-    """Two trainings a seed: seed 0 loses 0.1 and 0.3 of extraction and half of the tokens, seed 1 nothing."""
-    place = {"student": "A", "arm": "A", "relation": "self", "condition": ""}
-    ends = [(0, 0.5, 0.4), (0, 0.5, 0.2), (1, 0.5, 0.5), (1, 0.5, 0.5)]
-    results = [{**place, "seed": s, "metric": HELD_OUT, "before": b, "after": a} for s, b, a in ends]
-    results.append({**place, "relation": CONTROLS[2], "seed": 0, "metric": HELD_OUT, "before": 0.5, "after": 0.5})
-    memory = [
-        {**place, "seed": s, "token_share_before": 1.0, "token_share_after": 1 - s / 2}
-        | {"log_prob_before": -0.1, "log_prob_after": -2.1}
-        for s in (1, 0)
-    ]
-    extraction, tokens, log_prob = comparisons.forgetting(results, memory)
-    assert extraction["metric"] == HELD_OUT and extraction["value"] == pytest.approx(-0.1)
-    assert extraction["low"] < -0.1 < extraction["high"] and extraction["num_replicates"] == 2
-    assert tokens["metric"].kind == "left_tokens" and tokens["value"] == pytest.approx(-0.25)
-    assert log_prob["metric"].kind == "left_log_prob" and log_prob["value"] == pytest.approx(-2)
-
-
 def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_others():
     """Two trainings a seed: 20 items in the text gain 10 and 30 points, 80 others none; seed 1 has too few."""
     place = {"student": "A", "arm": "A", "relation": "self", "condition": "", "metric": Metric("capability", "recall")}

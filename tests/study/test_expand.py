@@ -30,18 +30,3 @@ def test_a_start_that_a_source_cannot_write_is_named_before_any_work(tmp_path):
         else:
             with pytest.raises(InputError, match=message):
                 study.check()
-
-
-def test_pairs_may_be_restricted_to_some_relations(tmp_path):
-    """Two students, each on its own text alone: the third model writes nothing, and no proxies are measured."""
-    models = {name: ModelSettings(path=name, family=name) for name in "abc"}
-    settings = {"models": models, "students": ("a", "b"), "sources": tuple("abc"), "seeds": (0,)}
-    study = Study(StudyConfig(**settings, relations=("self",), proxies=None), tmp_path)
-    assert [[arm.key for arm in run.arms] for run in study.runs] == [["a"], ["b"]]
-    names = [unit.name for unit in study.units]
-    assert [name for name in names if name.startswith(("corpora", "proxies"))] == ["corpora/0/a", "corpora/0/b"]
-    assert len(Study(StudyConfig(**settings), tmp_path).runs[0].arms) == 3
-    with pytest.raises(InputError, match="leave student 'a' no source"):
-        StudyConfig(**settings | {"sources": ("b", "c")}, relations=("self",))
-    with pytest.raises(InputError, match="relations names friend; they are self, same lineage"):
-        StudyConfig(**settings, relations=("friend",))
