@@ -9,6 +9,7 @@ from selftrain_jax.core.accelerators import ACCELERATORS
 
 STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
+    "plant": "train the student on text with planted sequences, and its twin without (only configs with plant)",
     "sample": "let the source model write documents from the BOS token alone",
     "audit": "drop documents that overlap with a benchmark",
     "subset": "draw training subsets of an exact number of tokens and pack them",

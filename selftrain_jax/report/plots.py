@@ -21,8 +21,8 @@ _CURVES = {
 
 def styles(models: Sequence[str]) -> dict[str, int]:
     """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
-    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
-    spare = itertools.cycle(range(4, svg.NUM_HUES))
+    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3, "twin": 6}
+    spare = itertools.cycle(range(4, svg.NUM_HUES - ("twin" in models)))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 
 

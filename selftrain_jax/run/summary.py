@@ -46,10 +46,11 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
-        for row in _measure(items["base"], masks, evaluate, items["base"]):
-            # Of the base model only the held-out probes differ between subset numbers.
-            if k == 0 or row["metric"].held_out:
-                metrics.append({"model": "base", **row, "seed": k})
+        for model in (name for name, where in pipeline.models.items() if not where):
+            for row in _measure(items[model], masks, evaluate, items["base"]):
+                # Of what is not self-trained only the held-out probes differ between subset numbers.
+                if k == 0 or row["metric"].held_out:
+                    metrics.append({"model": model, **row, "seed": k})
         for arm in pipeline.arms:
             trained, name = items[f"{arm}-{k}"], model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate, items["base"])]
