@@ -315,6 +315,7 @@ def _clusters(cluster: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
 
 
 def check_settings(confidence: float, num_resamples: int = 1) -> None:
+    """Raises `InputError` unless `confidence` lies in (0, 1) and there is a resample."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
     if num_resamples < 1:
@@ -322,6 +323,7 @@ def check_settings(confidence: float, num_resamples: int = 1) -> None:
 
 
 def check_items(name: str, values: ArrayLike) -> np.ndarray:
+    """float64 `[n]` of `values`; `InputError`, with `name`, unless they are one finite number per item."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} has shape {array.shape}: give one number per item, and at least one item")
@@ -331,6 +333,7 @@ def check_items(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def check_pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `check_items` returns them; `InputError` unless they are of equally many items."""
     before, after = check_items(names[0], before), check_items(names[1], after)
     if before.shape != after.shape:
         raise InputError(

@@ -70,6 +70,7 @@ class StudyData:
         condition and seed; interval and p-value over sources) or "all pairs", which mixes students and has neither.
       curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
       contamination: rows of `study.comparisons.by_contamination`.
+      grid: rows of `study.grid.grid`.
       matched: rows of `study.comparisons.at_equal_drift`.
       components: rows of `study.comparisons.components`.
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
@@ -107,6 +108,7 @@ class StudyData:
     costs: Sequence[Row]
     runs: Sequence[Row]
     contamination: Sequence[Row] = ()
+    grid: Sequence[Row] = ()
     matched: Sequence[Row] = ()
     components: Sequence[Row] = ()
     notes: Sequence[str] = ()
