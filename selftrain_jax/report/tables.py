@@ -121,7 +121,16 @@ def format_table(data: ReportData) -> str:
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
-    return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
+    return printable(
+        [
+            *lines,
+            "",
+            "Intervals are 95 %; n: items, of likelihood tokens; '-': not measured.",
+            *_verdict(data),
+            "",
+            *data.notes,
+        ]
+    )
 
 
 def _layout(rows: list[list]) -> list[str]:

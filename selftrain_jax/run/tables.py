@@ -73,12 +73,17 @@ ITEM_COLUMNS = {
     "graded": Column(_REAL, "with free running: share of suffix tokens right, one by one"),
     "bleu": Column(_REAL, "with free running: BLEU of what was written with the suffix"),
     "edit_similarity": Column(_REAL, "with free running: 1 - edit distance / length, of the texts"),
+    "common_run": Column(_COUNT, "with free running: tokens of the longest run that it shares with the suffix"),
+    "sampled_log_prob": Column(_REAL, "with `discoverable`: log-probability that one sample is the suffix, in nats"),
     "emitted": Column(_TEXT, "with free running: what greedy decoding wrote after the prefix (decoded)"),
     "member": Column(_FLAG, "with membership attacks: whether it counts as a member"),
     "membership_loss": Column(_REAL, "score of that attack, higher for members"),
     "membership_zlib": Column(_REAL, "the same"),
     "membership_min_k": Column(_REAL, "the same"),
     "membership_min_k_plus": Column(_REAL, "the same"),
+    "membership_dc_pdd": Column(_REAL, "the same"),
+    "membership_recall": Column(_REAL, "the same; null for the probes that stand before the others"),
+    "membership_reference": Column(_REAL, "the same"),
 }
 METRIC_COLUMNS = {
     **_WHOSE,
@@ -223,7 +228,8 @@ def _probe_measures(columns, measured: Items, masks: Sequence[summary.Masks], ng
         found["emitted"] = columns["decoded"](ids)
     if measured.members is not None:
         found["member"] = measured.members
-        found |= {f"membership_{attack}": scores for attack, scores in measured.membership.items()}
+        for attack, scores in measured.membership.items():
+            found[f"membership_{attack}"] = np.where(np.isnan(scores), None, scores)  # left out of the attack
     return found
 
 

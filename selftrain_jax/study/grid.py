@@ -51,11 +51,10 @@ def _left(row: Row) -> float:
 
 def _estimate(metric, rows: Sequence[Row], value) -> dict[str, Any]:
     found = estimate(seed_means(rows, value))
-    if metric in (LEFT_PROBES, LEFT_TOKENS) and found["low"] is not None:
-        low, high = found["low"], found["high"]
-        if metric == LEFT_PROBES:
-            counts = [{"seed": row["seed"], "before": 1, "after": _left(row), "n": row["extracted"]} for row in rows]
-            least, most = exact_share_lost(counts)
-            low, high = min(low, 1 - most), max(high, 1 - least)
-        found["low"], found["high"] = (float(x) for x in np.clip([low, high], 0, 1))
+    ends = [found["low"], found["high"]] if found["low"] is not None else []  # none where seeds do not differ
+    if metric == LEFT_PROBES and found["num_replicates"] > 1:
+        counts = [{"seed": row["seed"], "before": 1, "after": _left(row), "n": row["extracted"]} for row in rows]
+        ends += [1 - bound for bound in exact_share_lost(counts)]
+    if metric in (LEFT_PROBES, LEFT_TOKENS) and ends:
+        found["low"], found["high"] = (float(x) for x in np.clip([min(ends), max(ends)], 0, 1))
     return found

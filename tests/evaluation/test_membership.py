@@ -13,6 +13,7 @@ from selftrain_jax.evaluation.exposure import canary_exposures, exposure, group_
 from selftrain_jax.evaluation.membership import membership_results, membership_scores
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
+from selftrain_jax.report.metric import KINDS
 from tests.shapes import ONE_LAYER, initial
 
 CONFIG = ONE_LAYER
@@ -161,6 +162,14 @@ def test_exposure_of_what_was_never_planted_is_that_of_chance():
     log_probs = np.random.default_rng(1).normal(-50, 9, 4000)
     bits = group_exposures(log_probs, np.full(4000, 8), np.arange(4000) < 2000)
     assert np.nanmean(bits) == pytest.approx(1 / math.log(2), abs=4 * 1.44 / math.sqrt(2000))
+
+
+def test_exposure_by_chance_is_less_among_few():
+    """Members that fall anywhere among four that never were: 0.94 bits, of which the report's words speak."""
+    members = np.arange(9) < 5
+    bits = group_exposures([0, 2, 4, 6, 8, 1, 3, 5, 7], np.full(9, 8), members)
+    assert bits[members].mean() == pytest.approx(0.94, abs=0.001)
+    assert "1.4 in the mean among many, 0.9 among four" in KINDS["exposure"].explanation
 
 
 def test_bad_canaries_are_named(params):
