@@ -35,6 +35,8 @@ _TOOLS = {
     "convert": "tools.convert_model",
     "export": "tools.export_model",
     "verify": "tools.verify_model",
+    "items": "tables.items",
+    "metrics": "tables.metrics",
 }
 """Command -> module and function, which is called with its arguments alone."""
 _ONLY_LOOKS = ("plan", "status", "config")  # and leaves nothing to go on with

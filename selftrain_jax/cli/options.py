@@ -9,6 +9,7 @@ from selftrain_jax.core.accelerators import ACCELERATORS
 
 STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
+    "plant": "train the student on text with planted sequences, and its twin without (only configs with plant)",
     "sample": "let the source model write documents from the BOS token alone",
     "audit": "drop documents that overlap with a benchmark",
     "subset": "draw training subsets of an exact number of tokens and pack them",
@@ -180,6 +181,11 @@ def _add_tools(commands) -> None:
     option = add("init", "copy a config that comes with the package, to change it")
     option("name", metavar="NAME", help="one that `selftrain configs` lists")
     option("out", type=pathlib.Path, metavar="FILE.py", help="the file to write")
+
+    for name, rows in (("items", "model and item: every measure, with the texts"), ("metrics", "figure of the report")):
+        option = add(name, f"write the results of a run or study as a table, one row per {rows}")
+        option("workdir", metavar="WORKDIR", help="the folder of a run or study")
+        option("--out", required=True, metavar="FILE", help="the table to write: .parquet, .csv or .jsonl")
 
     option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
     option("source", metavar="MODEL", help="Hugging Face directory or hub name")

@@ -48,9 +48,7 @@ def write_subset(
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
-    buffer = io.BytesIO()
-    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
-    write_atomic(directory / "rows.npz", buffer.getvalue())
+    write_rows(rows, directory)
     return {
         "num_documents": len(drawn),
         "num_distinct": num_distinct,
@@ -118,8 +116,16 @@ def same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -
     return provenance.get("tokenizer_fingerprint") == tokenizer_fingerprint(student)
 
 
+def write_rows(rows: PackedRows, directory: pathlib.Path) -> None:
+    """Writes `rows.npz` into `directory`, which is made when missing; `read_subset` reads it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / "rows.npz", buffer.getvalue())
+
+
 def read_subset(directory: pathlib.Path) -> PackedRows:
-    """The rows that `write_subset` left in `directory`."""
+    """The rows that `write_rows` left in `directory`."""
     arrays = read_arrays(directory / "rows.npz", "subset")
     return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 

@@ -11,9 +11,9 @@ from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 
 
 def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
-    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019).
+    """Exposure in bits of a canary among sampled alternatives [N]: `log2 |R| - log2 rank` (Carlini et al. 2019).
 
-    R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives
+    R is the canary with its alternatives, so `|R|` = N + 1, and the rank is 1 for the most likely of them; alternatives
     that are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than
     every alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
     the exposure in it, up to that ceiling.

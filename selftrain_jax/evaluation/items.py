@@ -39,7 +39,8 @@ class Items:
       probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" and
         "suffix_at" (int, -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded",
         "bleu", "edit_similarity" and "common_run" (each of the first k tokens, too, as "graded/8"), "sampled_log_prob"
-        (nats, of `discoverable`), and "cluster" (int) where probes share one. Empty without probes.
+        (nats, of `discoverable`), "written" (ids `[n, longest]` of what greedy decoding wrote, -1 behind), and
+        "cluster" (int) where probes share one. Empty without probes.
       membership: attack -> float `[n]`, NaN for what the attack leaves out.
       members: bool `[n]`; None where no attack was run.
       contaminated: suite -> bool `[n]`, whether the item's question with its right answer, or its good sentence, stands

@@ -199,10 +199,11 @@ class EvaluateSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in other}
 
     def for_curve(self) -> "EvaluateSettings":
-        """What is measured during training: the suites, extraction and windows of the texts, nothing that costs
-        more."""
+        """What is measured during training: the suites by the rule that counts in means over suites, extraction and
+        windows of the texts, nothing that costs more."""
+        rule = "acc" if "acc" in self.rules else self.rules[0]
         dear = dict.fromkeys(("reference", "recall_shots", "discoverable"))
-        return dataclasses.replace(self, free_running=False, nonmembers="", rules=self.rules[:1], **dear)
+        return dataclasses.replace(self, free_running=False, nonmembers="", rules=(rule,), **dear)
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""

@@ -36,7 +36,7 @@ def read_inputs(
     """Texts, questions, minimal pairs and last words by name, each within `settings.limit` and `max_chars`, and the
     probes; `InputError` for the first file that is unusable, and for settings that do not fit the probes or the
     model."""
-    if settings.texts and settings.context_len > (room := _read_at_once(settings, config).max_position):
+    if settings.texts and settings.context_len > (room := read_at_once(settings, config).max_position):
         raise InputError(f"evaluate context_len={settings.context_len} is longer than the model's context of {room}")
     add_bos = begins_with_bos(settings, tokenizer)
 
@@ -100,7 +100,7 @@ def _cluster(rows: Sequence[Mapping[str, Any]], what: str) -> np.ndarray | None:
     return cluster_numbers([row.get("cluster") for row in rows], what)
 
 
-def _read_at_once(settings: EvaluateSettings, config: DecoderConfig) -> DecoderConfig:
+def read_at_once(settings: EvaluateSettings, config: DecoderConfig) -> DecoderConfig:
     """`config` with the context that is used of it."""
     longest = settings.max_length or config.max_position
     return dataclasses.replace(config, max_position=min(config.max_position, longest))
@@ -198,7 +198,7 @@ def evaluate_model(
     texts, questions, pairs, words = read
     placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
     scorer = functools.partial(score, params, config, **placed)
-    reader = _read_at_once(settings, config)
+    reader = read_at_once(settings, config)
     items, summary = Items(), {"add_bos": add_bos, "unknown": unknown}
     total = sum(map(len, read)) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
@@ -240,6 +240,7 @@ def evaluate_model(
             summary["extraction/all"] = float(items.probes["exact"].mean())
             if settings.free_running:
                 written = free_running.continue_greedily(params, config, probes, bos_token_id=bos, **placed)
+                items.probes["written"] = free_running.padded(written)
                 for k in (None, *settings.suffix_lengths):
                     first = [dataclasses.replace(p, suffix=p.suffix[:k]) for p in probes], [c[:k] for c in written]
                     found = vars(approximate.approximate_match(*first, tokenizer))

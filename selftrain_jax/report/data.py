@@ -15,11 +15,13 @@ MARGIN = 0.02
 METRIC_FIELDS = ("model", "metric", "value", "low", "high", "n", "seed")
 _LABELS = {
     "base": "base model",
+    "twin": "twin (nothing planted)",
     "self": "self-generated text",
     "corpus": "text of a given corpus",
     "control:real": "control (real text)",
     "control:other": "control (another model's text)",
 }
+_UNTRAINED = ("base", "twin")
 _PROBES = {
     "planted": 'Probes were planted in the base model\'s pre-training text, so "before" is high by construction.',
     "emitted": 'Probes were chosen because the base model emits them, so "before" is high by construction.',
@@ -145,7 +147,7 @@ class ReportData:
 
     @property
     def trained(self) -> list[str]:
-        return [model for model in self.models if model != "base"]
+        return [model for model in self.models if model not in _UNTRAINED]
 
     @functools.cached_property
     def kinds(self) -> dict[str, list[Metric]]:
@@ -180,7 +182,7 @@ class ReportData:
         """
         rows, result = grouped(self.comparisons, "model", "metric"), {}
         for model, metric in dict.fromkeys((*self.estimates, *rows)):
-            if model == "base":
+            if model in _UNTRAINED:
                 continue
             group = rows.get((model, metric), [])
             difference, relative = _mean(group, "difference"), _mean(group, "relative_change")
@@ -245,7 +247,10 @@ class ReportData:
                 "from one base model, so no interval speaks of another corpus or base model."
             )
         if any(map(self.num_clusters, itertools.chain(*self.kinds.values()))):
-            result.append("Items of a cluster are not independent, so that intervals and p-values are over clusters.")
+            result.append(
+                "Items of a cluster are not independent, so that intervals and p-values are over clusters, but for "
+                "those of a single model's AUC and TPR."
+            )
         if self.one_document:
             names = ", ".join(self.one_document)
             result.append(

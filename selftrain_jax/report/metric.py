@@ -47,6 +47,11 @@ KINDS = {
         "Share of the suffix that need not be given for greedy decoding to complete it.",
         "extraction strength",
     ),
+    "left_probes": Kind(
+        "% of probes",
+        "Held-out probes that base extracts and the trained model still does.",
+        "extraction left of what base extracts",
+    ),
     "left_tokens": Kind(
         "% of suffix tokens",
         "Of the held-out probes that base extracts: suffix tokens that are still the likeliest after the true text so "
@@ -98,6 +103,7 @@ KINDS = {
     "tpr_at_fpr_0.01": Kind("% of members", words="membership, TPR at 1 % FPR"),
     "tpr_at_fpr_0.001": Kind("% of members", words="membership, TPR at 0.1 % FPR"),
     "capability": Kind("% of items", "Share of the suite's items answered correctly; higher is better."),
+    "capability above chance": Kind("% of items", "Mean over the suites in files, less what guessing gets right."),
     "contaminated": Kind(
         "items",
         "Items whose question and right answer, or whose good sentence, stand word for word in the training text.",
@@ -132,9 +138,15 @@ def kind(name: str) -> Kind:
     return dataclasses.replace(found, words=found.words or name.replace("_", " "))
 
 
+def kind_named(metric: str) -> tuple[str, Kind]:
+    """The kind of a metric by its `Metric.name`, as the word and with its unit."""
+    word = metric.partition("/")[0]
+    return word, kind(word)
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What was measured. Files hold its `name`, which is made here and taken apart nowhere.
+    """What was measured. Files hold its `name`, which is made here; `kind_named` alone takes it apart.
 
     Attributes:
       kind: a key of `KINDS`, or another word.
@@ -238,6 +250,7 @@ CAPABILITY = Metric("capability")
 """The mean over the suites."""
 DRIFT = Metric("drift")
 """Over all text sets."""
+LEFT_PROBES, LEFT_TOKENS = Metric("left_probes", held_out=RUN), Metric("left_tokens", held_out=RUN)
 
 
 def each_suite(metrics: Iterable[Metric]) -> list[Metric]:

@@ -21,8 +21,8 @@ _CURVES = {
 
 def styles(models: Sequence[str]) -> dict[str, int]:
     """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
-    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
-    spare = itertools.cycle(range(4, svg.NUM_HUES))
+    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3, "twin": 6}
+    spare = itertools.cycle(range(4, svg.NUM_HUES - ("twin" in models)))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 
 
@@ -203,7 +203,9 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
         return None
     hues = styles(data.models)
     held_out = " held-out" * (HELD_OUT in metrics)
-    what, title, limits = f"Mean of {len(metrics)} suites", "mean capability (% of items)", None
+    rule = next((f" by {metric.rule}" for metric in metrics if metric.rule != "acc"), "")  # of all that have rules
+    suites = f"{len(metrics)} suite{'s' * (len(metrics) != 1)}{rule}"
+    what, title, limits = f"Mean of {suites}", "mean capability (% of items)", None
     if kind == "extraction":
         what, title, limits = (
             f"Share of{held_out} probes continued exactly",
@@ -226,7 +228,7 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
     return svg.figure(
         f"{kind.capitalize()} over training",
         f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
-        + " Bars: 95 % intervals." * (kind == "extraction" and len({r["seed"] for r in data.measured_curves}) == 1),
+        + " Bars: 95 % intervals." * any(len(rows) == 1 for rows in values.values()),
         draw,
     )
 

@@ -13,7 +13,7 @@ from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
 from selftrain_jax.run.leaks import leak_stages
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.names import TWIN, RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.checkpoint import restore_params
 
@@ -28,7 +28,7 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
         loaded = _load(run, model)
-        trained_on = None if model == "base" else read_training_texts(run.workdir / "subset" / model, tokenizer)
+        trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
         arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
         if evaluate.reference:
             path = run.model_path(evaluate.reference)
@@ -39,7 +39,7 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
     return Stage(
         f"evaluate/{model}",
         evaluate.stage_settings() | {"student": run.student},
-        [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(*models.values(), *files.values())],
+        [*_made_by(run, model), *run.lab_stages(*models.values(), *files.values())],
         work,
         lambda: run.file_inputs(files),
         lambda: {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()},
@@ -56,11 +56,16 @@ def check_reference(reference: pathlib.Path, student: pathlib.Path) -> None:
         )
 
 
+def _made_by(run: RunNames, model: str) -> list[str]:
+    """The stage that makes an evaluated model, beside those of the student."""
+    return [f"train/{model}"] if run.models[model] else run.lab_stages(TWIN) if model == "twin" else []
+
+
 def _load(run: RunNames, model: str) -> tuple[Any, Any]:
     """(config, params on `local_mesh`) of an evaluated model."""
     student = run.model_path(run.student)
-    if model == "base":
-        return hf.load_pretrained(student, mesh=run.local_mesh)
+    if run.models[model] is None:
+        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=run.local_mesh)
     config = hf.load_config(student)
     return config, restore_params(run.checkpoints(model), config, run.local_mesh)
 

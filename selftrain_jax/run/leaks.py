@@ -10,7 +10,7 @@ from selftrain_jax.data.training_set import same_tokenizer
 from selftrain_jax.evaluation import leaks, memorization
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
-from selftrain_jax.run.names import LAB, RunNames
+from selftrain_jax.run.names import MADE, RunNames
 from selftrain_jax.run.stages import Stage
 
 _FILE = "leaks.json"
@@ -39,16 +39,15 @@ def _stage(run: RunNames, arm: str) -> Stage:
         return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
 
     def models() -> dict[str, str]:
-        lab = run.student.startswith(LAB)
-        return {} if lab else hf.vocabulary_input("student", run.model_path(run.student))
+        return {} if run.student.startswith(MADE) else hf.vocabulary_input("student", run.model_path(run.student))
 
     asked = dataclasses.asdict(settings) | dataclasses.asdict(origin) | {"student": run.student}
     before = [*([f"sample/{arm}"] if origin.source else []), *run.lab_stages(run.student, *files.values())]
     return Stage(f"evaluate/leaks/{arm}", asked, before, work, externals, models)
 
 
-def known(run: RunNames, tokenizer: Any) -> list[leaks.Known]:
-    """All text that is looked for; `InputError` for a file that is unusable."""
+def known(run: RunNames, tokenizer: Any, with_probes: bool = True) -> list[leaks.Known]:
+    """All text that is looked for; `InputError` for a file that is unusable. `with_probes`: whether these are made."""
     settings = run.config.leaks
     lengths = settings.least_tokens, settings.least_characters
     found = [
@@ -56,7 +55,7 @@ def known(run: RunNames, tokenizer: Any) -> list[leaks.Known]:
         for name, path in settings.references.items()
         for one in leaks.known_texts(name, run.path(path), tokenizer, *lengths)
     ]
-    if settings.probes:
+    if settings.probes and with_probes:
         config = hf.load_config(run.model_path(run.student))
         probes = memorization.load_probes(run.path(run.config.evaluate.probes), config)
         found += leaks.known_probes(probes, tokenizer, *lengths)

@@ -46,12 +46,13 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
     for k, masks in enumerate(probe_masks(pipeline)):
-        for row in _measure(items["base"], masks, evaluate, items["base"]):
-            # Of the base model only the held-out probes differ between subset numbers.
-            if k == 0 or row["metric"].held_out:
-                metrics.append({"model": "base", **row, "seed": k})
+        for model in (name for name, where in pipeline.models.items() if not where):
+            for row in _measure(items[model], masks, evaluate, items["base"]):
+                # Of what is not self-trained only the held-out probes differ between subset numbers.
+                if k == 0 or row["metric"].held_out:
+                    metrics.append({"model": model, **row, "seed": k})
         for arm in pipeline.arms:
-            trained, name = items[f"{arm}-{k}"], _model_name(pipeline, arm)
+            trained, name = items[f"{arm}-{k}"], model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate, items["base"])]
             for suite, flags in trained.contaminated.items():
                 row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
@@ -76,7 +77,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     learning_curves = {}
     for model, where in pipeline.models.items():
         if where:
-            name = model if config.subset.num_subsets > 1 else _model_name(pipeline, where[0])
+            name = model if config.subset.num_subsets > 1 else model_name(pipeline, where[0])
             learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
@@ -91,7 +92,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         audit=facts.audit(workdir, pipeline.main),
         corpus=facts.origin(corpus) | facts.size(corpus) if config.corpus else facts.size(corpus),
         unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
-        drawn={_model_name(pipeline, arm): facts.drawn(pipeline, arm) for arm in pipeline.arms},
+        drawn={model_name(pipeline, arm): facts.drawn(pipeline, arm) for arm in pipeline.arms},
         samples=facts.samples(corpus),
         learning_curves=learning_curves,
         settings=settings,
@@ -102,12 +103,13 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
-        along=along_texts({"base": [items["base"]]} | {_model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
-        leaks={_model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
+        along=along_texts({"base": [items["base"]]} | {model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
+        leaks={model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
 
 
-def _model_name(pipeline: RunNames, arm: str) -> str:
+def model_name(pipeline: RunNames, arm: str) -> str:
+    """What the report calls the models of an arm."""
     return arm if arm == pipeline.main else f"control:{arm}"
 
 
@@ -296,9 +298,9 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items
         noise = memorization.MARGIN_NOISE[evaluate.dtype]
         yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise, items.probes.get("cluster"))
     for attack, result in membership.membership_results(items.membership, items.members).items():
-        known = int((~np.isnan(items.membership[attack])).sum())
-        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, known)
-        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, known)
+        members = int((items.members & ~np.isnan(items.membership[attack])).sum())
+        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, members)
+        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, members)
     for metric, (scores, positive, _) in _ranked(items, masks).items():
         yield _row(metric, *roc.auc(scores[positive], scores[~positive]), len(scores))
     for metric, (values, weights, cluster) in means(items, masks, base).items():

@@ -28,7 +28,7 @@ from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.data import ReportData
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, group_extraction
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, each_suite, group_extraction
 from selftrain_jax.report.page import render_html
 from selftrain_jax.report.tables import format_table
 from selftrain_jax.run import summary
@@ -134,6 +134,7 @@ def test_items_become_rows_with_intervals(measured):
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
+    assert values["tpr_at_fpr_0.001/loss"]["n"] == items.members.sum() < values["membership_auc/loss"]["n"] == 12
     names = [
         f"{kind}{k}" for kind in ("graded", "edit_similarity", "common_run") for k in ("/all", "/suffix=1", "/suffix=3")
     ]
@@ -152,6 +153,15 @@ def test_items_become_rows_with_intervals(measured):
     compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS.suffix_lengths)])
     changes = {row["metric"].name: row["difference"] for row in compared}
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
+
+
+@pytest.mark.parametrize(
+    "rules, of_curve",
+    [(("acc", "acc_norm"), "acc"), (("acc_norm", "acc"), "acc"), (("acc_bytes", "acc_norm"), "acc_bytes")],
+)
+def test_curves_and_means_over_suites_judge_by_the_same_rule(rules, of_curve):
+    assert EvaluateSettings(rules=rules).for_curve().rules == (of_curve,)
+    assert [metric.rule for metric in each_suite(Metric("capability", "x", rule) for rule in rules)] == [of_curve]
 
 
 def test_items_are_what_they_were_after_a_file(tmp_path):

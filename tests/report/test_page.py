@@ -76,6 +76,17 @@ def test_a_suite_counts_once_in_a_mean_however_many_rules_judge_it():
     assert figures[0] == figures[1] and "mean of 2 suites" in figures[0].caption
 
 
+def test_a_curve_of_capability_says_over_what_it_is_by_which_rule_and_which_bars_it_has():
+    def caption(*metrics):
+        rows = [row("self", metric, 0.5, 0.4, 0.6) | {"step": step} for metric in metrics for step in (0, 8)]
+        return plots._measured_curve(full_data(measured_curves=rows), "capability").caption
+
+    one, pairs = Metric("capability", "sciq", "acc_norm"), Metric("capability", "blimp")
+    assert caption(one).startswith("Mean of 1 suite by acc_norm,") and caption(one).endswith("Bars: 95 % intervals.")
+    assert caption(one, pairs).startswith("Mean of 2 suites by acc_norm,") and "Bars" not in caption(one, pairs)
+    assert caption(pairs).startswith("Mean of 1 suite,")
+
+
 class Page(html.parser.HTMLParser):
     """Collects the elements and attributes of a page, and checks that every element is closed in order."""
 
@@ -450,7 +461,11 @@ def test_clusters_and_texts_that_stand_alone_are_told():
     suite, text = Metric("capability", "recall"), Metric("nll", "wiki")
     metrics = [{**row("base", suite, 0.5), "n": 384, "clusters": 128}, row("base", text, 2.0)]
     page = report.render_html(ReportData(title="", metrics=metrics, one_document=["wiki"]))
-    assert "n = 384 in 128 clusters" in page and "over clusters" in page and "other texts: wiki" in page
+    assert (
+        "n = 384 in 128 clusters" in page
+        and "over clusters, but for those of a single model&#39;s AUC and TPR" in page
+        and "other texts: wiki" in page
+    )
     page = report.render_html(ReportData(title="", metrics=[row("base", suite, 0.5)]))
     assert "clusters" not in page and "other texts" not in page
 

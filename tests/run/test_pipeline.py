@@ -7,10 +7,13 @@ import pathlib
 import pytest
 
 from selftrain_jax.cli.config import load_config
+from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
+from selftrain_jax.training.settings import TrainConfig
 from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
@@ -34,6 +37,23 @@ def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, re
         "setting controls.real.texts: 1 of its texts are in evaluate.texts.wiki, too, whose figures then speak of text"
     )
     assert [str(warning.message)[: len(told)] for warning in recwarn] == [told] * shared
+
+
+@pytest.mark.parametrize("kind", ["splash", "cudnn"])
+def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path, kind):
+    config = load_config(TINY, [f"--config.train.attention={kind}"])
+    with pytest.raises(InputError, match=f"train attention='{kind}' is not possible here: the device is a cpu"):
+        Pipeline(config, tmp_path).check_attention()
+    assert main(["run", f"--config={TINY}", f"--workdir={tmp_path}/run", f"--config.train.attention={kind}"]) == 2
+    assert not list(tmp_path.glob("run/*/manifest.json"))
+    Pipeline(load_config(TINY), tmp_path).check_attention()
+
+
+def test_the_seed_of_the_last_subset_is_a_seed():
+    of = {"source": "x", "subset": SubsetConfig(num_subsets=2)}
+    RunConfig(**of, train=TrainConfig(seed=2**63 - 2))
+    with pytest.raises(InputError, match=f"train seed={2**63 - 1} must be at most {2**63 - 2}: subset i of 2 is"):
+        RunConfig(**of, train=TrainConfig(seed=2**63 - 1))
 
 
 def test_the_reference_is_an_input_of_every_evaluation_and_has_the_students_tokenizer(tmp_path):
