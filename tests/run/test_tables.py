@@ -15,7 +15,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json, write_jsonl
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation import membership, suite
+from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
@@ -140,10 +140,8 @@ def test_items_are_numbered_as_in_their_files_and_shown_as_text(run, frame):
 def test_every_measure_has_a_column(run):
     items = Items.load(run.workdir / "evaluate" / "base")
     known = tables.ITEM_COLUMNS
-    assert items.probes.keys() - known.keys() == {"index", "written", "suffix_at"}, "suffix_at: offset and prefix"
-    assert {rule for _, rule in items.capability} | {
-        f"membership_{name}" for name in membership.ATTACKS
-    } <= known.keys()
+    assert items.probes.keys() - known.keys() == {"index", "written"}
+    assert {rule for _, rule in items.capability} | {f"membership_{name}" for name in items.membership} <= known.keys()
 
 
 def test_what_an_attack_leaves_out_is_null():
