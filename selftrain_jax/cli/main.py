@@ -33,6 +33,7 @@ _TOOLS = {
     "init": "show.init",
     "convert": "tools.convert_model",
     "export": "tools.export_model",
+    "publish": "tools.publish_corpus",
     "verify": "tools.verify_model",
 }
 """Command -> module and function, which is called with its arguments alone."""
