@@ -14,7 +14,7 @@ from tests.shapes import NARROW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py", "real.py")]
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "map.py", "paper.py", "real.py")]
 RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 
@@ -45,6 +45,17 @@ def test_the_units_of_a_study_fit_together(path, tmp_path):
     for run in study.runs:
         assert run.arms[0].relation == "self" and list(run.pipeline.arms)[1:] == [arm.key for arm in run.arms[1:]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_map_trains_on_own_text_at_every_temperature_and_on_real_text_once(tmp_path):
+    study = Study(load_config(str(ROOT / "configs" / "map.py"), study=True), tmp_path)
+    assert len(study.runs) == 2 * 3 * 4
+    for run in study.runs:
+        assert [arm.relation for arm in run.arms] == ["self"] * 4 + ["real text"]
+        assert [arm.temperature for arm in run.arms] == [0.5, 0.7, 1.0, 1.25, None]
+    assert not [unit.name for unit in study.units if unit.name.startswith(("proxies", "generations", "shuffled"))]
+    full, quarter = (study.config.lab.models[name] for name in ("full", "quarter"))
+    assert full == dataclasses.replace(quarter, num_documents=4 * quarter.num_documents)
 
 
 def test_later_generations_have_the_first_condition(tmp_path):
@@ -194,6 +205,6 @@ def test_the_argument_of_a_config_changes_its_seeds(name):
     assert first.lab.world.seed != second.lab.world.seed and first.lab.base.seed != second.lab.base.seed
 
 
-@pytest.mark.parametrize("name, study", [("quickstart.py", False), ("smoke.py", False), ("lab.py", True)])
-def test_what_runs_offline_lacks_nothing(name, study):
-    assert load_config(str(ROOT / "configs" / name), study=study).lacks() == []
+@pytest.mark.parametrize("name", ["quickstart.py", "smoke.py", "lab.py", "map.py"])
+def test_what_runs_offline_lacks_nothing(name):
+    assert load_config(str(ROOT / "configs" / name), study=name in ("lab.py", "map.py")).lacks() == []

@@ -27,6 +27,30 @@ def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
     return float(np.log2(alternatives.size + 1) - np.log2(rank))
 
 
+def group_exposures(log_probs: ArrayLike, lengths: ArrayLike, members: ArrayLike) -> np.ndarray:
+    """float64 `[n]`: `exposure` of each member's suffix among the non-members, in bits; NaN for these, and where none
+    is as long.
+
+    Right where chance decided which sequences of one kind are members: then the non-members are a sample of R, each
+    behind its own prefix, and a model that never saw a member ranks it anywhere among them.
+
+    Args:
+      log_probs: nats of every suffix given its prefix.
+      lengths: tokens of every suffix; only equal ones are compared.
+      members: bool `[n]`.
+    """
+    log_probs, lengths, members = np.asarray(log_probs, np.float64), np.asarray(lengths), np.asarray(members, bool)
+    if np.isnan(log_probs).any():
+        raise InputError("exposure of log-probabilities that are not numbers: the model is damaged or has diverged")
+    found = np.full(len(log_probs), np.nan)
+    for length in np.unique(lengths[~members]):
+        rivals = np.sort(log_probs[~members & (lengths == length)])
+        canaries = members & (lengths == length)
+        above = len(rivals) - np.searchsorted(rivals, log_probs[canaries], "left")
+        found[canaries] = np.log2(len(rivals) + 1) - np.log2(1 + above)
+    return found
+
+
 def canary_exposures(
     scorer: Scorer,
     canaries: Sequence[Probe],

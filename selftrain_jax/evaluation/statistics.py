@@ -201,9 +201,10 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
 def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """(between, within): variances of the groups' effects and of values within a group, by the analysis of variance.
 
-    within = sum_ij (y_ij - mean_i)^2 / (N - a); between = (MSB - within) / n_0, or 0 where that is negative, with
+    within = sum_ij (y_ij - mean_i)^2 / (N - a); between = (MSB - within) / n_0 with
     n_0 = (N - sum n_i^2 / N) / (a - 1), for a groups of n_i values, N in all (Searle, Casella & McCulloch, "Variance
-    components", 1992, section 3.6). Needs two groups, and two values in one of them.
+    components", 1992, section 3.6). `between` is unbiased, so that estimates can be averaged, and may be negative where
+    groups hardly differ. Needs two groups, and two values in one of them.
     """
     groups = [check_items("groups", group) for group in groups]
     sizes = np.array([len(group) for group in groups])
@@ -214,7 +215,7 @@ def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float
     within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / (total - a)
     mean = (sizes * means).sum() / total
     of_means = float((sizes * (means - mean) ** 2).sum()) / (a - 1)
-    return max((of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), 0.0), within
+    return (of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), within
 
 
 def rank_correlation(

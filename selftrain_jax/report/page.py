@@ -73,6 +73,7 @@ def render_study(data: StudyData) -> str:
             largest=max(values, default=0),
             heat=_heat_maps(data),
             results=_results(data),
+            maps=study_plots.maps(data),
             contrasts=study_plots.contrasts(data),
             proxies=study_plots.proxies(data),
             curves=study_plots.curves(data),
@@ -91,6 +92,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
     loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {"leak_words": tables.leak_words, "leak_rate": tables.leak_rate}
     loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
@@ -103,6 +105,7 @@ def _environment() -> jinja2.Environment:
         "percent": lambda share: "-" if share is None else number(share, 1, 100, unit=" %"),
         "points": study_tables.points,
         "signed": study_tables.signed,
+        "of_grid": study_tables.of_grid,
         "evidence": study_tables.evidence,
         "p_words": study_tables.p_words,
         "shade": _shade,

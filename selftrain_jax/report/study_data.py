@@ -69,6 +69,8 @@ class StudyData:
         correlation of proxy and utility; "kind" as in `Proxy`; "scope" is "within students" (ranks within student,
         condition and seed; interval and p-value over sources) or "all pairs", which mixes students and has neither.
       curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
+      contamination: rows of `study.comparisons.by_contamination`.
+      grid: rows of `study.grid.grid`.
       matched: rows of `study.comparisons.at_equal_drift`.
       components: rows of `study.comparisons.components`.
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
@@ -105,6 +107,8 @@ class StudyData:
     older_verdicts: Sequence[Row]
     costs: Sequence[Row]
     runs: Sequence[Row]
+    contamination: Sequence[Row] = ()
+    grid: Sequence[Row] = ()
     matched: Sequence[Row] = ()
     components: Sequence[Row] = ()
     notes: Sequence[str] = ()

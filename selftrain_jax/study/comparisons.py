@@ -1,7 +1,9 @@
-"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, and what part of a
-result changes with the seed and what part with the draw and order of training.
+"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, items that stand in
+the training text and those that do not, and what part of a result changes with the seed and what part with the draw and
+order of training.
 """
 
+import itertools
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -9,7 +11,10 @@ import numpy as np
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
 from selftrain_jax.report.study_data import CONTROLS, in_order
+from selftrain_jax.run.summary import LEAST_ITEMS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
+
+NOTHING = {"value": None, "low": None, "high": None, "num_replicates": 0}
 
 
 def at_equal_drift(curves: Sequence[Row]) -> Rows:
@@ -62,6 +67,27 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 yield dict(zip((*PAIR, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
 
 
+def by_contamination(found: Sequence[Row]) -> Rows:
+    """Each suite on the items whose question and right answer stand in the training text, and on the others.
+
+    Args:
+      found: {*PAIR, "seed", "metric", "in_training_text", "n", "before", "after"} of each training, rates as shares,
+        None without items.
+
+    Returns:
+      Rows {*PAIR, "metric", "in_training_text", "n", "value", "low", "high", "num_replicates"}: "n" is the mean number
+      of items over all trainings, "value" after minus before, a share, over the seeds with `LEAST_ITEMS` of them in
+      each training; None without any. None of it where no training has an item in its text.
+    """
+    rows = []
+    for place, group in grouped(in_order(found), *PAIR, "metric", "in_training_text").items():
+        enough = [of for of in grouped(group, "seed").values() if min(row["n"] for row in of) >= LEAST_ITEMS]
+        over = estimate(seed_means(itertools.chain(*enough))) if enough else NOTHING
+        about = dict(zip((*PAIR, "metric", "in_training_text"), place))
+        rows.append({**about, "n": float(np.mean([row["n"] for row in group])), **over})
+    return rows if any(row["in_training_text"] and row["n"] for row in rows) else []
+
+
 def components(results: Sequence[Row]) -> Rows:
     """How much capability and held-out extraction of equal arms differ between seeds, and within one.
 
@@ -81,7 +107,9 @@ def components(results: Sequence[Row]) -> Rows:
             ]
             cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
             if cells:
-                between, within = np.sqrt(np.mean([variance_components(cell) for cell in cells], axis=0))
+                # Negative estimates count until all are averaged: without them there would always be some spread.
+                pooled = np.mean([variance_components(cell) for cell in cells], axis=0)
+                between, within = np.sqrt(np.maximum(pooled, 0))
                 about = {"num_cells": len(cells), "num_values": sum(len(values) for cell in cells for values in cell)}
                 found = {"between": float(between), "within": float(within)}
                 rows.append({"relation": relation, "metric": metric, **found, **about})

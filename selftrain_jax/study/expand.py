@@ -120,14 +120,14 @@ class Study:
     def _arms(self, student: str, seed: int) -> Iterator[Arm]:
         config = self.config
         # The student's own text comes first: it is the main arm of the run.
-        for source in sorted(config.sources, key=lambda name: name != student):
+        for source in config.sources_of(student):
             given, relation = config.models[source].corpus, config.relation(source, student)
             for temperature in self._temperatures(source):
                 key = _key(source, temperature)
                 made = _corpus_stage(source, config.seeds[0] if config.one_corpus else seed, temperature)
                 name = source + (f" t={temperature:g}" if len(self._temperatures(source)) > 1 else "")
                 origin = ControlSettings(corpus=given or str(self.workdir / made / "corpus"))
-                yield Arm(key, name, relation, origin, () if given else (made,))
+                yield Arm(key, name, relation, origin, () if given else (made,), temperature)
         if config.real:
             yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
         if config.real and config.shuffled:
@@ -166,6 +166,7 @@ class Study:
                 **{kind: find(getattr(evaluate, kind)) for kind in SUITES},
                 probes=evaluate.probes and self.path(evaluate.probes, seed, student),
             ),
+            "leaks": dataclasses.replace(config.leaks, references=find(config.leaks.references)),
         }
 
     def _sample(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
@@ -244,7 +245,7 @@ class Study:
             yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
-        sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
+        sampled = [source for source in self.config.writers if not self.config.models[source].corpus]
         seeds = self.config.seeds[:1] if self.config.one_corpus else self.config.seeds
         for seed, source in itertools.product(seeds, sampled):
             model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
@@ -266,6 +267,7 @@ class Study:
             for arm, key in zip(run.arms, pipeline.arms):
                 models = [model for model, where in pipeline.models.items() if where and where[0] == key]
                 names = [f"{kind}/{model}" for kind in ("subset", "train", "evaluate") for model in models]
+                names += [f"evaluate/leaks/{key}"] * self.config.leaks.wanted
                 todo = [made[name] for name in (f"audit/{key}", *names)]
                 outcome = functools.partial(_outcome, pipeline, key)
                 yield Unit(_trained(run, arm), workdir, todo, (*before, *arm.needs), config, outcome)
@@ -279,7 +281,7 @@ class Study:
             yield self._unit(evaluated_at_random(f"noise/{who}", run), _trained(run, run.arms[0]))
 
     def _proxy_units(self) -> Iterator[Unit]:
-        for run in self.first_runs.values():
+        for run in self.first_runs.values() if self.config.proxies.num_documents else ():
             for arm, key in zip(run.arms, run.pipeline.arms):
                 name = f"proxies/{run.student}-{run.seed}/{arm.key}"
                 stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
@@ -343,7 +345,7 @@ class Study:
                     path = self.resolve(name, self.config.seeds[0])
                     config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                     check_tokenizer(config, tokenizer)
-                    if name in self.config.sources:
+                    if name in self.config.writers:
                         start_ids(self._sample(name, 0).start, config, tokenizer)
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None
