@@ -1,4 +1,4 @@
-"""What the how-tos and docs/library.md say is done, block by block, as a reader would, one folder for all pages.
+"""What the how-tos, docs/tables.md and docs/library.md say is done, block by block, as a reader would, in one folder.
 
 A block that begins with ```` ```LANGUAGE needs: SOMETHING ```` needs what is not here. A Python block whose first line
 is `# NAME.py` is a file. A command line after `!` is one that is refused.
@@ -22,7 +22,7 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import init_params
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
-PAGES = sorted((DOCS / "howto").glob("*.md"))
+PAGES = [*sorted((DOCS / "howto").glob("*.md")), DOCS / "tables.md"]
 OTHERS = ("running", "launching", "library", "measuring", "studies", "tutorials/pythia", "tutorials/other_family")
 WITH_COMMANDS = [*PAGES, *(DOCS / f"{name}.md" for name in OTHERS)]
 
