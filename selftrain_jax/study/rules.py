@@ -52,7 +52,7 @@ def suites(results: Sequence[Row]) -> list[Metric]:
 
 def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
     """Rows of `results` with "value": the mean over the `chosen` suites of their change, each suite in units of its own
-    standard deviation, times the mean of these deviations.
+    standard deviation, times the mean of these deviations; a suite that does not vary is of neither.
 
     So no suite decides alone because it varies most, and the unit is still accuracy. The deviation of a suite is that
     between the texts that models wrote, within student, condition and seed.
@@ -64,7 +64,7 @@ def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
         degrees = sum(len(group) - 1 for group in groups)
         squares = sum(np.sum((np.array(group) - np.mean(group)) ** 2) for group in groups)
         spread[metric] = float(np.sqrt(squares / degrees)) if degrees else 0.0
-    typical = np.mean(list(spread.values())) if spread else 0.0
+    typical = np.mean([value for value in spread.values() if value > 1e-12] or [0.0])
     values: dict[tuple, list[float]] = {}
     for metric, found in rows.items():
         weight = typical / spread[metric] if spread[metric] > 1e-12 else 1.0

@@ -40,12 +40,16 @@ def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, re
 
 
 @pytest.mark.parametrize("kind", ["splash", "cudnn"])
-def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path, kind):
+def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path, capsys, kind):
     config = load_config(TINY, [f"--config.train.attention={kind}"])
     with pytest.raises(InputError, match=f"train attention='{kind}' is not possible here: the device is a cpu"):
         Pipeline(config, tmp_path).check_attention()
     assert main(["run", f"--config={TINY}", f"--workdir={tmp_path}/run", f"--config.train.attention={kind}"]) == 2
     assert not list(tmp_path.glob("run/*/manifest.json"))
+    study = ["study", f"--config={TINY.replace('tiny', 'tiny_study')}", f"--workdir={tmp_path}/study"]
+    assert main([*study, f"--config.train.attention={kind}"]) == 2 and not (tmp_path / "study" / "lab").exists()
+    told = capsys.readouterr().err
+    assert told.count(f"train attention={kind!r} is not possible here") == 2 and told.count("error:") == 2
     Pipeline(load_config(TINY), tmp_path).check_attention()
 
 

@@ -165,6 +165,15 @@ def test_capability_and_memory_must_come_apart_by_ones_own_text(options, verdict
     assert decoupling(**options)["verdict"] == verdict
 
 
+def test_a_suite_that_no_text_changes_does_not_shrink_the_others():
+    """Four points on one of two suites are two in the mean, as of accuracy itself; they were one."""
+    gains = {("own", SELF): [0.55, 0.54, 0.53], ("x", FAMILY): [0.51, 0.50, 0.49]}
+    moved, still = Metric("capability", "moved"), Metric("capability", "still")
+    rows = rows_of(moved, gains) + rows_of(still, {pair: [0.5] * 3 for pair in gains})
+    (values,) = rules._steps(rows, [moved, still]).values()
+    assert values == pytest.approx([0.02] * 3)
+
+
 def test_seeds_that_do_not_differ_decide_nothing():
     """Three that gained the same are no proof that every one would: p was 0."""
     rows = study({SELF: 0.1, FAMILY: 0.0}, spread=0)
