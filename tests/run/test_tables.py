@@ -17,7 +17,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import DiscoverableSettings, EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
@@ -61,6 +61,8 @@ def run(tmp_path_factory):
         limit=4,
         free_running=True,
         nonmembers="repeats=0",
+        recall_shots=1,
+        discoverable=DiscoverableSettings(),
     )
     made = types.SimpleNamespace(
         config=types.SimpleNamespace(evaluate=evaluate),
@@ -83,6 +85,7 @@ def run(tmp_path_factory):
             mesh=mesh,
             name=model,
             trained_on=trained_on,
+            reference=lambda: (config, initial(config, 2)),
         )
     return made
 
