@@ -10,7 +10,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import CONTROLS, in_order
+from selftrain_jax.report.study_data import UNTRAINED, in_order
 from selftrain_jax.run.summary import LEAST_ITEMS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
 
@@ -98,7 +98,7 @@ def components(results: Sequence[Row]) -> Rows:
       Rows {"relation", "metric", "between", "within", "num_cells", "num_values"}, standard deviations of shares; none
       where no arm was trained twice in two seeds, as students that no text has trained never are.
     """
-    rows, trained = [], [row for row in results if row["relation"] not in CONTROLS[2:]]
+    rows, trained = [], [row for row in results if row["relation"] not in UNTRAINED]
     for metric in (CAPABILITY, HELD_OUT):
         for (relation,), group in grouped(in_order(of(trained, metric)), "relation").items():
             cells = [

@@ -4,6 +4,7 @@ A study is a folder:
 
     lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
     shuffled/SEED                         the words of the real text in random order
+    fresh/STUDENT-SEED                    real text with fresh sequences among it (only where asked for)
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
@@ -43,6 +44,7 @@ from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.study.fresh import FILE, fresh_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
@@ -133,6 +135,10 @@ class Study:
         if config.real and config.shuffled:
             shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
             yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
+        if config.fresh:
+            made = f"fresh/{student}-{seed}"
+            origin = ControlSettings(texts=str(self.workdir / made / FILE))
+            yield Arm("real_fresh", "real+fresh", CONTROLS[2], origin, (made,))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -205,6 +211,7 @@ class Study:
             *self._lab_units(),
             *self._shuffled_units(),
             *self._corpus_units(),
+            *self._fresh_units(),
             *self._run_units(),
             *self._untouched_units(),
             *self._task_units(),
@@ -252,6 +259,13 @@ class Study:
                 name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
+
+    def _fresh_units(self) -> Iterator[Unit]:
+        for run in self.first_runs.values() if self.config.fresh else ():
+            seed, own = run.seed, run.arms[0]
+            real, world = self.path(self.config.real, seed, run.student), self.config.lab.with_seed(seed).world
+            stage = fresh_stage(f"fresh/{run.student}-{seed}", own.origin.corpus, real, world, seed)
+            yield self._unit(stage, f"lab/{seed}/world", *own.needs)
 
     def _run_units(self) -> Iterator[Unit]:
         for run in self.runs:

@@ -5,7 +5,7 @@ import pytest
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
 from tests.shapes import NARROW, initial
@@ -90,7 +90,7 @@ def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
     assert found["within"] == pytest.approx(np.sqrt(2 / 2) / 100)
     assert (found["relation"], found["metric"], found["num_cells"], found["num_values"]) == ("self", CAPABILITY, 2, 8)
     assert comparisons.components(rows("A", [[0], [10]])) == []
-    untouched = [row | {"relation": CONTROLS[2]} for row in rows("A", [[0, 0], [1, 1]])]
+    untouched = [row | {"relation": UNTRAINED[0]} for row in rows("A", [[0, 0], [1, 1]])]
     assert comparisons.components(untouched) == [], "one evaluation, shown beside both subsets"
 
 
