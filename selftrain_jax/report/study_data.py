@@ -80,6 +80,7 @@ class StudyData:
         "extraction_lost", "num_replicates"}, over seeds.
       generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; also
         kinds "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll" of the corpus.
+      loops: rows of `study.comparisons.over_generations`.
       verdicts: {"finding", "claim", "verdict", "reason", "rules", "seeds", "evidence"}: "rules" is their version and
         date. Evidence is rows {"name", "value", "low", "high", "unit", "num_replicates", "detectable", "p_value"} with
         unit "points" (value already times 100), "%", "nats per token" or ""; the last two may be missing.
@@ -112,6 +113,7 @@ class StudyData:
     runs: Sequence[Row]
     contamination: Sequence[Row] = ()
     grid: Sequence[Row] = ()
+    loops: Sequence[Row] = ()
     matched: Sequence[Row] = ()
     components: Sequence[Row] = ()
     notes: Sequence[str] = ()

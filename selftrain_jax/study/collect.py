@@ -96,6 +96,7 @@ def study_data(study: Study) -> StudyData:
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
+        loops=comparisons.over_generations(generations),
         costs=_costs(study, done),
         runs=[
             {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}

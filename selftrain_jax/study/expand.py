@@ -26,9 +26,8 @@ from typing import Any, Iterator, Mapping, Sequence
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, write_jsonl
 from selftrain_jax.data.corpus import read_corpus
-from selftrain_jax.data.texts import load_texts, shuffle_words
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
@@ -44,7 +43,7 @@ from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
-from selftrain_jax.study.fresh import FILE, fresh_stage
+from selftrain_jax.study.controls import FILE, fresh_stage, shuffled_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
@@ -86,9 +85,6 @@ class Study:
             return reference
         file = reference.removeprefix(LAB)
         return str(self.workdir / "lab" / str(seed) / (student if file == "probes.jsonl" else "world") / file)
-
-    def _shuffled_path(self, seed: int) -> pathlib.Path:
-        return self.workdir / "shuffled" / str(seed) / "texts.jsonl"
 
     def _temperatures(self, source: str) -> tuple[float | None, ...]:
         """Those that the source is sampled at, None being the setting's own; a given corpus has no other."""
@@ -133,12 +129,13 @@ class Study:
         if config.real:
             yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
         if config.real and config.shuffled:
-            shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
-            yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
+            yield self._made("shuffled", "shuffled", CONTROLS[1], f"shuffled/{seed}")
         if config.fresh:
-            made = f"fresh/{student}-{seed}"
-            origin = ControlSettings(texts=str(self.workdir / made / FILE))
-            yield Arm("real_fresh", "real+fresh", CONTROLS[2], origin, (made,))
+            yield self._made("real_fresh", "real+fresh", CONTROLS[2], f"fresh/{student}-{seed}")
+
+    def _made(self, key: str, name: str, relation: str, unit: str) -> Arm:
+        """The arm of texts that a unit makes."""
+        return Arm(key, name, relation, ControlSettings(texts=str(self.workdir / unit / FILE)), (unit,))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -239,16 +236,8 @@ class Study:
     def _shuffled_units(self) -> Iterator[Unit]:
         for seed in self.config.seeds if self.config.real and self.config.shuffled else ():
             real = self.path(self.config.real, seed, self.config.students[0])
-
-            def work(directory, real=real, seed=seed):
-                texts = shuffle_words(load_texts(real), seed)
-                write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
-
-            def inputs(real=real):
-                return {"real": file_fingerprint(real)}
-
             needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
-            yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
+            yield self._unit(shuffled_stage(f"shuffled/{seed}", real, seed), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
         sampled = [source for source in self.config.writers if not self.config.models[source].corpus]

@@ -9,7 +9,7 @@ from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world, holds_sentences
-from selftrain_jax.study.fresh import fresh_stage
+from selftrain_jax.study.controls import fresh_stage
 
 CONFIG = WorldConfig(repeats=(1, 2), sequences_per_group=6, seed=3)
 WORLD = build_world(CONFIG)
