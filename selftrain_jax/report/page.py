@@ -92,6 +92,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
     loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {"leak_words": tables.leak_words, "leak_rate": tables.leak_rate}
     loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,

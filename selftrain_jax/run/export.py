@@ -15,6 +15,7 @@ from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, load_tokenizer
 from selftrain_jax.report.metric import kind
 from selftrain_jax.report.tables import interval, number
+from selftrain_jax.run.names import TWIN
 from selftrain_jax.run.references import check_current, open_run, student_directory
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
@@ -108,6 +109,8 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     settings = dataclasses.asdict(pipeline.config)
     shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
     shown |= {"title": pipeline.config.heading, "model": model}
+    if model == "twin":
+        raise InputError(f"model='twin' of {workdir} is a Hugging Face directory already: {pipeline.model_path(TWIN)}")
     check_current(pipeline, *([] if model == "base" else [f"train/{model}", "report"]))
     if model == "base":
         if step is not None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import pinned, seed_key
-from selftrain_jax.distributed.mesh import padded_rows
+from selftrain_jax.distributed.mesh import padded_rows, target_device
 from selftrain_jax.models.decoder import Decoder, Params
 from selftrain_jax.sampling.decode import bucket_ends, decode_bucket, start, state_shardings
 from selftrain_jax.sampling.settings import SamplingConfig
@@ -70,7 +70,8 @@ def largest_wave(
       InputError: not even the smallest wave fits.
     """
     least = padded_rows(8, mesh)
-    most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if jax.default_backend() == "cpu" else num_samples), mesh)
+    on_cpu = target_device(mesh).platform == "cpu"
+    most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if on_cpu else num_samples), mesh)
     budget = HEADROOM * free_bytes(mesh)
     few = min(8 * least, most)
     known = {rows: wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in {few, 2 * few}}

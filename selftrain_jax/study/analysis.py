@@ -174,8 +174,10 @@ def _selectivity(results: Sequence[Row]) -> Rows:
             exact = exact_share_lost([row for row in extraction if row["seed"] in seeds])
             if exact and len(seeds) > 1:
                 share = float(np.mean([lost[seed] for seed in seeds]))
-                index["low"] = min(index["low"], index["value"] - max(share - exact[0], 0.0))
-                index["high"] = max(index["high"], index["value"] + max(exact[1] - share, 0.0))
+                ends = {"low": index["value"] - max(share - exact[0], 0.0)}
+                ends["high"] = index["value"] + max(exact[1] - share, 0.0)
+                for end, wider in (("low", min), ("high", max)):
+                    index[end] = ends[end] if index[end] is None else wider(index[end], ends[end])
             kept = 1 - float(np.mean([gone[seed] for seed in seeds]))
             shares = {"capability_kept": kept, "extraction_lost": float(np.mean([lost[seed] for seed in seeds]))}
             rows.append({**dict(zip(PAIR, pair)), **index, **shares})

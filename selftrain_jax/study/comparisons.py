@@ -134,7 +134,9 @@ def components(results: Sequence[Row]) -> Rows:
             ]
             cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
             if cells:
-                between, within = np.sqrt(np.mean([variance_components(cell) for cell in cells], axis=0))
+                # Negative estimates count until all are averaged: without them there would always be some spread.
+                pooled = np.mean([variance_components(cell) for cell in cells], axis=0)
+                between, within = np.sqrt(np.maximum(pooled, 0))
                 about = {"num_cells": len(cells), "num_values": sum(len(values) for cell in cells for values in cell)}
                 found = {"between": float(between), "within": float(within)}
                 rows.append({"relation": relation, "metric": metric, **found, **about})

@@ -169,6 +169,7 @@ class Study:
                 **{kind: find(getattr(evaluate, kind)) for kind in SUITES},
                 probes=evaluate.probes and self.path(evaluate.probes, seed, student),
             ),
+            "leaks": dataclasses.replace(config.leaks, references=find(config.leaks.references)),
         }
 
     def _sample(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
@@ -269,6 +270,7 @@ class Study:
             for arm, key in zip(run.arms, pipeline.arms):
                 models = [model for model, where in pipeline.models.items() if where and where[0] == key]
                 names = [f"{kind}/{model}" for kind in ("subset", "train", "evaluate") for model in models]
+                names += [f"evaluate/leaks/{key}"] * self.config.leaks.wanted
                 todo = [made[name] for name in (f"audit/{key}", *names)]
                 outcome = functools.partial(_outcome, pipeline, key)
                 yield Unit(_trained(run, arm), workdir, todo, (*before, *arm.needs), config, outcome)

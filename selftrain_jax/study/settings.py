@@ -8,7 +8,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import check_ranges, check_seed
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.lab.settings import LineageConfig
 from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.run.settings import lacks
@@ -133,7 +133,7 @@ class StudyConfig:
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
       fresh: whether there is the control "real+fresh", too, in a generated world: real text, and among it as many
         random sequences that no model has seen as the student's own text holds sequences of the planted kind.
-      mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
+      mesh, sample, audit, subset, train, evaluate, leaks: those of every run; the seed is added to theirs.
       tasks, proxies, generations: see there.
     """
 
@@ -157,6 +157,7 @@ class StudyConfig:
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    leaks: LeakSettings = LeakSettings()
     tasks: TaskSettings = TaskSettings()
     proxies: ProxySettings = ProxySettings()
     generations: GenerationSettings = GenerationSettings()
@@ -198,6 +199,11 @@ class StudyConfig:
                     f"models.{name} needs a family, and a recipe where another model is of its family: they say "
                     "how source and student are related"
                 )
+        if self.evaluate.reference:
+            raise InputError(
+                f"evaluate reference={self.evaluate.reference!r} is for runs: the students of a study read different "
+                "tokens; leave it out"
+            )
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):
@@ -222,6 +228,7 @@ class StudyConfig:
         """Every file that the settings name, by setting."""
         named = {f"audit.benchmarks.{name}": path for name, path in self.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in self.evaluate.files().items()}
+        named |= {f"leaks.references.{name}": path for name, path in self.leaks.references.items()}
         return named | ({"real": self.real} if self.real else {})
 
     def conditions(self) -> Iterator[Condition]:

@@ -13,6 +13,7 @@ from selftrain_jax.report import page as report
 from selftrain_jax.report import study_plots
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, LEFT_PROBES, RUN, Metric
 from selftrain_jax.report.study_data import RELATIONS, StudyData
+from selftrain_jax.study.replicates import ABOVE_CHANCE
 
 STUDENTS = ("A_small", "A_large", "B")
 SOURCES = ("A_small", "A_large", "A_other", "B")
@@ -639,6 +640,13 @@ def test_captions_say_over_what_curves_are_averaged():
     rows = [{"seed": seed, "subset": subset} for seed in (0, 1) for subset in (0, 1)]
     found = [study_plots._mean(of).partition(";")[0] for of in (rows, rows[:2], rows[::2], rows[:1], [{"seed": 0}])]
     assert found == ["Mean over seeds and subsets", "Mean over subsets", "Mean over seeds", "One seed.", "One seed."]
+
+
+def test_capability_above_chance_is_a_share_in_percent_beside_the_others():
+    row = full_data().results[0] | {"metric": ABOVE_CHANCE, "before": 0.25, "after": -0.0125}
+    page = report.render_study(dataclasses.replace(full_data(), results=[row]))
+    cells = page[page.index(">capability above chance</th>") :].split("</tr>")[0]
+    assert "\N{MINUS SIGN}1.2<" in cells and "25.0<" in cells
 
 
 def test_what_was_not_trained_is_not_called_trained():

@@ -9,6 +9,7 @@ from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
 from tests.shapes import NARROW, initial
+from tests.study.made import SELF, rows_of
 
 
 def curve(arm, relation, seed, points):
@@ -89,10 +90,19 @@ def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_ot
 def test_components_of_variance():
     """Two groups {0, 2} and {10, 12}: within 2; the means 1 and 11 differ by 50 - 2 / 2 = 49."""
     assert variance_components([[0, 2], [10, 12]]) == pytest.approx((49, 2))
-    assert variance_components([[0, 2], [1, 1]])[0] == 0  # the estimate would be negative
+    assert variance_components([[0, 2], [1, 1]]) == pytest.approx((-0.5, 1))
     rng = np.random.default_rng(0)
     groups = [rng.normal(rng.normal(0, 3), 1, size=size) for size in rng.integers(1, 4, size=4000)]
     assert variance_components(groups) == pytest.approx((9, 1), rel=0.06)
+
+
+def test_seeds_that_do_not_differ_have_no_spread_between_them():
+    """600 pairs, three seeds, two trainings each, of one distribution: truncated by pair, "between" was 0.5."""
+    noise = np.random.default_rng(0).normal(size=(600, 3, 2))
+    places = ({"student": f"{i}", "seed": j, "after": noise[i, j, k]} for i, j, k in np.ndindex(noise.shape))
+    (row,) = rows_of(CAPABILITY, {("a", SELF): [0]}, before=0)
+    (found,) = comparisons.components([row | place for place in places])
+    assert found["within"] == pytest.approx(1, abs=0.1) and found["between"] < 0.25
 
 
 def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
