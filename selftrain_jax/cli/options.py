@@ -95,6 +95,12 @@ def _add_runs(commands) -> None:
     option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
     option("--accelerator", default="", metavar="NAME", help=", ".join(ACCELERATORS))
     option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
+    option(
+        "--compile",
+        action="store_true",
+        help="compile for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes "
+        "(pip install 'selftrain_jax[tpu]')",
+    )
 
     option = add(
         "study",
