@@ -15,6 +15,7 @@ STAGES = {
     "subset": "draw training subsets of an exact number of tokens and pack them",
     "train": "fine-tune the student on every subset of every arm",
     "evaluate": "measure the base model and every fine-tuned one; or, with MODEL, one model on benchmark tasks",
+    "recover": "measure how what was planted returns to each model (only configs with recovery)",
     "report": "write report.json, report.html and the before/after table",
 }
 _EPILOG = """\

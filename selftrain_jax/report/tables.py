@@ -108,10 +108,10 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def format_table(data: ReportData) -> str:
+def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
     """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
 
-    Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
+    `more` follows the verdict. Where models would not fit side by side, intervals lose a digit, then give way.
     """
     rows: list[list] = [["", "n", *map(_ascii, data.models)]]
     for name, metrics in data.kinds.items():
@@ -127,6 +127,7 @@ def format_table(data: ReportData) -> str:
             "",
             "Intervals are 95 %; n: items, of likelihood tokens; '-': not measured.",
             *_verdict(data),
+            *more,
             "",
             *data.notes,
         ]
