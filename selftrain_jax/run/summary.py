@@ -30,6 +30,7 @@ from selftrain_jax.report.metric import (
 from selftrain_jax.run import facts
 from selftrain_jax.run.along import along_texts
 from selftrain_jax.run.leaks import read_leaks
+from selftrain_jax.run.memory import memory_data
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
@@ -45,7 +46,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     evaluate = config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
-    for k, masks in enumerate(probe_masks(pipeline)):
+    all_masks = probe_masks(pipeline)
+    for k, masks in enumerate(all_masks):
         for model in (name for name, where in pipeline.models.items() if not where):
             for row in _measure(items[model], masks, evaluate, items["base"]):
                 # Of what is not self-trained only the held-out probes differ between subset numbers.
@@ -69,16 +71,13 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                     {"model": name, "step": step, **_rate(*hit, _cluster(found, masks, hit[0])), "seed": k}
                     for hit in hits(found, masks).items()
                 ]
-
-    def of(arm: str) -> list[Items]:
-        return [items[f"{arm}-{k}"] for k in range(config.subset.num_subsets)]
-
     _adjust(comparisons)
-    learning_curves = {}
-    for model, where in pipeline.models.items():
-        if where:
-            name = model if config.subset.num_subsets > 1 else model_name(pipeline, where[0])
-            learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
+    names = {model: model_name(pipeline, where[0]) if where else model for model, where in pipeline.models.items()}
+    learning_curves = {
+        model if config.subset.num_subsets > 1 else name: read_metrics(workdir / "train" / model / "metrics.jsonl")
+        for model, name in names.items()
+        if pipeline.models[model]
+    }
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     settings = read_json(workdir / "config.json")
@@ -103,7 +102,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
-        along=along_texts({"base": [items["base"]]} | {model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
+        **memory_data(pipeline, items, all_masks, names),
+        along=along_texts({name: [items[m] for m, of in names.items() if of == name] for name in names.values()}),
         leaks={model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
 

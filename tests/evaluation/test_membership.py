@@ -14,6 +14,7 @@ from selftrain_jax.evaluation.membership import membership_results, membership_s
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
 from selftrain_jax.evaluation.statistics import weighted_mean
+from selftrain_jax.report.metric import KINDS
 from tests.shapes import ONE_LAYER, initial
 
 CONFIG = ONE_LAYER
@@ -211,6 +212,14 @@ def test_intervals_of_exposure_cover_the_truth(capsys, canaries, others, shift):
     with capsys.disabled():
         print(f"\n{canaries} among {others}, {shift} deviations: {covered:.1%}", end=" ")
     assert covered > 0.82
+
+
+def test_exposure_by_chance_is_less_among_few():
+    """Members that fall anywhere among four that never were: 0.94 bits, of which the report's words speak."""
+    members = np.arange(9) < 5
+    bits = group_exposures([0, 2, 4, 6, 8, 1, 3, 5, 7], np.full(9, 8), members)
+    assert bits[members].mean() == pytest.approx(0.94, abs=0.001)
+    assert "1.4 in the mean among many, 0.9 among four" in KINDS["exposure"].explanation
 
 
 def test_bad_canaries_are_named(params):

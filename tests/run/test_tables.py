@@ -147,6 +147,15 @@ def test_every_measure_has_a_column(run):
     assert {rule for _, rule in items.capability} | {f"membership_{name}" for name in items.membership} <= known.keys()
 
 
+def test_what_an_attack_leaves_out_is_null():
+    measured = Items(membership={"recall": np.array([np.nan, 0.5])}, members=np.array([False, True]))
+    masks = [
+        {metric: np.ones(2, bool) for metric in (HELD_OUT, *(Metric("extraction", held_out=x) for x in (13, "suffix")))}
+    ]
+    found = tables._probe_measures({}, measured, masks, 8)["membership_recall"]
+    assert found.tolist() == [None, 0.5]
+
+
 @pytest.mark.parametrize("ending", tables.ENDINGS)
 def test_every_kind_of_file_reads_back_the_same(ending, frame, run, tmp_path):
     table, path = tables.item_table(run), tmp_path / f"items{ending}"
