@@ -1,4 +1,4 @@
-"""The paper's three findings, tested on generated worlds: 3 students x 4 sources, 2 controls, 3 seeds, 2 trainings each.
+"""The paper's three findings, tested on generated worlds: 3 students, 4 sources, 2 controls, 3 seeds, 2 trainings each.
 
 Command:  selftrain study --config=configs/lab.py --workdir=studies/lab
 Cost:     the stages take 1.2 hours in all on one CPU core (docs/results/lab.md); no network, no GPU, 0.9 GB of disk.

@@ -106,6 +106,7 @@ def plan_run(
     lines = [
         f"{model.num_params:,} parameters; {operations / 1e9:.3f} GFLOP to train on a token in rows of "
         f"{config.train.sequence_length}",
+        *planting(config, model),
         *whole_heads(model, placed),
         found,
     ]
@@ -162,6 +163,17 @@ def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dty
     heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
     slots = bucket_ends(sampling.num_fed)[-1]
     return 2 * config.num_layers * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def planting(config: RunConfig, model: DecoderConfig) -> list[str]:
+    """A line on what planting takes, where something is planted."""
+    if (plant := config.plant) is None:
+        return []
+    operations = 2 * plant.tokens * model.train_flops_per_token(plant.train.sequence_length)
+    return [
+        f"planting: {plant.planted_tokens:,} of {plant.tokens:,} tokens; {plant.num_rows // plant.train.batch_size:,} "
+        f"steps of the planted model and as many of its twin, {operations / 1e15:.3f} PFLOP in all"
+    ]
 
 
 def whole_heads(config: DecoderConfig, mesh: Mesh) -> list[str]:

@@ -243,6 +243,7 @@ def batch_sharding(mesh: Mesh, rules: dict = RULES) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

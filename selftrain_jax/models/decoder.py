@@ -42,11 +42,13 @@ class KVCache:
 
     @classmethod
     def zeros(cls, config: DecoderConfig, batch_size: int, length: int, dtype=jnp.float32) -> "KVCache":
+        """An empty cache for `length` positions."""
         shape = (batch_size, config.num_kv_heads, length, config.head_dim)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
 
     @property
     def length(self) -> int:
+        """Positions that there is room for."""
         return self.keys[0].shape[2]
 
 
@@ -127,6 +129,7 @@ class Block(nn.Module):
         return (constrain(x, "batch", "time", None), cache), None
 
     def attend(self, x, cache, rotary, segment_ids, position):
+        """`[B, T, D]` attention output of the normed `x` `[B, T, D]`, and the cache with what it wrote."""
         c = self.config
         d, n, k, h = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
         inward, outward = _stddevs(c)
@@ -158,6 +161,7 @@ class Block(nn.Module):
         return Affine("btnh,nhd->btd", (n, h, d), axes, 2, outward, c.out_bias, name="out")(mixed), cache
 
     def mlp(self, x):
+        """`[B, T, D]` feed-forward output of the normed `x` `[B, T, D]`."""
         c = self.config
         d, f = c.hidden_size, c.intermediate_size
         inward, outward = _stddevs(c)
@@ -276,6 +280,7 @@ class Decoder(nn.Module):
         return x, tuple(ops.rotary_tables(positions, c.rotary_dim(rotary), rotary) for rotary in c.rotaries)
 
     def output_kernel(self) -> Float[Array, "D V"]:
+        """The output layer's weights: the transposed embedding where the two are tied."""
         return self.embed().T if self.config.tie_embeddings else self.head()
 
     def output_columns(self, begin: Int[Array, ""] | int, width: int) -> Float[Array, "D W"]:
@@ -289,6 +294,7 @@ class Decoder(nn.Module):
         return project(hidden, self.output_kernel(), self.config.logit_softcap)
 
     def init_all(self, tokens):
+        """Logits by way of every parameter, so that initialization makes all of them."""
         return self.logits(self(tokens))
 
 

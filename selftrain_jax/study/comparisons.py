@@ -1,15 +1,20 @@
-"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, and what part of a
-result changes with the seed and what part with the draw and order of training.
+"""Comparisons beyond the means over seeds: arms at the same distance from the untouched student, items that stand in
+the training text and those that do not, the loop and where it began, and what part of a result changes with the seed
+and what part with the draw and order of training.
 """
 
+import itertools
 from typing import Any, Iterator, Sequence
 
 import numpy as np
 
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import CONTROLS, in_order
+from selftrain_jax.report.study_data import UNTRAINED, in_order
+from selftrain_jax.run.summary import LEAST_ITEMS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
+
+NOTHING = {"value": None, "low": None, "high": None, "num_replicates": 0}
 
 
 def at_equal_drift(curves: Sequence[Row]) -> Rows:
@@ -62,6 +67,54 @@ def _matched(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 yield dict(zip((*PAIR, "seed"), place)) | {"metric": metric, "drift": common, "value": value}
 
 
+def by_contamination(found: Sequence[Row]) -> Rows:
+    """Each suite on the items whose question and right answer stand in the training text, and on the others.
+
+    Args:
+      found: {*PAIR, "seed", "metric", "in_training_text", "n", "before", "after"} of each training, rates as shares,
+        None without items.
+
+    Returns:
+      Rows {*PAIR, "metric", "in_training_text", "n", "value", "low", "high", "num_replicates"}: "n" is the mean number
+      of items over all trainings, "value" after minus before, a share, over the seeds with `LEAST_ITEMS` of them in
+      each training; None without any. None of it where no training has an item in its text.
+    """
+    rows = []
+    for place, group in grouped(in_order(found), *PAIR, "metric", "in_training_text").items():
+        enough = [of for of in grouped(group, "seed").values() if min(row["n"] for row in of) >= LEAST_ITEMS]
+        over = estimate(seed_means(itertools.chain(*enough))) if enough else NOTHING
+        about = dict(zip((*PAIR, "metric", "in_training_text"), place))
+        rows.append({**about, "n": float(np.mean([row["n"] for row in group])), **over})
+    return rows if any(row["in_training_text"] and row["n"] for row in rows) else []
+
+
+def over_generations(generations: Sequence[Row]) -> Rows:
+    """How far the loop has brought each student from where it began, in every seed alike.
+
+    Args:
+      generations: rows of `StudyData.generations`.
+
+    Returns:
+      Rows {"student", "mode", "generation", "metric", "level", "value", "low", "high", "num_replicates"}: "level" is
+      the mean over seeds, "value" that of its change since the first generation that has the metric (0 is before
+      training, of a corpus 1), which has no row of its own; over seeds, each compared with itself.
+    """
+    rows, series = [], ("student", "mode", "metric", "seed")
+    known = sorted((row for row in generations if row["value"] is not None), key=lambda row: row["generation"])
+    first = {place: group[0] for place, group in grouped(known, *series).items()}
+
+    def since(row: Row) -> float:
+        return row["value"] - first[tuple(row[name] for name in series)]["value"]
+
+    for place, group in grouped(known, "student", "mode", "generation", "metric").items():
+        later = [row for row in group if row is not first[tuple(row[name] for name in series)]]
+        if later:
+            level = float(np.mean([row["value"] for row in later]))
+            about = dict(zip(("student", "mode", "generation", "metric"), place))
+            rows.append({**about, "level": level, **estimate(seed_means(later, since))})
+    return rows
+
+
 def components(results: Sequence[Row]) -> Rows:
     """How much capability and held-out extraction of equal arms differ between seeds, and within one.
 
@@ -72,7 +125,7 @@ def components(results: Sequence[Row]) -> Rows:
       Rows {"relation", "metric", "between", "within", "num_cells", "num_values"}, standard deviations of shares; none
       where no arm was trained twice in two seeds, as students that no text has trained never are.
     """
-    rows, trained = [], [row for row in results if row["relation"] not in CONTROLS[2:]]
+    rows, trained = [], [row for row in results if row["relation"] not in UNTRAINED]
     for metric in (CAPABILITY, HELD_OUT):
         for (relation,), group in grouped(in_order(of(trained, metric)), "relation").items():
             cells = [
@@ -81,7 +134,9 @@ def components(results: Sequence[Row]) -> Rows:
             ]
             cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
             if cells:
-                between, within = np.sqrt(np.mean([variance_components(cell) for cell in cells], axis=0))
+                # Negative estimates count until all are averaged: without them there would always be some spread.
+                pooled = np.mean([variance_components(cell) for cell in cells], axis=0)
+                between, within = np.sqrt(np.maximum(pooled, 0))
                 about = {"num_cells": len(cells), "num_values": sum(len(values) for cell in cells for values in cell)}
                 found = {"between": float(between), "within": float(within)}
                 rows.append({"relation": relation, "metric": metric, **found, **about})
