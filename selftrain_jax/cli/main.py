@@ -30,12 +30,16 @@ _WITH_CONFIG = {
 _TOOLS = {
     "probes": "tools.make_probes",
     "import": "tools.import_texts",
+    "leaks": "tools.find_leaks",
     "completion": "show.completion",
     "configs": "show.configs",
     "init": "show.init",
     "convert": "tools.convert_model",
     "export": "tools.export_model",
+    "publish": "tools.publish_corpus",
     "verify": "tools.verify_model",
+    "items": "tables.items",
+    "metrics": "tables.metrics",
 }
 """Command -> module and function, which is called with its arguments alone."""
 _ONLY_LOOKS = ("plan", "status", "config")  # and leaves nothing to go on with

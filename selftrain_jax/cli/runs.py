@@ -20,6 +20,7 @@ from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import configure_jax, describe, find_devices
+from selftrain_jax.report import memory
 from selftrain_jax.report.tables import format_table, terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
@@ -56,6 +57,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
         pipeline.check_lengths()
+        trained = [stage for stage in plan if stage.name.startswith("train/")]
+        if is_wanted("train") and any(stages.state(pipeline.home, stage) != "done" for stage in trained):
+            pipeline.check_attention()
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
@@ -65,7 +69,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         job.on_first("check of files and settings", hold_check_and_save)
         first = job.is_first()
         if first:
-            mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+            mesh = (
+                pipeline.mesh if wanted in ("run", "lab", "plant", "sample", "train", "evaluate", "recover") else None
+            )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
             progress.note(f"begun: {pipeline.command}")
@@ -88,7 +94,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             job.on_first("end of the run", pipeline.place.redone)
         if wanted in ("run", "report") and first:
             report = pipeline.home / "report"
-            print("\n" + format_table(pipeline.reported, terminal_columns()))
+            found = pipeline.reported
+            print("\n" + format_table(found, memory.lines(found), terminal_columns()))
             print(f"report: {report / 'report.html'}")
     return 0
 

@@ -39,7 +39,7 @@ def import_corpus(
     without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is
     None.
 
-    What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters, and the
+    What looks like a special token inside a text, such as `<|endoftext|>`, is read as ordinary characters, and the
     texts that hold one are counted: as a token it would end a document in its middle. Clean the source first if the
     count is not what you expect.
 
@@ -122,10 +122,8 @@ def _documents(
     source: Source, field: str, ids: list[int], tokenizer, end: int, special: set[int]
 ) -> Iterator[list[Document]]:
     """The documents of `ids`, shard by shard."""
-    from tqdm import tqdm
-
     kept = ((i, text) for i, text in enumerate(source.texts(field)) if has_text(text))
-    with tqdm(total=len(ids), desc="import", unit="doc", dynamic_ncols=True) as bar:
+    with progress.bar(total=len(ids), desc="import", unit="doc") as bar:
         for start in range(0, len(ids), _SHARD_SIZE):
             batch = [next(kept) for _ in ids[start : start + _SHARD_SIZE]]
             documents = []

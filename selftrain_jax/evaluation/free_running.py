@@ -61,3 +61,11 @@ def graded_score(probes: Sequence[Probe], continuations: Sequence[np.ndarray]) -
     the model writes after that context (Biderman et al. 2023, arXiv 2304.11158; there M = N = 32). Positions are
     compared one by one: a continuation that slips by one token scores almost nothing. 1 is exact match."""
     return np.array([np.mean(p.suffix == c) for p, c in zip(probes, continuations, strict=True)], np.float64)
+
+
+def padded(continuations: Sequence[np.ndarray]) -> np.ndarray:
+    """int32 `[n, longest]`: the continuations as one array, with -1 behind the shorter ones."""
+    found = np.full((len(continuations), max(map(len, continuations))), -1, np.int32)
+    for row, ids in zip(found, continuations):
+        row[: len(ids)] = ids
+    return found

@@ -33,11 +33,12 @@ class Probe:
     group: str = "all"  # "all" is of no group; for example how often the sequence was seen in training
     offset: int | None = None  # tokens of the training sequence that come before the prefix, where known
     cluster: str | int | None = None  # equal for probes that are not independent, as those of one document
+    id: str | int | None = None  # what the file calls it
 
 
 def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: bool = False) -> list[Probe]:
-    """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group", "offset" and
-    "cluster"; without a cluster, probes of one "document" are one.
+    """Probes of a file of rows with "prefix" and "suffix" (token ids) and, if it likes, "group", "offset",
+    "cluster" and "id" (or "index"); without a cluster, probes of one "document" are one.
 
     Raises:
       InputError: a broken line, an empty part, ids outside the vocabulary, an offset that is no count, a group or
@@ -69,7 +70,8 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
                 raise InputError(f"{where}: group={group!r} must be a name of printable characters, or left out")
             named.add(str(group))
         cluster = row.get("cluster", row.get("document"))
-        probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset, cluster))
+        name = row.get("id", row.get("index"))
+        probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset, cluster, name))
     cluster_numbers([probe.cluster for probe in probes], f"probe file {path}")
     warn_of_twins(f"probe file {path}", [(p.prefix.tobytes(), p.suffix.tobytes()) for p in probes])
     if not probes:
@@ -80,11 +82,13 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
 
 
 def probe_columns(probes: Sequence[Probe]) -> dict[str, np.ndarray]:
-    """ "group" (str `[n]`), "offset" (int `[n]`, -1: unknown), and "cluster" (int) where some share it."""
+    """ "group" (str `[n]`), "offset" (int `[n]`, -1: unknown), "suffix_at" (int `[n]`, tokens before the suffix, -1:
+    unknown), and "cluster" (int) where some share it."""
     clusters = cluster_numbers([p.cluster for p in probes], "probes")
     return {
         "group": np.array([p.group for p in probes]),
         "offset": np.array([-1 if p.offset is None else p.offset for p in probes]),
+        "suffix_at": np.array([-1 if p.offset is None else p.offset + len(p.prefix) for p in probes]),
         **({} if clusters is None else {"cluster": clusters}),
     }
 

@@ -1,50 +1,75 @@
 """The stages that measure the models of a run and report on them."""
 
+import functools
+import pathlib
 from typing import Any, Sequence
 
+from jax.sharding import Mesh
+
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.training_set import read_training_texts
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
 from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.leaks import leak_stages
+from selftrain_jax.run.names import TWIN, RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.checkpoint import restore_params
 
 
 def evaluate_stage(run: RunNames, model: str) -> Stage:
     evaluate, files = run.config.evaluate, run.config.evaluate.files()
+    models = {"student": run.student} | ({"reference": evaluate.reference} if evaluate.reference else {})
 
     def work(directory):
         tokenizer = run.model_path(run.student)
         if evaluate.probes:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
-        loaded = _load(run, model)
-        trained_on = None if model == "base" else read_training_texts(run.workdir / "subset" / model, tokenizer)
+        loaded = load_model(run, model, run.local_mesh)
+        trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
         arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
+        if evaluate.reference:
+            path = run.model_path(evaluate.reference)
+            check_reference(path, tokenizer)
+            arguments["reference"] = functools.partial(hf.load_pretrained, path, mesh=run.local_mesh)
         return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, **arguments)
 
     return Stage(
         f"evaluate/{model}",
         evaluate.stage_settings() | {"student": run.student},
-        [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())],
+        [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())],
         work,
         lambda: run.file_inputs(files),
-        lambda: run.model_input("student", run.student),
+        lambda: {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()},
         # Only where not even the tensor axis fits the devices of one process.
         together=lambda: not is_local(run.local_mesh),
     )
 
 
-def _load(run: RunNames, model: str) -> tuple[Any, Any]:
-    """(config, params on `local_mesh`) of an evaluated model."""
+def check_reference(reference: pathlib.Path, student: pathlib.Path) -> None:
+    """Raises `InputError` for a model of the reference attack that reads other tokens than the student."""
+    if tokenizer_fingerprint(reference) != tokenizer_fingerprint(student):
+        raise InputError(
+            f"evaluate reference={reference} has another tokenizer than the student: name a model with the same one"
+        )
+
+
+def made_by(run: RunNames, model: str) -> list[str]:
+    """The stage that makes an evaluated model, beside those of the student."""
+    return [f"train/{model}"] if run.models[model] else run.lab_stages(TWIN) if model == "twin" else []
+
+
+def load_model(run: RunNames, model: str, mesh: Mesh) -> tuple[Any, Any]:
+    """(config, params on `mesh`) of an evaluated model."""
     student = run.model_path(run.student)
-    if model == "base":
-        return hf.load_pretrained(student, mesh=run.local_mesh)
+    if run.models[model] is None:
+        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=mesh)
     config = hf.load_config(student)
-    return config, restore_params(run.checkpoints(model), config, run.local_mesh)
+    return config, restore_params(run.checkpoints(model), config, mesh)
 
 
 def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
@@ -54,5 +79,6 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
         run.reported = summary.report_data(run, before)
         page.write_report(directory, run.reported)
 
-    after = [f"evaluate/{model}" for model in run.models]
+    after = [*(f"evaluate/{model}" for model in run.models), *(stage.name for stage in leak_stages(run).values())]
+    after += [f"recover/{model}" for model in run.models if run.config.recovery]
     return Stage("report", {"title": run.config.heading}, after, work, again=True)

@@ -15,24 +15,24 @@ from selftrain_jax.report.data import Listing
 from selftrain_jax.report.metric import HELD_OUT, Metric
 from selftrain_jax.run.names import RunNames
 
-NUM_SAMPLES_SHOWN = 6
 MOST_PROBES, MOST_DOCUMENTS = 500, 300
 MOST_CHARS = 200
 """Of a prefix its end is shown, of a suffix and of a document its beginning."""
 
 
-def samples(corpus: Corpus) -> list[dict[str, Any]]:
-    """The first documents, for `ReportData.samples`."""
-    shown = corpus[:NUM_SAMPLES_SHOWN]
-    return [{"id": d.id, "text": d.text, "nll": _nll(d), "stop_reason": d.stop_reason} for d in shown]
-
-
-def listings(
-    run: RunNames, items: Mapping[str, Items], masks: Sequence[Mapping[Metric, np.ndarray]], corpus: Corpus
-) -> dict[str, Listing]:
-    """For `ReportData.listings`; `masks` by subset, as of `summary.probe_masks`."""
+def shown(
+    run: RunNames,
+    items: Mapping[str, Items],
+    masks: Sequence[Mapping[Metric, np.ndarray]],
+    corpus: Corpus,
+    manifests: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """`listings`, `tokens` and `num_devices` of `ReportData`; `masks` by subset, as of `summary.probe_masks`."""
     found = {"documents": _documents(run, corpus)}
-    return {"probes": _probes(run, items, masks[0]), **found} if run.config.evaluate.probes else found
+    if run.config.evaluate.probes:
+        found["probes"] = _probes(run, items, masks[0])
+    tokens = _tokens(manifests, run.config.train.epochs)
+    return {"listings": found, "tokens": tokens, "num_devices": run.mesh.devices.size}
 
 
 def _probes(run: RunNames, items: Mapping[str, Items], masks: Mapping[Metric, np.ndarray]) -> Listing:
@@ -86,7 +86,7 @@ def _nll(document) -> float | None:
     return None if document.log_probs is None or not len(document.tokens) else -float(document.log_probs.mean())
 
 
-def tokens(manifests: Mapping[str, Mapping[str, Any]], epochs: int) -> dict[str, int]:
+def _tokens(manifests: Mapping[str, Mapping[str, Any]], epochs: int) -> dict[str, int]:
     """By stage, tokens sampled, and trained on over all epochs, from the manifests of finished stages."""
     found = {name: manifest["result"].get("num_tokens") for name, manifest in manifests.items()}
     sampled = {name: n for name, n in found.items() if name.startswith("sample/") and n}

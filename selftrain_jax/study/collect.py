@@ -14,11 +14,12 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
-from selftrain_jax.run import stages, summary
+from selftrain_jax.report.study_data import RELATIONS, UNTRAINED, StudyData
+from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.tasks import task_unit, task_values
@@ -37,16 +38,15 @@ def study_data(study: Study) -> StudyData:
     """Everything that the page shows, from the units that are done."""
     config = study.config
     done = {unit.name for unit in study.units if unit.done()}
-    runs = [_finished(run, done) for run in study.runs if f"{run.name}: base" in done]
-    runs = [run for run in runs if run.arms]
+    runs = finished_runs(study, done)
     results, memory, contamination, curves, proxies = [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
-        untouched = {("none", CONTROLS[2]): f"again/{who}"}
+        untouched = {("none", UNTRAINED[0]): f"again/{who}"}
         if run.name == study.first_runs[run.student, run.seed].name:  # which says how far weights are moved
-            untouched["noise", CONTROLS[3]] = f"noise/{who}"
+            untouched["noise", UNTRAINED[1]] = f"noise/{who}"
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
-        masks = summary.probe_masks(run.pipeline, _keys(run))
+        masks = summary.probe_masks(run.pipeline, pipeline_arms(run))
         tasks = _tasks(study, run, done)
         of_run = _results(run, masks, untouched, tasks)
         results += of_run[0]
@@ -69,26 +69,35 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
+    if lacking := [run.name for run in runs if _tasks(study, run, done) is None]:
+        notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes = list(dict.fromkeys(notes))
     notes += _repeated(
-        (a.name, *summary.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, _keys(run))
+        (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
     )
     return StudyData(
         title=config.title,
         command=study.command,
         settings=dataclasses.asdict(config),
-        versions=summary.versions(study.mesh),
+        versions=facts.versions(study.mesh),
         models=_models(study),
         results=results,
         memory=memory,
         curves=curves,
         contamination=comparisons.by_contamination(contamination),
+        grid=grid(
+            results,
+            memory,
+            {arm.name: arm.temperature for run in runs for arm in run.arms},
+            {condition.name: condition for condition in config.conditions()},
+        ),
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
+        loops=comparisons.over_generations(generations),
         costs=_costs(study, done),
         runs=[
             {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}
@@ -106,13 +115,16 @@ def _repeated(drawn: Iterable[tuple[str, int, int]]) -> list[str]:
     return [text] if many else []
 
 
-def _finished(run: Run, done: set[str]) -> Run:
-    """The run with the arms that are done; the main one is the pipeline's first, whatever else is missing."""
-    return dataclasses.replace(run, arms=tuple(arm for arm in run.arms if f"{run.name}: {arm.key}" in done))
+def finished_runs(study: Study, done: set[str]) -> list[Run]:
+    """The runs with a base and an arm that are done, each with the arms that are; the main one is the pipeline's first,
+    whatever else is missing."""
+    bases = (run for run in study.runs if f"{run.name}: base" in done)
+    runs = ((run, tuple(arm for arm in run.arms if f"{run.name}: {arm.key}" in done)) for run in bases)
+    return [dataclasses.replace(run, arms=arms) for run, arms in runs if arms]
 
 
-def _keys(run: Run) -> list[str]:
-    """What the pipeline calls the arms of `_finished`."""
+def pipeline_arms(run: Run) -> list[str]:
+    """What the pipeline calls the arms of a run of `finished_runs`."""
     main = run.pipeline.main
     known = set(run.pipeline.arms)
     return [arm.key if arm.key in known else main for arm in run.arms]
@@ -124,14 +136,15 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
-    """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
-    the same ones."""
-    keys = _keys(run)
+def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]] | None:
+    """Model -> its figures in the tasks, if the study has some; None while a model of the run lacks its own."""
+    if not study.config.tasks.names:
+        return {}
+    keys = pipeline_arms(run)
     models = [model for model, where in run.pipeline.models.items() if not where or where[0] in keys]
     names = {model: task_unit(run, model) for model in models}
     if not set(names.values()) <= done:
-        return {}
+        return None
     manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
     return {model: task_values(manifest["result"]["tasks"]) for model, manifest in manifests.items()}
 
@@ -140,28 +153,29 @@ def _results(
     run: Run,
     all_masks: list[Masks],
     untouched: Mapping[tuple[str, str], pathlib.Path],
-    tasks: dict[str, dict[Metric, float]],
+    tasks: dict[str, dict[Metric, float]] | None,
 ) -> tuple[Rows, Rows]:
-    """The rows of `StudyData.results`, and of its `memory`."""
+    """The rows of `StudyData.results`, and of its `memory`; without `tasks` no capability, since means over suites are
+    over the same ones in all runs."""
     evaluated, chance, rows, memory = run.pipeline.workdir / "evaluate", _chance(run.pipeline), [], []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     base = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
-        trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, _keys(run))}
+        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks or {}, "base")
+        trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, pipeline_arms(run))}
         for names, directory in {**trained, **untouched}.items():
             place, items = {**_place(run, *names), "subset": subset}, Items.load(directory)
             counts = {metric: len(hits) for metric, hits in summary.hits(items, masks, suffix_lengths).items()}
             values = _values(items, masks, suffix_lengths, chance, base)
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
-                values = _with_tasks(values, tasks, directory.name)
+                values = _with_tasks(values, tasks or {}, directory.name)
                 if found := held_out_memory(base, items, masks.get(HELD_OUT)):
                     memory.append({**place, **found})
             elif tasks:
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
-                if metric in before:
+                if metric in before and (tasks is not None or metric.kind != "capability"):
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
     return rows, memory
@@ -171,7 +185,7 @@ def _contamination(run: Run) -> Iterator[dict[str, Any]]:
     """The rows that `comparisons.by_contamination` takes."""
     evaluated = run.pipeline.workdir / "evaluate"
     base = Items.load(evaluated / "base")
-    for arm, key in zip(run.arms, _keys(run)):
+    for arm, key in zip(run.arms, pipeline_arms(run)):
         for subset in range(run.pipeline.config.subset.num_subsets):
             items, place = Items.load(evaluated / f"{key}-{subset}"), _place(run, arm.name, arm.relation)
             for (suite, rule), hits in items.capability.items():
@@ -244,7 +258,7 @@ def _chance(pipeline) -> float | None:
 def _curves(run: Run, all_masks: list[Masks]) -> Rows:
     rows = []
     for subset, masks in enumerate(all_masks):
-        for arm, key in zip(run.arms, _keys(run)):
+        for arm, key in zip(run.arms, pipeline_arms(run)):
             base = None
             for step, items in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}"):
                 base = base or items  # step 0
@@ -264,7 +278,10 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
             continue
         first = run.pipeline
         later = [g for g in study.generations if (g.student, g.seed) == (student, seed) and g.name in done]
-        kinds = [summary.probe_masks(first, _keys(run))[0], *(summary.probe_masks(g.pipeline)[0] for g in later)]
+        kinds = [
+            summary.probe_masks(first, pipeline_arms(run))[0],
+            *(summary.probe_masks(g.pipeline)[0] for g in later),
+        ]
         masks = {metric: np.all([kind[metric] for kind in kinds], axis=0) for metric in kinds[0]}
         modes = study.config.generations.modes
         turns = [(modes, 0, first), (modes, 1, first), *(((g.mode,), g.number, g.pipeline) for g in later)]

@@ -55,6 +55,8 @@ def run_study(
     if report_only:
         _report(study, say)
         return
+    for run in study.first_runs.values():
+        run.pipeline.check_attention()
     save_config(study.workdir, config, "study.json")
     lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
     log = progress.kept_in(study.workdir / (progress.LOG if count == 1 else f"log-{index}-of-{count}.txt"))
