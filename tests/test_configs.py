@@ -7,7 +7,7 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.files import hf_config
-from selftrain_jax.report.study_data import RELATIONS
+from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.expand import Study
 from tests.shapes import NARROW
@@ -56,6 +56,20 @@ def test_the_map_trains_on_own_text_at_every_temperature_and_on_real_text_once(t
     assert not [unit.name for unit in study.units if unit.name.startswith(("proxies", "generations", "shuffled"))]
     full, quarter = (study.config.lab.models[name] for name in ("full", "quarter"))
     assert full == dataclasses.replace(quarter, num_documents=4 * quarter.num_documents)
+
+
+def test_each_student_has_a_control_with_fresh_sequences_of_its_own(tmp_path):
+    tiny = str(ROOT / "tests" / "e2e" / "tiny_study.py")
+    study = Study(load_config(tiny, ["--config.fresh=True", "--config.students=('A_small','B')"], study=True), tmp_path)
+    units = {unit.name: unit for unit in study.units}
+    for run in study.runs:
+        (arm,) = [arm for arm in run.arms if arm.relation == CONTROLS[2]]
+        made = f"fresh/{run.student}-0"
+        assert arm.needs == (made,) and units[made].needs == ("lab/0/world", f"corpora/0/{run.student}")
+        assert run.pipeline.config.controls["real_fresh"].texts == str(tmp_path / made / "texts.jsonl")
+    other = ["--config.fresh=True", "--config.sources=('B',)", "--config.generations.students=()"]
+    with pytest.raises(InputError, match="name 'A_small' in sources"):
+        load_config(tiny, other, study=True)
 
 
 def test_later_generations_have_the_first_condition(tmp_path):

@@ -112,7 +112,7 @@ def _environment() -> jinja2.Environment:
         "percent": lambda share: "-" if share is None else number(share, 1, 100, unit=" %"),
         "points": study_tables.points,
         "signed": study_tables.signed,
-        "of_grid": study_tables.of_grid,
+        "of_metric": study_tables.of_metric,
         "evidence": study_tables.evidence,
         "p_words": study_tables.p_words,
         "shade": _shade,

@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 from selftrain_jax.report import svg
 from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric, Row, grouped
 from selftrain_jax.report.study_data import RELATIONS, StudyData, conditions, hue, in_order, over_seeds, proxy_words
-from selftrain_jax.report.study_tables import of_grid
+from selftrain_jax.report.study_tables import of_metric
 from selftrain_jax.report.tables import interval, number
 
 _HEIGHT = 3.5
@@ -57,25 +57,29 @@ def contrasts(data: StudyData) -> svg.Figure | None:
 
 
 def maps(data: StudyData) -> list[svg.Figure]:
-    """One heat map per student, budget and metric of `StudyData.grid`."""
+    """One heat map per student, budget and metric of `StudyData.grid`; shades of one metric compare."""
     made, several = [], len({row["tokens"] for row in data.grid}) > 1
+    scales = {metric: _largest(rows) for (metric,), rows in grouped(data.grid, "metric").items()}
     for i, ((student, tokens, metric), rows) in enumerate(grouped(data.grid, "student", "tokens", "metric").items()):
         title = f"{student}{f', {tokens} tokens' * several}: {metric.title}"
-        made.append(_map(title, metric, [row for row in rows if row["value"] is not None], f"map-{i}"))
+        made.append(_map(title, metric, [row for row in rows if row["value"] is not None], scales[metric], f"map-{i}"))
     return made
 
 
-def _map(title: str, metric: Metric, rows: Sequence[Row], name: str) -> svg.Figure:
+def _largest(rows: Sequence[Row]) -> float:
+    return max((abs(row["value"]) for row in rows if row["value"] is not None), default=0) or 1
+
+
+def _map(title: str, metric: Metric, rows: Sequence[Row], largest: float, name: str) -> svg.Figure:
     rates = sorted({row["learning_rate"] for row in rows})
     columns = sorted({row["temperature"] for row in rows} - {None})
     better = {"capability": 1, "nll": -1}.get(metric.kind)
-    largest = max((abs(row["value"]) for row in rows), default=0) or 1
     own, real = [f"{t:g}" for t in columns], ["real text"] * any(row["temperature"] is None for row in rows)
 
     def draw(axes):
         for row in rows:
             x = len(columns) + 0.25 if row["temperature"] is None else columns.index(row["temperature"])
-            y, (text, bounds) = rates.index(row["learning_rate"]), of_grid(row)
+            y, (text, bounds) = rates.index(row["learning_rate"]), of_metric(row, better is not None)
             of = 0 if better is None else 1 if better * row["value"] >= 0 else 2
             left, right, low, high = x - 0.48, x + 0.48, y - 0.48, y + 0.48
             shade = {"color": svg.colour(of), "alpha": 0.6 * abs(row["value"]) / largest, "lw": 0}

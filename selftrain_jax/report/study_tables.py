@@ -31,6 +31,7 @@ COLUMNS = {
     "matched": (*_PAIR, "metric", "drift", *_INTERVAL, "num_replicates"),
     "components": ("relation", "metric", "between", "within", "num_cells", "num_values"),
     "generations": ("student", "mode", "generation", "seed", "metric", "value"),
+    "loops": ("student", "mode", "generation", "metric", "level", *_INTERVAL, "num_replicates"),
     "by_relation": ("relation", *_INTERVAL, "num_replicates"),
     "contrasts": ("relation", "minus", "student", *_INTERVAL, "num_replicates"),
     "verdicts": (
@@ -58,10 +59,9 @@ def signed(row: Row, name: str = "value") -> tuple[str, str]:
     return number(row[name], sign=True), interval(row["low"], row["high"], sign=True)
 
 
-def of_grid(row: Row) -> tuple[str, str]:
-    """(number, interval) of a row of `StudyData.grid`, in the unit of its metric; changes with their sign."""
-    metric = row["metric"]
-    form = {"decimals": metric.decimals, "scale": metric.scale, "sign": metric.kind in ("capability", "nll")}
+def of_metric(row: Row, sign: bool) -> tuple[str, str]:
+    """(number, interval) of a row with a metric, in its unit."""
+    form = {"decimals": row["metric"].decimals, "scale": row["metric"].scale, "sign": sign}
     return number(row["value"], **form), interval(row["low"], row["high"], **form)
 
 

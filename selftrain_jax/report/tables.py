@@ -122,7 +122,15 @@ def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
     return printable(
-        [*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), *more, "", *data.notes]
+        [
+            *lines,
+            "",
+            "Intervals are 95 %; n: items, of likelihood tokens; '-': not measured.",
+            *_verdict(data),
+            *more,
+            "",
+            *data.notes,
+        ]
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import holm
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import CONTROLS, MOST_UNKNOWN, PROXIES, RELATIONS, in_order
+from selftrain_jax.report.study_data import CONTROLS, MOST_UNKNOWN, PROXIES, RELATIONS, UNTRAINED, in_order
 from selftrain_jax.study import rules, rules_1
 from selftrain_jax.study.replicates import (
     ABOVE_CHANCE,
@@ -88,7 +88,7 @@ def _utility(results: Sequence[Row]) -> Rows:
     rows, p_values = [], {}
     for pair, group in grouped(of(results, CAPABILITY), *PAIR).items():
         values = seed_means(group)
-        if len(values) > 1 and group[0]["relation"] != CONTROLS[2]:
+        if len(values) > 1 and group[0]["relation"] != UNTRAINED[0]:
             p_values[len(rows)] = min(1.0, 2 * min(tails(list(values.values()), 0.0)))
         rows.append({**dict(zip(PAIR, pair)), **estimate(values), "p_value": None, "significant": False})
     if p_values:

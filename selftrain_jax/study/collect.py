@@ -14,7 +14,7 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
+from selftrain_jax.report.study_data import RELATIONS, UNTRAINED, StudyData
 from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
@@ -42,9 +42,9 @@ def study_data(study: Study) -> StudyData:
     results, memory, contamination, curves, proxies = [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
-        untouched = {("none", CONTROLS[2]): f"again/{who}"}
+        untouched = {("none", UNTRAINED[0]): f"again/{who}"}
         if run.name == study.first_runs[run.student, run.seed].name:  # which says how far weights are moved
-            untouched["noise", CONTROLS[3]] = f"noise/{who}"
+            untouched["noise", UNTRAINED[1]] = f"noise/{who}"
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, pipeline_arms(run))
         tasks = _tasks(study, run, done)
@@ -97,6 +97,7 @@ def study_data(study: Study) -> StudyData:
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
+        loops=comparisons.over_generations(generations),
         costs=_costs(study, done),
         runs=[
             {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}

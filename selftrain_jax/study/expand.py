@@ -4,6 +4,7 @@ A study is a folder:
 
     lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
     shuffled/SEED                         the words of the real text in random order
+    fresh/STUDENT-SEED                    real text with fresh sequences among it (only where asked for)
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
@@ -25,9 +26,8 @@ from typing import Any, Iterator, Mapping, Sequence
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, write_jsonl
 from selftrain_jax.data.corpus import read_corpus
-from selftrain_jax.data.texts import load_texts, shuffle_words
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
@@ -43,6 +43,7 @@ from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.study.controls import FILE, fresh_stage, shuffled_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
@@ -84,9 +85,6 @@ class Study:
             return reference
         file = reference.removeprefix(LAB)
         return str(self.workdir / "lab" / str(seed) / (student if file == "probes.jsonl" else "world") / file)
-
-    def _shuffled_path(self, seed: int) -> pathlib.Path:
-        return self.workdir / "shuffled" / str(seed) / "texts.jsonl"
 
     def _temperatures(self, source: str) -> tuple[float | None, ...]:
         """Those that the source is sampled at, None being the setting's own; a given corpus has no other."""
@@ -131,8 +129,13 @@ class Study:
         if config.real:
             yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
         if config.real and config.shuffled:
-            shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
-            yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
+            yield self._made("shuffled", "shuffled", CONTROLS[1], f"shuffled/{seed}")
+        if config.fresh:
+            yield self._made("real_fresh", "real+fresh", CONTROLS[2], f"fresh/{student}-{seed}")
+
+    def _made(self, key: str, name: str, relation: str, unit: str) -> Arm:
+        """The arm of texts that a unit makes."""
+        return Arm(key, name, relation, ControlSettings(texts=str(self.workdir / unit / FILE)), (unit,))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -206,6 +209,7 @@ class Study:
             *self._lab_units(),
             *self._shuffled_units(),
             *self._corpus_units(),
+            *self._fresh_units(),
             *self._run_units(),
             *self._untouched_units(),
             *self._task_units(),
@@ -233,16 +237,8 @@ class Study:
     def _shuffled_units(self) -> Iterator[Unit]:
         for seed in self.config.seeds if self.config.real and self.config.shuffled else ():
             real = self.path(self.config.real, seed, self.config.students[0])
-
-            def work(directory, real=real, seed=seed):
-                texts = shuffle_words(load_texts(real), seed)
-                write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
-
-            def inputs(real=real):
-                return {"real": file_fingerprint(real)}
-
             needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
-            yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
+            yield self._unit(shuffled_stage(f"shuffled/{seed}", real, seed), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
         sampled = [source for source in self.config.writers if not self.config.models[source].corpus]
@@ -253,6 +249,13 @@ class Study:
                 name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
+
+    def _fresh_units(self) -> Iterator[Unit]:
+        for run in self.first_runs.values() if self.config.fresh else ():
+            seed, own = run.seed, run.arms[0]
+            real, world = self.path(self.config.real, seed, run.student), self.config.lab.with_seed(seed).world
+            stage = fresh_stage(f"fresh/{run.student}-{seed}", own.origin.corpus, real, world, seed)
+            yield self._unit(stage, f"lab/{seed}/world", *own.needs)
 
     def _run_units(self) -> Iterator[Unit]:
         for run in self.runs:

@@ -1,10 +1,8 @@
 """The map: what a student's own text does by temperature and learning rate, beside real text."""
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
-import numpy as np
-
-from selftrain_jax.report.metric import CAPABILITY, DRIFT, LEFT_PROBES, LEFT_TOKENS, Row, grouped
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, LEFT_PROBES, LEFT_TOKENS, Metric, Row, grouped
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, exact_share_lost, seed_means
 from selftrain_jax.study.settings import Condition
@@ -49,13 +47,12 @@ def _left(row: Row) -> float:
     return 1 - row["lost"] / row["extracted"]
 
 
-def _estimate(metric, rows: Sequence[Row], value) -> dict[str, Any]:
+def _estimate(metric: Metric, rows: Sequence[Row], value: Callable[[Row], float]) -> dict[str, Any]:
     found = estimate(seed_means(rows, value))
-    if metric in (LEFT_PROBES, LEFT_TOKENS) and found["low"] is not None:
-        low, high = found["low"], found["high"]
-        if metric == LEFT_PROBES:
-            counts = [{"seed": row["seed"], "before": 1, "after": _left(row), "n": row["extracted"]} for row in rows]
-            least, most = exact_share_lost(counts)
-            low, high = min(low, 1 - most), max(high, 1 - least)
-        found["low"], found["high"] = (float(x) for x in np.clip([low, high], 0, 1))
+    bounds = [bound for bound in (found["low"], found["high"]) if bound is not None]
+    if metric == LEFT_PROBES and found["num_replicates"] > 1:  # seeds that lose all alike have no spread
+        counts = [{"seed": row["seed"], "before": 1, "after": _left(row), "n": row["extracted"]} for row in rows]
+        bounds += [1 - bound for bound in exact_share_lost(counts)]
+    if metric in (LEFT_PROBES, LEFT_TOKENS) and bounds:
+        found["low"], found["high"] = max(min(bounds), 0.0), min(max(bounds), 1.0)
     return found

@@ -131,6 +131,8 @@ class StudyConfig:
       data: the folder of the files whose names here begin with "data:".
       real: text file of the control "real"; "" for none.
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
+      fresh: whether there is the control "real+fresh", too, in a generated world: real text, and among it as many
+        random sequences that no model has seen as the student's own text holds sequences of the planted kind.
       mesh, sample, audit, subset, train, evaluate, leaks: those of every run; the seed is added to theirs.
       tasks, proxies, generations: see there.
     """
@@ -148,6 +150,7 @@ class StudyConfig:
     data: str = ""
     real: str = ""
     shuffled: bool = True
+    fresh: bool = False
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditConfig = AuditConfig()
@@ -207,6 +210,13 @@ class StudyConfig:
                     raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
         elif self.one_corpus:
             raise InputError("one_corpus=True needs models that are the same in every seed, which a lab's are not")
+        if self.fresh and (self.lab is None or self.lab.text is not None or not self.real):
+            raise InputError(
+                "fresh=True needs a generated world (lab.world) and real text (real): set both, or fresh=False"
+            )
+        for name in self.students if self.fresh else ():
+            if name not in self.sources_of(name):
+                raise InputError(f"fresh=True counts in the student's own text: name {name!r} in sources")
         if any(t < 0 for t in self.temperatures):
             raise InputError(f"temperatures={self.temperatures} must not be negative")
 
@@ -248,4 +258,4 @@ class StudyConfig:
         return RELATIONS[1] if a.recipe == b.recipe else RELATIONS[2]
 
 
-_RESERVED = ("none", "noise", "real", "shuffled", "self", "base", "corpus")
+_RESERVED = ("none", "noise", "real", "shuffled", "real_fresh", "self", "base", "corpus")

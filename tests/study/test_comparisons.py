@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.randomness import seed_key
-from selftrain_jax.evaluation.statistics import variance_components
+from selftrain_jax.evaluation.statistics import t_interval, variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
 from tests.shapes import NARROW, initial
@@ -45,6 +45,25 @@ def test_an_arm_that_comes_back_is_taken_as_far_as_it_is_in_the_end():
     assert {row["drift"] for row in found.values()} == {0.2}
     expected = {("A", CAPABILITY): -0.1, ("A", HELD_OUT): -0.4, ("real", CAPABILITY): 0.2 / 3, ("real", HELD_OUT): -0.4}
     assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
+
+
+def test_each_seed_of_the_loop_is_compared_with_its_own_start():
+    """Levels lie 20 points apart between seeds; the loop costs 4 and 6 of them, and its corpora begin at 1."""
+    nll, place = Metric("source_nll"), {"student": "A", "mode": "replace"}
+    levels = {0: (0.5, 0.48, 0.46), 1: (0.7, 0.69, 0.64)}
+    rows = [
+        {**place, "generation": g, "seed": seed, "metric": CAPABILITY, "value": value}
+        for seed, values in levels.items()
+        for g, value in enumerate(values)
+    ]
+    rows += [{**place, "generation": g, "seed": 0, "metric": nll, "value": 2.0 - g} for g in (1, 2)]
+    rows += [{**place, "generation": g, "seed": 0, "metric": HELD_OUT, "value": None} for g in (0, 1)]
+    found = {(row["metric"], row["generation"]): row for row in comparisons.over_generations(rows[::-1])}
+    assert set(found) == {(CAPABILITY, 1), (CAPABILITY, 2), (nll, 2)}
+    last = found[CAPABILITY, 2]
+    low, high = t_interval([-0.04, -0.06])
+    assert [last[name] for name in ("level", "value", "low", "high")] == pytest.approx([0.55, -0.05, low, high])
+    assert last["num_replicates"] == 2 and found[nll, 2]["value"] == -1.0 and found[nll, 2]["low"] is None
 
 
 def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_others():
@@ -100,7 +119,7 @@ def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
     assert found["within"] == pytest.approx(np.sqrt(2 / 2) / 100)
     assert (found["relation"], found["metric"], found["num_cells"], found["num_values"]) == ("self", CAPABILITY, 2, 8)
     assert comparisons.components(rows("A", [[0], [10]])) == []
-    untouched = [row | {"relation": CONTROLS[2]} for row in rows("A", [[0, 0], [1, 1]])]
+    untouched = [row | {"relation": UNTRAINED[0]} for row in rows("A", [[0, 0], [1, 1]])]
     assert comparisons.components(untouched) == [], "one evaluation, shown beside both subsets"
 
 

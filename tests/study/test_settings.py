@@ -59,6 +59,7 @@ def test_conditions_are_named_by_what_differs():
         ({"models": MODELS | {"x": ModelSettings(path="x")}}, "models.x needs a family"),
         ({"models": MODELS | {"x": ModelSettings(path="x", family="A")}}, "models.x needs a family, and a recipe"),
         ({"real": "lab:control.jsonl"}, "setting real='lab:control.jsonl' needs a lab"),
+        ({"fresh": True}, r"fresh=True needs a generated world"),
         ({"temperatures": (-1.0,)}, "must not be negative"),
         ({"generations": {"students": ("other",)}}, "must be both a student and a source"),
         ({"generations": {"count": 0}}, "count=0 must be at least 1"),
