@@ -160,6 +160,10 @@ def _add_tools(commands) -> None:
         option("workdir", metavar="WORKDIR", help="the folder of a run or study")
         option("--out", required=True, metavar="FILE", help="the table to write: .parquet, .csv or .jsonl")
 
+    option = add("compare", "figures of several runs side by side, and what differs in their settings")
+    option("workdirs", nargs="+", metavar="WORKDIR", help="folders of runs")
+    option("--out", metavar="FILE", help="a page (.html), or all figures as a table (.parquet, .csv or .jsonl)")
+
     option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
     option("source", metavar="MODEL", help="Hugging Face directory or hub name")
     option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")

@@ -87,6 +87,7 @@ class ReportData:
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
     one_document: text sets that are a single text of several windows.
+    figures: name of a metric -> its fields, and "items", a fingerprint of what it is measured on.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
     """
 
@@ -109,6 +110,7 @@ class ReportData:
     probes: str = "unknown"
     held_out_ngram: int = 8
     one_document: Sequence[str] = ()
+    figures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.probes not in _PROBES:

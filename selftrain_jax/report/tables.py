@@ -91,11 +91,11 @@ def format_table(data: ReportData) -> str:
         for metric, words in zip(metrics, short([_ascii(metric.words) for metric in metrics], 24, "..")):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
-    lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
+    lines = [data.title, "", *(layout(rows) if data.models else ["No metric was measured."])]
     return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
 
 
-def _layout(rows: list[list]) -> list[str]:
+def layout(rows: list[list]) -> list[str]:
     """Aligns the rows; more models than fit continue in a second block.
 
     Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.

@@ -29,6 +29,7 @@ from selftrain_jax.report.metric import (
     group_extraction,
     grouped,
 )
+from selftrain_jax.run.item_sets import item_sets
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
@@ -45,7 +46,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     evaluate = config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
-    for k, masks in enumerate(probe_masks(pipeline)):
+    all_masks = probe_masks(pipeline)
+    for k, masks in enumerate(all_masks):
         for row in _measure(items["base"], masks, evaluate, items["base"]):
             # Of the base model only the held-out probes differ between subset numbers.
             if k == 0 or row["metric"].held_out:
@@ -97,6 +99,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
+        figures=item_sets(pipeline, (row["metric"] for row in metrics), all_masks, items["base"]),
     )
 
 
