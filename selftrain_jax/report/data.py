@@ -252,6 +252,10 @@ class ReportData:
         if self.unknown:
             shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in self.unknown.items())
             result.append(f"Unknown to the tokenizer, so that figures speak of the rest: {shares}.")
+        curved = {(row["metric"].kind, row["metric"].item) for row in self.measured_curves}
+        if late := [m for m in self.suites if curved and ("capability", m.item) not in curved]:
+            words = ", ".join(metric.item for metric in late)
+            result.append(f"Curves lack what was named after training, which was measured in the end alone: {words}.")
         if many := [m for m, (documents, distinct) in self.drawn.items() if documents > MANY_REPETITIONS * distinct]:
             result.append(
                 f"Each document is drawn more than {MANY_REPETITIONS:g} times on average, no match for as many tokens "

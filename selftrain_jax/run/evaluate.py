@@ -2,19 +2,35 @@
 
 from typing import Any, Sequence
 
+from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.records import plain
 from selftrain_jax.data.training_set import read_training_texts
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
+from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
 from selftrain_jax.run.names import RunNames
-from selftrain_jax.run.stages import Stage
+from selftrain_jax.run.stages import Stage, read_manifest
 from selftrain_jax.training.checkpoint import restore_params
+
+_ADDED_TO = ("texts", *SUITES, "probes")
+"""The settings of `evaluate` that may name more later: what is measured already stays."""
 
 
 def evaluate_stage(run: RunNames, model: str) -> Stage:
     evaluate, files = run.config.evaluate, run.config.evaluate.files()
+    settings = evaluate.stage_settings() | {"student": run.student}
+    after = [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())]
+
+    def parts() -> dict[str, str]:
+        """Setting that names a file -> fingerprint of all that decides what is measured with it."""
+        shared = {name: value for name, value in settings.items() if name not in _ADDED_TO}
+        made = {name: read_manifest(run.workdir, name)["fingerprint"] for name in after}
+        world, read = made.pop("lab/world", None), run.file_inputs(files)
+        of = fingerprint([plain(shared), made, run.model_input("student", run.student)])
+        return {name: fingerprint([of, read[name] if name in read else [world, files[name]]]) for name in files}
 
     def work(directory):
         tokenizer = run.model_path(run.student)
@@ -23,16 +39,17 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
             summary.check_groups(probes, evaluate)
         loaded = _load(run, model)
         trained_on = None if model == "base" else read_training_texts(run.workdir / "subset" / model, tokenizer)
-        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
+        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on, "parts": parts()}
         return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, **arguments)
 
     return Stage(
         f"evaluate/{model}",
-        evaluate.stage_settings() | {"student": run.student},
-        [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())],
+        settings,
+        after,
         work,
         lambda: run.file_inputs(files),
         lambda: run.model_input("student", run.student),
+        grows=_ADDED_TO,
         # Only where not even the tensor axis fits the devices of one process.
         together=lambda: not is_local(run.local_mesh),
     )
