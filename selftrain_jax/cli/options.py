@@ -118,9 +118,10 @@ def _add_tools(commands) -> None:
 
     option = add(
         "probes",
-        "make a probe file of published token arrays, of any text or of EleutherAI's memorized-evals",
-        " Give --text, --dataset, or --prefixes with --suffixes and --source.",
+        "make a probe file of your own pairs of texts, of any text, of EleutherAI's memorized-evals or of token arrays",
+        " Give --pairs, --text, --dataset, or --prefixes with --suffixes and --source.",
     )
+    option("--pairs", metavar="FILE", help="rows with prefix and suffix as text: .jsonl, .json, .csv or .parquet")
     option("--text", metavar="FILE", help="windows of a text set: rows with text, or one plain text file")
     option(
         "--dataset",
@@ -132,7 +133,7 @@ def _add_tools(commands) -> None:
     option("--prefixes", metavar="FILE.npy", help="lm-extraction-benchmark: token ids [n, length] of the prefixes")
     option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
     option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
-    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (with --text or arrays)")
+    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (not with --dataset)")
     option("--prefix-length", type=int, default=32, metavar="K", help="tokens given (--text, --dataset; default: 32)")
     option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
     option("--stride", type=int, metavar="N", help="tokens between windows of a text (default: K + M)")
