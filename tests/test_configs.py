@@ -7,14 +7,14 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.files import hf_config
-from selftrain_jax.report.study_data import RELATIONS
+from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.expand import Study
 from tests.shapes import NARROW
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "paper.py", "real.py")]
+STUDIES = [path for path in CONFIGS if path.name in ("lab.py", "lab_gpu.py", "map.py", "paper.py", "real.py")]
 RUNS = [path for path in CONFIGS if path not in STUDIES]
 
 
@@ -45,6 +45,31 @@ def test_the_units_of_a_study_fit_together(path, tmp_path):
     for run in study.runs:
         assert run.arms[0].relation == "self" and list(run.pipeline.arms)[1:] == [arm.key for arm in run.arms[1:]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_map_trains_on_own_text_at_every_temperature_and_on_real_text_once(tmp_path):
+    study = Study(load_config(str(ROOT / "configs" / "map.py"), study=True), tmp_path)
+    assert len(study.runs) == 2 * 3 * 4
+    for run in study.runs:
+        assert [arm.relation for arm in run.arms] == ["self"] * 4 + ["real text"]
+        assert [arm.temperature for arm in run.arms] == [0.5, 0.7, 1.0, 1.25, None]
+    assert not [unit.name for unit in study.units if unit.name.startswith(("proxies", "generations", "shuffled"))]
+    full, quarter = (study.config.lab.models[name] for name in ("full", "quarter"))
+    assert full == dataclasses.replace(quarter, num_documents=4 * quarter.num_documents)
+
+
+def test_each_student_has_a_control_with_fresh_sequences_of_its_own(tmp_path):
+    tiny = str(ROOT / "tests" / "e2e" / "tiny_study.py")
+    study = Study(load_config(tiny, ["--config.fresh=True", "--config.students=('A_small','B')"], study=True), tmp_path)
+    units = {unit.name: unit for unit in study.units}
+    for run in study.runs:
+        (arm,) = [arm for arm in run.arms if arm.relation == CONTROLS[2]]
+        made = f"fresh/{run.student}-0"
+        assert arm.needs == (made,) and units[made].needs == ("lab/0/world", f"corpora/0/{run.student}")
+        assert run.pipeline.config.controls["real_fresh"].texts == str(tmp_path / made / "texts.jsonl")
+    other = ["--config.fresh=True", "--config.sources=('B',)", "--config.generations.students=()"]
+    with pytest.raises(InputError, match="name 'A_small' in sources"):
+        load_config(tiny, other, study=True)
 
 
 def test_later_generations_have_the_first_condition(tmp_path):
@@ -194,6 +219,6 @@ def test_the_argument_of_a_config_changes_its_seeds(name):
     assert first.lab.world.seed != second.lab.world.seed and first.lab.base.seed != second.lab.base.seed
 
 
-@pytest.mark.parametrize("name, study", [("quickstart.py", False), ("smoke.py", False), ("lab.py", True)])
-def test_what_runs_offline_lacks_nothing(name, study):
-    assert load_config(str(ROOT / "configs" / name), study=study).lacks() == []
+@pytest.mark.parametrize("name", ["quickstart.py", "smoke.py", "lab.py", "map.py"])
+def test_what_runs_offline_lacks_nothing(name):
+    assert load_config(str(ROOT / "configs" / name), study=name in ("lab.py", "map.py")).lacks() == []

@@ -127,7 +127,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = Typed(text.strip())
     *groups, last = name.split(".")
     for group in groups:
-        values = values.setdefault(group, {})
+        if values.get(group) is None:  # a group that is off
+            values[group] = {}
+        values = values[group]
         if not isinstance(values, dict):
             raise InputError(f"argument {override!r}: {group} is a single value, not a group of settings")
     values[last] = value

@@ -29,10 +29,12 @@ _WITH_CONFIG = {
 _TOOLS = {
     "probes": "tools.make_probes",
     "import": "tools.import_texts",
+    "leaks": "tools.find_leaks",
     "configs": "show.configs",
     "init": "show.init",
     "convert": "tools.convert_model",
     "export": "tools.export_model",
+    "publish": "tools.publish_corpus",
     "verify": "tools.verify_model",
     "items": "tables.items",
     "metrics": "tables.metrics",

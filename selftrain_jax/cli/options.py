@@ -9,11 +9,13 @@ from selftrain_jax.core.accelerators import ACCELERATORS
 
 STAGES = {
     "lab": "generate the miniature world and pre-train its models (only configs with a lab)",
+    "plant": "train the student on text with planted sequences, and its twin without (only configs with plant)",
     "sample": "let the source model write documents from the BOS token alone",
     "audit": "drop documents that overlap with a benchmark",
     "subset": "draw training subsets of an exact number of tokens and pack them",
     "train": "fine-tune the student on every subset of every arm",
     "evaluate": "measure the base model and every fine-tuned one; or, with MODEL, one model on benchmark tasks",
+    "recover": "measure how what was planted returns to each model (only configs with recovery)",
     "report": "write report.json, report.html and the before/after table",
 }
 _EPILOG = """\
@@ -94,6 +96,12 @@ def _add_runs(commands) -> None:
     option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
     option("--accelerator", default="", metavar="NAME", help=", ".join(ACCELERATORS))
     option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
+    option(
+        "--compile",
+        action="store_true",
+        help="compile for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes "
+        "(pip install 'selftrain_jax[tpu]')",
+    )
 
     option = add(
         "study",
@@ -134,7 +142,13 @@ def _add_tools(commands) -> None:
     option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
     option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
     option("--target", metavar="MODEL", help="whose tokenizer the probes are for (not with --dataset)")
-    option("--prefix-length", type=int, default=32, metavar="K", help="tokens given (--text, --dataset; default: 32)")
+    option(
+        "--prefix-length",
+        type=_lengths,
+        default=[32],
+        metavar="K[,K...]",
+        help="tokens given (--text, --dataset; default: 32); of a text also several lengths, each a group of its own",
+    )
     option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
     option("--stride", type=int, metavar="N", help="tokens between windows of a text (default: K + M)")
     option("--limit", type=int, metavar="N", help="keep N probes, drawn at random")
@@ -150,6 +164,26 @@ def _add_tools(commands) -> None:
     option("--field", default="text", metavar="NAME", help="which field is the text (default: text)")
     option("--split", default="train", metavar="NAME", help="part of a data set (default: train)")
     option("--limit", type=int, metavar="N", help="take the first N texts only")
+
+    option = add(
+        "leaks",
+        "look for known text in a corpus that a model wrote: the longest run of each document that stands in it",
+        " Tokens are compared with --tokenizer, characters always.",
+    )
+    option("corpus", metavar="CORPUS", help="a finished corpus, such as RUN/sample/self/corpus")
+    option(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="known text, once or more: rows with text, or one plain text file",
+    )
+    option("--probes", metavar="FILE", help="known sequences, by group: a probe file of --tokenizer")
+    option("--tokenizer", metavar="MODEL", help="the model that wrote the corpus, or another whose tokens count")
+    option("--tokens", type=int, default=50, metavar="N", help="a document leaks from so long a run on (default: 50)")
+    option("--characters", type=int, default=200, metavar="N", help="the same in characters (default: 200)")
+    option("--show", type=int, default=10, metavar="N", help="documents to show (default: 10)")
+    option("--out", type=pathlib.Path, metavar="FILE.json", help="write all that is found there, too")
 
     add("configs", "list the configs that come with the package, with what they cost")
     option = add("init", "copy a config that comes with the package, to change it")
@@ -177,6 +211,12 @@ def _add_tools(commands) -> None:
     option("--model", metavar="NAME", help="which model of the run: self-0 (default), real-0, base, ...")
     option("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
     option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+    _add_push(option)
+
+    option = add("publish", "write a corpus as a Hugging Face data set: Parquet, with a card")
+    option("source", type=pathlib.Path, metavar="CORPUS", help="the folder of a corpus, such as RUN/sample/self/corpus")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    _add_push(option)
 
     option = add(
         "verify",
@@ -196,6 +236,15 @@ def _add_tools(commands) -> None:
         metavar="FILE.jsonl",
         help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too",
     )
+
+
+def _add_push(option: Callable) -> None:
+    option("--push", default="", metavar="USER/NAME", help="upload it to this private repository on the hub, too")
+    option("--public", action="store_true", help="to a public one")
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:

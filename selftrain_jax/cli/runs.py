@@ -50,6 +50,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             stages.check(pipeline.home, plan)  # settings first: they are what people change
         pipeline.check_files()
         pipeline.check_lengths()
+        trained = [stage for stage in plan if stage.name.startswith("train/")]
+        if is_wanted("train") and any(stages.state(pipeline.home, stage) != "done" for stage in trained):
+            pipeline.check_attention()
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
@@ -59,7 +62,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         job.on_first("check of files and settings", hold_check_and_save)
         first = job.is_first()
         if first:
-            mesh = pipeline.mesh if wanted in ("run", "lab", "sample", "train", "evaluate") else None
+            mesh = (
+                pipeline.mesh if wanted in ("run", "lab", "plant", "sample", "train", "evaluate", "recover") else None
+            )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)

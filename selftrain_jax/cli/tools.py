@@ -4,13 +4,24 @@ Each takes the parsed arguments and returns the exit code.
 """
 
 import argparse
+import sys
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_json
+from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.external import import_corpus
+from selftrain_jax.data.training_set import same_tokenizer
 from selftrain_jax.distributed.mesh import configure_jax, find_devices
-from selftrain_jax.evaluation import probes, published
-from selftrain_jax.models import verify
+from selftrain_jax.evaluation import leaks, probes, published
+from selftrain_jax.evaluation.memorization import load_probes
+from selftrain_jax.evaluation.settings import LeakSettings
+from selftrain_jax.models import hf, verify
+from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.push import check_push, push
+from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.report.tables import format_leaks
 from selftrain_jax.run.export import convert, export
+from selftrain_jax.run.publish import publish
 
 
 def make_probes(arguments: argparse.Namespace) -> int:
@@ -22,7 +33,10 @@ def make_probes(arguments: argparse.Namespace) -> int:
     needed = ("split",) if a.dataset else ("target",) if a.text or a.pairs else arrays
     if missing := [f"--{name}" for name in needed if not getattr(a, name)]:
         raise InputError(f"probes: {', '.join(missing)} is missing; see selftrain probes --help")
-    drawn = {"prefix_length": a.prefix_length, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
+    if len(a.prefix_length) > 1 and not a.text:
+        raise InputError(f"probes --prefix-length={a.prefix_length}: several lengths are for --text alone")
+    lengths = a.prefix_length if len(a.prefix_length) > 1 else a.prefix_length[0]
+    drawn = {"prefix_length": lengths, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
     if a.pairs:
         counts = probes.text_probes(a.pairs, a.target, a.out)
     elif a.text:
@@ -52,6 +66,28 @@ def import_texts(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def find_leaks(arguments: argparse.Namespace) -> int:
+    a = arguments
+    if not a.reference and not a.probes:
+        raise InputError("leaks: give --reference=FILE, --probes=FILE or both; see selftrain leaks --help")
+    if a.probes and not a.tokenizer:
+        raise InputError("leaks --probes needs --tokenizer, the model whose token ids they hold")
+    LeakSettings(least_tokens=a.tokens, least_characters=a.characters, show=a.show)
+    corpus, tokenizer = read_corpus(a.corpus), load_tokenizer(a.tokenizer) if a.tokenizer else None
+    if not tokenizer and not a.characters:
+        raise InputError("leaks --characters=0 leaves tokens alone, and these need --tokenizer")
+    known = [k for path in a.reference for k in leaks.known_texts(path, path, tokenizer, a.tokens, a.characters)]
+    if a.probes:
+        planted = load_probes(a.probes, hf.load_config(resolve_model(a.tokenizer, weights=False)))
+        known += leaks.known_probes(planted, tokenizer, a.tokens, a.characters)
+    own = a.tokenizer and same_tokenizer(corpus.manifest["provenance"], a.tokenizer)
+    rows = leaks.find_leaks(corpus, known, tokenizer, encode=not own, show=a.show)
+    if a.out:
+        write_json(a.out, rows)
+    print(format_leaks(rows), end="")
+    return 0
+
+
 def convert_model(arguments: argparse.Namespace) -> int:
     find_devices()
     convert(arguments.source, arguments.out, revision=arguments.revision, dtype=arguments.dtype)
@@ -60,9 +96,35 @@ def convert_model(arguments: argparse.Namespace) -> int:
 
 
 def export_model(arguments: argparse.Namespace) -> int:
+    _check_push(arguments)
     find_devices()
     export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
     print(f"Hugging Face model: {arguments.out}")
+    return _push(arguments, "model")
+
+
+def publish_corpus(arguments: argparse.Namespace) -> int:
+    _check_push(arguments)
+    count = publish(arguments.source, arguments.out)
+    print(f"Hugging Face data set: {arguments.out}, {count:,} documents")
+    return _push(arguments, "dataset")
+
+
+def _check_push(arguments: argparse.Namespace) -> None:
+    if arguments.push:
+        check_push(arguments.push)
+    elif arguments.public:
+        raise InputError("--public says who may see what --push uploads: give --push=USER/NAME, or leave it out")
+
+
+def _push(arguments: argparse.Namespace, kind: str) -> int:
+    if not arguments.push:
+        return 0
+    try:
+        print(f"pushed: {push(arguments.out, arguments.push, kind, public=arguments.public)}")
+    except KeyboardInterrupt:  # here something was written
+        print(f"selftrain: interrupted; {arguments.out} is whole, but was not pushed", file=sys.stderr)
+        return 1
     return 0
 
 

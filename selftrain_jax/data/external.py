@@ -39,7 +39,7 @@ def import_corpus(
     without a visible character are left out and counted. No log-probabilities are known, so the manifest's `nll` is
     None.
 
-    What looks like a special token inside a text, such as "<|endoftext|>", is read as ordinary characters, and the
+    What looks like a special token inside a text, such as `<|endoftext|>`, is read as ordinary characters, and the
     texts that hold one are counted: as a token it would end a document in its middle. Clean the source first if the
     count is not what you expect.
 

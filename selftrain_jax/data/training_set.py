@@ -9,9 +9,10 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import read_arrays, write_atomic
-from selftrain_jax.data.clean import Text, TrainingText, kept_documents
+from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
+from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset
 from selftrain_jax.models import hf
@@ -48,9 +49,7 @@ def write_subset(
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
-    buffer = io.BytesIO()
-    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
-    write_atomic(directory / "rows.npz", buffer.getvalue())
+    write_rows(rows, directory)
     return {
         "num_documents": len(drawn),
         "num_distinct": num_distinct,
@@ -81,7 +80,7 @@ def student_documents(
     check_tokenizer(config, tokenizer)
     documents, provenance = kept_documents(audited, text)
     if provenance is not None and retokenize == "auto":
-        retokenize = not _same_tokenizer(provenance, student)
+        retokenize = not same_tokenizer(provenance, student)
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
@@ -105,7 +104,7 @@ def _with_end(document: Document, eos_token_id: int) -> np.ndarray:
 
 def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: str | pathlib.Path) -> None:
     """Raises `InputError` when the token ids of `corpus` are not surely those of the student's tokenizer."""
-    if not _same_tokenizer(provenance, student):
+    if not same_tokenizer(provenance, student):
         size = len(load_tokenizer(student).get_vocab())
         raise InputError(
             f"{corpus} was made with another tokenizer ({provenance.get('vocab_size', 'unknown')} ids) than the "
@@ -113,12 +112,21 @@ def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: st
         )
 
 
-def _same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
+def same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
+    """Whether the token ids of a corpus of that provenance are surely those of the student's tokenizer."""
     return provenance.get("tokenizer_fingerprint") == tokenizer_fingerprint(student)
 
 
+def write_rows(rows: PackedRows, directory: pathlib.Path) -> None:
+    """Writes `rows.npz` into `directory`, which is made when missing; `read_subset` reads it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / "rows.npz", buffer.getvalue())
+
+
 def read_subset(directory: pathlib.Path) -> PackedRows:
-    """The rows that `write_subset` left in `directory`."""
+    """The rows that `write_rows` left in `directory`."""
     arrays = read_arrays(directory / "rows.npz", "subset")
     return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 

@@ -82,6 +82,17 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | Non
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def target_device(mesh: Mesh | None = None) -> jax.Device:
+    """A device that a program is made for, by which its back ends are chosen: one of `mesh`, of the mesh that is set
+    (`jax.set_mesh`), or JAX's first. Under a mesh of another platform than JAX's default it has no more than its
+    `platform` and `device_kind`."""
+    if mesh is not None:
+        return mesh.devices.flat[0]
+    first = jax.devices()[0]
+    here = jax.sharding.get_abstract_mesh().abstract_device
+    return first if here is None or here.device_kind == first.device_kind else here
+
+
 def describe(mesh: Mesh | None, workdir: Any) -> str:
     """One line: processes, devices, mesh, and where the run writes."""
     count = jax.process_count()
@@ -189,6 +200,12 @@ def within(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None or jax.sharding.get_abstract_mesh().empty else jax.set_mesh(mesh)
 
 
+def with_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """`jax.set_mesh(mesh)`, which models need when their rows are spread over it: back ends are chosen for its devices,
+    and kernels run on each device's own rows. Nothing with None."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
 def standard_mesh(mesh: Mesh | None, rules: dict = RULES) -> Mesh | None:
     """The devices of any mesh under our axis names: what `rules` spread heads over is "tensor", all else "data"."""
     if mesh is None or (mesh.axis_names == MESH_AXES and set(mesh.axis_types) == {AxisType.Auto} and rules == RULES):
@@ -226,6 +243,7 @@ def batch_sharding(mesh: Mesh, rules: dict = RULES) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

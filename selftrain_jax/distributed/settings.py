@@ -11,7 +11,13 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1, "all that remain"."""
+    """Devices along each mesh axis; one of them may be -1, "all that remain".
+
+    Attributes:
+      data: devices with rows of their own of a batch, and the same weights.
+      fsdp: devices that share rows as `data` does and hold a part of the weights each.
+      tensor: devices that share heads and feed-forward of every layer; best within one host.
+    """
 
     data: int = -1
     fsdp: int = 1

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 from typing import Any, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ class ApproximateMatch:
 
     bleu: np.ndarray  # float64 [n]; in [0, 1]
     edit_similarity: np.ndarray  # float64 [n]; 1 - characters to change / characters of the longer text, in [0, 1]
+    common_run: np.ndarray  # int64 [n]; tokens of the longest run that both share, wherever it stands in either
 
     @property
     def memorized(self) -> np.ndarray:
@@ -30,14 +32,19 @@ def approximate_match(probes: Sequence[Probe], continuations: Sequence[np.ndarra
 
     Exact match is blind to a changed comma; Ippolito et al. (2023, arXiv 2210.17546) count a continuation as memorized
     when its BLEU with the true one exceeds 0.75. BLEU is over words (text between white space), the edit distance over
-    characters.
+    characters, the longest common substring over tokens.
     """
     written = tokenizer.batch_decode([c.tolist() for c in continuations])
     true = tokenizer.batch_decode([np.asarray(p.suffix).tolist() for p in probes])
     return ApproximateMatch(
         bleu=np.array([bleu(a.split(), b.split()) for a, b in zip(written, true, strict=True)]),
         edit_similarity=np.array([1 - normalized_edit_distance(a, b) for a, b in zip(written, true)]),
+        common_run=np.array([_common_run(c, p.suffix) for p, c in zip(probes, continuations)]),
     )
+
+
+def _common_run(a: np.ndarray, b: np.ndarray) -> int:
+    return difflib.SequenceMatcher(None, a.tolist(), np.asarray(b).tolist(), autojunk=False).find_longest_match().size
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -11,9 +11,9 @@ from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 
 
 def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
-    """Exposure in bits of a canary among sampled alternatives [N]: log2 |R| - log2 rank (Carlini et al. 2019).
+    """Exposure in bits of a canary among sampled alternatives [N]: `log2 |R| - log2 rank` (Carlini et al. 2019).
 
-    R is the canary with its alternatives, so |R| = N + 1, and the rank is 1 for the most likely of them; alternatives
+    R is the canary with its alternatives, so `|R|` = N + 1, and the rank is 1 for the most likely of them; alternatives
     that are exactly as likely stand before it. 0 bits: the least likely of all; log2(N + 1) bits: more likely than
     every alternative, the most that N alternatives can show. With alternatives drawn from a larger space this estimates
     the exposure in it, up to that ceiling.
@@ -25,6 +25,30 @@ def exposure(log_prob: float, alternative_log_probs: ArrayLike) -> float:
         raise InputError("exposure of log-probabilities that are not numbers: the model is damaged or has diverged")
     rank = 1 + int(np.sum(alternatives >= log_prob))
     return float(np.log2(alternatives.size + 1) - np.log2(rank))
+
+
+def group_exposures(log_probs: ArrayLike, lengths: ArrayLike, members: ArrayLike) -> np.ndarray:
+    """float64 `[n]`: `exposure` of each member's suffix among the non-members, in bits; NaN for these, and where none
+    is as long.
+
+    Right where chance decided which sequences of one kind are members: then the non-members are a sample of R, each
+    behind its own prefix, and a model that never saw a member ranks it anywhere among them.
+
+    Args:
+      log_probs: nats of every suffix given its prefix.
+      lengths: tokens of every suffix; only equal ones are compared.
+      members: bool `[n]`.
+    """
+    log_probs, lengths, members = np.asarray(log_probs, np.float64), np.asarray(lengths), np.asarray(members, bool)
+    if np.isnan(log_probs).any():
+        raise InputError("exposure of log-probabilities that are not numbers: the model is damaged or has diverged")
+    found = np.full(len(log_probs), np.nan)
+    for length in np.unique(lengths[~members]):
+        rivals = np.sort(log_probs[~members & (lengths == length)])
+        canaries = members & (lengths == length)
+        above = len(rivals) - np.searchsorted(rivals, log_probs[canaries], "left")
+        found[canaries] = np.log2(len(rivals) + 1) - np.log2(1 + above)
+    return found
 
 
 def canary_exposures(

@@ -86,10 +86,12 @@ class HarnessModel(LM):
 
     @property
     def max_length(self) -> int:
+        """Tokens that the model reads at once."""
         return self.model_config.max_position
 
     @property
     def max_gen_toks(self) -> int:
+        """Tokens generated where a task sets no limit, as in the harness's `hf` model."""
         return 256
 
     @property

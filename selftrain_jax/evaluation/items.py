@@ -37,11 +37,12 @@ class Items:
     Attributes:
       capability: (suite, rule) -> bool `[n]`; the rule is "acc", "acc_norm" or "acc_bytes".
       nll: text set -> (nats `[windows]`, tokens `[windows]`).
-      probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" (int,
-        -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded", "bleu",
-        "edit_similarity" and "written" (ids `[n, longest]` of what greedy decoding wrote, -1 behind), and "cluster"
-        (int) where probes share one. Empty without probes.
-      membership: attack -> float `[n]`.
+      probes: column -> `[n]`, one entry per probe: "index" (int, its place in the file), "group" (str), "offset" and
+        "suffix_at" (int, -1 unknown) and the fields of `memorization.Extraction`; where asked for also "graded",
+        "bleu", "edit_similarity" and "common_run" (each of the first k tokens, too, as "graded/8"), "sampled_log_prob"
+        (nats, of `discoverable`), "written" (ids `[n, longest]` of what greedy decoding wrote, -1 behind), and
+        "cluster" (int) where probes share one. Empty without probes.
+      membership: attack -> float `[n]`, NaN for what the attack leaves out.
       members: bool `[n]`; None where no attack was run.
       contaminated: suite -> bool `[n]`, whether the item's question with its right answer, or its good sentence, stands
         in the text that the model was trained on; empty for a model that was not trained here.

@@ -82,11 +82,13 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
 
 
 def probe_columns(probes: Sequence[Probe]) -> dict[str, np.ndarray]:
-    """ "group" (str `[n]`), "offset" (int `[n]`, -1: unknown), and "cluster" (int) where some share it."""
+    """ "group" (str `[n]`), "offset" (int `[n]`, -1: unknown), "suffix_at" (int `[n]`, tokens before the suffix, -1:
+    unknown), and "cluster" (int) where some share it."""
     clusters = cluster_numbers([p.cluster for p in probes], "probes")
     return {
         "group": np.array([p.group for p in probes]),
         "offset": np.array([-1 if p.offset is None else p.offset for p in probes]),
+        "suffix_at": np.array([-1 if p.offset is None else p.offset + len(p.prefix) for p in probes]),
         **({} if clusters is None else {"cluster": clusters}),
     }
 

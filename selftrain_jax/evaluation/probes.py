@@ -122,13 +122,14 @@ def window_probes(
     target: str,
     out: str | os.PathLike,
     *,
-    prefix_length: int = 32,
+    prefix_length: int | Sequence[int] = 32,
     suffix_length: int = 32,
     stride: int | None = None,
     limit: int | None = None,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Writes windows of `prefix_length` + `suffix_length` tokens of a text set as a probe file.
+    """Writes windows of `prefix_length` + `suffix_length` tokens of a text set as a probe file. With several prefix
+    lengths each suffix is asked for after each of them, as far as the longest allows; their group is "prefix=LENGTH".
 
     Each row also says which text of the set it is from ("document", from 1) and how many of its tokens come before
     ("offset"). Windows never reach over the end of a text.
@@ -143,10 +144,14 @@ def window_probes(
     Returns:
       {"texts", "too_short" (texts without a window), "windows", "written"}.
     """
+    prefixes = (prefix_length,) if isinstance(prefix_length, int) else tuple(sorted(prefix_length))
+    if not prefixes or len(set(prefixes)) < len(prefixes):
+        raise InputError(f"probes prefix_length={prefix_length} must name one length or more, each once")
+    prefix_length = prefixes[-1]
     length = prefix_length + suffix_length
     stride = length if stride is None else stride
     check_seed("probes", seed)
-    _check_counts(prefix_length=prefix_length, suffix_length=suffix_length, stride=stride, limit=limit)
+    _check_counts(prefix_length=prefixes[0], suffix_length=suffix_length, stride=stride, limit=limit)
     tokenizer, texts = load_tokenizer(target), load_texts(path)
     _warn_of_unknown(f"text set {path}", tokenizer, texts)
     documents = encode_texts(tokenizer, texts)
@@ -156,8 +161,11 @@ def window_probes(
     rows = []
     for n in _chosen(len(places), limit, seed):
         i, at = places[n]
-        ids = documents[i][at : at + length]
-        rows.append({"prefix": ids[:prefix_length], "suffix": ids[prefix_length:], "document": i + 1, "offset": at})
+        suffix = at + prefix_length
+        for count in prefixes:
+            cut = {"prefix": documents[i][suffix - count : suffix], "suffix": documents[i][suffix : at + length]}
+            group = {"group": f"prefix={count}"} if len(prefixes) > 1 else {}
+            rows.append(cut | group | {"document": i + 1, "offset": suffix - count})
     write_jsonl(out, rows)
     too_short = sum(len(ids) < length for ids in documents)
     return {"texts": len(documents), "too_short": too_short, "windows": len(places), "written": len(rows)}

@@ -4,7 +4,6 @@ The first two kinds are the intrinsic proxies that the paper finds wanting (arXi
 verdict; `statistics.rank_correlation` with the measured utility is."""
 
 import collections
-import contextlib
 import functools
 import math
 import os
@@ -20,7 +19,7 @@ from numpy.typing import ArrayLike
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
-from selftrain_jax.distributed.mesh import padded_rows, to_host
+from selftrain_jax.distributed.mesh import padded_rows, to_host, with_mesh
 from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
@@ -306,7 +305,7 @@ def gradient(
     def compute(chosen):
         nonlocal total
         batch = {name: padded_batch(mesh, batch_size, length, x[chosen])[0] for name, x in batches.items()}
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with with_mesh(mesh):
             total = add(total, params, batch)
 
     in_batches(compute, [length] * (num_rows + missing), batch_size, dtype=dtype)
@@ -316,7 +315,7 @@ def gradient(
 @functools.lru_cache
 def _accumulation(config: DecoderConfig, dtype: np.dtype, mesh: Mesh | None):
     """A jitted zero gradient, and the jitted `(total, params, batch) -> total + gradient of the summed loss`."""
-    model = Decoder(config, dtype=dtype, remat=True, unroll=default_unroll(config))
+    model = Decoder(config, dtype=dtype, remat=True, unroll=default_unroll(config, mesh))
     placement = None if mesh is None else param_shardings(config, mesh)
 
     def zeros():

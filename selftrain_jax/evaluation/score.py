@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import padded_rows
+from selftrain_jax.distributed.mesh import padded_rows, target_device, with_mesh
 from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
@@ -64,7 +64,7 @@ def score_batch(
     rows = tokens.shape[0]
     per_device = rows * count // ways
     vocab_size, cap = model.config.vocab_size, model.config.logit_softcap
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = target_device().platform == "cpu"
     whole = moments or sampling is not None or not on_cpu  # all of the vocabulary at once
     tile = vocab_size if whole else min(_TILE_ON_CPU, vocab_size)
     budget = min(_LOGIT_BYTES, _LOGIT_BYTES_ON_CPU) if on_cpu else _LOGIT_BYTES
@@ -216,7 +216,8 @@ def score(
         width = min(max(rounded_length(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
         tokens, first = padded_batch(mesh, rows, width, [sequences[i] for i in chosen], [starts[i] for i in chosen])
         count = min(counts[chosen[-1]], width - 1)
-        return score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
+        with with_mesh(mesh):
+            return score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
 
     def finish(i, scores):
         scores = jax.tree.map(lambda x: x[: len(sequences[i]) - starts[i]], scores)

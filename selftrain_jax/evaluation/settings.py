@@ -7,9 +7,68 @@ from typing import Any, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import COMPUTE_DTYPES, check_choice, check_ranges, look
+from selftrain_jax.sampling.settings import SamplingConfig
 
 SUITES = ("multiple_choice", "minimal_pairs", "last_words")
 """The settings that name suites, which measure capability."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscoverableSettings:
+    """Extraction by sampling (`evaluation.discoverable`).
+
+    Attributes:
+      samples: numbers of samples n; a probe counts where so many suffice. Groups are shown for the last of them.
+      probability: p, the chance with which one of the samples is the suffix.
+      temperature, top_k, top_p: how samples would be drawn; none is. The defaults are those of the paper.
+    """
+
+    samples: tuple[int, ...] = (1, 10, 100, 1000)
+    probability: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 40
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not self.samples or any(b <= a for a, b in zip((0, *self.samples), self.samples)):
+            raise InputError(f"evaluate discoverable.samples={self.samples} must rise, and start at 1 or more")
+        check_ranges("evaluate", self, {"probability": (0, 1)}, excluded=(0, 1))
+        self.sampling()
+
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakSettings:
+    """How much of each text that is trained on, above all of what models wrote, repeats known text
+    (`evaluation.leaks`). Without references and probes nothing is looked for.
+
+    Attributes:
+      references: name -> text set, or plain text file, in which documents' longest runs are looked for.
+      probes: look for the sequences of `evaluate.probes`, too, by group.
+      least_tokens, least_characters: the run from which on a document leaks; 0 leaves the unit out. Of probes a shorter
+        sequence counts whole.
+      show: documents that are shown, of each reference and group.
+    """
+
+    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    probes: bool = False
+    least_tokens: int = 50
+    least_characters: int = 200
+    show: int = 10
+
+    def __post_init__(self):
+        check_ranges("leaks", self, dict.fromkeys(("least_tokens", "least_characters", "show"), 0))
+        if not self.least_tokens and not self.least_characters:
+            raise InputError("leaks least_tokens=0 and least_characters=0 leave nothing to look for: set one of them")
+        for name in self.references:
+            if name == "probes" or not name or not name.isprintable():
+                raise InputError(f"leaks references: {name!r} must be a name of printable characters, not 'probes'")
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.references) or self.probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +104,14 @@ class EvaluateSettings:
       free_running: decode greedily after every prefix, for the graded score and the approximate match; several times
         the cost of extraction.
       nonmembers: group of probes that the base model's training text does not hold, for example "repeats=0": all others
-        count as members, and membership attacks are run on them; "" runs none. One more pass over the probes.
+        count as members, membership attacks are run on them, and their exposure among the group is given; "" does
+        neither. One more pass over the probes.
+      reference: a model with the same tokenizer whose training text holds neither group, for the reference attack; a
+        directory, a hub name, or "lab:other". It is held beside the model; one more pass, by it. Needs `nonmembers`.
+      recall_shots: so many of the non-members stand before every probe, for the attack ReCaLL, and are left out of it;
+        one more pass, over sequences that are longer by theirs. Needs `nonmembers`.
+      discoverable: extraction by sampling, settings of its own ({} for the defaults); None leaves it out. One more pass
+        over the probes.
       curve_points: how often capability and extraction are measured during training, ever further apart; "epochs":
         after every epoch; 0: only after training.
       curve_items: items of every suite, windows of every text set, and probes, that those measurements take, evenly
@@ -73,6 +139,9 @@ class EvaluateSettings:
     offset_edges: tuple[int, ...] = ()
     free_running: bool = False
     nonmembers: str = ""
+    reference: str | None = None
+    recall_shots: int | None = None
+    discoverable: DiscoverableSettings | None = None
     curve_points: int | str = 0
     curve_items: int = 256
 
@@ -87,6 +156,13 @@ class EvaluateSettings:
         check_choice("evaluate", self, "probes_chosen", ("planted", "emitted", "random", "unknown"))
         check_choice("evaluate", self, "dtype", COMPUTE_DTYPES)
         check_choice("evaluate", self, "add_bos", ("auto", True, False))
+        if self.recall_shots is not None:
+            check_ranges("evaluate", self, {"recall_shots": 1})
+        for name in ("reference", "recall_shots"):
+            if getattr(self, name) and not self.nonmembers:
+                raise InputError(f"evaluate {name}={getattr(self, name)!r} needs nonmembers, the group to tell from")
+        if self.discoverable and not self.probes:
+            raise InputError("evaluate discoverable needs probes: name a file, or leave it out")
         for name in ("suffix_lengths", "offset_edges"):
             values = getattr(self, name)
             if any(b <= a for a, b in zip((0, *values), values)):
@@ -123,9 +199,11 @@ class EvaluateSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in other}
 
     def for_curve(self) -> "EvaluateSettings":
-        """What is measured during training: the suites, extraction and windows of the texts, nothing that costs
-        more."""
-        return dataclasses.replace(self, free_running=False, nonmembers="", rules=self.rules[:1])
+        """What is measured during training: the suites by the rule that counts in means over suites, extraction and
+        windows of the texts, nothing that costs more."""
+        rule = "acc" if "acc" in self.rules else self.rules[0]
+        dear = dict.fromkeys(("reference", "recall_shots", "discoverable"))
+        return dataclasses.replace(self, free_running=False, nonmembers="", rules=(rule,), **dear)
 
     def files(self) -> dict[str, str]:
         """Every file that is read, by the setting that names it."""

@@ -201,9 +201,10 @@ def t_interval(estimates: ArrayLike, confidence: float = 0.95) -> tuple[float, f
 def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """(between, within): variances of the groups' effects and of values within a group, by the analysis of variance.
 
-    within = sum_ij (y_ij - mean_i)^2 / (N - a); between = (MSB - within) / n_0, or 0 where that is negative, with
+    within = sum_ij (y_ij - mean_i)^2 / (N - a); between = (MSB - within) / n_0 with
     n_0 = (N - sum n_i^2 / N) / (a - 1), for a groups of n_i values, N in all (Searle, Casella & McCulloch, "Variance
-    components", 1992, section 3.6). Needs two groups, and two values in one of them.
+    components", 1992, section 3.6). `between` is unbiased, so that estimates can be averaged, and may be negative where
+    groups hardly differ. Needs two groups, and two values in one of them.
     """
     groups = [check_items("groups", group) for group in groups]
     sizes = np.array([len(group) for group in groups])
@@ -214,7 +215,7 @@ def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float, float
     within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / (total - a)
     mean = (sizes * means).sum() / total
     of_means = float((sizes * (means - mean) ** 2).sum()) / (a - 1)
-    return max((of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), 0.0), within
+    return (of_means - within) / float((total - (sizes**2).sum() / total) / (a - 1)), within
 
 
 def rank_correlation(
@@ -314,6 +315,7 @@ def _clusters(cluster: Sequence[Hashable] | None, n: int) -> np.ndarray | None:
 
 
 def check_settings(confidence: float, num_resamples: int = 1) -> None:
+    """Raises `InputError` unless `confidence` lies in (0, 1) and there is a resample."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence={confidence} must lie between 0 and 1, for example 0.95")
     if num_resamples < 1:
@@ -321,6 +323,7 @@ def check_settings(confidence: float, num_resamples: int = 1) -> None:
 
 
 def check_items(name: str, values: ArrayLike) -> np.ndarray:
+    """float64 `[n]` of `values`; `InputError`, with `name`, unless they are one finite number per item."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise InputError(f"{name} has shape {array.shape}: give one number per item, and at least one item")
@@ -330,6 +333,7 @@ def check_items(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def check_pairs(before: ArrayLike, after: ArrayLike, names=("before", "after")) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `check_items` returns them; `InputError` unless they are of equally many items."""
     before, after = check_items(names[0], before), check_items(names[1], after)
     if before.shape != after.shape:
         raise InputError(

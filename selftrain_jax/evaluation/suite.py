@@ -17,7 +17,7 @@ from selftrain_jax.data.audit import contaminated_items
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
-from selftrain_jax.evaluation import approximate, free_running, likelihood, membership, memorization
+from selftrain_jax.evaluation import approximate, discoverable, free_running, likelihood, membership, memorization
 from selftrain_jax.evaluation.items import Items, cluster_numbers
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
@@ -75,7 +75,26 @@ def read_inputs(
             f"evaluate nonmembers={settings.nonmembers!r} must be one of several groups of probes, of "
             f"{', '.join(sorted(groups)) or 'none'}"
         )
+    if settings.recall_shots:
+        lengths = np.array([len(p.prefix) + len(p.suffix) for p in probes])
+        shots = _shots(settings, [p.group for p in probes])
+        if len(shots) < settings.recall_shots or len(shots) == sum(p.group == settings.nonmembers for p in probes):
+            raise InputError(
+                f"evaluate recall_shots={settings.recall_shots} must leave non-members to tell from: lower it, or give "
+                f"more probes of group {settings.nonmembers!r}"
+            )
+        longest = int(lengths[shots].sum() + lengths.max()) - 1 + add_bos
+        if longest > config.max_position:
+            raise InputError(
+                f"evaluate recall_shots={settings.recall_shots} makes sequences of {longest} tokens, too many for the "
+                f"model's context of {config.max_position}: lower it"
+            )
     return inputs
+
+
+def _shots(settings: EvaluateSettings, groups: Sequence[str]) -> np.ndarray:
+    """Which probes stand before the others for ReCaLL: the first non-members."""
+    return np.flatnonzero(np.array(groups) == settings.nonmembers)[: settings.recall_shots or 0]
 
 
 def _cluster(rows: Sequence[Mapping[str, Any]], what: str) -> np.ndarray | None:
@@ -148,6 +167,7 @@ def evaluate_model(
     name: str,
     limit: int | None = None,
     trained_on: Sequence[str] | None = None,
+    reference: Callable[[], tuple[DecoderConfig, Params]] | None = None,
     parts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Measures `model` and saves its `Items` in `directory`, all at once; what is there of the same `parts` is kept.
@@ -158,6 +178,7 @@ def evaluate_model(
       limit: cut every suite, the probes, and the windows of every text set, to so many items, evenly spread, without a
         progress bar.
       trained_on: the documents that `model` was trained on, in which contaminated items are looked for.
+      reference: loads the model of the reference attack.
       parts: setting that names a file -> fingerprint of all that measuring with it depends on; None keeps nothing.
 
     Returns:
@@ -228,15 +249,31 @@ def evaluate_model(
             items.probes.update(vars(memorization.extract(scorer, probes, bos_token_id=bos)))
             if settings.free_running:
                 written = free_running.continue_greedily(params, config, probes, bos_token_id=bos, **placed)
-                items.probes["graded"] = free_running.graded_score(probes, written)
                 items.probes["written"] = free_running.padded(written)
-                items.probes.update(vars(approximate.approximate_match(probes, written, tokenizer)))
+                for k in (None, *settings.suffix_lengths):
+                    first = [dataclasses.replace(p, suffix=p.suffix[:k]) for p in probes], [c[:k] for c in written]
+                    found = vars(approximate.approximate_match(*first, tokenizer))
+                    found |= {"graded": free_running.graded_score(*first)}
+                    items.probes.update({n if k is None else f"{n}/{k}": values for n, values in found.items()})
+            if settings.discoverable:
+                sampling = settings.discoverable.sampling()
+                found = discoverable.sampled_suffix_log_probs(scorer, probes, sampling, bos_token_id=bos)
+                items.probes["sampled_log_prob"] = found
             if settings.nonmembers:
                 members = items.probes["group"] != settings.nonmembers
                 items = dataclasses.replace(items, members=members)
                 whole = [np.concatenate([p.prefix, p.suffix]) for p in probes]
                 decoded = tokenizer.batch_decode([ids.tolist() for ids in whole])
-                attacks = membership.membership_scores(scorer, whole, texts=decoded, bos_token_id=bos)
+                other = reference and functools.partial(score, *reversed(reference()), **placed)
+                attacks = membership.membership_scores(
+                    scorer,
+                    whole,
+                    texts=decoded,
+                    reference=other,
+                    counts=_counts(read[0], config, tokenizer),
+                    shots=_shots(settings, items.probes["group"]),
+                    bos_token_id=bos,
+                )
                 items.membership.update(attacks)
             bar.update()
     for suite, rows in (questions | pairs | words).items():
@@ -259,6 +296,15 @@ def evaluate_model(
     if is_local(mesh) or job.is_first():
         items.save(directory)
     return summary
+
+
+def _counts(texts: Mapping[str, list[str]], config: DecoderConfig, tokenizer: Any) -> np.ndarray | None:
+    """int `[V]`: how often each token stands in the text sets; None without them."""
+    if not texts:
+        return None
+    ids = [likelihood.encode_all(tokenizer, documents) for documents in texts.values()]
+    flat = [np.asarray(document, np.int64) for documents in ids for document in documents]
+    return np.bincount(np.concatenate(flat), minlength=config.vocab_size)
 
 
 def evenly_spread(count: int, limit: int) -> np.ndarray:

@@ -244,9 +244,14 @@ class PretrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LabConfig:
-    """A generated world and its two models: `base`, and `other`, trained differently, whose text is a control.
+    """A generated world and its two models.
 
-    `validation_documents` are for the likelihood, `control_documents` are fresh real text; neither is trained on.
+    Attributes:
+      world: what all generated texts tell of.
+      base: the model that a run is about.
+      other: a model trained differently, whose text is a control.
+      validation_documents: for the likelihood; no model is trained on them.
+      control_documents: fresh real text; no model is pre-trained on them.
     """
 
     world: WorldConfig = WorldConfig()

@@ -8,7 +8,7 @@ of times, so that continuing them shows verbatim memorization.
 
 import dataclasses
 import functools
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import jaxtyping as jt
 import numpy as np
@@ -80,6 +80,17 @@ class World:
         return [Planted(self.text(s[:cut]), f" {self.text(s[cut:])}", n) for s, n in zip(self.planted, repeats)]
 
 
+def holds_sentences(text: str) -> bool:
+    """Whether a text of the world is no sequence of the planted kind: every other document ends its sentences."""
+    return grammar.STOP in text.split()
+
+
+def fresh_sequences(world: World, lengths: Sequence[int], seed: int) -> list[str]:
+    """Random sequences like the planted ones, of so many words; a pure function of the world's settings and `seed`."""
+    rng = np.random.default_rng([world.config.seed, 2, seed])
+    return [world.text(rng.choice(_ordinary(world.words), length)) for length in lengths]
+
+
 def build_world(config: WorldConfig) -> World:
     """The world of `config`: a pure function of it."""
     rng = np.random.default_rng([config.seed, 0])
@@ -112,7 +123,7 @@ def build_world(config: WorldConfig) -> World:
     ranks = 1 + rng.permutation(config.num_people)
     weights = ranks**-config.zipf_exponent
     phrasings = [len(grammar.PHRASINGS[name]) for name in grammar.PERSON_RELATIONS]
-    planted = _planted_sequences(rng, config, np.arange(index[grammar.STOP] + 1, len(words)))
+    planted = _planted_sequences(rng, config, _ordinary(words))
     return World(
         config=config,
         words=words,
@@ -160,6 +171,11 @@ def _held_out_sums(rng: np.random.Generator, config: WorldConfig) -> np.ndarray:
     # Small tables have few inner pairs; half of these must stay to learn from.
     chosen = rng.permutation(candidates)[: min(wanted, len(candidates) // 2)]
     return np.concatenate([chosen, chosen[:, ::-1]])
+
+
+def _ordinary(words: Sequence[str]) -> np.ndarray:
+    """The ids of all words but the special ones and "."."""
+    return np.arange(words.index(grammar.STOP) + 1, len(words))
 
 
 def _planted_sequences(rng: np.random.Generator, config: WorldConfig, ordinary: np.ndarray) -> np.ndarray:

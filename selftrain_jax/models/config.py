@@ -169,10 +169,12 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
+        """Size of one head."""
         return self.hidden_size // self.num_heads if self.head_size is None else self.head_size
 
     @property
     def num_kv_heads(self) -> int:
+        """Heads of keys and values in a layer."""
         return self.num_heads if self.kv_heads is None else self.kv_heads
 
     @property
@@ -186,6 +188,7 @@ class DecoderConfig:
         return tuple(dict.fromkeys(layer.rotary for layer in self.pattern if layer.rotary is not None))
 
     def layer(self, index: int) -> Layer:
+        """What is particular to layer `index`."""
         return self.pattern[index % len(self.pattern)]
 
     def rotary_dim(self, rotary: Rotary | None) -> int:
@@ -194,6 +197,7 @@ class DecoderConfig:
 
     @property
     def num_params(self) -> int:
+        """All weights, a tied embedding counted once."""
         d, f, h, n, k = self.hidden_size, self.intermediate_size, self.head_dim, self.num_heads, self.num_kv_heads
         weights = (2 if self.norm == "layer_norm" else 1) * d
         layer = (n + 2 * k) * h * (d + self.qkv_bias) + n * h * d + d * self.out_bias

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from selftrain_jax.core.randomness import pinned
-from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings
+from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings, target_device
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig, Layer
 
@@ -42,11 +42,13 @@ class KVCache:
 
     @classmethod
     def zeros(cls, config: DecoderConfig, batch_size: int, length: int, dtype=jnp.float32) -> "KVCache":
+        """An empty cache for `length` positions."""
         shape = (batch_size, config.num_kv_heads, length, config.head_dim)
         return cls(*(tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)))
 
     @property
     def length(self) -> int:
+        """Positions that there is room for."""
         return self.keys[0].shape[2]
 
 
@@ -127,6 +129,7 @@ class Block(nn.Module):
         return (constrain(x, "batch", "time", None), cache), None
 
     def attend(self, x, cache, rotary, segment_ids, position):
+        """`[B, T, D]` attention output of the normed `x` `[B, T, D]`, and the cache with what it wrote."""
         c = self.config
         d, n, k, h = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
         inward, outward = _stddevs(c)
@@ -158,6 +161,7 @@ class Block(nn.Module):
         return Affine("btnh,nhd->btd", (n, h, d), axes, 2, outward, c.out_bias, name="out")(mixed), cache
 
     def mlp(self, x):
+        """`[B, T, D]` feed-forward output of the normed `x` `[B, T, D]`."""
         c = self.config
         d, f = c.hidden_size, c.intermediate_size
         inward, outward = _stddevs(c)
@@ -276,6 +280,7 @@ class Decoder(nn.Module):
         return x, tuple(ops.rotary_tables(positions, c.rotary_dim(rotary), rotary) for rotary in c.rotaries)
 
     def output_kernel(self) -> Float[Array, "D V"]:
+        """The output layer's weights: the transposed embedding where the two are tied."""
         return self.embed().T if self.config.tie_embeddings else self.head()
 
     def output_columns(self, begin: Int[Array, ""] | int, width: int) -> Float[Array, "D W"]:
@@ -289,6 +294,7 @@ class Decoder(nn.Module):
         return project(hidden, self.output_kernel(), self.config.logit_softcap)
 
     def init_all(self, tokens):
+        """Logits by way of every parameter, so that initialization makes all of them."""
         return self.logits(self(tokens))
 
 
@@ -340,10 +346,10 @@ def project(
     return ops.softcap(logits, cap)
 
 
-def default_unroll(config: DecoderConfig) -> int:
-    """Layers per step of the layer scan: all of them on a CPU, where straight-line code is up to 20 % faster; elsewhere
-    one, so that compile time does not grow with depth."""
-    return config.num_layers if jax.default_backend() == "cpu" else 1
+def default_unroll(config: DecoderConfig, mesh: jax.sharding.Mesh | None = None) -> int:
+    """Layers per step of the layer scan: all of them where the `target_device` is a CPU, on which straight-line code is
+    up to 20 % faster; elsewhere one, so that compile time does not grow with depth."""
+    return config.num_layers if target_device(mesh).platform == "cpu" else 1
 
 
 def _init(config: DecoderConfig, key: jax.Array) -> Params:

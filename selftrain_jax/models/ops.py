@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed.mesh import target_device
 from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from selftrain_jax.models.splash import splash_attention
 
@@ -92,19 +94,22 @@ def softcap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attention_implementation(requested: str, dtype: Any, head_dim: int, packed: bool, capped: bool = False) -> str:
+def attention_implementation(
+    requested: str, dtype: Any, head_dim: int, packed: bool, capped: bool = False, mesh: Mesh | None = None
+) -> str:
     """Which back end `requested`, one of `ATTENTION`, means here; "auto" takes the device's own kernel wherever it can.
 
     Args:
       packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
       capped: scores go through a soft-cap. cuDNN's kernel has none.
+      mesh: for whose devices (default: those of `target_device`).
 
     Raises:
       InputError: `requested` is unknown, or cannot be here; the line says why.
     """
     if requested not in ATTENTION:
         raise InputError(f"attention={requested!r} must be one of {', '.join(ATTENTION)}")
-    device = jax.devices()[0]
+    device = target_device(mesh)
     capability = float(getattr(device, "compute_capability", 0) or 0)
     most = 256 if capability >= 9 else 128
     against_cudnn = {

@@ -81,7 +81,7 @@ class Comparison:
 def _metric(about: Mapping[str, Any]) -> Metric:
     """The metric that `about`, of `figures` in report.json, describes."""
     fields = {field.name: about[field.name] for field in dataclasses.fields(Metric)}
-    return Metric(**fields | {"offset": fields["offset"] and tuple(fields["offset"])})
+    return Metric(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _apart(metric: Metric, values: Sequence[Estimate | None], known: Sequence[Mapping[Metric, str]]) -> str:

@@ -15,11 +15,13 @@ MARGIN = 0.02
 METRIC_FIELDS = ("model", "metric", "value", "low", "high", "n", "seed")
 _LABELS = {
     "base": "base model",
+    "twin": "twin (nothing planted)",
     "self": "self-generated text",
     "corpus": "text of a given corpus",
     "control:real": "control (real text)",
     "control:other": "control (another model's text)",
 }
+_UNTRAINED = ("base", "twin")
 _PROBES = {
     "planted": 'Probes were planted in the base model\'s pre-training text, so "before" is high by construction.',
     "emitted": 'Probes were chosen because the base model emits them, so "before" is high by construction.',
@@ -83,9 +85,15 @@ class ReportData:
       one that repeats most.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
     measured_curves: rows {"model", "step", "metric", "value", "low", "high", "n", "seed"}, measured during training.
+    planted: rows {"model", "seed", "kind", "measure", "repeats", "value", "twin", "difference", "low", "high", "n"} of
+      `evaluation.attributed`.
+    recovery: rows {"model", "seed", "n", "steps", "extraction", "log_prob", "access", "half_back"}, of trained models
+      with the fields of `evaluation.recovery.Recovered`.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
+    leaks: model -> rows of `evaluation.leaks.find_leaks` on the text that it was trained on.
+    along: rows of `run.along.along_texts`.
     one_document: text sets that are a single text of several windows.
     figures: name of a metric -> its fields, and "items", a fingerprint of what it is measured on.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
@@ -101,6 +109,8 @@ class ReportData:
     drawn: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     measured_curves: Sequence[Mapping[str, Any]] = ()
+    planted: Sequence[Mapping[str, Any]] = ()
+    recovery: Sequence[Mapping[str, Any]] = ()
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -110,6 +120,8 @@ class ReportData:
     probes: str = "unknown"
     held_out_ngram: int = 8
     one_document: Sequence[str] = ()
+    along: Sequence[Mapping[str, Any]] = ()
+    leaks: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -143,7 +155,7 @@ class ReportData:
 
     @property
     def trained(self) -> list[str]:
-        return [model for model in self.models if model != "base"]
+        return [model for model in self.models if model not in _UNTRAINED]
 
     @functools.cached_property
     def kinds(self) -> dict[str, list[Metric]]:
@@ -178,7 +190,7 @@ class ReportData:
         """
         rows, result = grouped(self.comparisons, "model", "metric"), {}
         for model, metric in dict.fromkeys((*self.estimates, *rows)):
-            if model == "base":
+            if model in _UNTRAINED:
                 continue
             group = rows.get((model, metric), [])
             difference, relative = _mean(group, "difference"), _mean(group, "relative_change")
@@ -243,7 +255,10 @@ class ReportData:
                 "from one base model, so no interval speaks of another corpus or base model."
             )
         if any(map(self.num_clusters, itertools.chain(*self.kinds.values()))):
-            result.append("Items of a cluster are not independent, so that intervals and p-values are over clusters.")
+            result.append(
+                "Items of a cluster are not independent, so that intervals and p-values are over clusters, but for "
+                "those of a single model's AUC and TPR."
+            )
         if self.one_document:
             names = ", ".join(self.one_document)
             result.append(

@@ -31,6 +31,11 @@ class Kind:
 
 KINDS = {
     "extraction": Kind("% of probes", "Verbatim extraction; lower means that less is memorized."),
+    "discoverable": Kind(
+        "% of probes",
+        "(n, p)-discoverable extraction: with probability p at least one of n samples is the exact suffix.",
+        "extraction by sampling",
+    ),
     "token_share": Kind(
         "% of suffix tokens", "Share of suffix tokens that are the likeliest after the true text so far."
     ),
@@ -41,6 +46,11 @@ KINDS = {
         "% of suffix tokens",
         "Share of the suffix that need not be given for greedy decoding to complete it.",
         "extraction strength",
+    ),
+    "left_probes": Kind(
+        "% of probes",
+        "Held-out probes that base extracts and the trained model still does.",
+        "extraction left of what base extracts",
     ),
     "left_tokens": Kind(
         "% of suffix tokens",
@@ -59,6 +69,12 @@ KINDS = {
         "were.",
         "planted against never planted",
     ),
+    "exposure": Kind(
+        "bits",
+        "How far the suffix's log-probability stands out among sequences that were never planted; 0: less likely than "
+        "all of them; a model that never saw it has 1.4 in the mean among many, 0.9 among four.",
+        decimals=2,
+    ),
     "graded": Kind(
         "% of suffix tokens",
         "Share of suffix tokens right, one by one, in free greedy decoding.",
@@ -69,6 +85,12 @@ KINDS = {
     ),
     "edit_similarity": Kind(
         "% of characters", "1 - edit distance / length of the continuation's text and the true one."
+    ),
+    "common_run": Kind(
+        "tokens",
+        "The longest run of tokens that free greedy decoding and the suffix share, wherever it stands.",
+        "longest common substring",
+        decimals=1,
     ),
     "ambiguous": Kind("% of probes", "Probes decided by a margin that another batch shape or device could overturn."),
     "membership_auc": Kind(
@@ -81,6 +103,7 @@ KINDS = {
     "tpr_at_fpr_0.01": Kind("% of members", words="membership, TPR at 1 % FPR"),
     "tpr_at_fpr_0.001": Kind("% of members", words="membership, TPR at 0.1 % FPR"),
     "capability": Kind("% of items", "Share of the suite's items answered correctly; higher is better."),
+    "capability above chance": Kind("% of items", "Mean over the suites in files, less what guessing gets right."),
     "contaminated": Kind(
         "items",
         "Items whose question and right answer, or whose good sentence, stand word for word in the training text.",
@@ -104,6 +127,7 @@ KINDS = {
 """In reading order; kinds that are not here come last, and have neither a unit nor an explanation."""
 _OF_PROBES = frozenset(
     ("extraction", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity", "ambiguous")
+    + ("exposure", "common_run")
 )
 """Those of which a metric without an item, a group or the like is of all probes."""
 
@@ -128,6 +152,7 @@ class Metric:
       group: of probes, as their file calls it.
       repeats: how often the base model saw the sequences of the group, where the group's label says so.
       suffix: the number of first tokens of the suffix that count.
+      samples: of extraction by sampling: so many samples give the suffix with that probability.
       offset: of probes: the first and the last number of tokens that came before them in training. The last is None
         where there is no limit; `UNKNOWN_OFFSET` stands for probes that do not tell.
     """
@@ -139,6 +164,7 @@ class Metric:
     group: str = ""
     repeats: int | None = None
     suffix: int | None = None
+    samples: tuple[int, float] | None = None
     offset: tuple[int, int | None] | None = None
 
     @property
@@ -147,7 +173,7 @@ class Metric:
         held_out = {None: "", RUN: "held_out"}.get(self.held_out, f"held_out={self.held_out}")
         suffix = "" if self.suffix is None else f"suffix={self.suffix}"
         offset = "" if self.offset is None else f"offset={self._offset}"
-        parts = [part for part in (self._item, held_out, suffix, offset, self.group) if part]
+        parts = [part for part in (self._item, held_out, suffix, self._samples, offset, self.group) if part]
         return "/".join([self.kind, *(parts or ["all"] * (self.kind in _OF_PROBES))])
 
     __str__ = name.fget
@@ -160,6 +186,7 @@ class Metric:
             self._item,
             {None: "", RUN: "held-out"}.get(self.held_out, weaker),
             "" if self.suffix is None else f"first {self.suffix} tokens",
+            self._samples,
             "" if self.offset is None else f"offset {self._offset}",
             self.group_words,
         )
@@ -199,11 +226,15 @@ class Metric:
         place = list(KINDS).index(self.kind) if self.kind in KINDS else len(KINDS)
         if self.item or self.group or self.suffix is not None or self.offset:
             return place, 4 if self.held_out else 3, self.repeats or 0
-        return place, {None: 0, RUN: 1}.get(self.held_out, 2), 0
+        return place, {None: 0, RUN: 1}.get(self.held_out, 2), self.samples[0] if self.samples else 0
 
     @property
     def _item(self) -> str:
         return self.item + f":{self.rule}" * (self.rule != "acc")
+
+    @property
+    def _samples(self) -> str:
+        return "n={},p={:g}".format(*self.samples) if self.samples else ""
 
     @property
     def _offset(self) -> str:
@@ -217,6 +248,7 @@ CAPABILITY = Metric("capability")
 """The mean over the suites."""
 DRIFT = Metric("drift")
 """Over all text sets."""
+LEFT_PROBES, LEFT_TOKENS = Metric("left_probes", held_out=RUN), Metric("left_tokens", held_out=RUN)
 
 
 def each_suite(metrics: Iterable[Metric]) -> list[Metric]:

@@ -11,7 +11,7 @@ import jinja2
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
-from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
+from selftrain_jax.report import memory, plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.comparison import Comparison
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
@@ -29,7 +29,7 @@ def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
-    texts = {"report.html": render_html(data), "table.txt": format_table(data)}
+    texts = {"report.html": render_html(data), "table.txt": format_table(data, memory.lines(data))}
     _write(pathlib.Path(directory), {"report.json": value}, texts)
 
 
@@ -74,6 +74,7 @@ def render_study(data: StudyData) -> str:
             largest=max(values, default=0),
             heat=_heat_maps(data),
             results=_results(data),
+            maps=study_plots.maps(data),
             contrasts=study_plots.contrasts(data),
             proxies=study_plots.proxies(data),
             curves=study_plots.curves(data),
@@ -96,8 +97,16 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
-    loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
-    loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
+    loaded.globals |= {
+        "kind_of": kind,
+        "KINDS": KINDS,
+        "EXTRACTION": EXTRACTION,
+        "HELD_OUT": HELD_OUT,
+        "label": label,
+        "memory": memory,
+    }
+    loaded.globals |= {"leak_words": tables.leak_words, "leak_rate": tables.leak_rate}
+    loaded.globals |= {"memory": memory, "DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,
@@ -109,6 +118,7 @@ def _environment() -> jinja2.Environment:
         "percent": lambda share: "-" if share is None else number(share, 1, 100, unit=" %"),
         "points": study_tables.points,
         "signed": study_tables.signed,
+        "of_metric": study_tables.of_metric,
         "evidence": study_tables.evidence,
         "p_words": study_tables.p_words,
         "shade": _shade,

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Sequence
 
-from selftrain_jax.report import svg
+from selftrain_jax.report import along, leaks, memory, svg
 from selftrain_jax.report.data import MARGIN, ReportData, finite, label
 from selftrain_jax.report.metric import HELD_OUT, RUN
 
@@ -21,16 +21,18 @@ _CURVES = {
 
 def styles(models: Sequence[str]) -> dict[str, int]:
     """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
-    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3}
-    spare = itertools.cycle(range(4, svg.NUM_HUES))
+    fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3, "twin": 6}
+    spare = itertools.cycle(range(4, svg.NUM_HUES - ("twin" in models)))
     return {model: fixed[model] if model in fixed else next(spare) for model in models}
 
 
 def figures(data: ReportData) -> list[svg.Figure]:
     """The figures that the data allow, in reading order."""
-    made = [_by_repeats(data, *chart) for chart in _BY_REPEATS]
-    made += [_capability_change(data), _capability_against_extraction(data)]
+    made = [_by_repeats(data, *chart) for chart in _BY_REPEATS] + memory.figures(data, styles(data.models))
+    made += [_by_samples(data), _capability_change(data), _capability_against_extraction(data)]
     made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
+    hues = styles(list(dict.fromkeys((*data.models, *data.leaks))))
+    made += [*along.figures(data, hues), *leaks.figures(data, hues)]
     return [figure for figure in made + [_learning_curve(data, field) for field in _CURVES] if figure]
 
 
@@ -49,6 +51,13 @@ _BY_REPEATS = (
         "What is left of what base extracts",
         "tokens right (% of the suffix)",
         "Of the held-out probes that base extracts, suffix tokens still the likeliest after the true text so far",
+    ),
+    (
+        "exposure",
+        None,
+        "Exposure",
+        "exposure (bits)",
+        "How far the suffix's log-probability stands out among sequences that were never planted",
     ),
 )
 """Kind of metric, whether of held-out probes, and the words of a picture by number of repetitions."""
@@ -75,13 +84,42 @@ def _by_repeats(
                 ends = [None if end is None else scale * end for end in (e.low, e.high)]
                 svg.bar(axes, [x, x], ends, hues[model])
         axes.set_xticks([place[r] for r in counts], [str(r) for r in counts])
-        axes.set(xlabel="repetitions in the pre-training text (log scale)", ylim=(-0.04 * scale, 1.04 * scale))
+        axes.set(xlabel="repetitions in the pre-training text (log scale)")
+        if kind != "exposure":
+            axes.set_ylim(-0.04 * scale, 1.04 * scale)
         axes.set_ylabel(axis)
 
     return svg.figure(
         f"{title} by repetition count",
         f"{what}, by how often the base model saw the sequence. Bars: 95 % intervals; points are moved sideways a "
         "little so that they do not hide each other.",
+        draw,
+    )
+
+
+def _by_samples(data: ReportData) -> svg.Figure | None:
+    """Extraction by sampling, of held-out probes where there are such."""
+    measured = {metric for _, metric in data.estimates if metric.samples and not metric.group}
+    held_out = any(metric.held_out for metric in measured)
+    curve = sorted((m for m in measured if bool(m.held_out) == held_out), key=lambda m: m.samples)
+    if len(curve) < 2:
+        return None
+    hues, probes = styles(data.models), "held-out probes" if held_out else "probes"
+
+    def draw(axes):
+        for model in data.models:
+            found = [(m.samples[0], e) for m in curve if (e := data.estimates.get((model, m)))]
+            axes.plot([n for n, _ in found], [100 * e.value for _, e in found], **svg.look(hues[model], label(model)))
+            for n, e in found:
+                svg.bar(axes, [n, n], svg.percent([e.low, e.high]), hues[model])
+        axes.set_xscale("log")
+        axes.set_xticks([m.samples[0] for m in curve], [str(m.samples[0]) for m in curve])
+        axes.minorticks_off()
+        axes.set(xlabel="samples (log scale)", ylabel=f"extracted (% of {probes})", ylim=(-4, 104))
+
+    return svg.figure(
+        "Extraction by sampling",
+        f"Share of {probes} that so many samples hold with probability {curve[0].samples[1]:g}. Bars: 95 % intervals.",
         draw,
     )
 
@@ -165,7 +203,9 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
         return None
     hues = styles(data.models)
     held_out = " held-out" * (HELD_OUT in metrics)
-    what, title, limits = f"Mean of {len(metrics)} suites", "mean capability (% of items)", None
+    rule = next((f" by {metric.rule}" for metric in metrics if metric.rule != "acc"), "")  # of all that have rules
+    suites = f"{len(metrics)} suite{'s' * (len(metrics) != 1)}{rule}"
+    what, title, limits = f"Mean of {suites}", "mean capability (% of items)", None
     if kind == "extraction":
         what, title, limits = (
             f"Share of{held_out} probes continued exactly",
@@ -188,7 +228,7 @@ def _measured_curve(data: ReportData, kind: str) -> svg.Figure | None:
     return svg.figure(
         f"{kind.capitalize()} over training",
         f"{what}, on a sample of the items, at chosen steps; step 0 is the model before training."
-        + " Bars: 95 % intervals." * (kind == "extraction" and len({r["seed"] for r in data.measured_curves}) == 1),
+        + " Bars: 95 % intervals." * any(len(rows) == 1 for rows in values.values()),
         draw,
     )
 

@@ -12,9 +12,11 @@ from selftrain_jax.report.metric import Row
 RELATIONS = ("self", "same lineage", "same family, different recipe", "other family")
 """How the source of a corpus stands to the student that is trained on it, nearest first."""
 
-CONTROLS = ("real text", "shuffled real text", "untouched, evaluated again", "weights moved at random")
-"""What stands in the place of a relation where no model wrote the text. The last two were trained on none: they show
-what evaluation alone adds, and what weights do that are moved as far as self-training moves them, but anywhere."""
+UNTRAINED = ("untouched, evaluated again", "weights moved at random")
+"""What evaluation alone adds, and what weights do that are moved as far as self-training moves them, but anywhere."""
+
+CONTROLS = ("real text", "shuffled real text", "real text with fresh sequences", *UNTRAINED)
+"""What stands in the place of a relation where no model wrote the text."""
 
 
 class Proxy(NamedTuple):
@@ -41,7 +43,8 @@ class StudyData:
     """Everything that a study's page and tables show. A missing number is None; intervals are at 95 %.
 
     "arm" names the text that was trained on: a source model ("A_large"; "A_large t=0.8" where there are several
-    temperatures) or a control ("real", "shuffled", "none", "noise"). "relation" is one of `RELATIONS` or `CONTROLS`.
+    temperatures) or a control ("real", "shuffled", "real+fresh", "none",
+    "noise"). "relation" is one of `RELATIONS` or `CONTROLS`.
     "condition" says budget and learning rate where the study has several of them, else it is "". "metric" is a
     `metric.Metric`.
     "utility" is the mean over the capability suites of accuracy after minus before, a share (0.01 is one point).
@@ -70,12 +73,14 @@ class StudyData:
         condition and seed; interval and p-value over sources) or "all pairs", which mixes students and has neither.
       curves: {"student", "arm", "relation", "condition", "seed", "subset", "step", "metric", "value"} during training.
       contamination: rows of `study.comparisons.by_contamination`.
+      grid: rows of `study.grid.grid`.
       matched: rows of `study.comparisons.at_equal_drift`.
       components: rows of `study.comparisons.components`.
       selectivity: {"student", "arm", "relation", "condition", "value", "low", "high", "capability_kept",
         "extraction_lost", "num_replicates"}, over seeds.
       generations: {"student", "mode", "generation", "seed", "metric", "value"}; mode "replace" or "accumulate"; also
         kinds "distinct_1" ..., "entropy" (bits per token), "mean_length" (tokens), "source_nll" of the corpus.
+      loops: rows of `study.comparisons.over_generations`.
       verdicts: {"finding", "claim", "verdict", "reason", "rules", "seeds", "evidence"}: "rules" is their version and
         date. Evidence is rows {"name", "value", "low", "high", "unit", "num_replicates", "detectable", "p_value"} with
         unit "points" (value already times 100), "%", "nats per token" or ""; the last two may be missing.
@@ -107,6 +112,8 @@ class StudyData:
     costs: Sequence[Row]
     runs: Sequence[Row]
     contamination: Sequence[Row] = ()
+    grid: Sequence[Row] = ()
+    loops: Sequence[Row] = ()
     matched: Sequence[Row] = ()
     components: Sequence[Row] = ()
     notes: Sequence[str] = ()

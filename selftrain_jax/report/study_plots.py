@@ -7,6 +7,7 @@ from typing import Mapping, Sequence
 from selftrain_jax.report import svg
 from selftrain_jax.report.metric import CAPABILITY, EXTRACTION, HELD_OUT, RUN, Metric, Row, grouped
 from selftrain_jax.report.study_data import RELATIONS, StudyData, conditions, hue, in_order, over_seeds, proxy_words
+from selftrain_jax.report.study_tables import of_metric
 from selftrain_jax.report.tables import interval, number
 
 _HEIGHT = 3.5
@@ -53,6 +54,49 @@ def contrasts(data: StudyData) -> svg.Figure | None:
         name="contrasts",
         numbers="tables/contrasts.csv",
     )
+
+
+def maps(data: StudyData) -> list[svg.Figure]:
+    """One heat map per student, budget and metric of `StudyData.grid`; shades of one metric compare."""
+    made, several = [], len({row["tokens"] for row in data.grid}) > 1
+    scales = {metric: _largest(rows) for (metric,), rows in grouped(data.grid, "metric").items()}
+    for i, ((student, tokens, metric), rows) in enumerate(grouped(data.grid, "student", "tokens", "metric").items()):
+        title = f"{student}{f', {tokens} tokens' * several}: {metric.title}"
+        made.append(_map(title, metric, [row for row in rows if row["value"] is not None], scales[metric], f"map-{i}"))
+    return made
+
+
+def _largest(rows: Sequence[Row]) -> float:
+    return max((abs(row["value"]) for row in rows if row["value"] is not None), default=0) or 1
+
+
+def _map(title: str, metric: Metric, rows: Sequence[Row], largest: float, name: str) -> svg.Figure:
+    rates = sorted({row["learning_rate"] for row in rows})
+    columns = sorted({row["temperature"] for row in rows} - {None})
+    better = {"capability": 1, "nll": -1}.get(metric.kind)
+    own, real = [f"{t:g}" for t in columns], ["real text"] * any(row["temperature"] is None for row in rows)
+
+    def draw(axes):
+        for row in rows:
+            x = len(columns) + 0.25 if row["temperature"] is None else columns.index(row["temperature"])
+            y, (text, bounds) = rates.index(row["learning_rate"]), of_metric(row, better is not None)
+            of = 0 if better is None else 1 if better * row["value"] >= 0 else 2
+            left, right, low, high = x - 0.48, x + 0.48, y - 0.48, y + 0.48
+            shade = {"color": svg.colour(of), "alpha": 0.6 * abs(row["value"]) / largest, "lw": 0}
+            axes.fill([left, right, right, left], [low, low, high, high], **shade)
+            sure = better is not None and bool(bounds) and not row["low"] <= 0 <= row["high"]
+            axes.text(
+                x, y, text.replace("-", "\N{MINUS SIGN}"), ha="center", va="center", weight="bold" if sure else "normal"
+            )
+        axes.set_xticks([*range(len(own)), *[len(own) + 0.25] * len(real)], own + real)
+        axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axes.set(xlabel="sampling temperature of its own text", ylabel="learning rate")
+        axes.set(xlim=(-0.6, len(own) - 0.4 + 1.25 * len(real)), ylim=(-0.6, len(rates) - 0.4))
+        axes.grid(False)
+
+    unit = "points" if metric.kind == "capability" else metric.of.unit
+    caption = f"{'After' if better is None and metric.kind != 'drift' else 'Change by'} training, {unit}."
+    return svg.figure(title, caption, draw, 1.2 + 0.5 * len(rates), width=4.4, name=name, numbers="tables/grid.csv")
 
 
 def proxies(data: StudyData) -> list[svg.Figure]:

@@ -27,9 +27,11 @@ COLUMNS = {
     "selectivity": (*_PAIR, *_INTERVAL, "capability_kept", "extraction_lost", "num_replicates"),
     "curves": (*_PAIR, "seed", "subset", "step", "metric", "value"),
     "contamination": (*_PAIR, "metric", "in_training_text", "n", *_INTERVAL, "num_replicates"),
+    "grid": ("student", "tokens", "learning_rate", "temperature", "metric", *_INTERVAL, "num_replicates"),
     "matched": (*_PAIR, "metric", "drift", *_INTERVAL, "num_replicates"),
     "components": ("relation", "metric", "between", "within", "num_cells", "num_values"),
     "generations": ("student", "mode", "generation", "seed", "metric", "value"),
+    "loops": ("student", "mode", "generation", "metric", "level", *_INTERVAL, "num_replicates"),
     "by_relation": ("relation", *_INTERVAL, "num_replicates"),
     "contrasts": ("relation", "minus", "student", *_INTERVAL, "num_replicates"),
     "verdicts": (
@@ -55,6 +57,12 @@ def points(row: Row) -> tuple[str, str]:
 def signed(row: Row, name: str = "value") -> tuple[str, str]:
     """(number, interval) of a rank correlation or a selectivity index."""
     return number(row[name], sign=True), interval(row["low"], row["high"], sign=True)
+
+
+def of_metric(row: Row, sign: bool) -> tuple[str, str]:
+    """(number, interval) of a row with a metric, in its unit."""
+    form = {"decimals": row["metric"].decimals, "scale": row["metric"].scale, "sign": sign}
+    return number(row["value"], **form), interval(row["low"], row["high"], **form)
 
 
 def _shares(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, Iterable, Mapping
 
 from selftrain_jax.core.errors import visible
 from selftrain_jax.report.data import Estimate, ReportData, finite
-from selftrain_jax.report.metric import HELD_OUT, Metric, kind
+from selftrain_jax.report.metric import HELD_OUT, Metric, group_extraction, kind
 from selftrain_jax.report.svg import short
 
 WIDTH = 100
@@ -62,6 +62,35 @@ def estimate(found: Estimate | None, metric: Metric, compact: bool = False) -> t
     )
 
 
+def leak_words(row: Mapping[str, Any]) -> str:
+    """What a row of `ReportData.leaks` is of: "wiki, tokens", "probes, 64 repeats, tokens"."""
+    group = group_extraction(row["group"]).group_words if row["group"] else ""
+    return ", ".join(filter(None, (row["reference"], group, row["unit"])))
+
+
+def leak_rate(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(documents that leak per million of the unit, interval)."""
+    return number(row["per_million"], 2), interval(row["per_million_low"], row["per_million_high"], 2)
+
+
+def _leak_line(row: Mapping[str, Any]) -> str:
+    what = f"{leak_words(row)}: {row['leaking']} of {row['documents']} documents repeat {row['least']} or more"
+    rates = " ".join(filter(None, (f"per million {row['unit']}", *leak_rate(row))))
+    return f"{what}; {rates}; longest {row['most']}"
+
+
+def format_leaks(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows of `evaluation.leaks.find_leaks`, and the documents that they show, as plain ASCII text."""
+    lines = []
+    for row in rows:
+        lines.append(_leak_line(row))
+        for one in row["shown"]:
+            before, run, after = (" ".join(one[name].split()) for name in ("before", "run", "after"))
+            place = f"document {one['id']}, {one['length']} {row['unit']} from {one['begin']} on"
+            lines.append(f"  {place}: ...{before[-60:]} >>{run}<< {after[:60]}...")
+    return printable(lines)
+
+
 def printable(lines: Iterable[str]) -> str:
     """Plain ASCII text, at most 100 columns wide."""
     wrapped = []
@@ -79,10 +108,10 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def format_table(data: ReportData) -> str:
+def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
     """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
 
-    Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
+    `more` follows the verdict. Where models would not fit side by side, intervals lose a digit, then give way.
     """
     rows: list[list] = [["", "n", *map(_ascii, data.models)]]
     for name, metrics in data.kinds.items():
@@ -92,7 +121,17 @@ def format_table(data: ReportData) -> str:
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
     lines = [data.title, "", *(layout(rows) if data.models else ["No metric was measured."])]
-    return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
+    return printable(
+        [
+            *lines,
+            "",
+            "Intervals are 95 %; n: items, of likelihood tokens; '-': not measured.",
+            *_verdict(data),
+            *more,
+            "",
+            *data.notes,
+        ]
+    )
 
 
 def layout(rows: list[list]) -> list[str]:
@@ -157,6 +196,12 @@ def _verdict(data: ReportData) -> list[str]:
             ends = interval(row["low"], row["high"], 1, 100, True)
             what = f"{row['metric'].words}, {place} (n {row['n']}){seed}"
             lines.append(f"  {row['model']:<15} {what}: {before} % -> {after} %, {change} {ends}".rstrip())
+    if data.leaks:
+        lines += ["", "Known text that the text of each model repeats, word for word:"]
+    for model, rows in data.leaks.items():
+        # Of several groups, the row of all of them comes last.
+        shown = {row["reference"]: row for row in rows if row["unit"] == rows[0]["unit"]}
+        lines += [f"  {model:<15} {_leak_line(row)}" for row in shown.values()]
     if data.drawn:
         lines += ["", "Documents drawn for training, different ones, and how often each on average:"]
         lines += [f"  {m:<15} {n:,}, {distinct:,}, {n / distinct:.1f}" for m, (n, distinct) in data.drawn.items()]

@@ -1,7 +1,12 @@
 """The stages that measure the models of a run and report on them."""
 
+import functools
+import pathlib
 from typing import Any, Sequence
 
+from jax.sharding import Mesh
+
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.records import plain
 from selftrain_jax.data.training_set import read_training_texts
@@ -9,9 +14,11 @@ from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.leaks import leak_stages
+from selftrain_jax.run.names import TWIN, RunNames
 from selftrain_jax.run.stages import Stage, read_manifest
 from selftrain_jax.training.checkpoint import restore_params
 
@@ -21,25 +28,37 @@ _ADDED_TO = ("texts", *SUITES, "probes")
 
 def evaluate_stage(run: RunNames, model: str) -> Stage:
     evaluate, files = run.config.evaluate, run.config.evaluate.files()
+    models = {"student": run.student} | ({"reference": evaluate.reference} if evaluate.reference else {})
     settings = evaluate.stage_settings() | {"student": run.student}
-    after = [*([] if model == "base" else [f"train/{model}"]), *run.lab_stages(run.student, *files.values())]
+    after = [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())]
+
+    def outside() -> dict[str, str]:
+        return {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()}
 
     def parts() -> dict[str, str]:
         """Setting that names a file -> fingerprint of all that decides what is measured with it."""
         shared = {name: value for name, value in settings.items() if name not in _ADDED_TO}
         made = {name: read_manifest(run.workdir, name)["fingerprint"] for name in after}
         world, read = made.pop("lab/world", None), run.file_inputs(files)
-        of = fingerprint([plain(shared), made, run.model_input("student", run.student)])
-        return {name: fingerprint([of, read[name] if name in read else [world, files[name]]]) for name in files}
+        of = fingerprint([plain(shared), made, outside()])
+        found = {name: fingerprint([of, read[name] if name in read else [world, files[name]]]) for name in files}
+        if evaluate.probes and evaluate.nonmembers:  # an attack counts the tokens of the texts
+            texts = [value for name, value in found.items() if name.startswith("texts.")]
+            found["probes"] = fingerprint([found["probes"], texts])
+        return found
 
     def work(directory):
         tokenizer = run.model_path(run.student)
         if evaluate.probes:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
-        loaded = _load(run, model)
-        trained_on = None if model == "base" else read_training_texts(run.workdir / "subset" / model, tokenizer)
+        loaded = load_model(run, model, run.local_mesh)
+        trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
         arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on, "parts": parts()}
+        if evaluate.reference:
+            path = run.model_path(evaluate.reference)
+            check_reference(path, tokenizer)
+            arguments["reference"] = functools.partial(hf.load_pretrained, path, mesh=run.local_mesh)
         return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, **arguments)
 
     return Stage(
@@ -48,20 +67,33 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
         after,
         work,
         lambda: run.file_inputs(files),
-        lambda: run.model_input("student", run.student),
+        outside,
         grows=_ADDED_TO,
         # Only where not even the tensor axis fits the devices of one process.
         together=lambda: not is_local(run.local_mesh),
     )
 
 
-def _load(run: RunNames, model: str) -> tuple[Any, Any]:
-    """(config, params on `local_mesh`) of an evaluated model."""
+def check_reference(reference: pathlib.Path, student: pathlib.Path) -> None:
+    """Raises `InputError` for a model of the reference attack that reads other tokens than the student."""
+    if tokenizer_fingerprint(reference) != tokenizer_fingerprint(student):
+        raise InputError(
+            f"evaluate reference={reference} has another tokenizer than the student: name a model with the same one"
+        )
+
+
+def made_by(run: RunNames, model: str) -> list[str]:
+    """The stage that makes an evaluated model, beside those of the student."""
+    return [f"train/{model}"] if run.models[model] else run.lab_stages(TWIN) if model == "twin" else []
+
+
+def load_model(run: RunNames, model: str, mesh: Mesh) -> tuple[Any, Any]:
+    """(config, params on `mesh`) of an evaluated model."""
     student = run.model_path(run.student)
-    if model == "base":
-        return hf.load_pretrained(student, mesh=run.local_mesh)
+    if run.models[model] is None:
+        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=mesh)
     config = hf.load_config(student)
-    return config, restore_params(run.checkpoints(model), config, run.local_mesh)
+    return config, restore_params(run.checkpoints(model), config, mesh)
 
 
 def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
@@ -70,5 +102,6 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     def work(directory):
         page.write_report(directory, summary.report_data(run, before))
 
-    after = [f"evaluate/{model}" for model in run.models]
+    after = [*(f"evaluate/{model}" for model in run.models), *(stage.name for stage in leak_stages(run).values())]
+    after += [f"recover/{model}" for model in run.models if run.config.recovery]
     return Stage("report", {"title": run.config.heading}, after, work, again=True)

@@ -28,10 +28,10 @@ def item_sets(
 
     def chosen(metric: Metric) -> list[tuple[int, ...]]:
         """The probes that count, of each subset where they differ."""
-        of = dataclasses.replace(metric, kind="extraction")
+        of = dataclasses.replace(metric, kind="extraction", samples=None)
         read = [of, HELD_OUT] if metric.kind == "planted_auc" else [of]
         found = [np.concatenate([mask[key] for key in read]) for mask in masks] if of in masks[0] else []
-        if metric.kind in ("left_tokens", "left_log_prob"):
+        if metric.kind.startswith("left_"):
             found = [mask[base.probes["index"]] & base.probes["exact"] for mask in found]
         return list(dict.fromkeys(tuple(np.flatnonzero(mask).tolist()) for mask in found))
 
@@ -42,7 +42,8 @@ def item_sets(
         if metric.kind == "nll":  # per token of this tokenizer
             read = [evaluate.max_chars, evaluate.max_length, evaluate.context_len]
             return [file(f"texts.{metric.item}"), tokenizer, *read]
-        return [file("probes"), tokenizer, evaluate.nonmembers * bool(metric.item), chosen(metric)]
+        attack = [evaluate.nonmembers, evaluate.recall_shots] if metric.item else []
+        return [file("probes"), tokenizer, attack, chosen(metric)]
 
     known = dict.fromkeys(metrics)
     return {metric.name: {**dataclasses.asdict(metric), "items": fingerprint(items(metric))} for metric in known}

@@ -21,8 +21,9 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 
-LAB = "lab:"
-"""Begins the name of a model or file that the lab makes."""
+LAB, PLANT = MADE = ("lab:", "plant:")
+"""Begin the names of models and files that the lab, and the stage `plant`, make."""
+PLANTED, TWIN = f"{PLANT}planted", f"{PLANT}twin"
 
 
 SHUFFLED = "shuffled"
@@ -59,26 +60,38 @@ class RunNames:
     def arms(self) -> dict[str, ControlSettings]:
         """Arm name -> where its text comes from."""
         corpus = self.config.corpus
-        main = ControlSettings(corpus=corpus) if corpus else ControlSettings(source=self.config.source)
+        source = self.student if self.config.source == self.untouched else self.config.source
+        main = ControlSettings(corpus=corpus) if corpus else ControlSettings(source=source)
         return {self.main: main, **self.config.controls}
 
     @property
     def models(self) -> dict[str, tuple[str, int] | None]:
-        """Evaluated model -> (arm, subset), None for the untouched student."""
+        """Evaluated model -> (arm, subset), None for the student before it is self-trained, and for its twin."""
         trained = {f"{arm}-{k}": (arm, k) for k in range(self.config.subset.num_subsets) for arm in self.arms}
-        return {"base": None, **trained}
+        return {"base": None, **({"twin": None} if self.config.plant else {}), **trained}
+
+    @property
+    def untouched(self) -> str:
+        """The student as it comes, before anything is planted in it."""
+        return self.config.student or self.config.source
 
     @property
     def student(self) -> str:
-        return self.config.student or self.config.source
+        return PLANTED if self.config.plant else self.untouched
 
     def references(self) -> dict[str, str]:
         """Every model and file that the config names, by setting."""
         config = self.config
         named = {"corpus": config.corpus} if config.corpus else {"source": config.source}
-        named["student"] = self.student
+        named["student"] = self.untouched
+        if config.plant:
+            named |= {f"plant.{n}": path for n in ("text", "passages") if (path := getattr(config.plant, n))}
         named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
+        if config.recovery and config.recovery.text:
+            named["recovery.text"] = config.recovery.text
+        named |= {"evaluate.reference": config.evaluate.reference} if config.evaluate.reference else {}
+        named |= {f"leaks.references.{name}": path for name, path in config.leaks.references.items()}
         for name, control in config.controls.items():
             values = dataclasses.asdict(control)
             named |= {f"controls.{name}.{field}": value for field, value in values.items() if value}
@@ -98,12 +111,16 @@ class RunNames:
         """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
         if reference.startswith(LAB):
             return self.workdir / "lab" / "world" / reference.removeprefix(LAB)
+        if reference.startswith(PLANT):
+            return self.workdir / "plant" / "text" / reference.removeprefix(PLANT)
         return pathlib.Path(reference)
 
     def model_path(self, reference: str) -> pathlib.Path:
         """The directory of a model named in the config; "lab:base" is the lab's base model."""
         if reference.startswith(LAB):
             return self.workdir / "lab" / reference.removeprefix(LAB) / "model"
+        if reference.startswith(PLANT):
+            return self.workdir / "plant" / reference.removeprefix(PLANT) / "model"
         return resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
 
     def corpus_path(self, arm: str) -> pathlib.Path:
@@ -129,13 +146,21 @@ class RunNames:
     # What a stage depends on: stages of the lab for what these make, fingerprints for everything else.
 
     def lab_stages(self, *references: str) -> list[str]:
-        """The stages that make what `references` name of the lab."""
-        made = [reference.removeprefix(LAB) for reference in references if reference.startswith(LAB)]
-        return sorted({f"lab/{name if name in ('base', 'other') else 'world'}" for name in made})
+        """The stages that make what `references` name of the lab, or of what is planted."""
+        found = set()
+        for folder, colon, name in (reference.partition(":") for reference in references):
+            if f"{folder}{colon}" == LAB:
+                found.add(f"lab/{name if name in ('base', 'other') else 'world'}")
+            elif f"{folder}{colon}" == PLANT:
+                found.add(f"plant/{name if f'{PLANT}{name}' in (PLANTED, TWIN) else 'text'}")
+        return sorted(found)
 
     def file_inputs(self, references: Mapping[str, str]) -> dict[str, str]:
-        """Fingerprints of the files that are not of the lab."""
-        return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(LAB)}
+        """Fingerprints of the files that the run does not make."""
+        return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(MADE)}
 
     def model_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(LAB) else hf.model_inputs(name, self.model_path(reference))
+        return {} if reference.startswith(MADE) else hf.model_inputs(name, self.model_path(reference))
+
+    def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
+        return {} if reference.startswith(MADE) else hf.vocabulary_input(name, self.model_path(reference))

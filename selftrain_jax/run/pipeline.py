@@ -1,4 +1,5 @@
-"""One run: its stages in order (lab, sample, audit, subset, train, evaluate, report), and what is checked before them.
+"""One run: its stages in order (lab, plant, sample, audit, subset, train, evaluate, report), and what is checked
+before them.
 
 The untouched student is evaluated first: what evaluation refuses is refused before the long work."""
 
@@ -17,8 +18,12 @@ from selftrain_jax.data.training_set import check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
-from selftrain_jax.run.evaluate import evaluate_stage, report_stage
-from selftrain_jax.run.names import LAB, RunNames
+from selftrain_jax.models.ops import attention_implementation
+from selftrain_jax.run import leaks
+from selftrain_jax.run.evaluate import check_reference, evaluate_stage, report_stage
+from selftrain_jax.run.names import LAB, MADE, PLANT, RunNames
+from selftrain_jax.run.plant import plant_stages
+from selftrain_jax.run.recover import recover_stage
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.run.summary import check_groups
@@ -38,12 +43,15 @@ class Pipeline(RunNames):
         trained = [where for where in self.models.values() if where]
         stages = [
             *self._lab(),
-            evaluate_stage(self, "base"),
+            *plant_stages(self, self.wandb, self.profile),
+            *(evaluate_stage(self, model) for model, where in self.models.items() if not where),
             *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
+            *leaks.leak_stages(self).values(),
             *(audit_stage(self, arm) for arm in self.arms),
             *(subset_stage(self, arm, k) for arm, k in trained),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
             *(evaluate_stage(self, model) for model, where in self.models.items() if where),
+            *(recover_stage(self, model) for model in self.models if self.config.recovery),
         ]
         return [*stages, report_stage(self, [stage.name for stage in stages])]
 
@@ -67,13 +75,15 @@ class Pipeline(RunNames):
         for setting, value in self.references().items():
             if setting in corpora:
                 self._check_corpus(setting, value)
-            elif value.startswith(LAB):
+            elif value.startswith(MADE):
                 continue
-            elif setting in ("source", "student") or setting.endswith(".source"):
+            elif setting in ("source", "student", "evaluate.reference") or setting.endswith(".source"):
                 path = self.model_path(value)
                 config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                 check_tokenizer(config, tokenizer)
-                if setting == "student":
+                if setting == "evaluate.reference" and not self.untouched.startswith(LAB):
+                    check_reference(path, self.model_path(self.untouched))
+                if setting in ("student", "evaluate.reference"):
                     continue
                 start_ids(self.config.sample.start, config, tokenizer)
                 if self._needs_student_tokens:
@@ -82,17 +92,24 @@ class Pipeline(RunNames):
                     self._check_tokens(setting, f"text of {value}", tokens)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
+            elif setting.startswith("leaks."):
+                load_texts(value)
             elif setting.startswith("audit."):
                 load_benchmark_texts(value)
-            elif setting.startswith("controls."):
+            elif setting.startswith(("controls.", "plant.", "recovery.")):
                 trained[setting] = load_texts(value)
-        evaluated = self.config.evaluate.files().values()
-        if not any(reference.startswith(LAB) for reference in (self.student, *evaluated)):
-            student = self.model_path(self.student)
-            evaluate, tokenizer = self.config.evaluate, load_tokenizer(student)
+        evaluate = self.config.evaluate
+        if self.config.plant:  # its probes are yet to be made
+            none = dict.fromkeys(("reference", "recall_shots", "discoverable"))
+            evaluate = dataclasses.replace(evaluate, probes="", nonmembers="", **none)
+        if not any(reference.startswith(MADE) for reference in (self.untouched, *evaluate.files().values())):
+            student = self.model_path(self.untouched)
+            tokenizer = load_tokenizer(student)
             *texts, probes = suite.read_inputs(evaluate, self.path, hf.load_config(student), tokenizer)
             check_groups(probes, evaluate)
             suite.unknown_shares(evaluate, *texts, tokenizer)
+            if not any(path.startswith(LAB) for path in self.config.leaks.references.values()):
+                leaks.known(self, tokenizer, with_probes=not self.config.plant)
             for name, documents in texts[0].items():
                 for setting, read in trained.items():
                     if twice := set(filter(has_text, documents)).intersection(read):
@@ -104,16 +121,32 @@ class Pipeline(RunNames):
     def check_lengths(self) -> None:
         """Raises `InputError` for documents or rows that do not fit a model's context, and for a text too short for one
         batch, before any work."""
-        train, lab = self.config.train, self.config.lab
+        train, lab, plant = self.config.train, self.config.lab, self.config.plant
 
         def context(model: str) -> int:
+            model = self.untouched if model.startswith(PLANT) else model
             made = lab and model.startswith(LAB) and lab.lineage().models.get(model.removeprefix(LAB))
             return (made or hf.load_config(self.model_path(model))).max_position
 
         check_lengths(train, context(self.student), (self.config.subset.num_tokens - 1) // train.sequence_length)
+        for stage in filter(None, (plant, self.config.recovery)):
+            check_lengths(stage.train, context(self.student), stage.num_rows)
         for origin in self.arms.values():
             if origin.source:
                 check_length(self.config.sample, context(origin.source))
+
+    def check_attention(self) -> None:
+        """Raises `InputError` where `train.attention` is not for this device, or not for a student that is there."""
+        train = self.config.train
+        try:
+            model = hf.load_config(self.model_path(self.untouched))
+            size, capped = model.head_dim, model.attention_softcap is not None
+        except InputError:  # a lab's, not made yet
+            size, capped = 64, False
+        try:
+            attention_implementation(train.attention, train.dtype, size, train.document_boundaries, capped)
+        except InputError as e:
+            raise InputError(f"train {e}") from None
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:
@@ -126,12 +159,12 @@ class Pipeline(RunNames):
     @property
     def _needs_student_tokens(self) -> bool:
         """Whether texts must come in the tokens of a student that is there already."""
-        return not self.config.subset.retokenize and not self.student.startswith(LAB)
+        return not self.config.subset.retokenize and not self.untouched.startswith(LAB)
 
     def _check_tokens(self, setting: str, what: str, provenance: Mapping[str, Any]) -> None:
         """Raises `InputError` where the student can read only the text of `what`, and `retokenize` forbids it."""
         try:
-            check_same_tokenizer(what, provenance, self.model_path(self.student))
+            check_same_tokenizer(what, provenance, self.model_path(self.untouched))
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
 

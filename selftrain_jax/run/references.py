@@ -14,7 +14,7 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run import stages
-from selftrain_jax.run.names import LAB, RunNames
+from selftrain_jax.run.names import MADE, TWIN, RunNames
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
@@ -78,10 +78,11 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     if name not in pipeline.models:
         raise InputError(f"run {workdir} has no model {name!r}; it has {', '.join(pipeline.models)}")
     student = student_directory(pipeline)
-    check_current(pipeline, *([] if name == "base" else [f"train/{name}"]))
-    if name == "base" and not at:
-        return _of_directory(reference, student)
-    steps = [str(n) for n in saved_steps(pipeline.checkpoints(name))] if at and name != "base" else []
+    untrained = pipeline.models[name] is None
+    check_current(pipeline, *(pipeline.lab_stages(TWIN) * (name == "twin") if untrained else [f"train/{name}"]))
+    if untrained and not at:
+        return _of_directory(reference, pipeline.model_path(TWIN) if name == "twin" else student)
+    steps = [str(n) for n in saved_steps(pipeline.checkpoints(name))] if at and not untrained else []
     if at and step not in steps:
         raise InputError(f"{reference}: {name} has checkpoints of steps {', '.join(steps) or 'none'} (train.keep)")
     manifest = stages.read_manifest(workdir, f"train/{name}")
@@ -129,6 +130,6 @@ def student_directory(run: RunNames) -> pathlib.Path:
     try:
         return run.model_path(run.student)
     except InputError as e:
-        relative = not run.student.startswith(LAB) and not files.user_path(run.student).is_absolute()
+        relative = not run.student.startswith(MADE) and not files.user_path(run.student).is_absolute()
         advice = "; if it is a path relative to where the run was started, start from there" if relative else ""
         raise InputError(f"run {run.workdir}: student {run.student!r} of its config.json: {e}{advice}") from None

@@ -5,12 +5,17 @@ import os
 from typing import Mapping
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import SEED_LIMIT
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
+from selftrain_jax.lab.plant.settings import PlantConfig, RecoveryConfig
 from selftrain_jax.lab.settings import LabConfig
 from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.training.settings import TrainConfig
+
+PLANTED_PROBES = "plant:probes.jsonl"
+"""What `evaluate.probes` is where sequences are planted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,11 @@ class RunConfig:
       student: model that is trained; "" means the source itself.
       revision: hub revision of source and student, for example "step143000"; "" is the default.
       lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
+      plant: sequences that are planted in the student before anything else; what is self-trained, and writes where
+        `source` is the student, is then the planted model, and `evaluate.probes` are those of the sequences.
+      recovery: how what was planted returns to each model by relearning, longer prefixes and sampling; None asks not.
       mesh, sample, audit, subset, train, evaluate: the stages.
+      leaks: which known text is looked for in the text of every arm; by default none.
       controls: name -> control; "real" and "other" are the two that every claim needs.
     """
 
@@ -57,12 +66,15 @@ class RunConfig:
     student: str = ""
     revision: str = ""
     lab: LabConfig | None = None
+    plant: PlantConfig | None = None
+    recovery: RecoveryConfig | None = None
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditConfig = AuditConfig()
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    leaks: LeakSettings = LeakSettings()
     controls: Mapping[str, ControlSettings] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -70,13 +82,30 @@ class RunConfig:
             raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
         if not self.source and not self.student:
             raise InputError(f"student is empty: set it to the model that is to be trained on corpus={self.corpus!r}")
-        if taken := {"self", "base", "corpus"} & set(self.controls):
+        if self.leaks.probes and not self.evaluate.probes:
+            raise InputError("leaks probes=True needs evaluate.probes: name a file, or leave it out")
+        if taken := {"self", "base", "corpus", "twin"} & set(self.controls):
             raise InputError(f"controls cannot be named {taken.pop()!r}; use for example 'real' or 'other'")
         for name in self.controls:
             if not name.replace("_", "").isalnum():
                 raise InputError(f"control name {name!r} must consist of letters, digits and underscores")
+        if self.train.seed + self.subset.num_subsets > SEED_LIMIT:
+            raise InputError(
+                f"train seed={self.train.seed} must be at most {SEED_LIMIT - self.subset.num_subsets}: subset i of "
+                f"{self.subset.num_subsets} is trained with seed + i"
+            )
         if "real" in self.controls and (source := self.controls["real"].source):
             raise InputError(f"control 'real' is shown as real text, but is written by {source}: name it otherwise")
+        if self.recovery is not None and self.plant is None:
+            raise InputError("recovery needs plant: it asks for sequences of which is known what a model has read")
+        if self.plant is not None:
+            if self.evaluate.probes not in ("", PLANTED_PROBES):
+                raise InputError(
+                    f"evaluate probes={self.evaluate.probes!r} with plant: what is planted makes the probes; leave it "
+                    "empty, or leave out plant"
+                )
+            planted = dataclasses.replace(self.evaluate, probes=PLANTED_PROBES, probes_chosen="planted")
+            object.__setattr__(self, "evaluate", planted)
 
     @property
     def heading(self) -> str:

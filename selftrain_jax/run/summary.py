@@ -2,19 +2,17 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import pathlib
-import platform
 from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.files import read_json
-from selftrain_jax.data.corpus import Corpus, read_corpus
+from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.training_set import read_documents
-from selftrain_jax.evaluation import approximate, membership, memorization, roc, statistics
+from selftrain_jax.evaluation import approximate, discoverable, exposure, membership, memorization, roc, statistics
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import DiscoverableSettings, EvaluateSettings
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import ReportData
@@ -29,13 +27,16 @@ from selftrain_jax.report.metric import (
     group_extraction,
     grouped,
 )
+from selftrain_jax.run import facts
+from selftrain_jax.run.along import along_texts
 from selftrain_jax.run.item_sets import item_sets
+from selftrain_jax.run.leaks import read_leaks
+from selftrain_jax.run.memory import memory_data
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.loop import read_metrics
 
 Masks = dict[Metric, np.ndarray]
-NUM_SAMPLES_SHOWN = 6
 LEAST_ITEMS = 10
 """Items that must stand in the training text, and as many that must not, for capability on either to be shown."""
 
@@ -48,10 +49,11 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     metrics, comparisons, curves, contamination = [], [], [], []
     all_masks = probe_masks(pipeline)
     for k, masks in enumerate(all_masks):
-        for row in _measure(items["base"], masks, evaluate, items["base"]):
-            # Of the base model only the held-out probes differ between subset numbers.
-            if k == 0 or row["metric"].held_out:
-                metrics.append({"model": "base", **row, "seed": k})
+        for model in (name for name, where in pipeline.models.items() if not where):
+            for row in _measure(items[model], masks, evaluate, items["base"]):
+                # Of what is not self-trained only the held-out probes differ between subset numbers.
+                if k == 0 or row["metric"].held_out:
+                    metrics.append({"model": model, **row, "seed": k})
         for arm in pipeline.arms:
             trained, name = items[f"{arm}-{k}"], model_name(pipeline, arm)
             metrics += [{"model": name, **row, "seed": k} for row in _measure(trained, masks, evaluate, items["base"])]
@@ -59,7 +61,8 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                 row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
                 metrics.append({"model": name, **row, "seed": k})
             contamination += [{"model": name, **row, "seed": k} for row in _by_contamination(items["base"], trained)]
-            before, after = (hits(found, masks, evaluate.suffix_lengths) for found in (items["base"], trained))
+            measured = evaluate.suffix_lengths, evaluate.discoverable
+            before, after = (hits(found, masks, *measured) for found in (items["base"], trained))
             cluster = functools.partial(_cluster, items["base"], masks)
             changes = [*_compare(before, after, cluster), *_compare_means(items["base"], trained, masks)]
             changes += _compare_ranks(items["base"], trained, masks)
@@ -69,12 +72,17 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                     {"model": name, "step": step, **_rate(*hit, _cluster(found, masks, hit[0])), "seed": k}
                     for hit in hits(found, masks).items()
                 ]
+
+    def of(arm: str) -> list[Items]:
+        return [items[f"{arm}-{k}"] for k in range(config.subset.num_subsets)]
+
     _adjust(comparisons)
-    learning_curves = {}
-    for model, where in pipeline.models.items():
-        if where:
-            name = model if config.subset.num_subsets > 1 else model_name(pipeline, where[0])
-            learning_curves[name] = read_metrics(workdir / "train" / model / "metrics.jsonl")
+    names = {model: model_name(pipeline, where[0]) if where else model for model, where in pipeline.models.items()}
+    learning_curves = {
+        model if config.subset.num_subsets > 1 else name: read_metrics(workdir / "train" / model / "metrics.jsonl")
+        for model, name in names.items()
+        if pipeline.models[model]
+    }
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
     manifests = {name: read_manifest(workdir, name) for name in stages}
     settings = read_json(workdir / "config.json")
@@ -85,14 +93,14 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         comparisons=comparisons,
         contamination=contamination,
         measured_curves=curves,
-        audit=_audit(workdir, pipeline.main),
-        corpus=_origin(corpus) | _corpus(corpus) if config.corpus else _corpus(corpus),
+        audit=facts.audit(workdir, pipeline.main),
+        corpus=facts.origin(corpus) | facts.size(corpus) if config.corpus else facts.size(corpus),
         unknown=manifests["evaluate/base"]["result"].get("unknown", {}),
-        drawn={model_name(pipeline, arm): drawn(pipeline, arm) for arm in pipeline.arms},
-        samples=_samples(corpus),
+        drawn={model_name(pipeline, arm): facts.drawn(pipeline, arm) for arm in pipeline.arms},
+        samples=facts.samples(corpus),
         learning_curves=learning_curves,
         settings=settings,
-        versions=versions(pipeline.mesh),
+        versions=facts.versions(pipeline.mesh),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
         command=pipeline.command,
@@ -100,15 +108,10 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
         figures=item_sets(pipeline, (row["metric"] for row in metrics), all_masks, items["base"]),
+        **memory_data(pipeline, items, all_masks, names),
+        along=along_texts({"base": [items["base"]]} | {model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
+        leaks={model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
-
-
-def drawn(pipeline: RunNames, arm: str) -> tuple[int, int]:
-    """(documents, different ones) of the subset of `arm` that repeats most."""
-    names = [f"subset/{arm}-{k}" for k in range(pipeline.config.subset.num_subsets)]
-    subsets = [read_manifest(pipeline.workdir, name)["result"] for name in names]
-    most = max(subsets, key=lambda subset: subset["num_documents"] / subset["num_distinct"])
-    return most["num_documents"], most["num_distinct"]
 
 
 def model_name(pipeline: RunNames, arm: str) -> str:
@@ -173,7 +176,9 @@ def curve(training: pathlib.Path) -> Iterator[tuple[int, Items]]:
         yield int(path.parent.name), Items.load(path.parent)
 
 
-def hits(items: Items, masks: Masks, suffix_lengths: Sequence[int] = ()) -> Masks:
+def hits(
+    items: Items, masks: Masks, suffix_lengths: Sequence[int] = (), sampled: DiscoverableSettings | None = None
+) -> Masks:
     """bool arrays by metric: everything that is a share of items, and compared with the base model item by item."""
     probes, found = items.probes, {}
     for metric, mask in masks.items():
@@ -182,9 +187,21 @@ def hits(items: Items, masks: Masks, suffix_lengths: Sequence[int] = ()) -> Mask
             found[metric] = probes["exact"][chosen]
     if masks:
         found |= {Metric("extraction", suffix=k): probes["first_mismatch"] >= k for k in suffix_lengths}
+    for metric, chosen in _whole_parts(items, masks) if sampled else ():
+        for n in sampled.samples[-1:] if metric.group else sampled.samples:
+            of = dataclasses.replace(metric, kind="discoverable", samples=(n, sampled.probability))
+            found[of] = discoverable.discoverable(probes["sampled_log_prob"][chosen], *of.samples)
     if "bleu" in probes:
         found[Metric("approximate")] = probes["bleu"] > approximate.BLEU_THRESHOLD
     return found | {Metric("capability", suite, rule): right for (suite, rule), right in items.capability.items()}
+
+
+def _whole_parts(items: Items, masks: Masks) -> Iterator[tuple[Metric, np.ndarray]]:
+    """(metric, bool `[n]`) of all probes, of those held out by the run's own filter, and of the groups of either."""
+    for metric, mask in masks.items():
+        chosen = mask[items.probes["index"]]
+        if metric.offset is None and metric.held_out in (None, RUN) and chosen.any():
+            yield metric, chosen
 
 
 def _cluster(items: Items, masks: Masks, metric: Metric) -> np.ndarray | None:
@@ -192,7 +209,8 @@ def _cluster(items: Items, masks: Masks, metric: Metric) -> np.ndarray | None:
     if metric.kind == "capability":
         return items.clusters.get(metric.item)
     labels = items.probes.get("cluster")
-    return labels if labels is None or metric not in masks else labels[masks[metric][items.probes["index"]]]
+    mask = masks.get(dataclasses.replace(metric, kind="extraction", samples=None))
+    return labels if labels is None or mask is None else labels[mask[items.probes["index"]]]
 
 
 def mean_capability(items: Items) -> float | None:
@@ -215,9 +233,9 @@ def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndar
     `base` item by item: what is no share of items. Windows of text are clustered by text, where there are several."""
     probes, found = items.probes, {}
     cluster = probes.get("cluster")
-    for field in ("token_share", "first_mismatch", "strength", "graded", "edit_similarity") if masks else ():
-        if field in probes:
-            found[Metric(field)] = probes[field].astype(float), np.ones(len(probes[field])), cluster
+    for field in (*("token_share", "first_mismatch", "strength"), *_FREE_RUNNING) if masks else ():
+        for k, name in _at_lengths(field, probes):
+            found[Metric(field, suffix=k)] = probes[name].astype(float), np.ones(len(probes[name])), cluster
     for metric, mask in masks.items():
         if metric.held_out == RUN:
             chosen = mask[probes["index"]] & base.probes["exact"]
@@ -227,10 +245,28 @@ def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndar
                 chosen_cluster = None if cluster is None else cluster[chosen]
                 for kind, values in figures.items():
                     found[dataclasses.replace(metric, kind=kind)] = values[chosen], lengths, chosen_cluster
+    if masks and items.members is not None:
+        bits = exposure.group_exposures(probes["log_prob"], probes["length"], items.members)
+        for metric, chosen in _whole_parts(items, masks):
+            chosen = chosen & ~np.isnan(bits)
+            if chosen.any():
+                labels = None if cluster is None else cluster[chosen]
+                found[dataclasses.replace(metric, kind="exposure")] = bits[chosen], np.ones(chosen.sum()), labels
     for name, (nats, tokens) in items.nll.items():
         documents = None if name in one_document(items) else items.documents.get(name)
         found[Metric("nll", name)] = nats / tokens, tokens.astype(float), documents
     return found
+
+
+_FREE_RUNNING = ("graded", "edit_similarity", "common_run")
+
+
+def _at_lengths(field: str, columns: Masks) -> Iterator[tuple[int | None, str]]:
+    """(k, column) for the columns of a figure: of the whole suffix (None) and of its first k tokens."""
+    for name in columns:
+        kind, _, k = name.partition("/")
+        if kind == field:
+            yield int(k) if k else None, name
 
 
 def one_document(items: Items) -> list[str]:
@@ -254,20 +290,23 @@ def _ranked(items: Items, masks: Masks) -> Ranked:
             clusters = None if cluster is None else cluster[both]
             found[dataclasses.replace(metric, kind="planted_auc")] = per_token[both], mask[both], clusters
     for attack, scores in items.membership.items():
-        found[Metric("membership_auc", attack)] = scores, items.members, cluster
+        known = ~np.isnan(scores)
+        clusters = None if cluster is None else cluster[known]
+        found[Metric("membership_auc", attack)] = scores[known], items.members[known], clusters
     return found
 
 
 def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items) -> Iterator[dict[str, Any]]:
     """Rows {"metric", "value", "low", "high", "n", "clusters"} of one model."""
-    for metric, found in hits(items, masks, evaluate.suffix_lengths).items():
+    for metric, found in hits(items, masks, evaluate.suffix_lengths, evaluate.discoverable).items():
         yield _rate(metric, found, _cluster(items, masks, metric))
     if masks:
         noise = memorization.MARGIN_NOISE[evaluate.dtype]
         yield _rate(Metric("ambiguous"), items.probes["least_margin"] < noise, items.probes.get("cluster"))
     for attack, result in membership.membership_results(items.membership, items.members).items():
-        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, len(items.members))
-        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, len(items.members))
+        members = int((items.members & ~np.isnan(items.membership[attack])).sum())
+        yield _row(Metric("tpr_at_fpr_0.01", attack), *result.tpr_at_1_percent, members)
+        yield _row(Metric("tpr_at_fpr_0.001", attack), *result.tpr_at_01_percent, members)
     for metric, (scores, positive, _) in _ranked(items, masks).items():
         yield _row(metric, *roc.auc(scores[positive], scores[~positive]), len(scores))
     for metric, (values, weights, cluster) in means(items, masks, base).items():
@@ -278,6 +317,8 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items
 
 def _bounds(metric: Metric, items: Items) -> tuple[float, float] | None:
     """What an item's figure lies between; None without bounds."""
+    if metric.kind == "exposure":
+        return 0.0, float(np.log2(1 + (~items.members).sum()))
     if metric.of.unit == "tokens":
         return 0.0, float(items.probes["length"].max())
     return (0.0, 1.0) if metric.of.is_rate else None
@@ -358,44 +399,3 @@ def _by_contamination(base: Items, trained: Items) -> Iterator[dict[str, Any]]:
             hits = before[row["metric"]], after[row["metric"]]
             means = {name: float(found.mean()) for name, found in zip(("before", "after"), hits)}
             yield {**row, "in_training_text": inside, "n": len(hits[0]), **means}
-
-
-def _audit(workdir, arm: str) -> dict[str, Any]:
-    found = read_json(workdir / "audit" / arm / "audit.json", "audit")
-    shown = ("ngram", "threshold", "num_documents", "num_flagged", "num_left_out", "benchmarks", "nll_histogram")
-    return {name: found[name] for name in shown}
-
-
-def _origin(corpus: Corpus) -> dict[str, Any]:
-    """The imported source of a given corpus, or the model that another run sampled."""
-    return {name: value for name, value in corpus.manifest["provenance"].items() if name in ("source", "model")}
-
-
-def _corpus(corpus: Corpus) -> dict[str, Any]:
-    manifest = corpus.manifest
-    return {
-        "num_documents": manifest["num_documents"],
-        "num_tokens": manifest["num_tokens"],
-        "mean_length": manifest["length"]["mean"],
-        "stop_reasons": manifest["stop_reasons"],
-        **({"mean_nll": manifest["nll"]["mean"]} if manifest["nll"] else {}),
-    }
-
-
-def _samples(corpus: Corpus) -> list[dict[str, Any]]:
-    def nll(document) -> float | None:
-        return None if document.log_probs is None else -float(document.log_probs.mean())
-
-    shown = corpus[:NUM_SAMPLES_SHOWN]
-    return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
-
-
-def versions(mesh) -> dict[str, str]:
-    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
-    found = {name: importlib.metadata.version(name) for name in names}
-    device = mesh.devices.flat[0]
-    return found | {
-        "python": platform.python_version(),
-        "devices": f"{mesh.devices.size} x {device.device_kind}",
-        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-    }

@@ -54,6 +54,7 @@ ITEM_COLUMNS = {
     "group": Column(_TEXT, "of probes: their group"),
     "repeats": Column(_COUNT, "of probes: how often the base model saw them, where the group says so"),
     "offset": Column(_COUNT, "of probes: tokens before them in their training sequence"),
+    "suffix_at": Column(_COUNT, "of probes: tokens before the suffix in their training sequence"),
     "held_out": Column(_FLAG, "of probes: not in the training text by `held_out_ngram` words; base: of no subset"),
     "held_out_13": Column(_FLAG, "the same by 13 words"),
     "held_out_suffix": Column(_FLAG, "the same by the whole suffix"),
@@ -73,12 +74,17 @@ ITEM_COLUMNS = {
     "graded": Column(_REAL, "with free running: share of suffix tokens right, one by one"),
     "bleu": Column(_REAL, "with free running: BLEU of what was written with the suffix"),
     "edit_similarity": Column(_REAL, "with free running: 1 - edit distance / length, of the texts"),
+    "common_run": Column(_COUNT, "with free running: longest run of tokens in both, what was written and the suffix"),
     "emitted": Column(_TEXT, "with free running: what greedy decoding wrote after the prefix (decoded)"),
+    "sampled_log_prob": Column(_REAL, "with extraction by sampling: log-probability of drawing the suffix, in nats"),
     "member": Column(_FLAG, "with membership attacks: whether it counts as a member"),
     "membership_loss": Column(_REAL, "score of that attack, higher for members"),
     "membership_zlib": Column(_REAL, "the same"),
     "membership_min_k": Column(_REAL, "the same"),
     "membership_min_k_plus": Column(_REAL, "the same"),
+    "membership_dc_pdd": Column(_REAL, "the same"),
+    "membership_recall": Column(_REAL, "the same; null for the probes that stand before the others"),
+    "membership_reference": Column(_REAL, "the same"),
 }
 METRIC_COLUMNS = {
     **_WHOSE,
@@ -220,6 +226,8 @@ def _probe_measures(columns, measured: Items, masks: Sequence[summary.Masks], ng
     found = {column: values for column, values in measured.probes.items() if column in ITEM_COLUMNS}
     for own in ("cluster", "group", "offset"):  # the file's own words for them
         found.pop(own, None)
+    if "suffix_at" in found:
+        found["suffix_at"] = [None if at < 0 else int(at) for at in found["suffix_at"]]
     filters = {"held_out": HELD_OUT, "held_out_13": Metric("extraction", held_out=13)}
     filters["held_out_suffix"] = Metric("extraction", held_out="suffix")
     for column, metric in filters.items():
@@ -230,7 +238,8 @@ def _probe_measures(columns, measured: Items, masks: Sequence[summary.Masks], ng
         found["emitted"] = columns["decoded"](ids)
     if measured.members is not None:
         found["member"] = measured.members
-        found |= {f"membership_{attack}": scores for attack, scores in measured.membership.items()}
+        for attack, scores in measured.membership.items():
+            found[f"membership_{attack}"] = np.where(np.isnan(scores), None, scores)  # left out of the attack
     return found
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import pinned, seed_key
-from selftrain_jax.distributed.mesh import padded_rows
+from selftrain_jax.distributed.mesh import padded_rows, target_device
 from selftrain_jax.models.decoder import Decoder, Params
 from selftrain_jax.sampling.decode import bucket_ends, decode_bucket, start, state_shardings
 from selftrain_jax.sampling.settings import SamplingConfig
@@ -24,12 +24,11 @@ MOST_ROWS_ON_CPU = 256
 """More rows gain nothing on a CPU and delay the first documents."""
 
 
-def wave_bytes(
+def compile_wave(
     weights: Params, model: Decoder, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None
-) -> int:
-    """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
-    step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing;
-    `weights` may be `jax.ShapeDtypeStruct`s with shardings.
+) -> tuple[jax.stages.Compiled, int, int]:
+    """The last bucket of a wave of `rows`, compiled but not run, with its steps and the length of its cache. `weights`
+    may be `jax.ShapeDtypeStruct`s with shardings.
     """
     limit = sampling.num_fed
     *_, before, end = 0, *bucket_ends(limit)
@@ -40,7 +39,15 @@ def wave_bytes(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
         )
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
-    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
+    return decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile(), steps, end
+
+
+def wave_bytes(
+    weights: Params, model: Decoder, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None
+) -> int:
+    """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
+    step's temporaries (logits, above all), which the wave needs anyhow."""
+    used = compile_wave(weights, model, sampling, rows, mesh=mesh)[0].memory_analysis()
     return (
         used.argument_size_in_bytes
         - device_bytes(weights)
@@ -70,7 +77,8 @@ def largest_wave(
       InputError: not even the smallest wave fits.
     """
     least = padded_rows(8, mesh)
-    most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if jax.default_backend() == "cpu" else num_samples), mesh)
+    on_cpu = target_device(mesh).platform == "cpu"
+    most = padded_rows(min(num_samples, MOST_ROWS_ON_CPU if on_cpu else num_samples), mesh)
     budget = HEADROOM * free_bytes(mesh)
     few = min(8 * least, most)
     known = {rows: wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in {few, 2 * few}}

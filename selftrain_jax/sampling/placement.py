@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import RULES, standard_mesh, within
+from selftrain_jax.distributed.mesh import RULES, standard_mesh, target_device, within
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params, param_shapes, param_shardings, unstack_layers
 
@@ -16,9 +16,9 @@ SAMPLING_RULES = RULES | {"embed": None}
 """Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
 
 
-def default_dtype() -> Any:
+def default_dtype(mesh: Mesh | None = None) -> Any:
     """bfloat16 on accelerators, float32 on CPUs, where bfloat16 is slower."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.float32 if target_device(mesh).platform == "cpu" else jnp.bfloat16
 
 
 def check_params(params: Params, config: DecoderConfig) -> None:
@@ -50,7 +50,7 @@ def prepare(
         if dtype is not None and found != jnp.dtype(dtype):
             raise InputError(f"the weights were prepared as {found}, not as {jnp.dtype(dtype)}; prepare them again")
         return params
-    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    dtype = jnp.dtype(default_dtype(mesh) if dtype is None else dtype)
 
     def convert(params):
         return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))

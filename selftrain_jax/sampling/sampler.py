@@ -68,7 +68,7 @@ def sample(
       batch_size: rows per wave; "auto" takes as many as the device memory holds (`memory.largest_wave`).
       allowed: only these token ids are emitted (those that the tokenizer has, `models.files.tokenizer.known_ids`);
         None: all, padded rows of the embedding among them.
-      dtype: of weights, compute and cache; None is `default_dtype()`. Logits and log-probabilities are fp32.
+      dtype: of weights, compute and cache; None is `default_dtype(mesh)`. Logits and log-probabilities are fp32.
 
     Raises:
       InputError: no ids, `batch_size` below 1, more tokens than the context holds, an unusable `start` or `allowed`, or
@@ -113,7 +113,7 @@ def sample_waves(
     mesh = standard_mesh(mesh, rules)
     if dtype is None and isinstance(params["layers"], list):
         dtype = params["embed"]["embedding"].dtype
-    dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    dtype = jnp.dtype(default_dtype(mesh) if dtype is None else dtype)
     model = Decoder(model_config, dtype=dtype)
     bits, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 

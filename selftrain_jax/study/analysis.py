@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import holm
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import CONTROLS, MOST_UNKNOWN, PROXIES, RELATIONS, in_order
+from selftrain_jax.report.study_data import CONTROLS, MOST_UNKNOWN, PROXIES, RELATIONS, UNTRAINED, in_order
 from selftrain_jax.study import rules, rules_1
 from selftrain_jax.study.replicates import (
     ABOVE_CHANCE,
@@ -88,7 +88,7 @@ def _utility(results: Sequence[Row]) -> Rows:
     rows, p_values = [], {}
     for pair, group in grouped(of(results, CAPABILITY), *PAIR).items():
         values = seed_means(group)
-        if len(values) > 1 and group[0]["relation"] != CONTROLS[2]:
+        if len(values) > 1 and group[0]["relation"] != UNTRAINED[0]:
             p_values[len(rows)] = min(1.0, 2 * min(tails(list(values.values()), 0.0)))
         rows.append({**dict(zip(PAIR, pair)), **estimate(values), "p_value": None, "significant": False})
     if p_values:
@@ -174,8 +174,10 @@ def _selectivity(results: Sequence[Row]) -> Rows:
             exact = exact_share_lost([row for row in extraction if row["seed"] in seeds])
             if exact and len(seeds) > 1:
                 share = float(np.mean([lost[seed] for seed in seeds]))
-                index["low"] = min(index["low"], index["value"] - max(share - exact[0], 0.0))
-                index["high"] = max(index["high"], index["value"] + max(exact[1] - share, 0.0))
+                ends = {"low": index["value"] - max(share - exact[0], 0.0)}
+                ends["high"] = index["value"] + max(exact[1] - share, 0.0)
+                for end, wider in (("low", min), ("high", max)):
+                    index[end] = ends[end] if index[end] is None else wider(index[end], ends[end])
             kept = 1 - float(np.mean([gone[seed] for seed in seeds]))
             shares = {"capability_kept": kept, "extraction_lost": float(np.mean([lost[seed] for seed in seeds]))}
             rows.append({**dict(zip(PAIR, pair)), **index, **shares})

@@ -14,11 +14,12 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS, RELATIONS, StudyData
-from selftrain_jax.run import stages, summary
+from selftrain_jax.report.study_data import RELATIONS, UNTRAINED, StudyData
+from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.tasks import task_unit, task_values
@@ -41,9 +42,9 @@ def study_data(study: Study) -> StudyData:
     results, memory, contamination, curves, proxies = [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
-        untouched = {("none", CONTROLS[2]): f"again/{who}"}
+        untouched = {("none", UNTRAINED[0]): f"again/{who}"}
         if run.name == study.first_runs[run.student, run.seed].name:  # which says how far weights are moved
-            untouched["noise", CONTROLS[3]] = f"noise/{who}"
+            untouched["noise", UNTRAINED[1]] = f"noise/{who}"
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, pipeline_arms(run))
         tasks = _tasks(study, run, done)
@@ -68,26 +69,35 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
+    if lacking := [run.name for run in runs if _tasks(study, run, done) is None]:
+        notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes = list(dict.fromkeys(notes))
     notes += _repeated(
-        (a.name, *summary.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
+        (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
     )
     return StudyData(
         title=config.title,
         command=study.command,
         settings=dataclasses.asdict(config),
-        versions=summary.versions(study.mesh),
+        versions=facts.versions(study.mesh),
         models=_models(study),
         results=results,
         memory=memory,
         curves=curves,
         contamination=comparisons.by_contamination(contamination),
+        grid=grid(
+            results,
+            memory,
+            {arm.name: arm.temperature for run in runs for arm in run.arms},
+            {condition.name: condition for condition in config.conditions()},
+        ),
         matched=comparisons.at_equal_drift(curves),
         components=comparisons.components(results),
         generations=generations,
+        loops=comparisons.over_generations(generations),
         costs=_costs(study, done),
         runs=[
             {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}
@@ -126,14 +136,15 @@ def _place(run: Run, arm: str, relation: str) -> dict[str, Any]:
     return {**who, "condition": run.condition.name, "seed": run.seed}
 
 
-def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]]:
-    """Model -> its figures in the tasks; none unless all models of the run have theirs, for a mean over suites is over
-    the same ones."""
+def _tasks(study: Study, run: Run, done: set[str]) -> dict[str, dict[Metric, float]] | None:
+    """Model -> its figures in the tasks, if the study has some; None while a model of the run lacks its own."""
+    if not study.config.tasks.names:
+        return {}
     keys = pipeline_arms(run)
     models = [model for model, where in run.pipeline.models.items() if not where or where[0] in keys]
     names = {model: task_unit(run, model) for model in models}
     if not set(names.values()) <= done:
-        return {}
+        return None
     manifests = {model: stages.read_manifest(study.workdir, name) for model, name in names.items()}
     return {model: task_values(manifest["result"]["tasks"]) for model, manifest in manifests.items()}
 
@@ -142,14 +153,15 @@ def _results(
     run: Run,
     all_masks: list[Masks],
     untouched: Mapping[tuple[str, str], pathlib.Path],
-    tasks: dict[str, dict[Metric, float]],
+    tasks: dict[str, dict[Metric, float]] | None,
 ) -> tuple[Rows, Rows]:
-    """The rows of `StudyData.results`, and of its `memory`."""
+    """The rows of `StudyData.results`, and of its `memory`; without `tasks` no capability, since means over suites are
+    over the same ones in all runs."""
     evaluated, chance, rows, memory = run.pipeline.workdir / "evaluate", _chance(run.pipeline), [], []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     base = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
-        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks, "base")
+        before = _with_tasks(_values(base, masks, suffix_lengths, chance, base), tasks or {}, "base")
         trained = {(a.name, a.relation): evaluated / f"{key}-{subset}" for a, key in zip(run.arms, pipeline_arms(run))}
         for names, directory in {**trained, **untouched}.items():
             place, items = {**_place(run, *names), "subset": subset}, Items.load(directory)
@@ -157,13 +169,13 @@ def _results(
             values = _values(items, masks, suffix_lengths, chance, base)
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
-                values = _with_tasks(values, tasks, directory.name)
+                values = _with_tasks(values, tasks or {}, directory.name)
                 if found := held_out_memory(base, items, masks.get(HELD_OUT)):
                     memory.append({**place, **found})
             elif tasks:
                 values = {metric: value for metric, value in values.items() if metric not in (CAPABILITY, ABOVE_CHANCE)}
             for metric, value in values.items():
-                if metric in before:
+                if metric in before and (tasks is not None or metric.kind != "capability"):
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
     return rows, memory

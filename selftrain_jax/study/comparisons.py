@@ -1,6 +1,6 @@
 """Comparisons beyond the means over seeds: arms at the same distance from the untouched student, items that stand in
-the training text and those that do not, and what part of a result changes with the seed and what part with the draw and
-order of training.
+the training text and those that do not, the loop and where it began, and what part of a result changes with the seed
+and what part with the draw and order of training.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import numpy as np
 
 from selftrain_jax.evaluation.statistics import variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Row, grouped
-from selftrain_jax.report.study_data import CONTROLS, in_order
+from selftrain_jax.report.study_data import UNTRAINED, in_order
 from selftrain_jax.run.summary import LEAST_ITEMS
 from selftrain_jax.study.replicates import PAIR, Rows, change, estimate, of, seed_means
 
@@ -88,6 +88,33 @@ def by_contamination(found: Sequence[Row]) -> Rows:
     return rows if any(row["in_training_text"] and row["n"] for row in rows) else []
 
 
+def over_generations(generations: Sequence[Row]) -> Rows:
+    """How far the loop has brought each student from where it began, in every seed alike.
+
+    Args:
+      generations: rows of `StudyData.generations`.
+
+    Returns:
+      Rows {"student", "mode", "generation", "metric", "level", "value", "low", "high", "num_replicates"}: "level" is
+      the mean over seeds, "value" that of its change since the first generation that has the metric (0 is before
+      training, of a corpus 1), which has no row of its own; over seeds, each compared with itself.
+    """
+    rows, series = [], ("student", "mode", "metric", "seed")
+    known = sorted((row for row in generations if row["value"] is not None), key=lambda row: row["generation"])
+    first = {place: group[0] for place, group in grouped(known, *series).items()}
+
+    def since(row: Row) -> float:
+        return row["value"] - first[tuple(row[name] for name in series)]["value"]
+
+    for place, group in grouped(known, "student", "mode", "generation", "metric").items():
+        later = [row for row in group if row is not first[tuple(row[name] for name in series)]]
+        if later:
+            level = float(np.mean([row["value"] for row in later]))
+            about = dict(zip(("student", "mode", "generation", "metric"), place))
+            rows.append({**about, "level": level, **estimate(seed_means(later, since))})
+    return rows
+
+
 def components(results: Sequence[Row]) -> Rows:
     """How much capability and held-out extraction of equal arms differ between seeds, and within one.
 
@@ -98,7 +125,7 @@ def components(results: Sequence[Row]) -> Rows:
       Rows {"relation", "metric", "between", "within", "num_cells", "num_values"}, standard deviations of shares; none
       where no arm was trained twice in two seeds, as students that no text has trained never are.
     """
-    rows, trained = [], [row for row in results if row["relation"] not in CONTROLS[2:]]
+    rows, trained = [], [row for row in results if row["relation"] not in UNTRAINED]
     for metric in (CAPABILITY, HELD_OUT):
         for (relation,), group in grouped(in_order(of(trained, metric)), "relation").items():
             cells = [
@@ -107,7 +134,9 @@ def components(results: Sequence[Row]) -> Rows:
             ]
             cells = [cell for cell in cells if len(cell) > 1 and max(map(len, cell)) > 1]
             if cells:
-                between, within = np.sqrt(np.mean([variance_components(cell) for cell in cells], axis=0))
+                # Negative estimates count until all are averaged: without them there would always be some spread.
+                pooled = np.mean([variance_components(cell) for cell in cells], axis=0)
+                between, within = np.sqrt(np.maximum(pooled, 0))
                 about = {"num_cells": len(cells), "num_values": sum(len(values) for cell in cells for values in cell)}
                 found = {"between": float(between), "within": float(within)}
                 rows.append({"relation": relation, "metric": metric, **found, **about})

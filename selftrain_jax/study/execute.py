@@ -54,6 +54,8 @@ def run_study(
     if report_only:
         _report(study, say)
         return
+    for run in study.first_runs.values():
+        run.pipeline.check_attention()
     save_config(study.workdir, config, "study.json")
     lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
     with held(lock, f"workdir {study.workdir}: shard {shard} of this study is being done", fenced=True):

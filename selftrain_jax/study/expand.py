@@ -4,6 +4,7 @@ A study is a folder:
 
     lab/SEED/world, lab/SEED/MODEL        worlds and pre-trained models (only with a lab)
     shuffled/SEED                         the words of the real text in random order
+    fresh/STUDENT-SEED                    real text with fresh sequences among it (only where asked for)
     corpora/SEED/SOURCE                   one corpus per source, temperature and seed
     runs/STUDENT-SEED                     an ordinary run: every arm's subset, training and evaluation, and its report
     again/STUDENT-SEED                    the untouched student, evaluated a second time
@@ -25,9 +26,8 @@ from typing import Any, Iterator, Mapping, Sequence
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, write_jsonl
 from selftrain_jax.data.corpus import read_corpus
-from selftrain_jax.data.texts import load_texts, shuffle_words
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.proxies import sentence_library
@@ -43,6 +43,7 @@ from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
+from selftrain_jax.study.controls import FILE, fresh_stage, shuffled_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
@@ -85,9 +86,6 @@ class Study:
         file = reference.removeprefix(LAB)
         return str(self.workdir / "lab" / str(seed) / (student if file == "probes.jsonl" else "world") / file)
 
-    def _shuffled_path(self, seed: int) -> pathlib.Path:
-        return self.workdir / "shuffled" / str(seed) / "texts.jsonl"
-
     def _temperatures(self, source: str) -> tuple[float | None, ...]:
         """Those that the source is sampled at, None being the setting's own; a given corpus has no other."""
         return (self.config.temperatures if not self.config.models[source].corpus else ()) or (None,)
@@ -120,19 +118,24 @@ class Study:
     def _arms(self, student: str, seed: int) -> Iterator[Arm]:
         config = self.config
         # The student's own text comes first: it is the main arm of the run.
-        for source in sorted(config.sources, key=lambda name: name != student):
+        for source in config.sources_of(student):
             given, relation = config.models[source].corpus, config.relation(source, student)
             for temperature in self._temperatures(source):
                 key = _key(source, temperature)
                 made = _corpus_stage(source, config.seeds[0] if config.one_corpus else seed, temperature)
                 name = source + (f" t={temperature:g}" if len(self._temperatures(source)) > 1 else "")
                 origin = ControlSettings(corpus=given or str(self.workdir / made / "corpus"))
-                yield Arm(key, name, relation, origin, () if given else (made,))
+                yield Arm(key, name, relation, origin, () if given else (made,), temperature)
         if config.real:
             yield Arm("real", "real", CONTROLS[0], ControlSettings(texts=self.path(config.real, seed, student)))
         if config.real and config.shuffled:
-            shuffled = ControlSettings(texts=str(self._shuffled_path(seed)))
-            yield Arm("shuffled", "shuffled", CONTROLS[1], shuffled, (f"shuffled/{seed}",))
+            yield self._made("shuffled", "shuffled", CONTROLS[1], f"shuffled/{seed}")
+        if config.fresh:
+            yield self._made("real_fresh", "real+fresh", CONTROLS[2], f"fresh/{student}-{seed}")
+
+    def _made(self, key: str, name: str, relation: str, unit: str) -> Arm:
+        """The arm of texts that a unit makes."""
+        return Arm(key, name, relation, ControlSettings(texts=str(self.workdir / unit / FILE)), (unit,))
 
     def _run_config(self, student: str, seed: int, condition: Condition, arms: Sequence[Arm]) -> RunConfig:
         config = self.config
@@ -166,6 +169,7 @@ class Study:
                 **{kind: find(getattr(evaluate, kind)) for kind in SUITES},
                 probes=evaluate.probes and self.path(evaluate.probes, seed, student),
             ),
+            "leaks": dataclasses.replace(config.leaks, references=find(config.leaks.references)),
         }
 
     def _sample(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
@@ -205,6 +209,7 @@ class Study:
             *self._lab_units(),
             *self._shuffled_units(),
             *self._corpus_units(),
+            *self._fresh_units(),
             *self._run_units(),
             *self._untouched_units(),
             *self._task_units(),
@@ -232,19 +237,11 @@ class Study:
     def _shuffled_units(self) -> Iterator[Unit]:
         for seed in self.config.seeds if self.config.real and self.config.shuffled else ():
             real = self.path(self.config.real, seed, self.config.students[0])
-
-            def work(directory, real=real, seed=seed):
-                texts = shuffle_words(load_texts(real), seed)
-                write_jsonl(self._shuffled_path(seed), ({"text": text} for text in texts))
-
-            def inputs(real=real):
-                return {"real": file_fingerprint(real)}
-
             needs = (f"lab/{seed}/world",) if self.config.real.startswith(LAB) else ()
-            yield self._unit(Stage(f"shuffled/{seed}", {"seed": seed}, (), work, inputs), *needs)
+            yield self._unit(shuffled_stage(f"shuffled/{seed}", real, seed), *needs)
 
     def _corpus_units(self) -> Iterator[Unit]:
-        sampled = [source for source in self.config.sources if not self.config.models[source].corpus]
+        sampled = [source for source in self.config.writers if not self.config.models[source].corpus]
         seeds = self.config.seeds[:1] if self.config.one_corpus else self.config.seeds
         for seed, source in itertools.product(seeds, sampled):
             model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
@@ -252,6 +249,13 @@ class Study:
                 name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
+
+    def _fresh_units(self) -> Iterator[Unit]:
+        for run in self.first_runs.values() if self.config.fresh else ():
+            seed, own = run.seed, run.arms[0]
+            real, world = self.path(self.config.real, seed, run.student), self.config.lab.with_seed(seed).world
+            stage = fresh_stage(f"fresh/{run.student}-{seed}", own.origin.corpus, real, world, seed)
+            yield self._unit(stage, f"lab/{seed}/world", *own.needs)
 
     def _run_units(self) -> Iterator[Unit]:
         for run in self.runs:
@@ -266,6 +270,7 @@ class Study:
             for arm, key in zip(run.arms, pipeline.arms):
                 models = [model for model, where in pipeline.models.items() if where and where[0] == key]
                 names = [f"{kind}/{model}" for kind in ("subset", "train", "evaluate") for model in models]
+                names += [f"evaluate/leaks/{key}"] * self.config.leaks.wanted
                 todo = [made[name] for name in (f"audit/{key}", *names)]
                 outcome = functools.partial(_outcome, pipeline, key)
                 yield Unit(_trained(run, arm), workdir, todo, (*before, *arm.needs), config, outcome)
@@ -279,7 +284,7 @@ class Study:
             yield self._unit(evaluated_at_random(f"noise/{who}", run), _trained(run, run.arms[0]))
 
     def _proxy_units(self) -> Iterator[Unit]:
-        for run in self.first_runs.values():
+        for run in self.first_runs.values() if self.config.proxies.num_documents else ():
             for arm, key in zip(run.arms, run.pipeline.arms):
                 name = f"proxies/{run.student}-{run.seed}/{arm.key}"
                 stage = proxies_stage(name, self.config.proxies, run.pipeline, key, lambda: self.mesh)
@@ -343,7 +348,7 @@ class Study:
                     path = self.resolve(name, self.config.seeds[0])
                     config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
                     check_tokenizer(config, tokenizer)
-                    if name in self.config.sources:
+                    if name in self.config.writers:
                         start_ids(self._sample(name, 0).start, config, tokenizer)
             except InputError as e:
                 raise InputError(f"models.{name}: {e}") from None

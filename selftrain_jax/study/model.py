@@ -39,13 +39,14 @@ class Unit:
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One training text of a run: `key` is its name there, `name` its name in the study's tables; `needs` is the unit
-    that makes it, where one does."""
+    that makes it, where one does; `temperature` that of sampling, where the study names some."""
 
     key: str
     name: str
     relation: str
     origin: ControlSettings
     needs: tuple[str, ...] = ()
+    temperature: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

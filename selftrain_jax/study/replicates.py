@@ -52,32 +52,38 @@ def contrast(
     return by_seed
 
 
+def _deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation; None where values do not differ, of which Student's t knows nothing."""
+    found = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return found if found > 1e-12 else None
+
+
 def estimate(values: Mapping[Any, float] | Sequence[float]) -> dict[str, Any]:
-    """ "value", "low" and "high" (95 %, Student's t), "num_replicates"; no bounds of a single replicate."""
+    """ "value", "low" and "high" (95 %, Student's t), "num_replicates"; no bounds of a single replicate, nor where all
+    are the same: three seeds that gain one item each do not say that a fourth would."""
     values = list(values.values()) if isinstance(values, Mapping) else list(values)
-    low, high = t_interval(values) if len(values) > 1 else (None, None)
+    low, high = t_interval(values) if _deviation(values) else (None, None)
     return {"value": float(np.mean(values)), "low": low, "high": high, "num_replicates": len(values)}
 
 
 def tails(values: Sequence[float], bound: float) -> tuple[float, float]:
-    """One-sided p-values of Student's t: that the mean is at most `bound`, that it is at least `bound`."""
+    """One-sided p-values of Student's t: that the mean is at most `bound`, that it is at least `bound`; 1 where values
+    do not differ."""
     from scipy.stats import t
 
-    values = np.asarray(values, float)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    distance = values.mean() - bound
-    if error < 1e-12:
-        return (0.0, 1.0) if distance > 1e-12 else (1.0, 0.0) if distance < -1e-12 else (1.0, 1.0)
-    return tuple(float(tail(distance / error, len(values) - 1)) for tail in (t.sf, t.cdf))
+    if (deviation := _deviation(values)) is None:
+        return 1.0, 1.0
+    distance = (float(np.mean(values)) - bound) * np.sqrt(len(values)) / deviation
+    return tuple(float(tail(distance, len(values) - 1)) for tail in (t.sf, t.cdf))
 
 
 def detectable(values: Sequence[float]) -> float | None:
     """The mean that a two-sided t test at 5 %, over as many replicates of the same spread, tells from 0 in four of five
-    studies: 3.26, 1.68 and 1.00 standard deviations at 3, 5 and 10 replicates; None for a single one.
+    studies: 3.26, 1.68 and 1.00 standard deviations at 3, 5 and 10 replicates; None where they do not differ.
 
     The half-width of the interval is less (2.48, 1.24 and 0.72): an effect of that size is found by 61, 56 and 52 %.
     """
-    return float(np.std(values, ddof=1) * _detectable(len(values))) if len(values) > 1 else None
+    return float(deviation * _detectable(len(values))) if (deviation := _deviation(values)) else None
 
 
 @functools.lru_cache

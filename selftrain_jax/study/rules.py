@@ -52,7 +52,7 @@ def suites(results: Sequence[Row]) -> list[Metric]:
 
 def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
     """Rows of `results` with "value": the mean over the `chosen` suites of their change, each suite in units of its own
-    standard deviation, times the mean of these deviations.
+    standard deviation, times the mean of these deviations; a suite that does not vary is of neither.
 
     So no suite decides alone because it varies most, and the unit is still accuracy. The deviation of a suite is that
     between the texts that models wrote, within student, condition and seed.
@@ -64,7 +64,7 @@ def standardised(results: Sequence[Row], chosen: Sequence[Metric]) -> Rows:
         degrees = sum(len(group) - 1 for group in groups)
         squares = sum(np.sum((np.array(group) - np.mean(group)) ** 2) for group in groups)
         spread[metric] = float(np.sqrt(squares / degrees)) if degrees else 0.0
-    typical = np.mean(list(spread.values())) if spread else 0.0
+    typical = np.mean([value for value in spread.values() if value > 1e-12] or [0.0])
     values: dict[tuple, list[float]] = {}
     for metric, found in rows.items():
         weight = typical / spread[metric] if spread[metric] > 1e-12 else 1.0
@@ -106,7 +106,7 @@ def relational(results: Sequence[Row]) -> dict[str, Any]:
         CANNOT: f"The intervals hold {100 * MARGIN:g} point, and these seeds cannot tell an effect of that size.",
     }
     reason = reasons[found]
-    if own["high"] < 0:
+    if own["high"] is not None and own["high"] < 0:
         reason += " Self-generated text surely lowers capability, too."
     for left_out in chosen if len(chosen) > 1 else ():
         without = _steps(results, [metric for metric in chosen if metric != left_out])
@@ -137,7 +137,7 @@ def _of_steps(steps: Mapping[str, Sequence[float]]) -> str:
         return REPRODUCED
     if min(below) <= LEVEL:
         return REFUTED
-    return CANNOT if max(map(detectable, steps.values())) > MARGIN else UNDECIDED
+    return CANNOT if max(detectable(values) or np.inf for values in steps.values()) > MARGIN else UNDECIDED
 
 
 def proxies_fail(correlations: Mapping[str, Correlation], num_seeds: int) -> dict[str, Any]:
@@ -214,16 +214,18 @@ def decoupling(results: Sequence[Row], memory: Sequence[Row]) -> dict[str, Any]:
     if min(len(kept), len(lost.by_seed)) < 2:
         return verdict(UNDECIDED, "One seed gives no interval.")
     capability, (low, high) = evidence[0], lost.bounds
-    if capability["high"] < -100 * KEPT:
+    known = capability["low"] is not None
+    fall_open = not known or capability["low"] <= -100 * KEPT
+    if known and capability["high"] < -100 * KEPT:
         return verdict(REFUTED, f"Capability surely falls by more than {100 * KEPT:g} points.")
     if high < EXTRACTION_LOST:
         return verdict(REFUTED, "Extraction surely falls by less than 95 %.")
-    left = [f"capability falls by less than {100 * KEPT:g} points"] * (capability["low"] <= -100 * KEPT)
+    left = [f"capability falls by less than {100 * KEPT:g} points"] * fall_open
     left += ["extraction falls by more than 95 %"] * (low <= EXTRACTION_LOST)
     if left:
         reason = f"It is open whether {' and whether '.join(left)}."
         weak = [f"{len(kept)} seeds cannot tell a fall of {100 * KEPT:g} points"] * (
-            capability["low"] <= -100 * KEPT and capability["detectable"] > 100 * KEPT
+            fall_open and (capability["detectable"] or np.inf) > 100 * KEPT
         )
         few = f"{lost.extracted:.6g} probes that the base model extracts are fewer than {ENOUGH_PROBES}"
         weak += [few] * (lost.extracted < ENOUGH_PROBES)
@@ -262,8 +264,7 @@ class Lost:
         """The wider of the exact 90 % interval of all probes together (each side is a bound at 95 %) and Student's over
         seeds: one knows nothing of differences between seeds, the other nothing of few probes."""
         low, high = clopper_pearson(self.lost, self.extracted, 0.9)
-        if len(self.by_seed) > 1:
-            seeds = estimate(self.by_seed)
+        if (seeds := estimate(self.by_seed))["low"] is not None:
             low, high = max(min(low, seeds["low"]), 0.0), min(max(high, seeds["high"]), 1.0)
         return low, high
 

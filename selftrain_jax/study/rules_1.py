@@ -7,7 +7,7 @@ from typing import Any, Iterable, Sequence
 
 import numpy as np
 
-from selftrain_jax.evaluation.statistics import rank_correlation
+from selftrain_jax.evaluation.statistics import rank_correlation, t_interval
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, Row, grouped
 from selftrain_jax.report.study_data import PROXIES, RELATIONS
 from selftrain_jax.study.replicates import LEAST_EXTRACTION, Rows, contrast, estimate, of, seed_means, shares_lost
@@ -33,8 +33,10 @@ def _verdict(finding: str, claim: str, evidence: Rows, verdict: str, reason: str
 
 
 def _evidence(name: str, values: Iterable[float], unit: str) -> dict[str, Any]:
-    """The mean and interval of shares, times 100."""
-    return {"name": name, "unit": unit, **estimate([100 * value for value in values])}
+    """The mean and interval of shares, times 100; an interval without width where they are the same."""
+    values = [100 * value for value in values]
+    low, high = t_interval(values) if len(values) > 1 else (None, None)
+    return {"name": name, "unit": unit, **estimate(values), "low": low, "high": high}
 
 
 def _relational(results: Sequence[Row], as_first_written: bool = False) -> dict[str, Any]:

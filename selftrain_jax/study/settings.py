@@ -8,7 +8,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import check_ranges, check_seed
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.lab.settings import LineageConfig
 from selftrain_jax.report.study_data import RELATIONS
 from selftrain_jax.run.settings import lacks
@@ -47,7 +47,7 @@ class ProxySettings:
     """What may predict which text helps; all of it is measured on the untouched student.
 
     Attributes:
-      num_documents: of every corpus, evenly spread; and texts of every benchmark.
+      num_documents: of every corpus, evenly spread; and texts of every benchmark. 0 measures no proxy.
       gradient_rows: packed rows of corpus, and of real text, whose gradients are compared.
       sentence_encoder: name of a model of the `sentence_transformers` library for one more similarity; "" for none.
     """
@@ -57,7 +57,7 @@ class ProxySettings:
     sentence_encoder: str = ""
 
     def __post_init__(self):
-        check_ranges("proxies", self, {"num_documents": 1, "gradient_rows": 1})
+        check_ranges("proxies", self, {"num_documents": 0, "gradient_rows": 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class StudyConfig:
       title: heading of the page.
       models: name -> model; letters, digits and underscores.
       students: the models that are trained.
-      sources: the models that write.
+      sources: the models that write; empty for each student its own text alone.
       lab: the generated worlds and lineages; None for a study of real models. Paths may start with "lab:" then.
       seeds: replicates. Each has its own samples, subsets and order of training; in a lab also its own world and
         models.
@@ -131,7 +131,9 @@ class StudyConfig:
       data: the folder of the files whose names here begin with "data:".
       real: text file of the control "real"; "" for none.
       shuffled: whether there is the control "shuffled", too: the same with the words of each text in random order.
-      mesh, sample, audit, subset, train, evaluate: those of every run; the seed is added to theirs.
+      fresh: whether there is the control "real+fresh", too, in a generated world: real text, and among it as many
+        random sequences that no model has seen as the student's own text holds sequences of the planted kind.
+      mesh, sample, audit, subset, train, evaluate, leaks: those of every run; the seed is added to theirs.
       tasks, proxies, generations: see there.
     """
 
@@ -148,12 +150,14 @@ class StudyConfig:
     data: str = ""
     real: str = ""
     shuffled: bool = True
+    fresh: bool = False
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditConfig = AuditConfig()
     subset: SubsetConfig = SubsetConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateSettings = EvaluateSettings()
+    leaks: LeakSettings = LeakSettings()
     tasks: TaskSettings = TaskSettings()
     proxies: ProxySettings = ProxySettings()
     generations: GenerationSettings = GenerationSettings()
@@ -169,7 +173,7 @@ class StudyConfig:
             values = getattr(self, kind)
             if len({f"{v:g}" if isinstance(v, float) else v for v in values}) < len(values):
                 raise InputError(f"{kind}={values} names one of them twice (in six digits, as folders are named)")
-            if not values and kind in ("students", "sources", "seeds"):
+            if not values and kind in ("students", "seeds"):
                 raise InputError(f"{kind} is empty: name at least one")
         for seed in self.seeds:
             check_seed("study", seed)
@@ -183,7 +187,7 @@ class StudyConfig:
             if self.models[name].corpus:
                 raise InputError(f"students names {name!r}, of which there is only a corpus: name a model to train")
         for name in repeated:
-            if name not in self.students or name not in self.sources:
+            if name not in self.students or name not in self.sources_of(name):
                 raise InputError(f"generations.students names {name!r}, which must be both a student and a source")
         for name, model in self.models.items():
             in_lab = self.lab is not None and name in self.lab.models
@@ -195,12 +199,24 @@ class StudyConfig:
                     f"models.{name} needs a family, and a recipe where another model is of its family: they say "
                     "how source and student are related"
                 )
+        if self.evaluate.reference:
+            raise InputError(
+                f"evaluate reference={self.evaluate.reference!r} is for runs: the students of a study read different "
+                "tokens; leave it out"
+            )
         if self.lab is None:
             for setting, value in self.files().items():
                 if value.startswith("lab:"):
                     raise InputError(f"setting {setting}={value!r} needs a lab, but the config has none (lab=None)")
         elif self.one_corpus:
             raise InputError("one_corpus=True needs models that are the same in every seed, which a lab's are not")
+        if self.fresh and (self.lab is None or self.lab.text is not None or not self.real):
+            raise InputError(
+                "fresh=True needs a generated world (lab.world) and real text (real): set both, or fresh=False"
+            )
+        for name in self.students if self.fresh else ():
+            if name not in self.sources_of(name):
+                raise InputError(f"fresh=True counts in the student's own text: name {name!r} in sources")
         if any(t < 0 for t in self.temperatures):
             raise InputError(f"temperatures={self.temperatures} must not be negative")
 
@@ -212,6 +228,7 @@ class StudyConfig:
         """Every file that the settings name, by setting."""
         named = {f"audit.benchmarks.{name}": path for name, path in self.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in self.evaluate.files().items()}
+        named |= {f"leaks.references.{name}": path for name, path in self.leaks.references.items()}
         return named | ({"real": self.real} if self.real else {})
 
     def conditions(self) -> Iterator[Condition]:
@@ -221,6 +238,15 @@ class StudyConfig:
         for tokens, rate in itertools.product(budgets, rates):
             parts = [f"{tokens} tokens"] * (len(budgets) > 1) + [f"lr {rate:g}"] * (len(rates) > 1)
             yield Condition(", ".join(parts), tokens, rate)
+
+    def sources_of(self, student: str) -> tuple[str, ...]:
+        """The models whose text the student is trained on; its own first, where it is one of them."""
+        return tuple(sorted(self.sources or (student,), key=lambda name: name != student))
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Every model whose text some student is trained on."""
+        return self.sources or self.students
 
     def relation(self, source: str, student: str) -> str:
         """One of `RELATIONS`."""
@@ -232,4 +258,4 @@ class StudyConfig:
         return RELATIONS[1] if a.recipe == b.recipe else RELATIONS[2]
 
 
-_RESERVED = ("none", "noise", "real", "shuffled", "self", "base", "corpus")
+_RESERVED = ("none", "noise", "real", "shuffled", "real_fresh", "self", "base", "corpus")

@@ -24,7 +24,7 @@ from selftrain_jax.core.records import read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.distributed import job, preemption
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, to_global
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, target_device, to_global
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes, param_shapes
@@ -123,12 +123,13 @@ def train(
         model_config.head_dim,
         config.document_boundaries,
         model_config.attention_softcap is not None,
+        mesh,
     )
     model = Decoder(
         model_config,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        unroll=default_unroll(model_config),
+        unroll=default_unroll(model_config, mesh),
         attention=config.attention,
     )
     optimizer, train_step = optimizer_and_step(model, config.optimizer, num_steps, mesh, grad_accum)
@@ -237,7 +238,7 @@ def _check_same_training(
 def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int:
     """Slices of a batch that suit the devices: of at most some 512 tokens per device on CPUs, whose caches hold no
     more; elsewhere one, the whole batch."""
-    if mesh.devices.flat[0].platform != "cpu":
+    if target_device(mesh).platform != "cpu":
         return 1
     ways = batch_ways(mesh)
     fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n % ways == 0]

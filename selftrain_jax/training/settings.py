@@ -12,8 +12,15 @@ from selftrain_jax.models.config import ATTENTION
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019) under a warm-up and cosine (or constant) schedule.
 
-    `warmup` is a share of all steps; the cosine ends at `final_lr_ratio * learning_rate`. Weight decay acts on matrices
-    only. `clip_norm` bounds the global gradient norm; 0 turns clipping off.
+    Attributes:
+      learning_rate: the highest, after the warm-up.
+      schedule: "cosine", down to `final_lr_ratio * learning_rate`, or "constant".
+      warmup: share of all steps in which the rate rises to the highest.
+      final_lr_ratio: the last learning rate, as a share of the highest.
+      beta1, beta2: decay of the mean gradient and of the mean squared gradient.
+      eps: added to the root of the mean squared gradient.
+      weight_decay: share of a weight, times the learning rate, that a step takes away; of matrices only.
+      clip_norm: bound of the global gradient norm; 0 turns clipping off.
     """
 
     learning_rate: float = 1e-6

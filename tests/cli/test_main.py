@@ -63,6 +63,7 @@ def test_help_names_every_command(capsys):
         "study",
         "probes",
         "import",
+        "leaks",
         "configs",
         "init",
         "convert",
@@ -153,6 +154,46 @@ def test_an_import_says_what_it_took(tmp_path, capsys):
     line = f"2 documents, 7 tokens, 1 empty texts dropped, 0 with special tokens read as text: {tmp_path / 'out'}\n"
     assert capsys.readouterr().out == line
     assert [d.text for d in read_corpus(tmp_path / "out")] == ["a b c", "d e"]
+
+
+def test_leaks_of_a_corpus_are_told_with_the_documents(tmp_path, capsys):
+    import json
+
+    from selftrain_jax.core.files import write_jsonl
+    from selftrain_jax.data.external import import_corpus
+    from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
+
+    model, other = (write_tokenizer(write_checkpoint(tmp_path / name, old_tensors())) for name in ("m", "n"))
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in ("c a b c", "a c", "b c b b c a")])
+    import_corpus(tmp_path / "texts.jsonl", tmp_path / "corpus", model)
+    (tmp_path / "known.txt").write_text("a b c b b c")
+    write_jsonl(tmp_path / "probes.jsonl", [{"prefix": [2], "suffix": [3, 2], "group": "repeats=8"}])
+    corpus, known = tmp_path / "corpus", f"--reference={tmp_path / 'known.txt'}"
+    options = (known, f"--probes={tmp_path / 'probes.jsonl'}", f"--tokenizer={model}", "--tokens=3", "--characters=7")
+    assert run("leaks", corpus, *options, f"--out={tmp_path / 'found.json'}") == 0
+    out = capsys.readouterr().out
+    # 15 tokens with the ends of documents: two leaks are 133,333 in a million.
+    assert "known.txt, tokens: 2 of 3 documents repeat 3 or more; per million tokens 133333.33" in " ".join(out.split())
+    assert "known.txt, characters: 1 of 3 documents repeat 7 or more" in " ".join(out.split())
+    assert "document 2, 5 tokens from 0 on: ... >>b c b b c<< a" in " ".join(out.split())
+    assert "probes, 8 repeats, tokens: 1 of 3 documents repeat 3 or more" in " ".join(out.split())
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["group"], row["unit"], row["leaking"]) for row in rows] == [
+        ("", "tokens", 2),
+        ("", "characters", 1),
+        ("repeats=8", "tokens", 1),
+        ("repeats=8", "characters", 1),
+    ]
+    for arguments, message in (
+        ((corpus,), "give --reference=FILE, --probes=FILE or both"),
+        ((corpus, options[1]), "--probes needs --tokenizer"),
+        ((corpus, known, "--characters=0"), "tokens alone, and these need --tokenizer"),
+        ((corpus, known, "--characters=12"), "no text has 12 characters, the run that counts; the longest has 11"),
+        ((tmp_path, known), "is unfinished (no manifest.json)"),
+    ):
+        assert run("leaks", *arguments) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
 
 
 def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):

@@ -11,10 +11,12 @@ from selftrain_jax.cli import plan
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models.config import DecoderConfig, Layer
 from selftrain_jax.models.families import PRESETS, preset
+from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.log import peak_flops
@@ -193,4 +195,14 @@ def test_a_study_is_planned_in_device_hours(capsys):
     assert [total[1:4] for total in totals] == [["4", "sample", "81,920,000"], ["24", "train", "4,800,000,000"]]
     assert float(lines[-2].split()[0]) == pytest.approx(sum(float(total[4]) for total in totals), rel=0.01)
     assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}", "--mesh=fsdp=2"]) == 2
-    assert "--mesh and --devices are for runs" in capsys.readouterr().err
+    assert "--mesh, --devices and --compile are for runs" in capsys.readouterr().err
+
+
+def test_planting_is_planned():
+    planted = dict(text="t.txt", tokens=32 * 2048 * 4, counts=(0, 1, 4), kinds=("words",))
+    config = build(RunConfig, {"source": "EleutherAI/pythia-14m", "plant": planted})
+    shape = preset("pythia-14m")
+    (line,) = plan.planting(config, shape)
+    petaflop = 2 * 32 * 2048 * 4 * shape.train_flops_per_token(2048) / 1e15
+    assert line.startswith("planting: 15,680 of 262,144 tokens; 4 steps") and f" {petaflop:.3f} PFLOP" in line
+    assert plan.planting(dataclasses.replace(config, plant=None), shape) == []

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.run.references import find_model
 from selftrain_jax.study.execute import run_study
 from selftrain_jax.study.rules import VERSION
@@ -46,8 +46,8 @@ def test_a_study_ends_with_its_tables(finished):
         ("A_small", "B", "other family"),
         ("A_small", "real", "real text"),
         ("A_small", "shuffled", "shuffled real text"),
-        ("A_small", "none", CONTROLS[2]),
-        ("A_small", "noise", CONTROLS[3]),
+        ("A_small", "none", UNTRAINED[0]),
+        ("A_small", "noise", UNTRAINED[1]),
     }
     drift = {row["arm"]: row["after"] for row in data["results"] if row["metric"] == "drift"}
     assert drift["none"] < 1e-4 < min(drift["A_small"], drift["noise"])

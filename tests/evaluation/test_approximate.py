@@ -38,6 +38,25 @@ def test_edit_distance_of_longer_texts():
     assert normalized_edit_distance("", "") == 0 and normalized_edit_distance("", "ab") == 1
 
 
+def test_edit_similarity_agrees_with_rapidfuzz():
+    rapidfuzz = pytest.importorskip("rapidfuzz", reason="comes with the extra `test`")
+    rng = random.Random(2)
+    for _ in range(100):
+        a, b = ("".join(rng.choices("abcd é", k=rng.randrange(60))) for _ in range(2))
+        expected = rapidfuzz.distance.Levenshtein.normalized_similarity(a, b)
+        assert 1 - normalized_edit_distance(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_longest_common_substring_equals_that_of_all_substrings():
+    rng = np.random.default_rng(0)
+    suffixes, written = rng.integers(0, 4, (2, 100, 11))
+    found = approximate_match([Probe(np.array([0]), s) for s in suffixes], list(written), Words()).common_run
+    for run, a, b in zip(found, suffixes, written):
+        of_a, of_b = ({tuple(x[i:j]) for i in range(12) for j in range(i, 12)} for x in (a, b))
+        assert run == max(map(len, of_a & of_b))
+    assert len(set(found.tolist())) > 3
+
+
 def test_bleu_by_hand():
     true = "the cat is on the mat".split()
     # Papineni et al. 2002: seven times "the", of which the reference has two.

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.exposure import canary_exposures, exposure
+from selftrain_jax.evaluation.exposure import canary_exposures, exposure, group_exposures
 from selftrain_jax.evaluation.membership import membership_results, membership_scores
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
+from selftrain_jax.report.metric import KINDS
 from tests.shapes import ONE_LAYER, initial
 
 CONFIG = ONE_LAYER
@@ -49,6 +50,32 @@ def test_scores_by_hand():
     assert found["min_k"] == pytest.approx([-3.5])  # the two least likely tokens
     assert found["min_k_plus"] == pytest.approx([-1.5])  # normalized: 1, -1, 0, -2
     assert found["reference"] == pytest.approx([-0.5])
+
+
+def test_dc_pdd_by_hand():
+    """Token 7 stands twice and counts once, where the model gives it 0.5; the divergence of token 9 is cut off."""
+    counts = np.zeros(10, int)
+    counts[7] = 90  # of 90 tokens and 10 ids: f = 91/100, and 1/100 for all others
+    log_probs = [math.log(0.05), math.log(0.9), math.log(1e-4)]
+    found = membership_scores(scripted([log_probs]), [np.array([0, 7, 7, 8])], counts=counts)
+    expected = (min(0.05 * -math.log(0.91), 0.01) + 1e-4 * math.log(100)) / 2
+    assert found["dc_pdd"] == pytest.approx([expected]) and 0.05 * -math.log(0.91) < 0.01
+    assert membership_scores(scripted([[-0.5]]), [np.array([0, 9])], counts=counts)["dc_pdd"] == pytest.approx([0.01])
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+def test_recall_scores_the_same_tokens_behind_non_members(params, bos):
+    """Each sequence alone behind the joined shots, by the scorer, token by token."""
+    scorer = functools.partial(score, params, CONFIG, batch_size=4)
+    sequences = [np.random.default_rng(i).integers(2, 64, 4) for i in range(6)]
+    found = membership_scores(scorer, sequences, shots=[4, 5], bos_token_id=bos)["recall"]
+    assert np.isnan(found[4:]).all()
+    head, shots = [] if bos is None else [bos], np.concatenate(sequences[4:])
+    for i, sequence in enumerate(sequences[:4]):
+        plain, given = (np.concatenate([head, *parts]).astype(int) for parts in ((sequence,), (shots, sequence)))
+        count = len(plain) - 1
+        a, b = (s.log_probs.mean() for s in scorer([plain, given], [1, len(given) - count]))
+        assert found[i] == pytest.approx(b / a, rel=1e-4)
 
 
 @pytest.mark.parametrize("share, count", [(0.01, 1), (0.3, 3), (0.35, 3), (1.0, 10)])
@@ -114,6 +141,35 @@ def test_sampled_exposure_estimates_that_in_the_whole_space(params):
     np.testing.assert_allclose(shares[1:], [7 / 63, 31 / 63, 1], atol=0.075)
     again = canary_exposures(scorer, canaries[:2], alphabet, num_alternatives=400)
     assert again.tolist() == found[:2].tolist()
+
+
+def test_exposure_among_a_group_is_that_of_each_canary_among_its_equals():
+    rng = np.random.default_rng(0)
+    log_probs, lengths = np.round(rng.normal(size=60), 1), rng.choice([4, 8, 9], 60)  # with ties
+    members = (rng.random(60) < 0.4) | (lengths == 9)
+    found = group_exposures(log_probs, lengths, members)
+    for i in range(60):
+        rivals = log_probs[~members & (lengths == lengths[i])]
+        expected = exposure(log_probs[i], rivals) if members[i] and rivals.size else np.nan
+        assert found[i] == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(found[lengths == 9]).all()
+    with pytest.raises(InputError, match="not numbers"):
+        group_exposures([np.nan, 1.0], [1, 1], [True, False])
+
+
+def test_exposure_of_what_was_never_planted_is_that_of_chance():
+    """1 / ln 2 bits in the mean, whatever the spread of the log-probabilities."""
+    log_probs = np.random.default_rng(1).normal(-50, 9, 4000)
+    bits = group_exposures(log_probs, np.full(4000, 8), np.arange(4000) < 2000)
+    assert np.nanmean(bits) == pytest.approx(1 / math.log(2), abs=4 * 1.44 / math.sqrt(2000))
+
+
+def test_exposure_by_chance_is_less_among_few():
+    """Members that fall anywhere among four that never were: 0.94 bits, of which the report's words speak."""
+    members = np.arange(9) < 5
+    bits = group_exposures([0, 2, 4, 6, 8, 1, 3, 5, 7], np.full(9, 8), members)
+    assert bits[members].mean() == pytest.approx(0.94, abs=0.001)
+    assert "1.4 in the mean among many, 0.9 among four" in KINDS["exposure"].explanation
 
 
 def test_bad_canaries_are_named(params):

@@ -186,9 +186,25 @@ def test_stride_limit_and_seed_choose_windows(tmp_path, letters):
     assert offsets(stride=1, limit=99) == everything
 
 
+def test_several_prefixes_lead_to_the_same_suffix(tmp_path, letters):
+    """Each suffix once after one token and once after three, where the longest prefix fits."""
+    out = tmp_path / "out.jsonl"
+    lengths = {"prefix_length": (3, 1), "suffix_length": 2, "stride": 4}
+    counts = window_probes(tmp_path / "set.jsonl", str(tmp_path / "letters"), out, **lengths)
+    rows = rows_of(out)
+    assert counts["windows"] == 5 and counts["written"] == len(rows) == 10
+    assert [row["group"] for row in rows] == ["prefix=1", "prefix=3"] * 5
+    for short, long in zip(rows[::2], rows[1::2]):
+        assert short["suffix"] == long["suffix"] and long["prefix"][2:] == short["prefix"]
+        assert short["offset"] == long["offset"] + 2 and short["document"] == long["document"]
+        assert letters[long["document"] - 1][long["offset"] :][:5] == long["prefix"] + long["suffix"]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"prefix_length": (0, 2)}, "prefix_length=0"),
+        ({"prefix_length": (2, 2)}, r"prefix_length=\(2, 2\) must name one length or more, each once"),
         ({"prefix_length": 0}, "prefix_length=0"),
         ({"suffix_length": -1}, "suffix_length=-1"),
         ({"stride": 0}, "stride=0"),
@@ -283,12 +299,14 @@ def test_the_command_takes_each_kind_of_source(tmp_path, letters, saved, capsys)
     assert (
         main(["probes", "--dataset", str(saved[0]), "--split", "duped.1.4b", *common]) == 0 and len(rows_of(out)) == 1
     )
+    assert main(["probes", *text, *common, "--prefix-length", "2,3"]) == 0 and len(rows_of(out)) == 8
     for wrong, message in [
         ([], "give one of --text, --dataset"),
         ([*text, "--dataset", "x"], "give one of --text, --dataset"),
         (["--dataset", "x"], "--split is missing"),
+        (["--dataset", "x", "--split", "y", "--prefix-length", "2,3"], "several lengths are for --text alone"),
         (text[:2], "--target is missing"),
         (["--prefixes", "x.npy", "--target", "y"], "--suffixes, --source is missing"),
     ]:
-        assert main(["probes", *wrong, *common]) == 2
+        assert main(["probes", *common, *wrong]) == 2
         assert message in capsys.readouterr().err

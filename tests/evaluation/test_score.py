@@ -94,6 +94,20 @@ def test_ties_go_to_the_lowest_id(monkeypatch, tile):
     np.testing.assert_allclose(found.log_probs, logits - np.logaddexp.reduce(logits), rtol=1e-6)
 
 
+def test_the_model_is_traced_on_the_mesh_of_its_rows(monkeypatch, params, sequences):
+    """Attention kernels of TPUs are not partitioned by the compiler: they must know the mesh."""
+    seen, whole = [], score_module.score_batch
+
+    def record(*args, **kwargs):
+        seen.append(dict(jax.sharding.get_abstract_mesh().shape))
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(score_module, "score_batch", record)
+    score(params, CONFIG, sequences[:2], mesh=make_mesh(MeshConfig(2, 1, 1), jax.devices()[:2]), batch_size=2)
+    score(params, CONFIG, sequences[:2], batch_size=2)
+    assert seen == [{"data": 2, "fsdp": 1, "tensor": 1}, {}]
+
+
 @pytest.mark.parametrize(
     "mesh_sizes, batch_size", [(None, 1), (None, 7), ((8, 1, 1), 1), ((8, 1, 1), 64), ((2, 2, 2), 7)], ids=str
 )

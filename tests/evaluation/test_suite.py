@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import types
 
@@ -18,15 +19,16 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
+from selftrain_jax.evaluation.membership import ATTACKS
 from selftrain_jax.evaluation.memorization import Probe, load_probes, probe_columns
-from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
+from selftrain_jax.evaluation.settings import SUITES, DiscoverableSettings, EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
 from selftrain_jax.report.data import ReportData
-from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, group_extraction
+from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, each_suite, group_extraction
 from selftrain_jax.report.page import render_html
 from selftrain_jax.report.tables import format_table
 from selftrain_jax.run import summary
@@ -43,6 +45,8 @@ SETTINGS = EvaluateSettings(
     offset_edges=(4,),
     free_running=True,
     nonmembers="repeats=0",
+    recall_shots=1,
+    discoverable=DiscoverableSettings(samples=(1, 100), top_k=0),
 )
 
 
@@ -67,8 +71,9 @@ def measured(world, tmp_path_factory):
     params = initial(config)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     model = config, params
+    arguments = {"mesh": mesh, "name": "base", "reference": lambda: (config, initial(config, seed=1))}
     found = suite.evaluate_model(
-        model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, mesh=mesh, name="base"
+        model, directory / "tokenizer", SETTINGS, lambda name: directory / name, out, **arguments
     )
     return found, Items.load(out)
 
@@ -79,7 +84,9 @@ def test_items_cover_every_probe(measured):
     assert all(items.probes[field].shape == (12,) for field in fields)
     assert items.probes["index"].tolist() == items.probes["offset"].tolist() == list(range(12))
     assert items.probes["group"].tolist() == ["repeats=0"] * 6 + ["repeats=8"] * 6
-    assert items.membership.keys() == {"loss", "zlib", "min_k", "min_k_plus"}
+    assert items.membership.keys() == set(ATTACKS)
+    assert [attack for attack, scores in items.membership.items() if np.isnan(scores).any()] == ["recall"]
+    assert np.flatnonzero(np.isnan(items.membership["recall"])).tolist() == [0]
     assert items.members.tolist() == [False] * 6 + [True] * 6
     assert found["bits_per_char/validation"] == pytest.approx(found["bits_per_byte/validation"])  # all ASCII
     assert found["word_perplexity/validation"] > 1
@@ -97,6 +104,7 @@ def test_what_was_measured_is_kept_and_only_the_new_is_scored(world, measured, t
     recall = {"recall": "suites/recall.jsonl"}
     whole = dataclasses.replace(SETTINGS, multiple_choice=recall)
     less = {"texts": {}, "minimal_pairs": {}, "probes": "", "nonmembers": "", "suffix_lengths": (), "offset_edges": ()}
+    less |= {"recall_shots": None, "discoverable": None}
     first = dataclasses.replace(whole, **less)
     documents = [
         json.loads((directory / "suites" / "minimal_pairs.jsonl").read_text().splitlines()[0])["sentence_good"]
@@ -177,9 +185,34 @@ def test_items_become_rows_with_intervals(measured):
     # A model that has never seen any of them cannot tell planted probes from others.
     assert values["membership_auc/min_k_plus"]["low"] < 0.5 < values["membership_auc/min_k_plus"]["high"]
     assert values["tpr_at_fpr_0.001/loss"]["low"] == 0
+    assert values["tpr_at_fpr_0.001/loss"]["n"] == items.members.sum() < values["membership_auc/loss"]["n"] == 12
+    names = [
+        f"{kind}{k}" for kind in ("graded", "edit_similarity", "common_run") for k in ("/all", "/suffix=1", "/suffix=3")
+    ]
+    assert [name in values for name in names] == [True] * 9
+    assert (
+        values["graded/suffix=1"]["value"] == values["extraction/suffix=1"]["value"] == items.probes["graded/1"].mean()
+    )
+    assert (items.probes["common_run/1"] == items.probes["graded/1"]).all()  # one token is common, or is not
+    assert (items.probes["common_run/3"] <= items.probes["common_run"]).all()
+    assert (values["membership_auc/recall"]["n"], values["membership_auc/loss"]["n"]) == (11, 12)
+    assert values["exposure/all"]["n"] == 6 and 0 <= values["exposure/all"]["value"] <= math.log2(7)
+    # Without top-k, p_z is the likelihood: 100 samples suffice for p = 0.5 where 100 >= log(0.5) / log(1 - p_z).
+    p_z = np.exp(items.probes["log_prob"])
+    assert np.exp(items.probes["sampled_log_prob"]) == pytest.approx(p_z, rel=1e-3)
+    assert values["discoverable/n=100,p=0.5"]["value"] == np.mean(1 - (1 - p_z) ** 100 >= 0.5)
     compared = summary._compare(*2 * [summary.hits(items, masks, SETTINGS.suffix_lengths)])
     changes = {row["metric"].name: row["difference"] for row in compared}
     assert changes.keys() >= {"extraction/all", "extraction/suffix=3", "approximate/all"} and not any(changes.values())
+
+
+@pytest.mark.parametrize(
+    "rules, of_curve",
+    [(("acc", "acc_norm"), "acc"), (("acc_norm", "acc"), "acc"), (("acc_bytes", "acc_norm"), "acc_bytes")],
+)
+def test_curves_and_means_over_suites_judge_by_the_same_rule(rules, of_curve):
+    assert EvaluateSettings(rules=rules).for_curve().rules == (of_curve,)
+    assert [metric.rule for metric in each_suite(Metric("capability", "x", rule) for rule in rules)] == [of_curve]
 
 
 def test_items_are_what_they_were_after_a_file(tmp_path):
@@ -317,6 +350,9 @@ def test_groups_of_probes_called_as_other_figures_are_refused(group):
     [
         ({"suffix_lengths": (1, 99)}, r"suffix_lengths=\(1, 99\) go beyond the shortest suffix"),
         ({"nonmembers": "repeats=1"}, "nonmembers='repeats=1' must be one of several groups .*repeats=0, repeats=8"),
+        ({"recall_shots": 6}, "recall_shots=6 must leave non-members"),
+        ({"recall_shots": 5}, "recall_shots=5 makes sequences of 192 tokens, .* context of 64: lower it"),
+        ({"nonmembers": ""}, "recall_shots=1 needs nonmembers"),
         ({"context_len": 65}, "context_len=65 is longer than the model's context of 64"),
     ],
 )

@@ -11,7 +11,9 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import ops
+from selftrain_jax.models.decoder import default_unroll
 from selftrain_jax.models.splash import splash_attention
+from tests.shapes import SMALL
 
 
 def xla(q, k, v, segments, **switches):
@@ -157,6 +159,19 @@ def test_the_device_chooses(monkeypatch, where, dtype, head_dim, packed, capped,
     monkeypatch.setattr(jax, "devices", lambda: [where])
     assert ops.attention_implementation("auto", dtype, head_dim, packed, capped) == expected
     assert ops.attention_implementation("xla", dtype, head_dim, packed, capped) == "xla"
+
+
+def test_the_devices_of_the_mesh_choose():
+    """Not those that JAX would take by itself: a program may be made for devices that are not here."""
+    tpus = jax.sharding.AbstractMesh(
+        (4,), ("data",), abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", None, "tpu")
+    )
+    asked = ("auto", "bfloat16", 64, True)
+    with jax.sharding.use_abstract_mesh(tpus):
+        assert ops.attention_implementation(*asked) == "splash"
+        assert default_unroll(SMALL) == 1
+        assert ops.attention_implementation(*asked, mesh=make_mesh()) == "xla"
+    assert ops.attention_implementation(*asked) == "xla" and default_unroll(SMALL) == SMALL.num_layers
 
 
 @pytest.mark.parametrize(

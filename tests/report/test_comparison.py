@@ -1,6 +1,7 @@
 """Runs side by side."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric
 from selftrain_jax.report.page import render_comparison
 
 OFFSET = Metric("extraction", offset=(64, None))
+SAMPLED = Metric("discoverable", samples=(8, 0.5))
 NLL, SUITE = Metric("nll", "wiki"), Metric("capability", "sciq")
 
 
@@ -21,15 +23,15 @@ def report(items, n=100, **settings):
         for model, value, seed in (("base", 0.5, 0), ("self", 0.1, 0), ("self", 0.3, 1))
     ]
     # As JSON gives it back: tuples are lists.
-    figures = {m.name: {**dataclasses.asdict(m), "offset": m.offset and list(m.offset)} for m in items}
+    figures = {m.name: dataclasses.asdict(m) | {"items": of} for m, of in items.items()}
     return {
         "metrics": rows,
-        "figures": {m.name: figures[m.name] | {"items": of} for m, of in items.items()},
+        "figures": json.loads(json.dumps(figures)),
         "settings": {"train": {"epochs": 2, **settings}, "title": "x"},
     }
 
 
-SAME = {EXTRACTION: "p", HELD_OUT: "h", OFFSET: "o", NLL: "w", SUITE: "s"}
+SAME = {EXTRACTION: "p", HELD_OUT: "h", OFFSET: "o", SAMPLED: "d", NLL: "w", SUITE: "s"}
 
 
 def test_figures_of_the_same_items_stand_side_by_side():

@@ -1,3 +1,4 @@
+import dataclasses
 import html.parser
 import json
 import re
@@ -12,6 +13,7 @@ from selftrain_jax.report import plots
 from selftrain_jax.report.data import MARGIN, Change, ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 from selftrain_jax.report.svg import short
+from selftrain_jax.report.tables import format_leaks
 
 MODELS = ("base", "self", "control:real", "control:other")
 HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
@@ -72,6 +74,17 @@ def test_a_suite_counts_once_in_a_mean_however_many_rules_judge_it():
     assert len(both.kinds["capability"]) == 4 and set(both.suites) == set(plain.suites)
     figures = [plots._capability_against_extraction(data) for data in (plain, both)]
     assert figures[0] == figures[1] and "mean of 2 suites" in figures[0].caption
+
+
+def test_a_curve_of_capability_says_over_what_it_is_by_which_rule_and_which_bars_it_has():
+    def caption(*metrics):
+        rows = [row("self", metric, 0.5, 0.4, 0.6) | {"step": step} for metric in metrics for step in (0, 8)]
+        return plots._measured_curve(full_data(measured_curves=rows), "capability").caption
+
+    one, pairs = Metric("capability", "sciq", "acc_norm"), Metric("capability", "blimp")
+    assert caption(one).startswith("Mean of 1 suite by acc_norm,") and caption(one).endswith("Bars: 95 % intervals.")
+    assert caption(one, pairs).startswith("Mean of 2 suites by acc_norm,") and "Bars" not in caption(one, pairs)
+    assert caption(pairs).startswith("Mean of 1 suite,")
 
 
 class Page(html.parser.HTMLParser):
@@ -327,6 +340,88 @@ def test_names_that_only_their_end_or_another_script_tells_apart_stay_apart():
     assert short(["a" * 20, "b" * 20], 5) == ["aaaa\u2026", "bbbb\u2026"] and short(suites) == suites
 
 
+def leak_rows(leaking):
+    rows = []
+    for group, most in (("repeats=0", 3), ("repeats=64", 30), ("", 30)):
+        count = leaking if most == 30 else 0
+        whole = {"reference": "probes", "group": group, "unit": "tokens", "least": 20, "documents": 100, "size": 5000}
+        whole |= {"leaking": count, "share": count / 100, "low": 0.0, "high": 0.2, "runs": count, "median": 2.0}
+        whole |= {"per_million": 200.0 * count, "per_million_low": 10.0, "per_million_high": 4000.0, "most": most}
+        one = {"id": 7, "length": 30, "begin": 4, "before": "so ", "run": HOSTILE, "after": " it was", "sequence": 1}
+        rows.append(whole | {"curve": [[1, 1.0], [most, 0.01]], "shown": [one] * bool(count)})
+    return rows
+
+
+def test_known_text_in_what_models_wrote_is_shown_with_the_documents():
+    """All groups together in the printed table, each on the page, in pictures, and what was written as text."""
+    data = full_data(leaks={"self": leak_rows(12), "control:real": leak_rows(0)})
+    table, text = report.format_table(data), report.render_html(data)
+    assert "self            probes, tokens: 12 of 100 documents repeat 20 or more; per million tokens" in table
+    assert (
+        "2400.00 [10.00, 4000.00]" in " ".join(table.split())
+        and "longest 30" in table
+        and "64 repeats, tokens" not in table
+    )
+    figures = {figure.title: figure for figure in plots.figures(data)}
+    assert "right of the line (20 tokens) a document leaks" in figures["Repeats of probes in tokens"].caption
+    assert ">64<" in figures["Leaks of planted sequences in tokens"].svg
+    assert "64 repeats, tokens" in re.sub("<wbr>", "", text) and "sequence 2 of the known text" in text
+    assert not {"script", "img"} & set(Page(text).tags) and "&lt;script&gt;alert(1)" in text
+    written = format_leaks(leak_rows(12))
+    assert written.isascii() and "document 7, 30 tokens from 4 on: ...so >>" in written
+    assert "Known text" not in report.format_table(full_data()) and "leaks-caption" not in report.render_html(
+        full_data()
+    )
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_whole_texts_are_strips_and_heat_maps(texts):
+    """Of one text every model and prefix in one picture, of several one a model, of the longest prefix."""
+    rows = [
+        {"model": m, "text": text, "group": group, "edges": [8.0, 20.0, 32.0, 44.0]}
+        | {"extraction": [0.0, 1.0, None], "likelihood": [0.1, 0.55, None]}
+        for text in range(1, texts + 1)
+        for m in ("base", "self")
+        for group in ("prefix=4", "prefix=8")
+    ]
+    data = full_data(along=rows)
+    figures = {figure.title: figure for figure in plots.figures(data) if "along the text" in figure.title}
+    kinds = ("Extraction", "Likelihood")
+    if texts == 1:
+        assert list(figures) == [f"{kind} along the text" for kind in kinds]
+        assert ">base, prefix=4<" in figures["Extraction along the text"].svg
+    else:
+        names = ("base model", "self-generated text")
+        assert list(figures) == [f"{kind} along the texts, {name}, prefix=8" for name in names for kind in kinds]
+    for figure in figures.values():
+        drawn = re.findall(r"fill: var\(--hue\d\)(?:; fill-opacity: ([\d.]+))?", figure.svg)
+        assert set(drawn) == ({""} if figure.title.startswith("Extraction") else {"0.1", "0.6"})
+    Page(report.render_html(data))
+
+
+def test_extraction_by_sampling_and_exposure_are_drawn():
+    """By number of samples, of the held-out probes where there are such; in bits, which no percent limits."""
+    whole = [dataclasses.replace(EXTRACTION, kind="discoverable", samples=(n, 0.5)) for n in (1, 100)]
+    held_out = [dataclasses.replace(metric, held_out=RUN) for metric in whole]
+    group = dataclasses.replace(group_extraction("repeats=4"), kind="discoverable", samples=(100, 0.5))
+    exposed = [dataclasses.replace(group_extraction(f"repeats={r}"), kind="exposure") for r in (4, 64)]
+    metrics = [row(m, metric, 0.5, 0.4, 0.6) for m in MODELS for metric in (*whole, *held_out, group)]
+    metrics += [row(m, metric, 9.5, 9.0, 10.0) for m in MODELS for metric in exposed]
+    data = ReportData(title="", metrics=metrics)
+    figures = {figure.title: figure for figure in plots.figures(data)}
+    assert "held-out probes that so many samples" in figures["Extraction by sampling"].caption
+    assert ">100<" in figures["Extraction by sampling"].svg and ">10.0<" in figures["Exposure by repetition count"].svg
+    assert [m.name for m in data.kinds["discoverable"]] == [
+        "discoverable/n=1,p=0.5",
+        "discoverable/n=100,p=0.5",
+        "discoverable/held_out/n=1,p=0.5",
+        "discoverable/held_out/n=100,p=0.5",
+        "discoverable/n=100,p=0.5/repeats=4",
+    ]
+    table = report.format_table(data)
+    assert "held-out, n=100,p=0.5" in table and "exposure (bits)" in table and "9.50 [9.0" in table
+
+
 @pytest.mark.parametrize("num_models", [1, 2, 4, 6, 15])
 def test_the_table_is_ascii_and_fits_100_columns_with_every_value(num_models):
     names = [f"model-number-{i}" for i in range(num_models)]
@@ -375,7 +470,11 @@ def test_clusters_and_texts_that_stand_alone_are_told():
     suite, text = Metric("capability", "recall"), Metric("nll", "wiki")
     metrics = [{**row("base", suite, 0.5), "n": 384, "clusters": 128}, row("base", text, 2.0)]
     page = report.render_html(ReportData(title="", metrics=metrics, one_document=["wiki"]))
-    assert "n = 384 in 128 clusters" in page and "over clusters" in page and "other texts: wiki" in page
+    assert (
+        "n = 384 in 128 clusters" in page
+        and "over clusters, but for those of a single model&#39;s AUC and TPR" in page
+        and "other texts: wiki" in page
+    )
     page = report.render_html(ReportData(title="", metrics=[row("base", suite, 0.5)]))
     assert "clusters" not in page and "other texts" not in page
 

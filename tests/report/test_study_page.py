@@ -11,8 +11,9 @@ import pytest
 
 from selftrain_jax.report import page as report
 from selftrain_jax.report import study_plots
-from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, RUN, Metric
+from selftrain_jax.report.metric import CAPABILITY, HELD_OUT, LEFT_PROBES, RUN, Metric
 from selftrain_jax.report.study_data import RELATIONS, StudyData
+from selftrain_jax.study.replicates import ABOVE_CHANCE
 
 STUDENTS = ("A_small", "A_large", "B")
 SOURCES = ("A_small", "A_large", "A_other", "B")
@@ -602,6 +603,32 @@ def test_figures_are_named_and_take_all_colours_from_the_page(folder):
         assert "#00f" not in svg
 
 
+def test_a_map_has_a_cell_for_each_temperature_and_learning_rate():
+    """Changes with their sign, in bold where the interval excludes 0; shares that are left have neither."""
+    cells = {(0.5, 1e-4): (-0.02, -0.03, -0.01), (None, 1e-4): (0.01, -0.01, 0.03), (1.0, 1e-2): (0.04, 0.03, 0.05)}
+    rows = [
+        {"student": "A", "tokens": 5, "learning_rate": rate, "temperature": temperature, "metric": metric}
+        | {"value": value, "low": low, "high": high, "num_replicates": 3}
+        for metric in (CAPABILITY, Metric("nll", "prose"), LEFT_PROBES)
+        for (temperature, rate), (value, low, high) in cells.items()
+    ]
+    data = empty_data(grid=rows)
+    maps = study_plots.maps(data)
+    assert [figure.title for figure in maps] == ["A: capability", "A: NLL, prose", f"A: {LEFT_PROBES.title}"]
+    minus = "\N{MINUS SIGN}"
+    shown = [re.findall(r"<text ([^>]*)>([^<]+)</text>", figure.svg) for figure in maps]
+    numbers = [[(text, "700" in style) for style, text in of if text[0] in "+" + minus] for of in shown]
+    assert numbers[0] == [(f"{minus}2.0", True), ("+1.0", False), ("+4.0", True)]
+    assert numbers[1] == [(f"{minus}0.020", True), ("+0.010", False), ("+0.040", True)]
+    assert [text for _, text in shown[2]][-1] == "4.0" and not any("700" in style for style, _ in shown[2])
+    # What rises is good of capability, bad of likelihood.
+    better = [len(re.findall(r"fill: var\(--hue1\)", figure.svg)) for figure in maps]
+    assert better == [2, 1, 0]
+    page = re.sub(r"(<[^>]+>|\s)+", " ", report.render_study(data))
+    assert f"A capability 5 0.0001 0.5 {minus}2.0 [{minus}3.0, {minus}1.0] 3 " in page
+    assert f"A capability 5 0.0001 real text +1.0 [{minus}1.0, +3.0] 3 " in page
+
+
 def test_a_proxy_panel_is_titled_with_its_correlation(folder):
     page = (folder("full") / "study.html").read_text()
     titles = [title.replace("\xa0", " ").replace("\N{MINUS SIGN}", "-") for title in re.findall("<h3>(.*?)</h3>", page)]
@@ -613,6 +640,13 @@ def test_captions_say_over_what_curves_are_averaged():
     rows = [{"seed": seed, "subset": subset} for seed in (0, 1) for subset in (0, 1)]
     found = [study_plots._mean(of).partition(";")[0] for of in (rows, rows[:2], rows[::2], rows[:1], [{"seed": 0}])]
     assert found == ["Mean over seeds and subsets", "Mean over subsets", "Mean over seeds", "One seed.", "One seed."]
+
+
+def test_capability_above_chance_is_a_share_in_percent_beside_the_others():
+    row = full_data().results[0] | {"metric": ABOVE_CHANCE, "before": 0.25, "after": -0.0125}
+    page = report.render_study(dataclasses.replace(full_data(), results=[row]))
+    cells = page[page.index(">capability above chance</th>") :].split("</tr>")[0]
+    assert "\N{MINUS SIGN}1.2<" in cells and "25.0<" in cells
 
 
 def test_what_was_not_trained_is_not_called_trained():

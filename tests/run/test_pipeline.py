@@ -1,15 +1,19 @@
 """The order of a run's stages."""
 
+import contextlib
 import json
 import pathlib
 
 import pytest
 
 from selftrain_jax.cli.config import load_config
+from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
+from selftrain_jax.training.settings import TrainConfig
 from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
@@ -33,6 +37,76 @@ def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, re
         "setting controls.real.texts: 1 of its texts are in evaluate.texts.wiki, too, whose figures then speak of text"
     )
     assert [str(warning.message)[: len(told)] for warning in recwarn] == [told] * shared
+
+
+@pytest.mark.parametrize("kind", ["splash", "cudnn"])
+def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path, capsys, kind):
+    config = load_config(TINY, [f"--config.train.attention={kind}"])
+    with pytest.raises(InputError, match=f"train attention='{kind}' is not possible here: the device is a cpu"):
+        Pipeline(config, tmp_path).check_attention()
+    assert main(["run", f"--config={TINY}", f"--workdir={tmp_path}/run", f"--config.train.attention={kind}"]) == 2
+    assert not list(tmp_path.glob("run/*/manifest.json"))
+    study = ["study", f"--config={TINY.replace('tiny', 'tiny_study')}", f"--workdir={tmp_path}/study"]
+    assert main([*study, f"--config.train.attention={kind}"]) == 2 and not (tmp_path / "study" / "lab").exists()
+    told = capsys.readouterr().err
+    assert told.count(f"train attention={kind!r} is not possible here") == 2 and told.count("error:") == 2
+    Pipeline(load_config(TINY), tmp_path).check_attention()
+
+
+def test_the_seed_of_the_last_subset_is_a_seed():
+    of = {"source": "x", "subset": SubsetConfig(num_subsets=2)}
+    RunConfig(**of, train=TrainConfig(seed=2**63 - 2))
+    with pytest.raises(InputError, match=f"train seed={2**63 - 1} must be at most {2**63 - 2}: subset i of 2 is"):
+        RunConfig(**of, train=TrainConfig(seed=2**63 - 1))
+
+
+def test_the_reference_is_an_input_of_every_evaluation_and_has_the_students_tokenizer(tmp_path):
+    config = load_config(TINY, ["--config.evaluate.nonmembers=repeats=0", "--config.evaluate.reference=lab:other"])
+    stages = {stage.name: stage for stage in Pipeline(config, tmp_path).stages()}
+    assert "lab/other" in stages and "lab/other" in stages["evaluate/base"].after
+    assert "lab/other" in stages["evaluate/real-0"].after
+    models = [write_checkpoint(tmp_path / name, old_tensors()) for name in ("model", "same", "another")]
+    for model, words in zip(models, ("abc", "abc", "xyz")):
+        write_tokenizer(model, words)
+    rows = [{"prefix": [1], "suffix": [token], "group": group} for token, group in enumerate("ab")]
+    (tmp_path / "probes.json").write_text(json.dumps(rows))
+
+    def check(reference):
+        evaluate = EvaluateSettings(probes=str(tmp_path / "probes.json"), nonmembers="a", reference=str(reference))
+        pipeline = Pipeline(RunConfig(source=str(models[0]), evaluate=evaluate), tmp_path / "run")
+        pipeline.check_files()
+        return next(stage for stage in pipeline.stages() if stage.name == "evaluate/base").models()
+
+    assert check(models[1]).keys() >= {"student", "reference"}
+    with pytest.raises(InputError, match="reference=.*another has another tokenizer than the student"):
+        check(models[2])
+
+
+def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_path):
+    names = [stage.name for stage in Pipeline(load_config(TINY), tmp_path).stages()]
+    config = load_config(TINY, ["--config.leaks.probes=True", "--config.leaks.references.world=lab:validation.jsonl"])
+    stages = Pipeline(config, tmp_path).stages()
+    added = {stage.name: stage for stage in stages if stage.name not in names}
+    assert list(added) == [f"evaluate/leaks/{arm}" for arm in ("self", "other", "real")]
+    assert set(added["evaluate/leaks/self"].after) == {"sample/self", "lab/base", "lab/world"}
+    assert set(added) <= set(stages[-1].after)
+    with pytest.raises(InputError, match="leaks probes=True needs evaluate.probes"):
+        load_config(TINY, ["--config.leaks.probes=True", "--config.evaluate.probes="])
+    for setting, message in (("references.probes=x.txt", "not 'probes'"), ("least_tokens=-1", "must be at least 0")):
+        with pytest.raises(InputError, match=message):
+            load_config(TINY, [f"--config.leaks.{setting}"])
+
+
+def test_text_that_leaks_are_looked_for_in_is_read_before_any_work(tmp_path):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    known = tmp_path / "known.txt"
+    config = RunConfig(source=str(model), leaks=LeakSettings({"known": str(known)}, least_tokens=3, least_characters=0))
+    with pytest.raises(InputError, match="setting leaks.references.known: file not found"):
+        Pipeline(config, tmp_path / "run").check_files()
+    for content, message in ((b"a b", "no text has 3 tokens"), (b"a b \xe9", "not valid UTF-8"), (b"a b c", "")):
+        known.write_bytes(content)
+        with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+            Pipeline(config, tmp_path / "run").check_files()
 
 
 LENGTHS = [

@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.randomness import seed_key
-from selftrain_jax.evaluation.statistics import variance_components
+from selftrain_jax.evaluation.statistics import t_interval, variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.study import comparisons
 from selftrain_jax.study.untouched import moved_at_random
 from tests.shapes import NARROW, initial
+from tests.study.made import SELF, rows_of
 
 
 def curve(arm, relation, seed, points):
@@ -46,6 +47,25 @@ def test_an_arm_that_comes_back_is_taken_as_far_as_it_is_in_the_end():
     assert {key: row["value"] for key, row in found.items()} == pytest.approx(expected)
 
 
+def test_each_seed_of_the_loop_is_compared_with_its_own_start():
+    """Levels lie 20 points apart between seeds; the loop costs 4 and 6 of them, and its corpora begin at 1."""
+    nll, place = Metric("source_nll"), {"student": "A", "mode": "replace"}
+    levels = {0: (0.5, 0.48, 0.46), 1: (0.7, 0.69, 0.64)}
+    rows = [
+        {**place, "generation": g, "seed": seed, "metric": CAPABILITY, "value": value}
+        for seed, values in levels.items()
+        for g, value in enumerate(values)
+    ]
+    rows += [{**place, "generation": g, "seed": 0, "metric": nll, "value": 2.0 - g} for g in (1, 2)]
+    rows += [{**place, "generation": g, "seed": 0, "metric": HELD_OUT, "value": None} for g in (0, 1)]
+    found = {(row["metric"], row["generation"]): row for row in comparisons.over_generations(rows[::-1])}
+    assert set(found) == {(CAPABILITY, 1), (CAPABILITY, 2), (nll, 2)}
+    last = found[CAPABILITY, 2]
+    low, high = t_interval([-0.04, -0.06])
+    assert [last[name] for name in ("level", "value", "low", "high")] == pytest.approx([0.55, -0.05, low, high])
+    assert last["num_replicates"] == 2 and found[nll, 2]["value"] == -1.0 and found[nll, 2]["low"] is None
+
+
 def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_others():
     """Two trainings a seed: 20 items in the text gain 10 and 30 points, 80 others none; seed 1 has too few."""
     place = {"student": "A", "arm": "A", "relation": "self", "condition": "", "metric": Metric("capability", "recall")}
@@ -70,10 +90,19 @@ def test_suites_are_shown_on_items_that_stand_in_the_training_text_and_on_the_ot
 def test_components_of_variance():
     """Two groups {0, 2} and {10, 12}: within 2; the means 1 and 11 differ by 50 - 2 / 2 = 49."""
     assert variance_components([[0, 2], [10, 12]]) == pytest.approx((49, 2))
-    assert variance_components([[0, 2], [1, 1]])[0] == 0  # the estimate would be negative
+    assert variance_components([[0, 2], [1, 1]]) == pytest.approx((-0.5, 1))
     rng = np.random.default_rng(0)
     groups = [rng.normal(rng.normal(0, 3), 1, size=size) for size in rng.integers(1, 4, size=4000)]
     assert variance_components(groups) == pytest.approx((9, 1), rel=0.06)
+
+
+def test_seeds_that_do_not_differ_have_no_spread_between_them():
+    """600 pairs, three seeds, two trainings each, of one distribution: truncated by pair, "between" was 0.5."""
+    noise = np.random.default_rng(0).normal(size=(600, 3, 2))
+    places = ({"student": f"{i}", "seed": j, "after": noise[i, j, k]} for i, j, k in np.ndindex(noise.shape))
+    (row,) = rows_of(CAPABILITY, {("a", SELF): [0]}, before=0)
+    (found,) = comparisons.components([row | place for place in places])
+    assert found["within"] == pytest.approx(1, abs=0.1) and found["between"] < 0.25
 
 
 def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
@@ -90,7 +119,7 @@ def test_components_are_pooled_over_pairs_and_need_two_trainings_of_a_seed():
     assert found["within"] == pytest.approx(np.sqrt(2 / 2) / 100)
     assert (found["relation"], found["metric"], found["num_cells"], found["num_values"]) == ("self", CAPABILITY, 2, 8)
     assert comparisons.components(rows("A", [[0], [10]])) == []
-    untouched = [row | {"relation": CONTROLS[2]} for row in rows("A", [[0, 0], [1, 1]])]
+    untouched = [row | {"relation": UNTRAINED[0]} for row in rows("A", [[0, 0], [1, 1]])]
     assert comparisons.components(untouched) == [], "one evaluation, shown beside both subsets"
 
 

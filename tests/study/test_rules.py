@@ -5,7 +5,7 @@ import pytest
 
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS
-from selftrain_jax.study import analysis, rules
+from selftrain_jax.study import analysis, rules, rules_1
 from tests.study.made import FAMILY, LINEAGE, RECIPE, SELF, rows_of, study
 
 REAL = CONTROLS[0]
@@ -125,12 +125,13 @@ def test_likelihood_enters_as_bits_per_byte_and_relational_proxies_not_at_all():
     ]
 
 
-def memory_of(relation, lost, token_share, log_prob=-3.0, extracted=60):
+def memory_of(relation, lost, token_share, log_prob=-3.0, extracted=60, spread=1):
     """Three seeds, or as many as `lost` has."""
     return [
         {"student": "S", "arm": relation, "relation": relation, "condition": "", "seed": seed, "subset": 0}
         | {"extracted": extracted, "lost": n, "token_share_before": 1.0, "log_prob_before": -0.1}
-        | {"token_share_after": token_share + 0.01 * (seed - 1), "log_prob_after": log_prob + 0.1 * (seed - 1)}
+        | {"token_share_after": token_share + 0.01 * spread * (seed - 1)}
+        | {"log_prob_after": log_prob + 0.1 * spread * (seed - 1)}
         for seed, n in enumerate(lost)
     ]
 
@@ -138,7 +139,7 @@ def memory_of(relation, lost, token_share, log_prob=-3.0, extracted=60):
 def decoupling(gain=0.0, lost=(60, 60, 60), token_share=0.1, real=0.5, log_prob=-3.0, **options):
     memory = memory_of(SELF, lost, token_share, log_prob, **options)
     if real is not None:
-        memory += memory_of(REAL, [50] * len(lost), real, log_prob=-3.0)
+        memory += memory_of(REAL, [50] * len(lost), real, log_prob=-3.0, spread=0)
     return rules.decoupling(study({SELF: gain, REAL: 0.0}), memory)
 
 
@@ -162,6 +163,25 @@ def decoupling(gain=0.0, lost=(60, 60, 60), token_share=0.1, real=0.5, log_prob=
 )
 def test_capability_and_memory_must_come_apart_by_ones_own_text(options, verdict):
     assert decoupling(**options)["verdict"] == verdict
+
+
+def test_a_suite_that_no_text_changes_does_not_shrink_the_others():
+    """Four points on one of two suites are two in the mean, as of accuracy itself; they were one."""
+    gains = {("own", SELF): [0.55, 0.54, 0.53], ("x", FAMILY): [0.51, 0.50, 0.49]}
+    moved, still = Metric("capability", "moved"), Metric("capability", "still")
+    rows = rows_of(moved, gains) + rows_of(still, {pair: [0.5] * 3 for pair in gains})
+    (values,) = rules._steps(rows, [moved, still]).values()
+    assert values == pytest.approx([0.02] * 3)
+
+
+def test_seeds_that_do_not_differ_decide_nothing():
+    """Three that gained the same are no proof that every one would: p was 0."""
+    rows = study({SELF: 0.1, FAMILY: 0.0}, spread=0)
+    found = rules.relational(rows)
+    assert found["verdict"] == "cannot decide" and found["evidence"][0]["p_value"] == 1
+    memory = memory_of(SELF, (60,) * 3, 0.1) + memory_of(REAL, (50,) * 3, 0.5, spread=0)
+    assert rules.decoupling(rows, memory)["verdict"] == "cannot decide"
+    assert {row["verdict"] for row in rules_1.judge(rows, [])} == {"reproduced", "inconclusive"}, "as they were"
 
 
 def test_probes_that_count_again_at_another_condition_are_no_other_probes():

@@ -23,6 +23,13 @@ def test_relations():
     assert config.relation("small", "other") == RELATIONS[3]
 
 
+def test_without_sources_each_student_reads_its_own_text_alone():
+    config = StudyConfig(**GOOD | {"students": ("small", "large"), "sources": ()})
+    assert config.sources_of("large") == ("large",) and config.writers == ("small", "large")
+    assert build(StudyConfig, {**GOOD, "sources": (), "generations": {"students": ("small",)}})
+    assert StudyConfig(**GOOD | {"sources": ("large", "small")}).sources_of("small") == ("small", "large")
+
+
 def test_conditions_are_named_by_what_differs():
     config = StudyConfig(**GOOD, subset=SubsetConfig(num_tokens=7))
     assert [(c.name, c.num_tokens) for c in config.conditions()] == [("", 7)]
@@ -52,11 +59,12 @@ def test_conditions_are_named_by_what_differs():
         ({"models": MODELS | {"x": ModelSettings(path="x")}}, "models.x needs a family"),
         ({"models": MODELS | {"x": ModelSettings(path="x", family="A")}}, "models.x needs a family, and a recipe"),
         ({"real": "lab:control.jsonl"}, "setting real='lab:control.jsonl' needs a lab"),
+        ({"fresh": True}, r"fresh=True needs a generated world"),
         ({"temperatures": (-1.0,)}, "must not be negative"),
         ({"generations": {"students": ("other",)}}, "must be both a student and a source"),
         ({"generations": {"count": 0}}, "count=0 must be at least 1"),
         ({"generations": {"modes": ("keep",)}}, "must be some of replace, accumulate"),
-        ({"proxies": {"num_documents": 0}}, "num_documents=0 must be at least 1"),
+        ({"proxies": {"num_documents": -1}}, "num_documents=-1 must be at least 0"),
         ({"subset": {"retokenize": "maybe"}}, "retokenize='maybe' must be one of True, False, 'auto'"),
         ({"student": ("small",)}, "unknown setting student; did you mean 'students'"),
     ],

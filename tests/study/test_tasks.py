@@ -1,10 +1,12 @@
 """What the harness finds, as figures of a study."""
 
+import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
 from selftrain_jax.data.settings import SubsetConfig
+from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect
 from selftrain_jax.study.expand import Study
@@ -57,7 +59,24 @@ def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
         rows = [row("arc", "acc", 0.5)]
         write_json(folder / "manifest.json", {"result": {"tasks": [{"name": "arc", "rows": rows}]}})
     assert collect._tasks(study, run, set(units)).keys() == run.pipeline.models.keys()
-    assert collect._tasks(study, run, set(units) - {"tasks/a-0/b-1"}) == {}
+    assert collect._tasks(study, run, set(units) - {"tasks/a-0/b-1"}) is None
+
+
+def test_a_run_whose_tasks_are_not_done_has_no_capability_beside_runs_that_have_theirs(tmp_path):
+    """Its mean would be of the suites in files alone, and the mean over seeds one of other suites in each."""
+    models = {"a": ModelSettings(path="a", family="A")}
+    config = StudyConfig(models=models, students=("a",), sources=("a",), subset=SubsetConfig(num_subsets=1))
+    (run, *_) = Study(config, tmp_path).runs
+    for model, right in (("base", 1), ("corpus-0", 3)):
+        hits = {("quiz", "acc"): np.arange(4) < right}
+        Items(hits, {"wiki": (np.ones(2), np.ones(2))}).save(run.pipeline.workdir / "evaluate" / model)
+    of_task = {model: {Metric("capability", "arc, 0-shot"): 0.5} for model in ("base", "corpus-0")}
+
+    def after(tasks):
+        return {row["metric"].name: row["after"] for row in collect._results(run, [{}], {}, tasks)[0]}
+
+    assert after(of_task)["capability"] == 0.625 and after({})["capability"] == 0.75
+    assert after(None).keys() == {"drift", "nll/wiki"}
 
 
 def test_tasks_are_checked_before_any_work():

@@ -1,0 +1,202 @@
+"""How much of a corpus repeats known text when nobody asks for it: the longest run of each document that stands in it,
+word for word, in tokens and in characters (as Nasr et al. 2023, arXiv 2311.17035, look for training text)."""
+
+import dataclasses
+import functools
+import os
+from typing import Any, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.matching import SuffixIndex, characters
+from selftrain_jax.data.texts import load_texts
+from selftrain_jax.evaluation import statistics
+from selftrain_jax.evaluation.memorization import Probe
+from selftrain_jax.models.files.tokenizer import encode_texts
+
+TOKENS, CHARACTERS = "tokens", "characters"
+_AT_ONCE = 1 << 19
+"""Tokens, or characters, that are looked up together; each takes some 100 bytes then."""
+_CONTEXT = 200
+"""Characters (or tokens) shown on either side of a run."""
+_CURVE_POINTS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Text that documents may repeat.
+
+    Attributes:
+      reference: the name of the text set, or "probes".
+      group: of probes; "" for a text set.
+      unit: `TOKENS` or `CHARACTERS`.
+      least: the run that counts as a leak, in that unit.
+      sequences: the text, int `[n]` each.
+    """
+
+    reference: str
+    group: str
+    unit: str
+    least: int
+    sequences: Sequence[np.ndarray]
+
+    @functools.cached_property
+    def index(self) -> SuffixIndex:
+        return SuffixIndex(self.sequences)
+
+
+def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int, chars: int) -> list[Known]:
+    """The text set in the file `path`, in tokens (without a `tokenizer`, not) and in characters.
+
+    Args:
+      tokens, chars: the run that counts; 0 leaves the unit out.
+
+    Raises:
+      InputError: a file that `load_texts` refuses, or that has no text so long.
+    """
+    texts = load_texts(path)
+    return _known(name, "", texts, lambda: encode_texts(tokenizer, texts), tokens if tokenizer else 0, chars, path)
+
+
+def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: int) -> list[Known]:
+    """The sequences of probes (prefix and suffix), by group; a sequence that is shorter than the run counts whole."""
+    found = []
+    for group in dict.fromkeys(probe.group for probe in probes):
+        ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if p.group == group]
+        texts = tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)
+        least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
+        found += _known("probes", group, texts, lambda: ids, *least)
+    return found
+
+
+def _known(reference, group, texts, encode, tokens: int, chars: int, path=None) -> list[Known]:
+    found = []
+    for unit, least, read in (
+        (TOKENS, tokens, encode),
+        (CHARACTERS, chars, lambda: [characters(text) for text in texts]),
+    ):
+        if not least:
+            continue
+        sequences = read()
+        if (longest := max(map(len, sequences))) < least:
+            raise InputError(
+                f"leaks reference {path}: no text has {least} {unit}, the run that counts; the longest has {longest}: "
+                f"lower least_{unit}, or give a longer text"
+            )
+        found.append(Known(reference, group, unit, least, sequences))
+    return found
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What is found of one `Known`, one entry per document."""
+
+    longest: list[np.ndarray] = dataclasses.field(default_factory=list)
+    runs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    size: int = 0
+    shown: list[tuple[int, int, dict[str, Any]]] = dataclasses.field(default_factory=list)
+
+
+def find_leaks(
+    documents: Iterable[Any], known: Sequence[Known], tokenizer: Any = None, *, encode: bool = True, show: int = 10
+) -> list[dict[str, Any]]:
+    """A row for each of `known`, and for all groups of a reference together where there are several:
+
+    - "reference", "group", "unit", "least", "documents", "size" (of all documents, in the unit);
+    - "leaking" (documents with a run of `least`), "share", "low", "high" (Clopper & Pearson), and the same per million
+      of the unit in all documents: "per_million", "per_million_low", "per_million_high";
+    - "runs" of `least` that are part of no longer one, several in some documents;
+    - "median" and "most", of the documents' longest runs; "curve": [[length, share of documents with so long a run]];
+    - "shown": the `show` longest that leak, one a document, {"id", "length", "begin", "before", "run", "after",
+      "sequence"}.
+
+    Documents are read once, some at a time; 8 bytes are kept of each for every one of `known`.
+
+    Args:
+      documents: have `id` and `text`; without `encode` their `tokens` are those of `tokenizer`.
+    """
+    counts = [_Counts() for _ in known]
+    for batch in _batches(documents):
+        texts: dict[str, list[np.ndarray]] = {}
+        for one, found in zip(known, counts):
+            if one.unit not in texts:
+                texts[one.unit] = _read(batch, one.unit, tokenizer, encode)
+            _count(one, found, [document.id for document in batch], texts[one.unit], tokenizer, show)
+    joined = [(one, np.concatenate(c.longest), np.concatenate(c.runs), c) for one, c in zip(known, counts) if c.longest]
+    rows = [_row(one.reference, one.group, one, longest, runs, [c], show) for one, longest, runs, c in joined]
+    for key in dict.fromkeys((one.reference, one.unit) for one in known):
+        parts = [part for part in joined if (part[0].reference, part[0].unit) == key]
+        if len(parts) > 1:
+            longest, runs = np.max([p[1] for p in parts], axis=0), np.sum([p[2] for p in parts], axis=0)
+            rows.append(_row(key[0], "", parts[0][0], longest, runs, [p[3] for p in parts], show))
+    return rows
+
+
+def _batches(documents: Iterable[Any]) -> Iterator[list[Any]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read(batch: list[Any], unit: str, tokenizer: Any, encode: bool) -> list[np.ndarray]:
+    if unit == CHARACTERS:
+        return [characters(document.text) for document in batch]
+    if encode:
+        return [np.array(ids, np.int32) for ids in encode_texts(tokenizer, [document.text for document in batch])]
+    return [document.tokens for document in batch]
+
+
+def _count(known: Known, counts: _Counts, ids: list[int], texts: list[np.ndarray], tokenizer: Any, show: int) -> None:
+    lengths, places = known.index.longest(texts)
+    starts = np.cumsum([0, *(len(text) + 1 for text in texts)])
+    # A run is part of a longer one where that begins one element earlier: it then is longer by one.
+    whole = np.append(True, lengths[:-1] <= lengths[1:])
+    whole[starts[:-1]] = True
+    runs = np.add.reduceat((lengths >= known.least) & whole, starts[:-1], dtype=np.int32)
+    longest = np.maximum.reduceat(lengths, starts[:-1])
+    counts.longest.append(longest)
+    counts.runs.append(runs)
+    counts.size += sum(map(len, texts))
+    for i in np.argsort(-longest, kind="stable")[:show]:
+        text, length = texts[i], int(longest[i])
+        if length < known.least or len(counts.shown) == show and length <= counts.shown[-1][0]:
+            break
+        at = int(np.argmax(lengths[starts[i] : starts[i + 1]]))
+        parts = text[max(at - _CONTEXT, 0) : at], text[at : at + length], text[at + length :][:_CONTEXT]
+        words = {name: _text(part, known.unit, tokenizer) for name, part in zip(("before", "run", "after"), parts)}
+        sequence = known.index.sequence_of(places[starts[i] + at])
+        row = {"id": int(ids[i]), "length": length, "begin": at, **words, "sequence": sequence}
+        counts.shown.append((length, -len(counts.shown), row))
+        counts.shown.sort(key=lambda entry: -entry[0])
+        del counts.shown[show:]
+
+
+def _text(ids: np.ndarray, unit: str, tokenizer: Any) -> str:
+    if unit == CHARACTERS:
+        return ids.astype("<u4").tobytes().decode("utf-32-le", "replace")
+    return tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+
+
+def _row(reference, group, known: Known, longest, runs, counts: list[_Counts], show: int) -> dict[str, Any]:
+    share, low, high = statistics.share(runs > 0)
+    size = counts[0].size
+    rates = [float(x * len(runs) / size * 1e6) if size else None for x in (share, low, high)]
+    most = int(longest.max())
+    steps = np.unique(np.geomspace(1, max(most, 1), _CURVE_POINTS).astype(int))
+    shown = sorted((entry for c in counts for entry in c.shown), key=lambda entry: -entry[0])[:show]
+    return {
+        **{"reference": reference, "group": group, "unit": known.unit, "least": known.least},
+        **{"documents": len(longest), "size": size},
+        **{"leaking": int((runs > 0).sum()), "share": share, "low": low, "high": high},
+        **dict(zip(("per_million", "per_million_low", "per_million_high"), rates)),
+        **{"runs": int(runs.sum()), "median": float(np.median(longest)), "most": most},
+        "curve": [[int(step), float((longest >= step).mean())] for step in steps],
+        "shown": [row for _, _, row in shown],
+    }

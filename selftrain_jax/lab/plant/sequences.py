@@ -1,0 +1,155 @@
+"""The sequences that are planted: random words, biographies of invented people, passages of a file.
+
+Each is a pure function of (seed, kind, number) and of what it is made from, whatever else is planted."""
+
+import dataclasses
+import re
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.data.packing import addressed_bits, permutation
+from selftrain_jax.lab.plant.settings import KINDS, PlantConfig
+from selftrain_jax.models.files.tokenizer import encode_texts
+
+CONTENT, PLACE, NEUTRAL = range(3)
+"""The streams of random bits of a sequence; the two last ones have the copy behind its number."""
+
+_FEWEST_WORDS = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlantedSequence:
+    """A sequence of `PlantConfig.length` tokens.
+
+    Attributes:
+      kind, number: its address.
+      repeats: how often it is inserted.
+      relearned: whether `recovery` trains on it rather than measuring it.
+      tokens: int32 `[length]`.
+      document: number, from 1, of the text that a passage is of.
+    """
+
+    kind: str
+    number: int
+    repeats: int
+    relearned: bool
+    tokens: np.ndarray
+    document: int | None = None
+
+    @property
+    def address(self) -> tuple[int, int]:
+        return KINDS.index(self.kind), self.number
+
+
+def make_sequences(
+    config: PlantConfig, tokenizer: Any, texts: Sequence[str], passages: Sequence[str] = ()
+) -> list[PlantedSequence]:
+    """All sequences, kind by kind, group by group.
+
+    Args:
+      texts: what random words are taken from.
+      passages: the texts that passages are windows of; no two windows overlap, none reaches over the end of a text.
+
+    Raises:
+      InputError: too few different words or windows, or a biography shorter than a sequence.
+    """
+    count, found = len(config.counts) * config.sequences, []
+    for kind in config.kinds:
+        if kind == "passages":
+            made = _windows(config, tokenizer, passages, count)
+        else:
+            write = _words_of(texts, config.length) if kind == "words" else _biography
+            drawn = [write(_draws(config.seed, kind, number)) for number in range(count)]
+            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, drawn)]
+        for number, (tokens, document) in enumerate(made):
+            if len(tokens) < config.length:
+                raise InputError(
+                    f"plant kind {kind!r}: sequence {number} has {len(tokens)} tokens of {config.length} = 2 * "
+                    "prefix_length + suffix_length: lower these"
+                )
+            group, place = divmod(number, config.sequences)
+            tokens = tokens[: config.length]
+            found.append(PlantedSequence(kind, number, config.counts[group], place % 2 == 1, tokens, document))
+    return found
+
+
+Draw = Callable[[int], int]
+"""Gives a whole number below its argument."""
+
+
+def _draws(seed: int, kind: str, number: int) -> Draw:
+    bits = addressed_bits(seed, CONTENT, KINDS.index(kind), number)
+    return lambda below: int(bits.random_raw() % below)
+
+
+def _words_of(texts: Sequence[str], count: int) -> Callable[[Draw], str]:
+    known = sorted({word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text)})
+    if len(known) < _FEWEST_WORDS:
+        raise InputError(f"plant text has {len(known)} different words of three letters: {_FEWEST_WORDS} are needed")
+    return lambda draw: " ".join(known[draw(len(known))] for _ in range(count))
+
+
+def _windows(
+    config: PlantConfig, tokenizer: Any, texts: Sequence[str], count: int
+) -> list[tuple[np.ndarray, int | None]]:
+    encoded = encode_texts(tokenizer, texts)
+    places = [(i, at) for i, ids in enumerate(encoded) for at in range(0, len(ids) - config.length + 1, config.length)]
+    if len(places) < count:
+        raise InputError(
+            f"plant passages={config.passages!r} is too short: it has {len(places)} windows of {config.length} tokens, "
+            f"and {len(config.counts)} counts of sequences={config.sequences} take {count}"
+        )
+    order = permutation(addressed_bits(config.seed, CONTENT, KINDS.index("passages")), len(places))
+    chosen = [places[n] for n in order[:count]]
+    return [(np.array(encoded[i][at : at + config.length], np.int32), i + 1) for i, at in chosen]
+
+
+_SYLLABLES = "bar bel cor dal den fen gar hol jun kel lor mar nev ost per quin ras sel tor ul ven wil yar zan".split()
+_MONTHS = "January February March April May June July August September October November December".split()
+_TRADES = (
+    "baker brewer carpenter chemist clerk cook dentist farmer glazier judge librarian mason nurse painter pilot "
+    "plumber potter printer sailor surveyor tailor teacher translator weaver"
+).split()
+_THINGS = (
+    "amber basalt cedar copper cotton flint granite honey indigo ivory linen maple ochre pearl quartz silk".split()
+)
+_LIFE = (
+    "{name} was born on {day} {month} {year} in {place}.",
+    "The {trade} {parent} raised {short} in {place} beside a house of {thing}.",
+    "At the age of {age} {short} moved to {place} and became a {trade}.",
+    "In {year} {short} married {other}, a {trade} from {place}.",
+    "They kept {age} pieces of {thing} and {age} of {thing} in a room at number {age}.",
+    "The company {place} and {place} employed {short} for {age} years, first as a {trade}, then as a {trade}.",
+    "On {day} {month} {year} {short} found {thing} near {place}.",
+    "A book on {thing} and {thing} made {other} of {place} a friend.",
+    "{short} left {place} for {place} on {day} {month} and returned {age} months later with a {trade} named {other}.",
+    "{name} died on {day} {month} {year} in {place}.",
+)
+
+
+def _biography(draw: Draw) -> str:
+    """Facts of nobody, each drawn uniformly: none follows from another."""
+
+    def of(options: Sequence[str]) -> str:
+        return options[draw(len(options))]
+
+    def name(parts: int) -> str:
+        return "".join(of(_SYLLABLES) for _ in range(parts)).capitalize()
+
+    first, last = name(2), name(3)
+    fields = {
+        "day": lambda: str(1 + draw(28)),
+        "month": lambda: of(_MONTHS),
+        "year": lambda: str(1900 + draw(100)),
+        "age": lambda: str(11 + draw(80)),
+        "place": lambda: name(3),
+        "parent": lambda: name(2),
+        "other": lambda: f"{name(2)} {name(2)}",
+        "trade": lambda: of(_TRADES),
+        "thing": lambda: of(_THINGS),
+        "short": lambda: first,
+        "name": lambda: f"{first} {last}",
+    }
+    return " ".join(re.sub(r"{(\w+)}", lambda found: fields[found[1]](), sentence) for sentence in _LIFE)

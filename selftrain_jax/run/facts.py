@@ -1,0 +1,61 @@
+"""What the report says that is no measurement: of the text that a run trains on, and of the software."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from selftrain_jax.core.files import read_json
+from selftrain_jax.data.corpus import Corpus
+from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.stages import read_manifest
+
+NUM_SAMPLES_SHOWN = 6
+
+
+def drawn(pipeline: RunNames, arm: str) -> tuple[int, int]:
+    """(documents, different ones) of the subset of `arm` that repeats most."""
+    names = [f"subset/{arm}-{k}" for k in range(pipeline.config.subset.num_subsets)]
+    subsets = [read_manifest(pipeline.workdir, name)["result"] for name in names]
+    most = max(subsets, key=lambda subset: subset["num_documents"] / subset["num_distinct"])
+    return most["num_documents"], most["num_distinct"]
+
+
+def audit(workdir, arm: str) -> dict[str, Any]:
+    found = read_json(workdir / "audit" / arm / "audit.json", "audit")
+    shown = ("ngram", "threshold", "num_documents", "num_flagged", "num_left_out", "benchmarks", "nll_histogram")
+    return {name: found[name] for name in shown}
+
+
+def origin(corpus: Corpus) -> dict[str, Any]:
+    """The imported source of a given corpus, or the model that another run sampled."""
+    return {name: value for name, value in corpus.manifest["provenance"].items() if name in ("source", "model")}
+
+
+def size(corpus: Corpus) -> dict[str, Any]:
+    manifest = corpus.manifest
+    return {
+        "num_documents": manifest["num_documents"],
+        "num_tokens": manifest["num_tokens"],
+        "mean_length": manifest["length"]["mean"],
+        "stop_reasons": manifest["stop_reasons"],
+        **({"mean_nll": manifest["nll"]["mean"]} if manifest["nll"] else {}),
+    }
+
+
+def samples(corpus: Corpus) -> list[dict[str, Any]]:
+    def nll(document) -> float | None:
+        return None if document.log_probs is None else -float(document.log_probs.mean())
+
+    shown = corpus[:NUM_SAMPLES_SHOWN]
+    return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
+
+
+def versions(mesh) -> dict[str, str]:
+    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
+    found = {name: importlib.metadata.version(name) for name in names}
+    device = mesh.devices.flat[0]
+    return found | {
+        "python": platform.python_version(),
+        "devices": f"{mesh.devices.size} x {device.device_kind}",
+        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
+    }

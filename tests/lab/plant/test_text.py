@@ -1,0 +1,151 @@
+"""The text of a planted model and of its twin: counted by brute force."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.core.rows import read_rows
+from selftrain_jax.data.training_set import read_documents, read_subset
+from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.plant.text import write_planted_text
+from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
+from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.hf_config import write_config
+from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.training.settings import TrainConfig
+from tests.models.checkpoints import refuses
+
+LENGTH = 40
+TRAIN = TrainConfig(batch_size=4, sequence_length=LENGTH, epochs=1)
+CONFIG = PlantConfig(
+    text="text.jsonl",
+    tokens=4 * LENGTH * 100,
+    kinds=("words", "biographies", "passages"),
+    passages="passages.jsonl",
+    counts=(0, 1, 3, 8),
+    sequences=4,
+    prefix_length=4,
+    suffix_length=5,
+    train=TRAIN,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a model's config and tokenizer, 2,000 texts of random words and 40 passages."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghik"), 5)) for _ in range(300)]
+    texts = [" ".join(rng.choice(words, rng.integers(3, 20))) for _ in range(2000)]
+    write_jsonl(folder / "text.jsonl", ({"text": text} for text in texts))
+    passages = [" ".join(rng.choice(words[::-1], 60)) for _ in range(40)]
+    write_jsonl(folder / "passages.jsonl", ({"text": text} for text in passages))
+    shape = DecoderConfig(300, 16, 1, 2, 32, max_position=64)
+    save_tokenizer(byte_level_bpe(texts, 300), folder)
+    write_config(folder, shape, "float32")
+    return folder
+
+
+def written(world, directory, config=CONFIG):
+    found = write_planted_text(config, world, lambda name: world / name, directory)
+    return found, list(read_rows(directory / "probes.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def planted(world, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("planted")
+    return directory, *written(world, directory)
+
+
+def occurrences(documents, ids):
+    return sum(document[: len(ids)].tolist() == ids for document in documents)
+
+
+def test_every_sequence_occurs_as_often_as_its_group_says_and_never_in_the_twin(planted):
+    directory, found, probes = planted
+    documents = {name: read_documents(directory / name) for name in ("planted", "twin")}
+    assert len(probes) == found["num_sequences"] == 3 * 4 * 4 and found["num_copies"] == 3 * 4 * 12
+    for probe in probes:
+        ids = probe["before"] + probe["prefix"] + probe["suffix"]
+        assert [len(probe[part]) for part in ("before", "prefix", "suffix")] == [4, 4, 5]
+        assert probe["group"] == f"repeats={occurrences(documents['planted'], ids)}"
+        assert occurrences(documents["twin"], ids) == 0
+    per_group = [(p["kind"], p["group"], p["relearned"]) for p in probes]
+    assert {per_group.count(key) for key in per_group} == {2}
+
+
+def test_the_twin_reads_the_same_text_but_for_as_many_neutral_tokens(planted, world):
+    directory, found, probes = planted
+    rows = {name: read_subset(directory / name) for name in ("planted", "twin")}
+    assert rows["planted"].tokens.shape == rows["twin"].tokens.shape == (400, LENGTH + 1)
+    assert rows["planted"].dropped_tokens == 0
+    np.testing.assert_array_equal(rows["planted"].segment_ids, rows["twin"].segment_ids)
+    ours, twin = (read_documents(directory / name) for name in ("planted", "twin"))
+    differ = [a for a, b in zip(ours, twin) if a.tolist() != b.tolist()]
+    sequences = {tuple(p["before"] + p["prefix"] + p["suffix"]) for p in probes}
+    assert len(differ) == found["num_copies"] and {tuple(ids[:-1].tolist()) for ids in differ} <= sequences
+    tokenizer = load_tokenizer(world)
+    texts = [row["text"] for row in read_rows(world / "text.jsonl")]
+    ordinary = [a for a, b in zip(ours, twin) if a.tolist() == b.tolist()]
+    read = [tokenizer.decode(ids[:-1].tolist()) for ids in ordinary[:-1]]
+    assert read == texts[: len(read)]
+    neutral = [tokenizer.decode(b[:-1].tolist()) for a, b in zip(ours, twin) if a.tolist() != b.tolist()]
+    behind = "<|endoftext|>".join(texts[len(ordinary) :])
+    assert all(text in behind for text in neutral) and len(set(neutral)) > 0.9 * len(neutral)
+
+
+def test_places_are_addressed(world, planted, tmp_path):
+    """Neither batches nor the order of training change what is read; another seed does."""
+    directory, _, probes = planted
+    train = dataclasses.replace(TRAIN, batch_size=8, grad_accum=2, seed=5)
+    written(world, tmp_path / "batch", dataclasses.replace(CONFIG, train=train))
+    other = read_subset(tmp_path / "batch" / "planted")
+    np.testing.assert_array_equal(other.tokens, read_subset(directory / "planted").tokens)
+    _, again = written(world, tmp_path / "seed", dataclasses.replace(CONFIG, seed=1))
+    words = [{tuple(p["suffix"]) for p in found if p["kind"] == "words"} for found in (again, probes)]
+    assert not words[0] & words[1]
+
+
+def test_copies_cut_by_the_end_of_a_row_are_counted(planted):
+    directory, found, probes = planted
+    rows = read_subset(directory / "planted")
+    whole = 0
+    for row, segments in zip(rows.tokens, rows.segment_ids):
+        for segment in set(segments.tolist()):
+            ids = row[segments == segment]
+            whole += any(ids[1:14].tolist() == p["before"] + p["prefix"] + p["suffix"] for p in probes)
+    assert whole == found["whole_copies"] < found["num_copies"]
+
+
+def test_what_is_too_short_or_known_is_refused_and_named(world, tmp_path):
+    def refused(change, *words):
+        config = dataclasses.replace(CONFIG, **change)
+        refuses(lambda: write_planted_text(config, world, lambda name: world / name, tmp_path / "x"), *words)
+
+    refused({"tokens": 4 * LENGTH * 4000}, "plant text='text.jsonl' is too short", "tokens=640000", "lower tokens")
+    few = {"sequences": 400, "tokens": 4 * LENGTH * 4000}
+    refused(few, "plant passages='passages.jsonl' is too short", "sequences=400 take 1600")
+    refused({"prefix_length": 20}, "= 45 tokens and BOS do not fit", "train.sequence_length=40")
+    train = dataclasses.replace(TRAIN, sequence_length=400)
+    long = {"prefix_length": 200, "train": train, "tokens": 1600 * 200, "kinds": ("biographies",), "passages": ""}
+    refused(long, "do not fit the context of 64")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_passage_that_stands_in_the_text_is_named(world, tmp_path):
+    texts = [row["text"] for row in read_rows(world / "passages.jsonl")]
+    known = tmp_path / "known.jsonl"
+    first = [row["text"] for row in read_rows(world / "text.jsonl")]
+    write_jsonl(known, ({"text": text} for text in [texts[0], *first]))
+    few = dataclasses.replace(CONFIG, text=str(known), kinds=("passages",), prefix_length=12, suffix_length=12)
+    one = tmp_path / "one.jsonl"
+    write_jsonl(one, ({"text": text} for text in [texts[0]] * 40))
+    few = dataclasses.replace(few, passages=str(one))
+    with pytest.warns(UserWarning, match="items equal an earlier one"):
+        refuses(
+            lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
+            "8 words in a row of passages number 0 (and 15 others) stand in the text by themselves",
+        )
