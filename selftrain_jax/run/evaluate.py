@@ -38,10 +38,13 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
     def parts() -> dict[str, str]:
         """Setting that names a file -> fingerprint of all that decides what is measured with it."""
         shared = {name: value for name, value in settings.items() if name not in _ADDED_TO}
+        of_model = [*made_by(run, model), *run.lab_stages(*models.values())]
         made = {name: read_manifest(run.workdir, name)["fingerprint"] for name in after}
-        world, read = made.pop("lab/world", None), run.file_inputs(files)
-        of = fingerprint([plain(shared), made, outside()])
-        found = {name: fingerprint([of, read[name] if name in read else [world, files[name]]]) for name in files}
+        of, read = [plain(shared), [made[name] for name in of_model], outside()], run.file_inputs(files)
+        found = {
+            name: fingerprint([*of, read.get(name, path), *(made[stage] for stage in run.lab_stages(path))])
+            for name, path in files.items()
+        }
         if evaluate.probes and evaluate.nonmembers:  # an attack counts the tokens of the texts
             texts = [value for name, value in found.items() if name.startswith("texts.")]
             found["probes"] = fingerprint([found["probes"], texts])

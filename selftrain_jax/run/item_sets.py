@@ -10,7 +10,7 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report.metric import HELD_OUT, Metric
-from selftrain_jax.run.names import LAB, RunNames
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 
 
@@ -24,7 +24,7 @@ def item_sets(
 
     def file(setting: str) -> Any:
         path = files[setting]
-        return [path, inputs["lab/world"]] if path.startswith(LAB) else inputs[setting]
+        return inputs.get(setting) or [path, *(inputs[stage] for stage in run.lab_stages(path))]
 
     def chosen(metric: Metric) -> list[tuple[int, ...]]:
         """The probes that count, of each subset where they differ."""

@@ -26,7 +26,11 @@ def items(monkeypatch):
         files = {"texts.wiki": "w", "multiple_choice.sciq": "s", "probes": "p", **dict(inputs)}
         monkeypatch.setattr(item_sets, "read_manifest", lambda *_: {"inputs": files})
         run = types.SimpleNamespace(
-            config=types.SimpleNamespace(evaluate=evaluate), workdir=None, student="s", model_path=str
+            config=types.SimpleNamespace(evaluate=evaluate),
+            workdir=None,
+            student="s",
+            model_path=str,
+            lab_stages=lambda path: ["lab/world"] if path.startswith("lab:") else [],
         )
         masks = [
             {EXTRACTION: np.ones(4, bool), HELD_OUT: mask, GROUP: np.arange(4) > 1} for mask in map(np.asarray, held)
@@ -53,9 +57,17 @@ def items(monkeypatch):
         ({"max_chars": 10}, {NLL}),
         ({"nonmembers": "repeats=0"}, {ATTACK}),
         ({"inputs": {"multiple_choice.sciq": "s2"}.items()}, {SUITE}),
+        ({"inputs": {"lab/world": "other"}.items()}, set()),
         ({"inputs": {"probes": "p2"}.items()}, {EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK}),
     ],
 )
 def test_the_fingerprint_changes_with_the_items_and_with_nothing_else(items, change, differ):
     before, after = items(), items(**change)
     assert {name for name in before if before[name] != after[name]} == {metric.name for metric in differ}
+
+
+def test_a_file_of_the_lab_is_that_of_its_world(items):
+    of = {"texts": {"wiki": "lab:wiki.jsonl"}}
+    worlds = [items(inputs={"lab/world": world, "texts.wiki": None}.items(), **of) for world in ("1", "1", "2")]
+    assert worlds[0] == worlds[1]
+    assert {name for name in worlds[0] if worlds[0][name] != worlds[2][name]} == {NLL.name}
