@@ -25,7 +25,10 @@ SCHEMA = 2
 
 def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     """Writes `report.json`, `report.html` and `table.txt` of a run into `directory`, each atomically."""
-    value = {"schema": SCHEMA, "metrics": [{name: row[name] for name in METRIC_FIELDS} for row in data.metrics]}
+    value = {
+        "schema": SCHEMA,
+        "metrics": [{k: row[k] for k in (*METRIC_FIELDS, "clusters") if k in row} for row in data.metrics],
+    }
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
