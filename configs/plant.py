@@ -42,6 +42,21 @@ def get_config(seed: str = "0"):
             optimizer=dict(learning_rate=2e-3, beta2=0.99, weight_decay=0.1),
         ),
     )
+    config.recovery = dict(
+        steps=32,
+        train=dict(
+            batch_size=8,
+            grad_accum=1,
+            sequence_length=64,
+            epochs=1,
+            seed=int(seed),
+            dtype="float32",
+            remat=False,
+            log_every=1,
+            keep=1,
+            optimizer=dict(learning_rate=1e-3, schedule="constant", warmup=0.0, beta2=0.99),
+        ),
+    )
     config.evaluate.update(probes="", nonmembers="repeats=0", curve_points=0)
     config.sample.num_samples = 6_000
     del config.controls["other"]

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LONG = [
     "e2e/test_study.py",
     "e2e/test_kill.py",
+    "e2e/test_howto.py",
     "training/test_loop.py",
     "training/test_step.py",
     "lab/test_lineages.py",

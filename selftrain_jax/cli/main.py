@@ -34,6 +34,7 @@ _TOOLS = {
     "init": "show.init",
     "convert": "tools.convert_model",
     "export": "tools.export_model",
+    "publish": "tools.publish_corpus",
     "verify": "tools.verify_model",
     "items": "tables.items",
     "metrics": "tables.metrics",

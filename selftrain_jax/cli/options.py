@@ -15,6 +15,7 @@ STAGES = {
     "subset": "draw training subsets of an exact number of tokens and pack them",
     "train": "fine-tune the student on every subset of every arm",
     "evaluate": "measure the base model and every fine-tuned one; or, with MODEL, one model on benchmark tasks",
+    "recover": "measure how what was planted returns to each model (only configs with recovery)",
     "report": "write report.json, report.html and the before/after table",
 }
 _EPILOG = """\
@@ -95,6 +96,12 @@ def _add_runs(commands) -> None:
     option("--mesh", default="", metavar="AXES", help="for example data=1,fsdp=4,tensor=2 (default: config's)")
     option("--accelerator", default="", metavar="NAME", help=", ".join(ACCELERATORS))
     option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
+    option(
+        "--compile",
+        action="store_true",
+        help="compile for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes "
+        "(pip install 'selftrain_jax[tpu]')",
+    )
 
     option = add(
         "study",
@@ -199,6 +206,12 @@ def _add_tools(commands) -> None:
     option("--model", metavar="NAME", help="which model of the run: self-0 (default), real-0, base, ...")
     option("--step", type=int, metavar="N", help="which of its checkpoints (default: the last)")
     option("--dtype", default="float32", metavar="DTYPE", help=_DTYPE)
+    _add_push(option)
+
+    option = add("publish", "write a corpus as a Hugging Face data set: Parquet, with a card")
+    option("source", type=pathlib.Path, metavar="CORPUS", help="the folder of a corpus, such as RUN/sample/self/corpus")
+    option("out", type=pathlib.Path, metavar="DIR", help="the directory to write")
+    _add_push(option)
 
     option = add(
         "verify",
@@ -218,6 +231,11 @@ def _add_tools(commands) -> None:
         metavar="FILE.jsonl",
         help="the ARC-Easy test set: with pythia-70m, checks published log-likelihoods too",
     )
+
+
+def _add_push(option: Callable) -> None:
+    option("--push", default="", metavar="USER/NAME", help="upload it to this private repository on the hub, too")
+    option("--public", action="store_true", help="to a public one")
 
 
 def _lengths(text: str) -> list[int]:

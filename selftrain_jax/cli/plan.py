@@ -16,44 +16,26 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from selftrain_jax.cli import compiled
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.hours import plan_study
+from selftrain_jax.cli.programs import TRAIN_HEADROOM, Line, sampling_weights, train_state, train_temporaries
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, virtual_devices
+from selftrain_jax.distributed.mesh import batch_ways, make_mesh, virtual_devices
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.lab.tokenization import build_tokenizer
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Decoder, param_axes, param_shapes, unstack_layers
+from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.models.families import published
 from selftrain_jax.run.settings import RunConfig
-from selftrain_jax.sampling import memory, placement
+from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.decode import bucket_ends
 from selftrain_jax.sampling.settings import SamplingConfig
-from selftrain_jax.training.optimizer import make_optimizer
 from selftrain_jax.training.settings import TrainConfig
-from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings
-
-TRAIN_HEADROOM = 0.92
-"""Share of the device memory that training is planned for; `launch/gpu.sh` gives JAX as much."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """`at_zero + per_row * rows` bytes per device, rows counted over all devices together."""
-
-    at_zero: float
-    per_row: float
-
-    def __call__(self, rows: int) -> float:
-        return self.at_zero + self.per_row * rows
-
-    def largest(self, budget: float, multiple: int) -> int:
-        """The most rows, a multiple of `multiple`, that fit the budget; 0 when none do."""
-        return max(int((budget - self.at_zero) / max(self.per_row, 1)) // multiple * multiple, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +73,11 @@ class Plan:
         return self.wave.largest(memory.HEADROOM * (device.memory - self.weights), self.ways)
 
 
-def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: int | None = None) -> str:
-    """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling).
+def plan_run(
+    config: RunConfig, mesh: str = "", accelerator: str = "", devices: int | None = None, compile: bool = False
+) -> str:
+    """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling); with
+    `compile`, what `compiled.report` says of both.
 
     Call it before anything asks JAX for its devices: it takes virtual ones.
 
@@ -106,18 +91,24 @@ def plan_run(config: RunConfig, mesh: str = "", accelerator: str = "", devices: 
     sizes = dataclasses.astuple(asked)
     shape = asked.shape(devices or math.prod(size for size in sizes if size != -1))
     count = math.prod(shape)
-    virtual_devices(count)
+    chips = compiled.find_devices(accelerator, count) if compile else []
+    if not chips:
+        virtual_devices(count)
     model = model_config(config)
     dtype = config.sample.dtype if config.sample.dtype != "auto" else "bfloat16" if device else "float32"
-    placed = make_mesh(MeshConfig(*shape), jax.devices()[:count])
-    found = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
+    placed = make_mesh(MeshConfig(*shape), chips or jax.devices()[:count])
+    if chips:
+        found = compiled.report(model, config.train, config.sample.sampling(), placed, dtype, accelerator)
+    else:
+        plan = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
+        found = format_plan(plan, placed, config.train, device, accelerator)
     operations = model.train_flops_per_token(config.train.sequence_length)
     lines = [
         f"{model.num_params:,} parameters; {operations / 1e9:.3f} GFLOP to train on a token in rows of "
         f"{config.train.sequence_length}",
         *planting(config, model),
         *whole_heads(model, placed),
-        format_plan(found, placed, config.train, device, accelerator),
+        found,
     ]
     return "\n".join(lines)
 
@@ -163,35 +154,6 @@ def _line(found: dict[int, int]) -> Line:
     (few, low), (many, high) = sorted(found.items())
     slope = (high - low) / (many - few)
     return Line(low - slope * few, slope)
-
-
-def train_state(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> TrainState:
-    """Shapes and shardings of what training carries from step to step."""
-    optimizer = make_optimizer(train.optimizer, 10)
-    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), param_shapes(config))
-    placed = state_shardings(state, mesh, param_axes(config))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-
-
-def train_temporaries(config: DecoderConfig, train: TrainConfig, mesh: Mesh, rows: int) -> int:
-    """Bytes per device that a train step of slices of `rows` needs beside its state and batch, gradients included."""
-    slices = 2 if train.grad_accum > 1 else 1
-    model = Decoder(config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention="xla")
-    step = make_train_step(next_token_loss(model), make_optimizer(train.optimizer, 10), grad_accum=slices)
-    shape = (slices * rows, train.sequence_length + 1)
-    batch = {"tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))}
-    if train.document_boundaries:
-        batch["segment_ids"] = batch["tokens"]
-    with jax.set_mesh(mesh):
-        used = step.lower(train_state(config, train, mesh), batch).compile().memory_analysis()
-    return used.temp_size_in_bytes + max(used.output_size_in_bytes - used.alias_size_in_bytes, 0)
-
-
-def sampling_weights(config: DecoderConfig, mesh: Mesh, dtype: str):
-    """Shapes and shardings of what `placement.prepare` makes of the weights."""
-    shapes = jax.eval_shape(unstack_layers, param_shapes(config))
-    placed = placement.prepared_shardings(config, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, placed)
 
 
 def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str) -> int:
@@ -262,9 +224,9 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence
     """`selftrain plan`."""
     config = load_config(arguments.config, overrides, study=None)
     if isinstance(config, RunConfig):
-        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices))
-    elif arguments.mesh or arguments.devices is not None:
-        raise InputError("--mesh and --devices are for runs: of a study, plan counts device-hours, on any number")
+        print(plan_run(config, arguments.mesh, arguments.accelerator, arguments.devices, arguments.compile))
+    elif arguments.mesh or arguments.devices is not None or arguments.compile:
+        raise InputError("--mesh, --devices and --compile are for runs: of a study, plan counts device-hours alone")
     else:
         print(plan_study(config, arguments.accelerator or "H100"))
     return 0

@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         job.on_first("check of files and settings", hold_check_and_save)
         first = job.is_first()
         if first:
-            mesh = pipeline.mesh if wanted in ("run", "lab", "plant", "sample", "train", "evaluate") else None
+            mesh = (
+                pipeline.mesh if wanted in ("run", "lab", "plant", "sample", "train", "evaluate", "recover") else None
+            )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)

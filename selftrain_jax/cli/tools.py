@@ -4,6 +4,7 @@ Each takes the parsed arguments and returns the exit code.
 """
 
 import argparse
+import sys
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
@@ -16,9 +17,11 @@ from selftrain_jax.evaluation.memorization import load_probes
 from selftrain_jax.evaluation.settings import LeakSettings
 from selftrain_jax.models import hf, verify
 from selftrain_jax.models.files.hub import resolve_model
+from selftrain_jax.models.files.push import check_push, push
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.tables import format_leaks
 from selftrain_jax.run.export import convert, export
+from selftrain_jax.run.publish import publish
 
 
 def make_probes(arguments: argparse.Namespace) -> int:
@@ -90,9 +93,35 @@ def convert_model(arguments: argparse.Namespace) -> int:
 
 
 def export_model(arguments: argparse.Namespace) -> int:
+    _check_push(arguments)
     find_devices()
     export(arguments.source, arguments.out, model=arguments.model, step=arguments.step, dtype=arguments.dtype)
     print(f"Hugging Face model: {arguments.out}")
+    return _push(arguments, "model")
+
+
+def publish_corpus(arguments: argparse.Namespace) -> int:
+    _check_push(arguments)
+    count = publish(arguments.source, arguments.out)
+    print(f"Hugging Face data set: {arguments.out}, {count:,} documents")
+    return _push(arguments, "dataset")
+
+
+def _check_push(arguments: argparse.Namespace) -> None:
+    if arguments.push:
+        check_push(arguments.push)
+    elif arguments.public:
+        raise InputError("--public says who may see what --push uploads: give --push=USER/NAME, or leave it out")
+
+
+def _push(arguments: argparse.Namespace, kind: str) -> int:
+    if not arguments.push:
+        return 0
+    try:
+        print(f"pushed: {push(arguments.out, arguments.push, kind, public=arguments.public)}")
+    except KeyboardInterrupt:  # here something was written
+        print(f"selftrain: interrupted; {arguments.out} is whole, but was not pushed", file=sys.stderr)
+        return 1
     return 0
 
 

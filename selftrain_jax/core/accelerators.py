@@ -14,11 +14,16 @@ class Accelerator:
       flops: dense bfloat16 operations per second.
       gigabytes: device memory, in 10^9 bytes for the A100, H100 and H200 and in GiB for TPUs, as they are sold.
       memory: the same in bytes.
+      bandwidth: bytes per second from device memory; of TPUs alone.
+      interconnect: bytes per second that a device can receive from its neighbours, by all of its links together; of
+        TPUs alone (half of what Google's documentation calls bidirectional).
     """
 
     kind: str
     flops: float
     gigabytes: int
+    bandwidth: float = 0.0
+    interconnect: float = 0.0
 
     @property
     def memory(self) -> int:
@@ -30,10 +35,10 @@ ACCELERATORS: dict[str, Accelerator] = {
     "A100-80": Accelerator("A100", 312e12, 80),
     "H100": Accelerator("H100", 989e12, 80),
     "H200": Accelerator("H200", 989e12, 141),
-    "v4": Accelerator("TPU v4", 275e12, 32),
-    "v5e": Accelerator("TPU v5 lite", 197e12, 16),
-    "v5p": Accelerator("TPU v5", 459e12, 95),
-    "v6e": Accelerator("TPU v6", 918e12, 32),
+    "v4": Accelerator("TPU v4", 275e12, 32, 1228e9, 300e9),
+    "v5e": Accelerator("TPU v5 lite", 197e12, 16, 819e9, 200e9),
+    "v5p": Accelerator("TPU v5", 459e12, 95, 2765e9, 600e9),
+    "v6e": Accelerator("TPU v6", 918e12, 32, 1638e9, 400e9),
 }
 
 _KINDS = {"H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}}

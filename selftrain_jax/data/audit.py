@@ -17,6 +17,7 @@ import regex
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import has_text, read_rows
+from selftrain_jax.data.ngram_filter import NgramFilter, in_blocks
 from selftrain_jax.data.settings import AuditConfig
 
 _MAX_EXAMPLES = 20
@@ -65,6 +66,9 @@ class Phrases:
         self._phrases.add(phrase)
         self._lengths.setdefault(phrase[:2], set()).add(len(phrase))
 
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self._phrases)
+
     def found_in(self, sequence: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """The phrases in `sequence` by their place, each as often as it stands there."""
         for start, pair in enumerate(zip(sequence, sequence[1:])):
@@ -110,8 +114,12 @@ _TABLE = _Table(str.maketrans("\u200b\u1361", "  "))
 
 def words(text: str) -> list[str]:
     """The words of `text` as the audit compares them; the module docstring defines them."""
+    return _folded(text).split()
+
+
+def _folded(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).lower().translate(_TABLE)
-    return (_MARKED.sub(r" \1 ", text) if "\0" in text else text).split()
+    return _MARKED.sub(r" \1 ", text) if "\0" in text else text
 
 
 def ngrams(sequence: Sequence, n: int) -> Iterable[tuple]:
@@ -136,10 +144,15 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
     flagged, left_out, examples, found = [], [], [], set()
     flagged_by = dict.fromkeys(benchmarks, 0)
     num_documents = 0
-    for document in documents:
-        num_documents += 1
+
+    def counted():
+        nonlocal num_documents
+        for document in documents:
+            num_documents += 1
+            yield document.text, document
+
+    for sequence, document in _candidates(counted(), owners):
         # A dict keeps the order of first occurrence, which makes the examples reproducible.
-        sequence = words(document.text)
         shared = dict.fromkeys(gram for gram in ngrams(sequence, config.ngram) if gram in owners)
         shared |= dict.fromkeys(shorter.found_in(sequence))
         if not shared:
@@ -174,6 +187,16 @@ def audit(documents: Iterable[Any], benchmarks: Mapping[str, Sequence[str]], con
         matches=matches,
         examples=tuple(examples),
     )
+
+
+def _candidates(texts: Iterable[tuple[str, Any]], sequences: Iterable[tuple[str, ...]]) -> Iterator[tuple[list, Any]]:
+    """The words of each text that may hold one of `sequences`, and what came with it. Nearly all others are left out,
+    which saves most of the time."""
+    sought = NgramFilter(sequences)
+    for block in in_blocks(((_folded(text), owner) for text, owner in texts), lambda pair: len(pair[0])):
+        for (text, owner), passes in zip(block, sought.passing([text for text, _ in block])):
+            if passes:
+                yield text.split(), owner
 
 
 def _index(
@@ -236,7 +259,8 @@ def contaminated_items(
         for name, rows in suites.items()
     }
     phrases = Phrases(p for items in sought.values() for item in items for p in item if len(p) > 1)
-    found = {phrase for document in documents for phrase in phrases.found_in(words(document))}
+    candidates = _candidates(((text, None) for text in documents), phrases)
+    found = {phrase for sequence, _ in candidates for phrase in phrases.found_in(sequence)}
     return {name: [not found.isdisjoint(item) for item in items] for name, items in sought.items()}
 
 

@@ -9,17 +9,10 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_json, write_json
 from selftrain_jax.data.audit import audit, load_benchmark_texts
-from selftrain_jax.data.corpus import Corpus, Document, read_corpus, summarize
+from selftrain_jax.data.corpus import Corpus, read_corpus, summarize
+from selftrain_jax.data.records import Document, Text
 from selftrain_jax.data.settings import AuditConfig
 from selftrain_jax.data.texts import load_texts
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """One document of a text file; `id` is its position."""
-
-    id: int
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +50,7 @@ def audit_text(
     ids: list[int] = []
 
     def read():
-        for document in documents:
+        for document in documents.texts() if isinstance(documents, Corpus) else documents:
             ids.append(document.id)
             yield document
 

@@ -84,6 +84,22 @@ def encode(document: Document) -> bytes:
     return tf_example_pb2.Example(features=pb.Features(feature=fields)).SerializeToString(deterministic=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A document's text alone; `id` is the document's, or a text's position in its file."""
+
+    id: int
+    text: str
+
+
+def decode_text(record: bytes) -> Text:
+    """`decode`, but of the text alone, in half the time."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    fields = tf_example_pb2.Example.FromString(record).features.feature
+    return Text(fields["id"].int64_list.value[0], fields["text"].bytes_list.value[0].decode())
+
+
 def decode(record: bytes) -> Document:
     from tensorflow_datasets.proto import tf_example_pb2
 

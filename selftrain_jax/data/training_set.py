@@ -9,9 +9,10 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import read_arrays, write_atomic
-from selftrain_jax.data.clean import Text, TrainingText, kept_documents
+from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.data.corpus import Document
 from selftrain_jax.data.packing import PackedRows, pack
+from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset
 from selftrain_jax.models import hf

@@ -48,7 +48,7 @@ def _strips(
 
     return svg.figure(
         title,
-        f"The darker, the higher the {_KINDS[kind]}; without colour: 0. Overlapping windows share tokens.",
+        f"The darker, the higher the {_KINDS[kind]}; without colour: below 5 %. Overlapping windows share tokens.",
         draw,
         max(1.6, 0.9 + 0.26 * len(rows)),
         numbers="report.json",

@@ -85,6 +85,10 @@ class ReportData:
       one that repeats most.
     samples: a few documents {"id", "text", "nll" (nats per token), "stop_reason"}.
     measured_curves: rows {"model", "step", "metric", "value", "low", "high", "n", "seed"}, measured during training.
+    planted: rows {"model", "seed", "kind", "measure", "repeats", "value", "twin", "difference", "low", "high", "n"} of
+      `evaluation.attributed`.
+    recovery: rows {"model", "seed", "n", "steps", "extraction", "log_prob", "access", "half_back"}, of trained models
+      with the fields of `evaluation.recovery.Recovered`.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     settings, versions: nested or flat dicts; durations: seconds by stage; fingerprints: by stage.
     command: the command line that repeats the run.
@@ -104,6 +108,8 @@ class ReportData:
     drawn: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     measured_curves: Sequence[Mapping[str, Any]] = ()
+    planted: Sequence[Mapping[str, Any]] = ()
+    recovery: Sequence[Mapping[str, Any]] = ()
     learning_curves: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)

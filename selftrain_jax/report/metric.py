@@ -72,7 +72,7 @@ KINDS = {
     "exposure": Kind(
         "bits",
         "How far the suffix's log-probability stands out among sequences that were never planted; 0: less likely than "
-        "all of them; a model that never saw it has 1.4 in the mean.",
+        "all of them; a model that never saw it has 1.4 in the mean among many, 0.9 among four.",
         decimals=2,
     ),
     "graded": Kind(

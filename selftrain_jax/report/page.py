@@ -11,7 +11,7 @@ import jinja2
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
-from selftrain_jax.report import plots, study_data, study_plots, study_tables, tables
+from selftrain_jax.report import memory, plots, study_data, study_plots, study_tables, tables
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
 from selftrain_jax.report.study_data import StudyData
@@ -28,7 +28,7 @@ def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
-    texts = {"report.html": render_html(data), "table.txt": format_table(data)}
+    texts = {"report.html": render_html(data), "table.txt": format_table(data, memory.lines(data))}
     _write(pathlib.Path(directory), {"report.json": value}, texts)
 
 
@@ -91,9 +91,16 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
     )
-    loaded.globals |= {"kind_of": kind, "KINDS": KINDS, "EXTRACTION": EXTRACTION, "HELD_OUT": HELD_OUT, "label": label}
+    loaded.globals |= {
+        "kind_of": kind,
+        "KINDS": KINDS,
+        "EXTRACTION": EXTRACTION,
+        "HELD_OUT": HELD_OUT,
+        "label": label,
+        "memory": memory,
+    }
     loaded.globals |= {"leak_words": tables.leak_words, "leak_rate": tables.leak_rate}
-    loaded.globals |= {"DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
+    loaded.globals |= {"memory": memory, "DRIFT": DRIFT, "is_thin": is_thin, "study": study_data, "num_hues": NUM_HUES}
     loaded.filters |= {
         "typeset": typeset,
         "document": _document,

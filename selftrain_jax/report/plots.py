@@ -6,7 +6,7 @@ import math
 import re
 from typing import Sequence
 
-from selftrain_jax.report import along, leaks, svg
+from selftrain_jax.report import along, leaks, memory, svg
 from selftrain_jax.report.data import MARGIN, ReportData, finite, label
 from selftrain_jax.report.metric import HELD_OUT, RUN
 
@@ -28,7 +28,7 @@ def styles(models: Sequence[str]) -> dict[str, int]:
 
 def figures(data: ReportData) -> list[svg.Figure]:
     """The figures that the data allow, in reading order."""
-    made = [_by_repeats(data, *chart) for chart in _BY_REPEATS]
+    made = [_by_repeats(data, *chart) for chart in _BY_REPEATS] + memory.figures(data, styles(data.models))
     made += [_by_samples(data), _capability_change(data), _capability_against_extraction(data)]
     made += [_measured_curve(data, kind) for kind in ("extraction", "capability")] + [_nll_histograms(data)]
     hues = styles(list(dict.fromkeys((*data.models, *data.leaks))))

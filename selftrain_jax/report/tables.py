@@ -108,10 +108,10 @@ def _ascii(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def format_table(data: ReportData) -> str:
+def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
     """The before/after table and the verdict as plain ASCII text, at most 100 columns wide.
 
-    Where the models would not fit side by side otherwise, intervals lose a digit, then give way.
+    `more` follows the verdict. Where models would not fit side by side, intervals lose a digit, then give way.
     """
     rows: list[list] = [["", "n", *map(_ascii, data.models)]]
     for name, metrics in data.kinds.items():
@@ -121,7 +121,17 @@ def format_table(data: ReportData) -> str:
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
     lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
-    return printable([*lines, "", "Intervals are 95 %; n: items; '-': not measured.", *_verdict(data), "", *data.notes])
+    return printable(
+        [
+            *lines,
+            "",
+            "Intervals are 95 %; n: items, of likelihood tokens; '-': not measured.",
+            *_verdict(data),
+            *more,
+            "",
+            *data.notes,
+        ]
+    )
 
 
 def _layout(rows: list[list]) -> list[str]:

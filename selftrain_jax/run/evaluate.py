@@ -4,6 +4,8 @@ import functools
 import pathlib
 from typing import Any, Sequence
 
+from jax.sharding import Mesh
+
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.training_set import read_training_texts
 from selftrain_jax.distributed.mesh import is_local
@@ -27,7 +29,7 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
         if evaluate.probes:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
-        loaded = _load(run, model)
+        loaded = load_model(run, model, run.local_mesh)
         trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
         arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
         if evaluate.reference:
@@ -39,7 +41,7 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
     return Stage(
         f"evaluate/{model}",
         evaluate.stage_settings() | {"student": run.student},
-        [*_made_by(run, model), *run.lab_stages(*models.values(), *files.values())],
+        [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())],
         work,
         lambda: run.file_inputs(files),
         lambda: {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()},
@@ -56,18 +58,18 @@ def check_reference(reference: pathlib.Path, student: pathlib.Path) -> None:
         )
 
 
-def _made_by(run: RunNames, model: str) -> list[str]:
+def made_by(run: RunNames, model: str) -> list[str]:
     """The stage that makes an evaluated model, beside those of the student."""
     return [f"train/{model}"] if run.models[model] else run.lab_stages(TWIN) if model == "twin" else []
 
 
-def _load(run: RunNames, model: str) -> tuple[Any, Any]:
-    """(config, params on `local_mesh`) of an evaluated model."""
+def load_model(run: RunNames, model: str, mesh: Mesh) -> tuple[Any, Any]:
+    """(config, params on `mesh`) of an evaluated model."""
     student = run.model_path(run.student)
     if run.models[model] is None:
-        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=run.local_mesh)
+        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=mesh)
     config = hf.load_config(student)
-    return config, restore_params(run.checkpoints(model), config, run.local_mesh)
+    return config, restore_params(run.checkpoints(model), config, mesh)
 
 
 def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
@@ -77,4 +79,5 @@ def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
         page.write_report(directory, summary.report_data(run, before))
 
     after = [*(f"evaluate/{model}" for model in run.models), *(stage.name for stage in leak_stages(run).values())]
+    after += [f"recover/{model}" for model in run.models if run.config.recovery]
     return Stage("report", {"title": run.config.heading}, after, work, again=True)

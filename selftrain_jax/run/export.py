@@ -141,13 +141,13 @@ def _card(family: str, name: str, settings: dict[str, Any], model: str, measured
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if hub_name:
         front += [f"base_model: {json.dumps(base)}"]
-    lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {_literal(name)}", ""]
-    settings = _without_places(settings)
-    base = _literal(settings.get("student") or settings["source"])
+    lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {literal(name)}", ""]
+    settings = without_places(settings)
+    base = literal(settings.get("student") or settings["source"])
     if model and model != "base":
         lines += [
             f"{base}, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
-            f"{_literal(settings['title'])}, step {settings['checkpoint']}).",
+            f"{literal(settings['title'])}, step {settings['checkpoint']}).",
             "",
             *measured,
         ]
@@ -157,17 +157,17 @@ def _card(family: str, name: str, settings: dict[str, Any], model: str, measured
     return "\n".join(lines)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """`text` letter by letter, on one line: no link, no tag and no table cell."""
     return "`" + visible(str(text), mask=" ").replace("`", "'").replace("|", "\\|") + "`"
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
     """`value` with the last name alone of every absolute path: the rest tells about this machine."""
     if isinstance(value, dict):
-        return {name: _without_places(item) for name, item in value.items()}
+        return {name: without_places(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_places(item) for item in value]
+        return [without_places(item) for item in value]
     return os.path.basename(value.rstrip("/")) or value if isinstance(value, str) and os.path.isabs(value) else value
 
 
@@ -198,7 +198,7 @@ def _table(rows: list[dict[str, Any]], model: str) -> list[str]:
         return f"{number(row['value'], *form)} {interval(row['low'], row['high'], *form)}".rstrip()
 
     lines = [
-        f"| {_literal(metric)} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |"
+        f"| {literal(metric)} | {row['n']} | {cell(before.get(metric))} | {cell(row)} |"
         for metric, row in after.items()
     ]
     return lines and [

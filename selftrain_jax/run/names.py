@@ -88,6 +88,8 @@ class RunNames:
             named |= {f"plant.{n}": path for n in ("text", "passages") if (path := getattr(config.plant, n))}
         named |= {f"audit.benchmarks.{name}": path for name, path in config.audit.benchmarks.items()}
         named |= {f"evaluate.{name}": path for name, path in config.evaluate.files().items()}
+        if config.recovery and config.recovery.text:
+            named["recovery.text"] = config.recovery.text
         named |= {"evaluate.reference": config.evaluate.reference} if config.evaluate.reference else {}
         named |= {f"leaks.references.{name}": path for name, path in config.leaks.references.items()}
         for name, control in config.controls.items():

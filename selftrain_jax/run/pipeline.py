@@ -23,6 +23,7 @@ from selftrain_jax.run import leaks
 from selftrain_jax.run.evaluate import check_reference, evaluate_stage, report_stage
 from selftrain_jax.run.names import LAB, MADE, PLANT, RunNames
 from selftrain_jax.run.plant import plant_stages
+from selftrain_jax.run.recover import recover_stage
 from selftrain_jax.run.sample import lab_stages, sample_stage
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.run.summary import check_groups
@@ -50,6 +51,7 @@ class Pipeline(RunNames):
             *(subset_stage(self, arm, k) for arm, k in trained),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
             *(evaluate_stage(self, model) for model, where in self.models.items() if where),
+            *(recover_stage(self, model) for model in self.models if self.config.recovery),
         ]
         return [*stages, report_stage(self, [stage.name for stage in stages])]
 
@@ -94,7 +96,7 @@ class Pipeline(RunNames):
                 load_texts(value)
             elif setting.startswith("audit."):
                 load_benchmark_texts(value)
-            elif setting.startswith(("controls.", "plant.")):
+            elif setting.startswith(("controls.", "plant.", "recovery.")):
                 trained[setting] = load_texts(value)
         evaluate = self.config.evaluate
         if self.config.plant:  # its probes are yet to be made
@@ -127,8 +129,8 @@ class Pipeline(RunNames):
             return (made or hf.load_config(self.model_path(model))).max_position
 
         check_lengths(train, context(self.student), (self.config.subset.num_tokens - 1) // train.sequence_length)
-        if plant:
-            check_lengths(plant.train, context(self.student), plant.num_rows)
+        for stage in filter(None, (plant, self.config.recovery)):
+            check_lengths(stage.train, context(self.student), stage.num_rows)
         for origin in self.arms.values():
             if origin.source:
                 check_length(self.config.sample, context(origin.source))

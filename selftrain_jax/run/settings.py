@@ -9,7 +9,7 @@ from selftrain_jax.core.settings import SEED_LIMIT
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
-from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.plant.settings import PlantConfig, RecoveryConfig
 from selftrain_jax.lab.settings import LabConfig
 from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.training.settings import TrainConfig
@@ -54,6 +54,7 @@ class RunConfig:
       lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
       plant: sequences that are planted in the student before anything else; what is self-trained, and writes where
         `source` is the student, is then the planted model, and `evaluate.probes` are those of the sequences.
+      recovery: how what was planted returns to each model by relearning, longer prefixes and sampling; None asks not.
       mesh, sample, audit, subset, train, evaluate: the stages.
       leaks: which known text is looked for in the text of every arm; by default none.
       controls: name -> control; "real" and "other" are the two that every claim needs.
@@ -66,6 +67,7 @@ class RunConfig:
     revision: str = ""
     lab: LabConfig | None = None
     plant: PlantConfig | None = None
+    recovery: RecoveryConfig | None = None
     mesh: MeshConfig = MeshConfig()
     sample: SampleSettings = SampleSettings()
     audit: AuditConfig = AuditConfig()
@@ -94,6 +96,8 @@ class RunConfig:
             )
         if "real" in self.controls and (source := self.controls["real"].source):
             raise InputError(f"control 'real' is shown as real text, but is written by {source}: name it otherwise")
+        if self.recovery is not None and self.plant is None:
+            raise InputError("recovery needs plant: it asks for sequences of which is known what a model has read")
         if self.plant is not None:
             if self.evaluate.probes not in ("", PLANTED_PROBES):
                 raise InputError(

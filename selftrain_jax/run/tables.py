@@ -83,7 +83,7 @@ ITEM_COLUMNS = {
     "membership_min_k": Column(_REAL, "the same"),
     "membership_min_k_plus": Column(_REAL, "the same"),
     "membership_dc_pdd": Column(_REAL, "the same"),
-    "membership_recall": Column(_REAL, "the same"),
+    "membership_recall": Column(_REAL, "the same; null for the probes that stand before the others"),
     "membership_reference": Column(_REAL, "the same"),
 }
 METRIC_COLUMNS = {
@@ -231,7 +231,8 @@ def _probe_measures(columns, measured: Items, masks: Sequence[summary.Masks], ng
         found["emitted"] = columns["decoded"](ids)
     if measured.members is not None:
         found["member"] = measured.members
-        found |= {f"membership_{attack}": scores for attack, scores in measured.membership.items()}
+        for attack, scores in measured.membership.items():
+            found[f"membership_{attack}"] = np.where(np.isnan(scores), None, scores)  # left out of the attack
     return found
 
 

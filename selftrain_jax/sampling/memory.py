@@ -24,12 +24,11 @@ MOST_ROWS_ON_CPU = 256
 """More rows gain nothing on a CPU and delay the first documents."""
 
 
-def wave_bytes(
+def compile_wave(
     weights: Params, model: Decoder, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None
-) -> int:
-    """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
-    step's temporaries (logits, above all). Compiles that step, which the wave needs anyhow, but runs nothing;
-    `weights` may be `jax.ShapeDtypeStruct`s with shardings.
+) -> tuple[jax.stages.Compiled, int, int]:
+    """The last bucket of a wave of `rows`, compiled but not run, with its steps and the length of its cache. `weights`
+    may be `jax.ShapeDtypeStruct`s with shardings.
     """
     limit = sampling.num_fed
     *_, before, end = 0, *bucket_ends(limit)
@@ -40,7 +39,15 @@ def wave_bytes(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_shardings(model, mesh)
         )
     allowed = jax.ShapeDtypeStruct((model.config.vocab_size,), bool)
-    used = decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile().memory_analysis()
+    return decode_bucket.lower(model, sampling, weights, shapes, allowed, steps).compile(), steps, end
+
+
+def wave_bytes(
+    weights: Params, model: Decoder, sampling: SamplingConfig, rows: int, *, mesh: Mesh | None = None
+) -> int:
+    """Bytes per device that a wave of `rows` adds to the weights at its largest: the longest cache, and the compiled
+    step's temporaries (logits, above all), which the wave needs anyhow."""
+    used = compile_wave(weights, model, sampling, rows, mesh=mesh)[0].memory_analysis()
     return (
         used.argument_size_in_bytes
         - device_bytes(weights)

@@ -69,6 +69,12 @@ def test_what_is_written_is_read_back(tmp_path):
             corpus[outside]
 
 
+def test_texts_are_read_alone(tmp_path):
+    documents = make_documents(23)
+    write_corpus(tmp_path / "c", documents, {}, shard_size=5)
+    assert [(t.id, t.text) for t in read_corpus(tmp_path / "c").texts()] == [(d.id, d.text) for d in documents]
+
+
 def test_documents_without_log_probabilities(tmp_path):
     """They come back without, also beside a document that has no tokens; nothing is averaged over them."""
     documents = [dataclasses.replace(make_document(i), log_probs=None) for i in range(1, 7)] + [make_document(7)]

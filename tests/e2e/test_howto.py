@@ -1,4 +1,4 @@
-"""What the how-tos and docs/library.md say is done, block by block, as a reader would, one folder for all pages.
+"""What the how-tos, docs/tables.md and docs/library.md say is done, block by block, as a reader would, in one folder.
 
 A block that begins with ```` ```LANGUAGE needs: SOMETHING ```` needs what is not here. A Python block whose first line
 is `# NAME.py` is a file. A command line after `!` is one that is refused.
@@ -22,7 +22,7 @@ from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import init_params
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
-PAGES = sorted((DOCS / "howto").glob("*.md"))
+PAGES = [*sorted((DOCS / "howto").glob("*.md")), DOCS / "tables.md"]
 OTHERS = ("running", "launching", "library", "measuring", "studies", "tutorials/pythia", "tutorials/other_family")
 WITH_COMMANDS = [*PAGES, *(DOCS / f"{name}.md" for name in OTHERS)]
 
@@ -98,16 +98,21 @@ def test_what_is_not_done_is_marked(page):
 def test_the_page_of_files_names_what_a_run_leaves_and_nothing_else(finished):
     workdir, _ = finished
     page = (DOCS / "reference" / "files.md").read_text("utf-8")
-    rows = [line.split("|")[1] for line in page.split("## report.json")[0].splitlines() if line.startswith("| `")]
-    patterns = [
-        "^" + re.sub("NAME|MODEL", "[^/]+", re.escape(path)).replace(r"\*\*", ".*").replace(r"\*", "[^/]*") + "$"
-        for row in rows
-        for path in re.findall("`([^`]+)`", row)
-    ]
+    page_of_run, _, page_of_stage = page.split("## report.json")[0].partition("Each stage's folder")
+    always, _, asked = page_of_run.partition("Where it is asked for:")
+
+    def patterns(text):
+        rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+        paths = [re.escape(path) for row in rows for path in re.findall("`([^`]+)`", row)]
+        paths = [re.sub("NAME|MODEL", "[^/]+", path).replace(r"\*\*", ".*").replace(r"\*", "[^/]*") for path in paths]
+        return [f"^{path}$" for path in paths]
+
     files = {p.relative_to(workdir).as_posix() for p in workdir.rglob("*") if p.is_file()}
     own = {name for name in files if name.rpartition("/")[2] not in ("started.json", "manifest.json")}
-    assert [name for name in own if not any(re.match(pattern, name) for pattern in patterns)] == []
-    unmet = [p for p in patterns if not any(re.match(p, name) for name in files) and "curve" not in p]
+    required = patterns(always) + patterns(page_of_stage)
+    known = required + patterns(asked)
+    assert [name for name in own if not any(re.match(pattern, name) for pattern in known)] == []
+    unmet = [pattern for pattern in required if not any(re.match(pattern, name) for name in files)]
     assert unmet == [r"^\.lock$", "^started\\.json$", "^manifest\\.json$"]
     for stage in ("sample/self", "train/self-0", "report"):
         made = json.loads((workdir / stage / "manifest.json").read_text())

@@ -19,6 +19,7 @@ PLANT = {
     "suffix_length": 3,
     "train": TRAIN | {"checkpoint_every": 1, "optimizer": {"learning_rate": 1e-2}},
 }
+RECOVERY = {"steps": 2, "train": TRAIN | {"optimizer": {"learning_rate": 1e-2, "schedule": "constant"}}}
 SETTINGS = [f"--config.plant={PLANT}", "--config.evaluate.probes=", "--config.controls={}"]
 
 
@@ -74,3 +75,23 @@ def test_a_text_in_another_encoding_is_refused_before_any_stage(selftrain, copy_
     (tmp_path / "latin.txt").write_bytes("caf\u00e9 \u00e9t\u00e9".encode("latin-1"))
     done = selftrain("plant", copy_of("lab"), *SETTINGS, f"--config.plant.text={tmp_path / 'latin.txt'}")
     assert done.returncode == 2 and "latin.txt is not valid UTF-8" in done.stderr
+
+
+def test_a_run_reports_what_planting_caused_and_what_comes_back(selftrain, copy_of, hold):
+    """Killed once inside relearning. The planted model takes base's place; the twin stands beside it."""
+    workdir, settings = copy_of("lab"), [*SETTINGS, f"--config.recovery={RECOVERY}"]
+    held = hold("recover/self-0/step-1.npz$")
+    process = selftrain.start("run", workdir, *settings, hold=held)
+    held.reached(process)
+    process.kill()
+    held.release()
+    selftrain.ends([process])
+    out = selftrain.succeeds("run", workdir, *settings)
+    assert "Planted minus twin, extraction (points)" in out and "What was planted and is no longer extracted" in out
+    report = selftrain.report(workdir)
+    rows = [row for row in report["planted"] if row["measure"] == "extraction"]
+    assert {(row["model"], row["repeats"]) for row in rows} <= {(m, n) for m in ("base", "self") for n in (0, 1, 4)}
+    assert [row["n"] for row in rows if row["model"] == "base"] == [2, 2, 2]
+    assert [row["model"] for row in report["recovery"]] == ["base", "twin", "self"]
+    assert report["recovery"][2]["verdict"] == "undecided" and report["recovery"][0]["steps"] == [0, 1, 2]
+    assert {row["model"] for row in report["metrics"]} == {"base", "twin", "self"}

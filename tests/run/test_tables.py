@@ -17,7 +17,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import DiscoverableSettings, EvaluateSettings
 from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
@@ -61,6 +61,8 @@ def run(tmp_path_factory):
         limit=4,
         free_running=True,
         nonmembers="repeats=0",
+        recall_shots=1,
+        discoverable=DiscoverableSettings(),
     )
     made = types.SimpleNamespace(
         config=types.SimpleNamespace(evaluate=evaluate),
@@ -83,6 +85,7 @@ def run(tmp_path_factory):
             mesh=mesh,
             name=model,
             trained_on=trained_on,
+            reference=lambda: (config, initial(config, 2)),
         )
     return made
 
@@ -142,6 +145,15 @@ def test_every_measure_has_a_column(run):
     known = tables.ITEM_COLUMNS
     assert items.probes.keys() - known.keys() == {"index", "written"}
     assert {rule for _, rule in items.capability} | {f"membership_{name}" for name in items.membership} <= known.keys()
+
+
+def test_what_an_attack_leaves_out_is_null():
+    measured = Items(membership={"recall": np.array([np.nan, 0.5])}, members=np.array([False, True]))
+    masks = [
+        {metric: np.ones(2, bool) for metric in (HELD_OUT, *(Metric("extraction", held_out=x) for x in (13, "suffix")))}
+    ]
+    found = tables._probe_measures({}, measured, masks, 8)["membership_recall"]
+    assert found.tolist() == [None, 0.5]
 
 
 @pytest.mark.parametrize("ending", tables.ENDINGS)

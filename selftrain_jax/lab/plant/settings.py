@@ -83,3 +83,38 @@ class PlantConfig:
     def planted_tokens(self) -> int:
         """Tokens that all insertions take in the packed text, each with its BOS and EOS."""
         return sum(self.counts) * self.sequences * len(self.kinds) * (self.length + 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecoveryConfig:
+    """How fast what was planted returns to each model, and what else brings it back; see docs/rules.md.
+
+    Attributes:
+      text: unrelated real text to relearn on; "" relearns on the planted sequences that are kept for it.
+      steps: of relearning, a power of two; extraction of the other sequences is measured after 1, 2, 4, ... of them.
+      samples: with so many, at temperature 1, a suffix must come with probability one half to count as said.
+      train: how it is trained; `epochs` is 1, and the text is repeated, in another order each time, as often as needed.
+    """
+
+    text: str = ""
+    steps: int = 32
+    samples: int = 100
+    train: TrainConfig = TrainConfig(
+        batch_size=8,
+        sequence_length=256,
+        epochs=1,
+        keep=1,
+        log_every=1,
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant", warmup=0.0),
+    )
+
+    def __post_init__(self):
+        check_ranges("recovery", self, {"steps": (1, 65_536), "samples": 1})
+        if self.steps & (self.steps - 1):
+            raise InputError(f"recovery steps={self.steps} must be a power of two: it is measured at each doubling")
+        if self.train.epochs != 1:
+            raise InputError(f"recovery train.epochs={self.train.epochs} must be 1: steps say how long it is trained")
+
+    @property
+    def num_rows(self) -> int:
+        return self.steps * self.train.batch_size

@@ -13,7 +13,7 @@ from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS
 
 # Copies for other programs: onnx/..., original/..., and Mistral's own weight files.
 _IGNORED = ["*/*", "consolidated*"]
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, weights: bool = True) -> pathlib.Path:
@@ -37,7 +37,7 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
             raise InputError(f"revision={revision!r} applies to hub names, but {path} is a local directory; drop it")
         return path
     name = os.fspath(name_or_dir)
-    if not _HUB_NAME.fullmatch(name) or os.path.exists(path):
+    if not HUB_NAME.fullmatch(name) or os.path.exists(path):
         raise InputError(
             f"model directory not found: {name} (pass a directory holding config.json and model.safetensors, "
             "or a hub name such as EleutherAI/pythia-14m)"

@@ -1,0 +1,74 @@
+"""The stage that asks how what was planted returns to a model: longer prefixes, sampling, and relearning."""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from selftrain_jax.core.files import write_atomic
+from selftrain_jax.distributed import job
+from selftrain_jax.distributed.mesh import is_local
+from selftrain_jax.evaluation import memorization, suite
+from selftrain_jax.evaluation.score import score
+from selftrain_jax.lab.plant.relearn import PREFIXES, measured, read_planted, recovery_file, relearning_rows
+from selftrain_jax.models import hf
+from selftrain_jax.models.files.tokenizer import load_tokenizer
+from selftrain_jax.run.evaluate import load_model, made_by
+from selftrain_jax.run.names import PLANT, RunNames
+from selftrain_jax.run.stages import Stage
+from selftrain_jax.training.log import training_progress
+from selftrain_jax.training.loop import train
+
+
+def recover_stage(run: RunNames, model: str) -> Stage:
+    recovery, evaluate = run.config.recovery, run.config.evaluate
+    name = f"recover/{model}"
+
+    def work(directory: pathlib.Path) -> None:
+        student = run.model_path(run.student)
+        config, tokenizer = hf.load_config(student), load_tokenizer(student)
+        planted = read_planted(run.path(evaluate.probes))
+        text = run.path(recovery.text) if recovery.text else None
+        bos = config.bos_token_id if suite.begins_with_bos(evaluate, tokenizer) else None
+        dtype, placed = jnp.dtype(evaluate.dtype), {"mesh": run.mesh, "batch_size": evaluate.batch_size}
+
+        def measure(step: int, params: Any) -> None:
+            scorer = functools.partial(score, params, config, dtype=dtype, **placed)
+            found: dict[str, np.ndarray] = {}
+            for prefix in PREFIXES if step == 0 else ("all",):
+                probes = [one.behind(PREFIXES[prefix]) for one in measured(planted)]
+                extraction = memorization.extract(scorer, probes, bos_token_id=bos)
+                found |= {f"{prefix}/{column}": getattr(extraction, column) for column in ("exact", "log_prob")}
+            if is_local(run.mesh) or job.is_first():
+                buffer = io.BytesIO()
+                np.savez(buffer, **found)
+                write_atomic(recovery_file(directory, step), buffer.getvalue())
+
+        train(
+            lambda: load_model(run, model, run.mesh)[1],
+            config,
+            relearning_rows(recovery, planted, text, config, tokenizer),
+            recovery.train,
+            directory,
+            mesh=run.mesh,
+            description=f"relearn {model}",
+            measure=measure,
+            measure_points=recovery.steps.bit_length(),
+            **run.saving(name),
+        )
+
+    scored = {field: getattr(evaluate, field) for field in ("add_bos", "dtype")}
+    files = {"text": recovery.text}
+    return Stage(
+        name,
+        {"train": dataclasses.asdict(recovery.train), "text": recovery.text, "steps": recovery.steps, **scored},
+        [*made_by(run, model), *run.lab_stages(run.student, f"{PLANT}text", *files.values())],
+        work,
+        lambda: run.file_inputs(files),
+        together=True,
+        progress=functools.partial(training_progress, epochs=1),
+    )
