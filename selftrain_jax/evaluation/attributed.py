@@ -18,8 +18,8 @@ MEASURES = {
     "log_prob": "nats per token of the suffix",
     "membership": "AUC of the suffix's log-probability per token, inserted against never inserted",
 }
-"""Measure -> what it is: `memorization.extract`, `discoverable.discoverable`, `exposure.mean_exposure` with the suffixes
-of group 0 of the kind as the alternatives, and `roc.auc`."""
+"""Measure -> what it is: `memorization.extract`, `discoverable.discoverable`, `exposure.mean_exposure` with the
+suffixes of group 0 of the kind as the alternatives, and `roc.auc`."""
 
 
 def planted_minus_twin(
