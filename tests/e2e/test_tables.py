@@ -44,7 +44,7 @@ def test_a_run_beside_its_copy_differs_in_nothing(selftrain, finished, copy_of, 
     done = selftrain.command("compare", finished[0], copy, f"--out={tmp_path / 'c.html'}")
     assert done.returncode == 0, done.stderr
     assert "No setting differs." in done.stdout and "COMPARABLE" not in done.stdout
-    assert "control (real text):" in done.stdout and (tmp_path / "c.html").read_text().startswith("\n<!DOCTYPE html>")
+    assert "control (real text):" in done.stdout and (tmp_path / "c.html").read_text().startswith("<!DOCTYPE html>")
     shutil.rmtree(copy / "report")
     for arguments, words in (
         (("compare", finished[0]), "needs two or more runs"),
