@@ -128,7 +128,7 @@ def format_table(data: ReportData, more: Iterable[str] = (), width: int = WIDTH)
         ):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
-    lines = [data.title, "", *(_layout(rows, width) if data.models else ["No metric was measured."])]
+    lines = [data.title, "", *(layout(rows, width) if data.models else ["No metric was measured."])]
     return printable(
         [
             *lines,
@@ -143,7 +143,7 @@ def format_table(data: ReportData, more: Iterable[str] = (), width: int = WIDTH)
     )
 
 
-def _layout(rows: list[list], width: int) -> list[str]:
+def layout(rows: list[list], width: int = WIDTH) -> list[str]:
     """Aligns the rows; more models than fit continue in a second block.
 
     Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.
