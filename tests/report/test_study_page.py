@@ -455,7 +455,7 @@ def test_the_files_are_the_same_set_whatever_was_measured(folder):
     names = [
         sorted(str(p.relative_to(folder(n))) for p in folder(n).rglob("*") if p.is_file()) for n in ("full", "empty")
     ]
-    assert names[0] == names[1] and len(names[0]) == 3 + 14 + 3
+    assert names[0] == names[1] and len(names[0]) == 3 + 16 + 3
 
 
 @pytest.mark.parametrize("name", DATA)
