@@ -14,8 +14,6 @@ import shutil
 import stat
 from typing import Any, Iterable, Iterator
 
-import numpy as np
-
 from selftrain_jax.core.errors import InputError, one_line, visible
 from selftrain_jax.core.lock import held
 
@@ -191,8 +189,10 @@ def read_json(path: str | os.PathLike, what: str = "file") -> Any:
         raise InputError(f"{what} {path} is not valid JSON: {e}") from None
 
 
-def read_arrays(path: str | os.PathLike, what: str) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file of a stage; `InputError` naming `what` when it is missing or damaged."""
+def read_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:
+    """The numpy arrays of an `.npz` file of a stage; `InputError` naming `what` when it is missing or damaged."""
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as arrays:
             # By the name in the archive: "x" would find "x.npy.npy" where that is the name of another array.

@@ -41,6 +41,8 @@ def traffic(text: str, devices: int) -> dict[str, Traffic]:
                 if fused is not None and channel:
                     fused.add(channel[1])
                 continue
+            if " async-done(" in line or " async-update(" in line:  # counted where it starts
+                continue
             called = _called(line)
             if "body" in called:
                 bounds = [int(n) for inner in bodies.get(called["condition"][0], ()) for n in _INTEGER.findall(inner)]

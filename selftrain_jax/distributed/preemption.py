@@ -19,7 +19,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.request
 from typing import Callable, Iterator
 
 from selftrain_jax.core import lock
@@ -311,6 +310,8 @@ def _ask_cloud(host: str, stop: threading.Event) -> None:
     A notice that is there from the start was for a run before: maintenance of GPUs is told an hour ahead, in which this
     one may go on.
     """
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     before: dict[str, str] = {}
     while not stop.is_set():

@@ -12,6 +12,7 @@ import jinja2
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
 from selftrain_jax.report import memory, plots, study_data, study_plots, study_tables, tables
+from selftrain_jax.report.comparison import Comparison
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
 from selftrain_jax.report.study_data import StudyData
@@ -80,6 +81,11 @@ def render_study(data: StudyData) -> str:
             generations=study_plots.generations(data),
         )
     )
+
+
+def render_comparison(found: Comparison) -> str:
+    """The page of several runs side by side."""
+    return _environment().get_template("compare.html").render(found=found)
 
 
 def _environment() -> jinja2.Environment:

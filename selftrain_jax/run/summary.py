@@ -29,6 +29,7 @@ from selftrain_jax.report.metric import (
 )
 from selftrain_jax.run import facts
 from selftrain_jax.run.along import along_texts
+from selftrain_jax.run.item_sets import item_sets
 from selftrain_jax.run.leaks import read_leaks
 from selftrain_jax.run.memory import memory_data
 from selftrain_jax.run.names import SHUFFLED, RunNames
@@ -102,6 +103,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
+        figures=item_sets(pipeline, (row["metric"] for row in metrics), all_masks, items["base"]),
         **memory_data(pipeline, items, all_masks, names),
         along=along_texts({name: [items[m] for m, of in names.items() if of == name] for name in names.values()}),
         leaks={model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},

@@ -51,6 +51,19 @@ def run(*argv):
         return e.code
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_help_loads_no_library(arguments):
+    code = f"""if True:
+        import sys
+        from selftrain_jax.cli.main import main
+        try:
+            main({arguments!r})
+        except SystemExit as e:
+            print(e.code, {{"jax", "numpy", "transformers", "urllib.request"}} & set(sys.modules) or "light")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "0 light"
+
+
 @pytest.mark.everywhere
 def test_help_names_every_command(capsys):
     assert run("--help") == 0

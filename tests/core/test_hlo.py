@@ -48,9 +48,15 @@ HloModule jit_f, is_scheduled=true, num_partitions=8
   %fusion.2 = bf16[32,4] fusion(%y), kind=kCustom, calls=%part.2
 }
 
+%wrapped (s: f32[8]) -> f32[1] {
+  ROOT %reduce-scatter.1 = f32[1]{0} reduce-scatter(%s), channel_id=8, replica_groups=[1,8]<=[8], to_apply=%add
+}
+
 ENTRY %main (a: f32[4]) -> f32[4] {
   %while.2 = (s32[], f32[4]) while(%a), condition=%cond, body=%body, metadata={op_name="f/while"}
   %fusion.3 = f32[64,8] fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
+  %start.1 = ((f32[8]{0}), f32[1]{0}, u32[]) async-start(%w), calls=%wrapped
+  %done.1 = f32[1]{0} async-done(%start.1), calls=%wrapped
   %all-reduce.9 = (f32[3]{0}, pred[8]{0}) all-reduce(%u, %v), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
 }
 """
@@ -60,7 +66,7 @@ def test_loops_parts_and_groups_of_a_tpu_program():
     assert traffic(TEXT, 8) == {
         "collective-permute": Traffic(24, 24 * 4 * 4.0),
         "all-gather": Traffic(4, 4 * 32 * 4 * 2 * 3 / 4),
-        "reduce-scatter": Traffic(1, 512 * 8 * 4 * 7 / 8),
+        "reduce-scatter": Traffic(2, 512 * 8 * 4 * 7 / 8 + 7 * 4),
         "all-reduce": Traffic(1, 2 * (3 * 4 + 8) / 2),
     }
 

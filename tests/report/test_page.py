@@ -256,6 +256,15 @@ def test_only_what_was_measured_is_shown():
     assert "Capability change against base" in text
 
 
+def test_a_suite_that_was_named_after_training_is_missing_from_the_curves_and_said_to_be():
+    suites = [Metric("capability", name) for name in ("old", "new")]
+    rows = [row(model, suite, 0.5) for model in ("base", "self") for suite in suites]
+    curve = [row("self", suites[0], 0.5) | {"step": 1}]
+    assert not any("Curves" in note for note in ReportData(title="x", metrics=rows).notes)
+    [note] = [n for n in ReportData(title="x", metrics=rows, measured_curves=curve).notes if "Curves" in n]
+    assert note.endswith(": new.")
+
+
 @pytest.mark.parametrize(
     "metrics",
     [
