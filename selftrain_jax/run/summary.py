@@ -43,8 +43,7 @@ LEAST_ITEMS = 10
 
 def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     """All that the report shows, from what the finished `stages` left in the workdir."""
-    config, workdir = pipeline.config, pipeline.workdir
-    evaluate = config.evaluate
+    config, workdir, evaluate = pipeline.config, pipeline.workdir, pipeline.config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
     all_masks = probe_masks(pipeline)
