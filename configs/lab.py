@@ -1,8 +1,8 @@
 """The paper's three findings, tested on generated worlds: 3 students, 4 sources, 2 controls, 3 seeds, 2 trainings each.
 
 Command:  selftrain study --config=configs/lab.py --workdir=studies/lab
-Cost:     the stages take 1.2 hours in all on one CPU core (docs/results/lab.md); no network, no GPU, 0.9 GB of disk.
-Expect:   none of the three is reproduced at this scale; docs/results/lab.md has the figures, with intervals over seeds.
+Cost:     the stages took 2.9 hours in all on two busy CPU cores (docs/results/lab.md); no network, 1.3 GB of disk.
+Expect:   the third finding is not reproduced, the others cannot be decided with three seeds (docs/results/lab.md).
 
 Every seed is another world with four models, pre-trained from scratch on its texts: A_small and A_large are one lineage
 (the same documents in the same order, two sizes); A_recipe has the tokenizer and architecture of A, but read other

@@ -1,8 +1,9 @@
 """Memory that can be attributed: sequences planted a known number of times, their twin, and self-training of both.
 
 Command:  selftrain run --config=configs/plant.py --workdir=runs/plant
-Cost:     not measured yet.
-Expect:   not measured yet.
+Cost:     about 45 minutes on 2 CPU cores that eight other jobs shared; no network, no GPU, 60 MB of disk.
+Expect:   base extracts 0, 0, 0, 4, 67 and 98 % of what was inserted 0, 1, 4, 16, 64 and 256 times, the twin nothing;
+          docs/results/memory.md has the figures, one seed.
 
 A model of the generated world of configs/quickstart.py, pre-trained without planted sequences, reads fresh text of that
 world in which random words were inserted 0 to 256 times; its twin reads neutral text in their place. The planted model
@@ -54,7 +55,7 @@ def get_config(seed: str = "0"):
             remat=False,
             log_every=1,
             keep=1,
-            optimizer=dict(learning_rate=1e-3, schedule="constant", warmup=0.0, beta2=0.99),
+            optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0.0, beta2=0.99),
         ),
     )
     config.evaluate.update(probes="", nonmembers="repeats=0", curve_points=0)

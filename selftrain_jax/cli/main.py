@@ -38,6 +38,7 @@ _TOOLS = {
     "verify": "tools.verify_model",
     "items": "tables.items",
     "metrics": "tables.metrics",
+    "compare": "tables.compare",
 }
 """Command -> module and function, which is called with its arguments alone."""
 _ONLY_LOOKS = ("plan", "status", "config")  # and leaves nothing to go on with

@@ -126,9 +126,10 @@ def _add_tools(commands) -> None:
 
     option = add(
         "probes",
-        "make a probe file of published token arrays, of any text or of EleutherAI's memorized-evals",
-        " Give --text, --dataset, or --prefixes with --suffixes and --source.",
+        "make a probe file of your own pairs of texts, of any text, of EleutherAI's memorized-evals or of token arrays",
+        " Give --pairs, --text, --dataset, or --prefixes with --suffixes and --source.",
     )
+    option("--pairs", metavar="FILE", help="rows with prefix and suffix as text: .jsonl, .json, .csv or .parquet")
     option("--text", metavar="FILE", help="windows of a text set: rows with text, or one plain text file")
     option(
         "--dataset",
@@ -140,7 +141,7 @@ def _add_tools(commands) -> None:
     option("--prefixes", metavar="FILE.npy", help="lm-extraction-benchmark: token ids [n, length] of the prefixes")
     option("--suffixes", metavar="FILE.npy", help="token ids [n, length] of the suffixes")
     option("--source", metavar="MODEL", help="whose tokenizer the arrays' ids belong to, e.g. gpt2")
-    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (with --text or arrays)")
+    option("--target", metavar="MODEL", help="whose tokenizer the probes are for (not with --dataset)")
     option(
         "--prefix-length",
         type=_lengths,
@@ -193,6 +194,10 @@ def _add_tools(commands) -> None:
         option = add(name, f"write the results of a run or study as a table, one row per {rows}")
         option("workdir", metavar="WORKDIR", help="the folder of a run or study")
         option("--out", required=True, metavar="FILE", help="the table to write: .parquet, .csv or .jsonl")
+
+    option = add("compare", "figures of several runs side by side, and what differs in their settings")
+    option("workdirs", nargs="+", metavar="WORKDIR", help="folders of runs")
+    option("--out", metavar="FILE", help="a page (.html), or all figures as a table (.parquet, .csv or .jsonl)")
 
     option = add("convert", "write a Hugging Face model as Orbax arrays, which restore on any mesh")
     option("source", metavar="MODEL", help="Hugging Face directory or hub name")

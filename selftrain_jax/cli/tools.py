@@ -27,16 +27,19 @@ from selftrain_jax.run.publish import publish
 def make_probes(arguments: argparse.Namespace) -> int:
     a = arguments
     arrays = a.prefixes or a.suffixes or a.source
-    if sum(map(bool, (a.text, a.dataset, arrays))) != 1:
-        raise InputError("probes: give one of --text, --dataset, or --prefixes with --suffixes and --source")
-    needed = ("split",) if a.dataset else ("target",) if a.text else ("prefixes", "suffixes", "source", "target")
+    if sum(map(bool, (a.pairs, a.text, a.dataset, arrays))) != 1:
+        raise InputError("probes: give one of --text, --dataset, --pairs, or --prefixes with --suffixes and --source")
+    arrays = ("prefixes", "suffixes", "source", "target")
+    needed = ("split",) if a.dataset else ("target",) if a.text or a.pairs else arrays
     if missing := [f"--{name}" for name in needed if not getattr(a, name)]:
         raise InputError(f"probes: {', '.join(missing)} is missing; see selftrain probes --help")
     if len(a.prefix_length) > 1 and not a.text:
         raise InputError(f"probes --prefix-length={a.prefix_length}: several lengths are for --text alone")
     lengths = a.prefix_length if len(a.prefix_length) > 1 else a.prefix_length[0]
     drawn = {"prefix_length": lengths, "suffix_length": a.suffix_length, "limit": a.limit, "seed": a.seed}
-    if a.text:
+    if a.pairs:
+        counts = probes.text_probes(a.pairs, a.target, a.out)
+    elif a.text:
         counts = probes.window_probes(a.text, a.target, a.out, stride=a.stride, **drawn)
     elif a.dataset:
         counts = probes.dataset_probes(a.dataset, a.split, a.out, **drawn)

@@ -66,6 +66,22 @@ def differences(found: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]:
     return _differences(found, plain(asked))
 
 
+def without_growth(asked: Mapping[str, Any], found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """`asked` with the value of a dotted name as it was `found`, where it was raised since, names more, or is no longer
+    empty."""
+    first, _, rest = name.partition(".")
+    if first not in found or first not in asked:
+        return asked
+    new, old = asked[first], found[first]
+    if rest:
+        return {**asked, first: without_growth(new, old, rest)}
+    if isinstance(new, Mapping):
+        more = len(new) > len(old) and all(key in new and new[key] == value for key, value in old.items())
+    else:
+        more = bool(new) and not old if isinstance(new, str) else new > old
+    return {**asked, first: old} if more else asked
+
+
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, old, new) of every leaf in which two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):

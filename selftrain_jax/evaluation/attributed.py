@@ -8,7 +8,7 @@ from jaxtyping import Int
 
 from selftrain_jax.evaluation import roc, statistics
 from selftrain_jax.evaluation.discoverable import discoverable
-from selftrain_jax.evaluation.exposure import exposure
+from selftrain_jax.evaluation.exposure import mean_exposure
 
 SAMPLES, CHANCE = 100, 0.5
 MEASURES = {
@@ -18,8 +18,8 @@ MEASURES = {
     "log_prob": "nats per token of the suffix",
     "membership": "AUC of the suffix's log-probability per token, inserted against never inserted",
 }
-"""Measure -> what it is. Their definitions: `memorization.extract`, `discoverable.discoverable`, `exposure.exposure`
-with the suffixes of group 0 (of one of these itself, with the others) as the alternatives, and `roc.auc`."""
+"""Measure -> what it is. Definitions: `memorization.extract`, `discoverable.discoverable`, `exposure.mean_exposure`
+with the suffixes of group 0 of the kind as the alternatives, and `roc.auc`."""
 
 
 def planted_minus_twin(
@@ -43,8 +43,7 @@ def planted_minus_twin(
     exact = [of["exact"].astype(float) for of in both]
     sampled = [discoverable(of["log_prob"], SAMPLES, CHANCE).astype(float) for of in both]
     per_token = [of["log_prob"] / of["length"] for of in both]
-    bits = [exposures(of["log_prob"], repeats, kinds) for of in both]
-    ceiling = float(np.log2(1 + max((repeats == 0).sum(), 1)))
+    inserted, (_, numbers) = repeats > 0, np.unique(kinds, return_inverse=True)
     scores = {"membership": tuple(per_token)} | {f"membership {name}": pair for name, pair in attacks.items()}
     clusters = probes.get("cluster")
     for count in sorted(set(repeats.tolist())):
@@ -55,20 +54,21 @@ def planted_minus_twin(
             values = {"value": ours, "twin": theirs, "difference": difference, "low": low, "high": high, "n": n}
             return {"measure": measure, "repeats": count, **values}
 
-        def compared(measure: str, pair: list[np.ndarray], share: bool, span: float | None = None) -> dict[str, Any]:
+        def compared(measure: str, pair: list[np.ndarray], share: bool) -> dict[str, Any]:
             ours, theirs = (values[chosen] for values in pair)
             if share:
                 found = statistics.paired_difference(theirs, ours, cluster=labels)
             else:
-                found = statistics.paired_mean(theirs, ours, np.ones(len(ours)), span, cluster=labels)
+                found = statistics.paired_mean(theirs, ours, np.ones(len(ours)), cluster=labels)
             return row(measure, float(ours.mean()), float(theirs.mean()), *found, len(ours))
 
         yield compared("extraction", exact, True)
         yield compared("discoverable", sampled, True)
-        if np.isfinite(bits[0][chosen]).all():
-            yield compared("exposure", bits, False, ceiling)
         yield compared("log_prob", per_token, False)
-        if count and (repeats == 0).any():
+        if count and np.isin(kinds[chosen], kinds[~inserted]).any():
+            columns = numbers, inserted, chosen, clusters  # of one kind as of one length
+            bits = [mean_exposure(of["log_prob"], *columns)[0] for of in both]
+            yield row("exposure", *bits, *mean_exposure(probes["log_prob"], *columns, before=twin["log_prob"]))
             pair = chosen | (repeats == 0)
             positive = chosen[pair]
             labels_of_pair = None if clusters is None else clusters[pair]
@@ -76,15 +76,3 @@ def planted_minus_twin(
                 values = [roc.auc(of[chosen], of[repeats == 0])[0] for of in (ours, theirs)]
                 found = roc.paired_auc(theirs[pair], ours[pair], positive, cluster=labels_of_pair)
                 yield row(name, *values, *found, int(pair.sum()))
-
-
-def exposures(log_probs: np.ndarray, repeats: Int[np.ndarray, "n"], kinds: np.ndarray) -> np.ndarray:
-    """float64 `[n]`: bits of each suffix among those of its kind in group 0, itself left out; NaN where none is
-    left."""
-    found = np.full(len(log_probs), np.nan)
-    for i, (log_prob, kind) in enumerate(zip(log_probs, kinds)):
-        rivals = (repeats == 0) & (kinds == kind)
-        rivals[i] = False
-        if rivals.any():
-            found[i] = exposure(float(log_prob), log_probs[rivals])
-    return found

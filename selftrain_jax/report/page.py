@@ -12,6 +12,7 @@ import jinja2
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import visible
 from selftrain_jax.report import memory, plots, study_data, study_plots, study_tables, tables
+from selftrain_jax.report.comparison import Comparison
 from selftrain_jax.report.data import METRIC_FIELDS, Change, ReportData, is_thin, label
 from selftrain_jax.report.metric import DRIFT, EXTRACTION, HELD_OUT, KINDS, Metric, grouped, kind
 from selftrain_jax.report.study_data import StudyData
@@ -24,7 +25,10 @@ SCHEMA = 2
 
 def write_report(directory: str | os.PathLike, data: ReportData) -> None:
     """Writes `report.json`, `report.html` and `table.txt` of a run into `directory`, each atomically."""
-    value = {"schema": SCHEMA, "metrics": [{name: row[name] for name in METRIC_FIELDS} for row in data.metrics]}
+    value = {
+        "schema": SCHEMA,
+        "metrics": [{k: row[k] for k in (*METRIC_FIELDS, "clusters") if k in row} for row in data.metrics],
+    }
     for field in dataclasses.fields(data):
         if field.name not in (*value, "samples", "learning_curves"):
             value[field.name] = getattr(data, field.name)
@@ -80,6 +84,11 @@ def render_study(data: StudyData) -> str:
             generations=study_plots.generations(data),
         )
     )
+
+
+def render_comparison(found: Comparison) -> str:
+    """The page of several runs side by side."""
+    return _environment().get_template("compare.html").render(found=found)
 
 
 def _environment() -> jinja2.Environment:

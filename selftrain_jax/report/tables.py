@@ -120,7 +120,7 @@ def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
         for metric, words in zip(metrics, short([_ascii(metric.words) for metric in metrics], 24, "..")):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])
-    lines = [data.title, "", *(_layout(rows) if data.models else ["No metric was measured."])]
+    lines = [data.title, "", *(layout(rows) if data.models else ["No metric was measured."])]
     return printable(
         [
             *lines,
@@ -134,7 +134,7 @@ def format_table(data: ReportData, more: Iterable[str] = ()) -> str:
     )
 
 
-def _layout(rows: list[list]) -> list[str]:
+def layout(rows: list[list]) -> list[str]:
     """Aligns the rows; more models than fit continue in a second block.
 
     Where not every cell fits in full, intervals lose a digit, and a row whose intervals still do not fit goes without.

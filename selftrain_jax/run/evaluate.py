@@ -7,22 +7,48 @@ from typing import Any, Sequence
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.records import plain
 from selftrain_jax.data.training_set import read_training_texts
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
+from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import tokenizer_fingerprint
 from selftrain_jax.report import page
 from selftrain_jax.run import summary
 from selftrain_jax.run.leaks import leak_stages
 from selftrain_jax.run.names import TWIN, RunNames
-from selftrain_jax.run.stages import Stage
+from selftrain_jax.run.stages import Stage, read_manifest
 from selftrain_jax.training.checkpoint import restore_params
+
+_ADDED_TO = ("texts", *SUITES, "probes")
+"""The settings of `evaluate` that may name more later: what is measured already stays."""
 
 
 def evaluate_stage(run: RunNames, model: str) -> Stage:
     evaluate, files = run.config.evaluate, run.config.evaluate.files()
     models = {"student": run.student} | ({"reference": evaluate.reference} if evaluate.reference else {})
+    settings = evaluate.stage_settings() | {"student": run.student}
+    after = [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())]
+
+    def outside() -> dict[str, str]:
+        return {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()}
+
+    def parts() -> dict[str, str]:
+        """Setting that names a file -> fingerprint of all that decides what is measured with it."""
+        shared = {name: value for name, value in settings.items() if name not in _ADDED_TO}
+        of_model = [*made_by(run, model), *run.lab_stages(*models.values())]
+        made = {name: read_manifest(run.workdir, name)["fingerprint"] for name in after}
+        of, read = [plain(shared), [made[name] for name in of_model], outside()], run.file_inputs(files)
+        found = {
+            name: fingerprint([*of, read.get(name, path), *(made[stage] for stage in run.lab_stages(path))])
+            for name, path in files.items()
+        }
+        if evaluate.probes and evaluate.nonmembers:  # an attack counts the tokens of the texts
+            texts = [value for name, value in found.items() if name.startswith("texts.")]
+            found["probes"] = fingerprint([found["probes"], texts])
+        return found
 
     def work(directory):
         tokenizer = run.model_path(run.student)
@@ -31,7 +57,7 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
             summary.check_groups(probes, evaluate)
         loaded = load_model(run, model, run.local_mesh)
         trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
-        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on}
+        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on, "parts": parts()}
         if evaluate.reference:
             path = run.model_path(evaluate.reference)
             check_reference(path, tokenizer)
@@ -40,11 +66,12 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
 
     return Stage(
         f"evaluate/{model}",
-        evaluate.stage_settings() | {"student": run.student},
-        [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())],
+        settings,
+        after,
         work,
         lambda: run.file_inputs(files),
-        lambda: {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()},
+        outside,
+        grows=_ADDED_TO,
         # Only where not even the tensor axis fits the devices of one process.
         together=lambda: not is_local(run.local_mesh),
     )

@@ -13,13 +13,14 @@ do, since what one host writes may reach another's view of a network file system
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import time
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import fingerprint, is_remote, read_json
-from selftrain_jax.core.records import differences, plain, read_record, refuse_changes, write_record
+from selftrain_jax.core.files import fingerprint, is_remote, read_json, write_atomic
+from selftrain_jax.core.records import differences, plain, read_record, refuse_changes, without_growth, write_record
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.distributed import job, preemption
 
@@ -37,7 +38,9 @@ class Stage:
       externals: fingerprints of the files from outside the workdir that it reads.
       models: those of the models; dear, or perhaps a download.
       machine: what it takes from the machine, which must not change in the middle of the work.
-      grows: settings that may be raised later; the stage then goes on from what is there.
+      grows: settings that may be raised, or name more, later; the stage then goes on from what is there.
+      settled: those, as dotted names, of which more would have been made only while it was at work; a stage that is
+        done stays as it is.
       again: whether it is cheap, and so done anew each time, whatever is there.
       together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
         alone.
@@ -54,6 +57,7 @@ class Stage:
     models: Callable[[], Mapping[str, str]] = dict
     machine: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
+    settled: Sequence[str] = ()
     again: bool = False
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
@@ -86,9 +90,8 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for; then, the
     first reason for which a `wanted` stage could not be done."""
     for stage in stages:
-        for file in () if stage.again else RECORDS:
-            if record := _read(workdir / stage.name / file):
-                _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
+        if record := None if stage.again else _record(workdir, stage.name):
+            _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:
         return
@@ -106,10 +109,12 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
 
 
 def _but_for_growth(stage: Stage, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a stage, with those that may be raised, and paths in a folder that was moved, as recorded."""
-    found, asked = record["settings"], stage.settings
-    raised = {name: found[name] for name in stage.grows if name in found and asked[name] > found[name]}
-    return _before_moving({**asked, **raised}, found, stage.root)
+    """The settings of a stage, with those that have grown, and paths in a folder that was moved, as recorded."""
+    found = record["settings"]
+    asked = _before_moving(plain(stage.settings), found, stage.root)
+    for name in (*stage.grows, *(stage.settled if "fingerprint" in record else ())):
+        asked = without_growth(asked, found, name)
+    return asked
 
 
 def outdated(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
@@ -173,6 +178,8 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
     outgrown = None
     for name, now in inputs.items():
         before = record["inputs"].get(name)
+        if before is None and (stage.grows or stage.settled):
+            continue
         if name in found and not found[name].outgrown:
             why = found[name].why
             return Stale(why if found[name].derived else f"it was made from stage {name}, of which {why}", derived=True)
@@ -183,7 +190,8 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
     for name, now in _outside(stage, models).items():
-        if record["inputs"].get(name) != now:
+        more = name not in record["inputs"] and (stage.grows or stage.settled)
+        if record["inputs"].get(name) != now and not more:
             return Stale(f"its input {name} has changed since")
     if stage.again and record["settings"] != plain(stage.settings):
         outgrown = Stale("its settings have changed since", True)
@@ -207,7 +215,9 @@ def _predicted(
 ) -> str | None:
     """The fingerprint that a stage will have; None where one before it, or what it reads, is not known."""
     try:
-        outside = record["inputs"] if record else {**stage.externals(), **stage.models(), **stage.machine()}
+        outside = {**record["inputs"]} if record else {**stage.externals(), **stage.models(), **stage.machine()}
+        if record and stage.grows:
+            outside = {**_outside(stage, True), **outside}
     except InputError:
         return None
     before = {name: now() for name, now in inputs.items()}
@@ -256,7 +266,10 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
 def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
     record = stage.grows and _read(manifest_path(workdir, stage.name))
-    return bool(record) and any(record["settings"].get(n) != stage.settings[n] for n in stage.grows)
+    if not record:
+        return False
+    asked = _before_moving(plain(stage.settings), record["settings"], stage.root)
+    return any(record["settings"].get(name) != asked[name] for name in stage.grows)
 
 
 def run(
@@ -283,6 +296,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     directory, local = workdir.path / stage.name, workdir.local / stage.name
     asked: dict[str, Any] = {}
     earlier: list[str] = []
+    was: dict[str, bytes] = {}  # the records of what is done, which goes on
 
     def begins() -> bool:
         inputs = {name: read_manifest(workdir.path, name)["fingerprint"] for name in stage.after}
@@ -306,6 +320,8 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
         _refuse_links(workdir.path, stage.name)
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
+        if manifest_path(workdir.path, stage.name).is_file() and not stage.again:
+            was.update({name: (directory / name).read_bytes() for name in RECORDS if (directory / name).is_file()})
         write_record(directory / "started.json", asked, earlier=earlier)
         (directory / "manifest.json").unlink(missing_ok=True)
         return True
@@ -341,6 +357,9 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
         # Nothing was made from the bad input: the next attempt may ask for something else.
         if job.is_first() and [path.name for path in directory.iterdir()] == ["started.json"]:
             (directory / "started.json").unlink()
+        elif job.is_first() and was and not missing_files(directory, json.loads(was["manifest.json"]).get("files", ())):
+            for name in reversed(was):  # the manifest last
+                write_atomic(directory / name, was[name])
         raise
     job.on_first(f"end of {stage.name}", ends)
 

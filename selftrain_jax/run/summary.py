@@ -29,6 +29,7 @@ from selftrain_jax.report.metric import (
 )
 from selftrain_jax.run import facts
 from selftrain_jax.run.along import along_texts
+from selftrain_jax.run.item_sets import item_sets
 from selftrain_jax.run.leaks import read_leaks
 from selftrain_jax.run.memory import memory_data
 from selftrain_jax.run.names import SHUFFLED, RunNames
@@ -71,10 +72,6 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                     {"model": name, "step": step, **_rate(*hit, _cluster(found, masks, hit[0])), "seed": k}
                     for hit in hits(found, masks).items()
                 ]
-
-    def of(arm: str) -> list[Items]:
-        return [items[f"{arm}-{k}"] for k in range(config.subset.num_subsets)]
-
     _adjust(comparisons)
     names = {model: model_name(pipeline, where[0]) if where else model for model, where in pipeline.models.items()}
     learning_curves = {
@@ -106,8 +103,9 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         probes=config.evaluate.probes_chosen,
         held_out_ngram=config.evaluate.held_out_ngram,
         one_document=one_document(items["base"]),
+        figures=item_sets(pipeline, (row["metric"] for row in metrics), all_masks, items["base"]),
         **memory_data(pipeline, items, all_masks, names),
-        along=along_texts({"base": [items["base"]]} | {model_name(pipeline, arm): of(arm) for arm in pipeline.arms}),
+        along=along_texts({name: [items[m] for m, of in names.items() if of == name] for name in names.values()}),
         leaks={model_name(pipeline, arm): rows for arm, rows in read_leaks(pipeline).items()},
     )
 
@@ -243,13 +241,6 @@ def means(items: Items, masks: Masks, base: Items) -> dict[Metric, tuple[np.ndar
                 chosen_cluster = None if cluster is None else cluster[chosen]
                 for kind, values in figures.items():
                     found[dataclasses.replace(metric, kind=kind)] = values[chosen], lengths, chosen_cluster
-    if masks and items.members is not None:
-        bits = exposure.group_exposures(probes["log_prob"], probes["length"], items.members)
-        for metric, chosen in _whole_parts(items, masks):
-            chosen = chosen & ~np.isnan(bits)
-            if chosen.any():
-                labels = None if cluster is None else cluster[chosen]
-                found[dataclasses.replace(metric, kind="exposure")] = bits[chosen], np.ones(chosen.sum()), labels
     for name, (nats, tokens) in items.nll.items():
         documents = None if name in one_document(items) else items.documents.get(name)
         found[Metric("nll", name)] = nats / tokens, tokens.astype(float), documents
@@ -311,12 +302,22 @@ def _measure(items: Items, masks: Masks, evaluate: EvaluateSettings, base: Items
         found = statistics.weighted_mean(values, weights, _bounds(metric, items), cluster)
         n = int(weights.sum()) if metric.kind == "nll" else len(values)
         yield _row(metric, *found, n, cluster)
+    for metric, (*found, n) in _exposures(items, masks):
+        yield _row(metric, *found, n)
+
+
+def _exposures(items: Items, masks: Masks, base: Items | None = None) -> Iterator[tuple[Metric, tuple]]:
+    """(metric, what `exposure.mean_exposure` gives), of the change against `base` where that is given."""
+    probes = items.probes
+    for metric, chosen in _whole_parts(items, masks) if items.members is not None else ():
+        if (chosen := chosen & items.members & np.isin(probes["length"], probes["length"][~items.members])).any():
+            columns = (probes["log_prob"], probes["length"], items.members, chosen, probes.get("cluster"))
+            found = exposure.mean_exposure(*columns, before=base and base.probes["log_prob"])
+            yield dataclasses.replace(metric, kind="exposure"), found
 
 
 def _bounds(metric: Metric, items: Items) -> tuple[float, float] | None:
     """What an item's figure lies between; None without bounds."""
-    if metric.kind == "exposure":
-        return 0.0, float(np.log2(1 + (~items.members).sum()))
     if metric.of.unit == "tokens":
         return 0.0, float(items.probes["length"].max())
     return (0.0, 1.0) if metric.of.is_rate else None
@@ -358,12 +359,13 @@ def _compare_means(base: Items, trained: Items, masks: Masks) -> list[dict[str, 
 
 
 def _compare_ranks(base: Items, trained: Items, masks: Masks) -> list[dict[str, Any]]:
-    """The same of what is an AUC."""
+    """The same of what is an AUC, and of exposure."""
     before = _ranked(base, masks)
-    return [
+    found = [
         _change(metric, *roc.paired_auc(before[metric][0], scores, positive, cluster=cluster))
         for metric, (scores, positive, cluster) in _ranked(trained, masks).items()
     ]
+    return found + [_change(metric, *change[:3]) for metric, change in _exposures(trained, masks, base)]
 
 
 def _change(metric: Metric, difference: float, low: float | None, high: float | None) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import pyarrow.parquet
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_json, write_atomic, write_jsonl
-from selftrain_jax.core.rows import read_rows
+from selftrain_jax.core.rows import has_ending, read_rows
 from selftrain_jax.evaluation import likelihood, suite
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
-from selftrain_jax.report.metric import HELD_OUT, Metric, group_extraction, kind_named
+from selftrain_jax.report.metric import HELD_OUT, Metric, group_extraction, kind
 from selftrain_jax.run import summary
 from selftrain_jax.run.names import RunNames
 
@@ -35,7 +35,7 @@ class Column(NamedTuple):
 
 _TEXT, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _WHOSE = {
-    "run": Column(_TEXT, "of a study: which of its runs"),
+    "run": Column(_TEXT, "of a study or comparison: which of the runs"),
     "student": Column(_TEXT, "of a study: the model that is trained"),
     "condition": Column(_TEXT, "of a study: budget and learning rate, where it has several"),
     "seed": Column(_COUNT, "of a study: seed of the run"),
@@ -91,6 +91,12 @@ METRIC_COLUMNS = {
     "model": Column(_TEXT, "as report.json calls it: base, self, control:real, ..."),
     "metric": Column(_TEXT, "the figure's name in report.json"),
     "kind": Column(_TEXT, "what is measured: extraction, capability, nll, ..."),
+    "suite": Column(_TEXT, "suite, text set or attack"),
+    "rule": Column(_TEXT, "of capability: how the answer is judged"),
+    "held_out": Column(_TEXT, "of probes: run (by the run's own filter), 13 or suffix; empty for all"),
+    "group": Column(_TEXT, "of probes: the group that it is of"),
+    "repeats": Column(_COUNT, "of probes: how often the base model saw that group"),
+    "first_tokens": Column(_COUNT, "of probes: how many first tokens of the suffix count; empty for all"),
     "unit": Column(_TEXT, "of the value; rates are fractions in [0, 1]"),
     "value": Column(_REAL, "the figure"),
     "low": Column(_REAL, "lower end of its 95 % interval"),
@@ -101,6 +107,7 @@ METRIC_COLUMNS = {
     "difference_high": Column(_REAL, "upper end"),
     "p_value": Column(_REAL, "of the change, adjusted for all suites and models of a subset where it is of capability"),
     "unadjusted_p_value": Column(_REAL, "the same without that"),
+    "items": Column(_TEXT, "fingerprint of the items: figures are comparable where it is the same"),
 }
 Place = Mapping[str, Mapping[str, Any]]
 """Arm -> the first columns of its rows, of a run of a study."""
@@ -151,18 +158,18 @@ def _items(run: RunNames) -> Iterator[dict[str, Any]]:
         prefix, space, word = row["text"].rpartition(" ")
         return prefix, space + word
 
-    for kind, suites in (("multiple_choice", questions), ("minimal_pairs", pairs), ("last_words", words)):
+    for setting, suites in (("multiple_choice", questions), ("minimal_pairs", pairs), ("last_words", words)):
         for name, rows in suites.items():
             chosen = suite.evenly_spread(len(rows), evaluate.limit or len(rows))
             rows = [rows[i] for i in chosen]
             numbers = chosen + 1
-            if kind == "minimal_pairs":  # of which those of one sentence are left out
+            if setting == "minimal_pairs":  # of which those of one sentence are left out
                 file = read_rows(run.path(evaluate.minimal_pairs[name]))
                 kept = [n for n, row in enumerate(file, 1) if row["sentence_good"] != row["sentence_bad"]]
                 numbers = np.array(kept)[chosen]
             prefixes, suffixes = zip(*map(asked, rows))
             yield {
-                "kind": kind,
+                "kind": setting,
                 "suite": name,
                 "item": numbers,
                 **{column: [_label(row.get(column)) for row in rows] for column in ("id", "cluster")},
@@ -238,24 +245,38 @@ def _probe_measures(columns, measured: Items, masks: Sequence[summary.Masks], ng
 
 def metric_table(run: RunNames, arms: Collection[str] | None = None, place: Place = {}) -> pa.Table:
     """One row per figure of report.json, with `METRIC_COLUMNS`."""
-    report = read_json(run.workdir / "report" / "report.json", "report")
+    report = read_report(run)
     key = "model", "metric", "seed"
     changes = {tuple(row[k] for k in key): row for row in report["comparisons"]}
-    names = {summary.model_name(run, arm): arm for arm in run.arms}
+    names, figures = {summary.model_name(run, arm): arm for arm in run.arms}, report["figures"]
     rows = []
     for row in report["metrics"]:
-        arm, kind = names.get(row["model"]), kind_named(row["metric"])
+        arm, about = names.get(row["model"]), figures[row["metric"]]
         if arm and arms is not None and arm not in arms:
             continue
         change = changes.get(tuple(row[k] for k in key), {})
         own = place.get(arm or run.main, {}) | ({} if arm else {"arm": None, "relation": None})
-        about = {"kind": kind[0], "unit": kind[1].unit.replace("% of", "share of") or None}
+        unit = kind(about["kind"]).unit.replace("% of", "share of") or None
+        about = about | {"suite": about["item"], "unit": unit, "first_tokens": about["suffix"]}
+        about["held_out"] = _label(about["held_out"])
+        about = {name: None if value == "" else value for name, value in about.items() if name in METRIC_COLUMNS}
         whose = {"arm": arm, "subset": row["seed"], **own, "model": row["model"], "metric": row["metric"]}
-        figures = {name: row[name] for name in ("value", "low", "high", "n")}
-        figures |= {name: change.get(name) for name in ("difference", "p_value", "unadjusted_p_value")}
-        figures |= {f"difference_{end}": change.get(end) for end in ("low", "high")}
-        rows.append(whose | about | figures)
+        values = {name: row[name] for name in ("value", "low", "high", "n")}
+        values |= {name: change.get(name) for name in ("difference", "p_value", "unadjusted_p_value")}
+        values |= {f"difference_{end}": change.get(end) for end in ("low", "high")}
+        rows.append(whose | about | values)
     return _table(METRIC_COLUMNS, {name: [row.get(name) for row in rows] for name in METRIC_COLUMNS}, len(rows))
+
+
+def read_report(run: RunNames) -> dict[str, Any]:
+    """What report.json of a run holds; `InputError` for one that does not say which items its figures are of."""
+    report = read_json(run.workdir / "report" / "report.json", "report")
+    if "figures" not in report:
+        raise InputError(
+            f"report of {run.home} was written by an earlier version, which left out what its figures are of: write it "
+            f"again with `selftrain report --workdir={run.home}`"
+        )
+    return report
 
 
 def _table(known: Mapping[str, Column], columns: Mapping[str, Any], count: int) -> pa.Table:
@@ -271,10 +292,10 @@ def _table(known: Mapping[str, Column], columns: Mapping[str, Any], count: int) 
     return pa.table([array(name, c.type) for name, c in known.items()], schema)
 
 
-def check_ending(out: str | os.PathLike) -> None:
-    """Raises `InputError` for a name that does not say which kind of table to write."""
-    if not os.fspath(out).lower().endswith(ENDINGS):
-        raise InputError(f"table {out}: its name must end in {', '.join(ENDINGS)}")
+def check_ending(out: str | os.PathLike, endings: tuple[str, ...] = ENDINGS) -> None:
+    """Raises `InputError` for a name that does not say which kind of file to write."""
+    if not has_ending(out, endings):
+        raise InputError(f"table {out}: its name must end in {', '.join(endings)}")
 
 
 def write_table(table: pa.Table, out: str | os.PathLike) -> None:

@@ -7,6 +7,7 @@ from selftrain_jax.data import clean, training_set
 from selftrain_jax.data.corpus import corpus_fingerprint
 from selftrain_jax.data.training_set import read_subset
 from selftrain_jax.evaluation import suite
+from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage
@@ -87,6 +88,7 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
         work,
         lambda: run.file_inputs(measured),
         lambda: run.model_input("student", run.student),
+        settled=[f"curve.{name}" for name in ("texts", *SUITES, "probes")] if evaluate.curve_points else (),
         together=True,
         progress=functools.partial(training_progress, epochs=run.config.train.epochs),
     )

@@ -150,7 +150,12 @@ def _correlations(rows: Sequence[Row], within: Mapping[str, Correlation]) -> Row
         group = [row for row in rows if row["proxy"] == proxy and row["relation"] in RELATIONS]
         low, high = of_proxy.interval(0.95)
         about = {"proxy": proxy, "kind": PROXIES[proxy].kind, "n": len(group), "sources": of_proxy.sources}
-        bounds = {"rho": of_proxy.rho, "low": low, "high": high, "p_value": of_proxy.p_value}
+        bounds = {
+            "rho": of_proxy.rho,
+            "low": low,
+            "high": high,
+            "p_value": None if of_proxy.rho is None else of_proxy.p_value,
+        }
         found.append({**about, "scope": "within students", **bounds})
         whole = spearman(*([row[name] for row in group] for name in ("value", "utility")))
         found.append({**about, "scope": "all pairs", "rho": whole, "low": None, "high": None, "p_value": None})

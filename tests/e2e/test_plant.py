@@ -23,12 +23,24 @@ RECOVERY = {"steps": 2, "train": TRAIN | {"optimizer": {"learning_rate": 1e-2, "
 SETTINGS = [f"--config.plant={PLANT}", "--config.evaluate.probes=", "--config.controls={}"]
 
 
+@pytest.fixture(scope="module")
+def made(selftrain, tmp_path_factory):
+    """A workdir with the lab alone."""
+    workdir = tmp_path_factory.mktemp("lab") / "run"
+    selftrain.succeeds("lab", workdir, *SETTINGS)
+    return workdir
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
+
+
 def weights(workdir, model):
     return (workdir / "plant" / model / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_killed_planting_goes_on_and_leaves_two_models(selftrain, copy_of, hold):
-    workdir = copy_of("lab")
+def test_a_killed_planting_goes_on_and_leaves_two_models(selftrain, workdir, hold):
     held = hold("plant/planted/checkpoints/2$")
     process = selftrain.start("plant", workdir, *SETTINGS, hold=held)
     held.reached(process)
@@ -63,23 +75,22 @@ def test_a_killed_planting_goes_on_and_leaves_two_models(selftrain, copy_of, hol
         ("plant.train.sequence_length=128", "train sequence_length=128 exceeds the model's context of 64"),
     ],
 )
-def test_bad_input_ends_before_training(selftrain, copy_of, setting, message):
-    workdir = copy_of("lab")
+def test_bad_input_ends_before_training(selftrain, workdir, setting, message):
     more = ["--config.plant.tokens=3072"] if "length" in setting else []
     done = selftrain("plant", workdir, *SETTINGS, f"--config.{setting}", *more)
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) <= 3
     assert not (workdir / "plant" / "planted").exists()
 
 
-def test_a_text_in_another_encoding_is_refused_before_any_stage(selftrain, copy_of, tmp_path):
+def test_a_text_in_another_encoding_is_refused_before_any_stage(selftrain, workdir, tmp_path):
     (tmp_path / "latin.txt").write_bytes("caf\u00e9 \u00e9t\u00e9".encode("latin-1"))
-    done = selftrain("plant", copy_of("lab"), *SETTINGS, f"--config.plant.text={tmp_path / 'latin.txt'}")
+    done = selftrain("plant", workdir, *SETTINGS, f"--config.plant.text={tmp_path / 'latin.txt'}")
     assert done.returncode == 2 and "latin.txt is not valid UTF-8" in done.stderr
 
 
-def test_a_run_reports_what_planting_caused_and_what_comes_back(selftrain, copy_of, hold):
+def test_a_run_reports_what_planting_caused_and_what_comes_back(selftrain, workdir, hold):
     """Killed once inside relearning. The planted model takes base's place; the twin stands beside it."""
-    workdir, settings = copy_of("lab"), [*SETTINGS, f"--config.recovery={RECOVERY}"]
+    settings = [*SETTINGS, f"--config.recovery={RECOVERY}", "--config.evaluate.curve_points=0"]
     held = hold("recover/self-0/step-1.npz$")
     process = selftrain.start("run", workdir, *settings, hold=held)
     held.reached(process)

@@ -66,6 +66,27 @@ def test_weights_or_settings_put_in_the_place_of_others_are_refused(copy_of, fin
 
 
 @pytest.mark.large
+def test_suites_texts_probes_and_a_control_that_come_later_redo_nothing_else(selftrain, copy_of, finished):
+    """The report is that of a run which had them from the start."""
+    workdir = copy_of("lab", "sample")
+    settings = json.loads((finished[0] / "config.json").read_text())
+    suites, controls = settings["evaluate"]["multiple_choice"], settings["controls"]
+    less = ["--config.evaluate.texts={}", "--config.evaluate.probes="]
+    less += [f"--config.evaluate.multiple_choice={ {'two_step': suites['two_step']} }"]
+    less += [f"--config.controls={ {'real': {'texts': controls['real']['texts']}} }"]
+    selftrain.succeeds("run", workdir, *less)
+    before = {stage: selftrain.contents(workdir / stage) for stage in ("audit", "subset", "train")}
+    out = selftrain.succeeds("run", workdir)
+    for stage, files in before.items():
+        assert files.items() <= selftrain.contents(workdir / stage).items()
+    assert {line.split()[1] for line in out.splitlines() if line.startswith("[") and "done before" not in line} == {
+        *(f"evaluate/{model}" for model in ("base", "self-0", "real-0", "other-0")),
+        *("audit/other", "subset/other-0", "train/other-0", "report"),
+    }
+    assert selftrain.report(workdir) == selftrain.report(finished[0])
+
+
+@pytest.mark.large
 def test_a_corpus_that_grows_is_carried_through_to_the_report(selftrain, copy_of, finished):
     workdir = copy_of("lab", "sample", "audit", "subset", "train", "evaluate", "report")
     before = selftrain.contents(workdir / "train")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selftrain_jax.evaluation.attributed import exposures, planted_minus_twin
+from selftrain_jax.evaluation.attributed import planted_minus_twin
 from selftrain_jax.evaluation.exposure import exposure
 
 
@@ -39,13 +39,12 @@ def test_each_group_is_compared_with_its_own_sequences_in_the_twin():
 
 
 def test_exposure_is_among_the_never_planted_of_the_same_kind():
-    found = exposures(PLANTED["log_prob"], REPEATS, KINDS)
-    never = PLANTED["log_prob"][:3]
-    assert found[3:].tolist() == [exposure(x, never) for x in PLANTED["log_prob"][3:]]
-    assert found[0] == exposure(-30, [-28, -32])
+    found, never = rows(), PLANTED["log_prob"][:3]
+    assert found["exposure", 4]["value"] == np.mean([exposure(x, never) for x in PLANTED["log_prob"][3:5]])
+    assert found["exposure", 16]["difference"] == pytest.approx(2 - (2 + 2) / 2) and ("exposure", 0) not in found
     kinds = np.array(["words"] * 3 + ["passages"] * 4)
-    assert np.isnan(exposures(PLANTED["log_prob"], REPEATS, kinds)[3:]).all()
-    assert rows()["exposure", 16]["difference"] == pytest.approx(2 - (2 + 2) / 2)
+    other = [row["measure"] for row in planted_minus_twin(PLANTED, TWIN, REPEATS, kinds)]
+    assert "exposure" not in other and "membership" not in other
 
 
 def test_membership_tells_inserted_from_never_inserted_better_than_the_twin_does():

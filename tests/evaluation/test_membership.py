@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.evaluation.exposure import canary_exposures, exposure, group_exposures
+from selftrain_jax.evaluation.exposure import _pulls, canary_exposures, exposure, group_exposures, mean_exposure
 from selftrain_jax.evaluation.membership import membership_results, membership_scores
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.evaluation.score import TokenScores, score
+from selftrain_jax.evaluation.statistics import weighted_mean
 from selftrain_jax.report.metric import KINDS
 from tests.shapes import ONE_LAYER, initial
 
@@ -162,6 +163,55 @@ def test_exposure_of_what_was_never_planted_is_that_of_chance():
     log_probs = np.random.default_rng(1).normal(-50, 9, 4000)
     bits = group_exposures(log_probs, np.full(4000, 8), np.arange(4000) < 2000)
     assert np.nanmean(bits) == pytest.approx(1 / math.log(2), abs=4 * 1.44 / math.sqrt(2000))
+
+
+def test_the_part_of_the_non_members_in_an_interval_is_their_jackknife():
+    """Each non-member left out in turn, by `group_exposures` of the others; in clusters, the sum of their pulls."""
+    rng = np.random.default_rng(2)
+    log_probs, lengths = np.round(rng.normal(size=50), 1), rng.choice([4, 8], 50)
+    members = rng.random(50) < 0.5
+    chosen = members & (rng.random(50) < 0.7)
+    variance = 0.0
+    for length in (4, 8):
+        rivals = np.flatnonzero(~members & (lengths == length))
+        without = []
+        for i in rivals:
+            kept = np.arange(50) != i
+            bits = group_exposures(log_probs[kept], lengths[kept], members[kept])
+            without.append(bits[(chosen & (lengths == length))[kept]].sum() / chosen.sum())
+        variance += (len(rivals) - 1) / len(rivals) * np.sum((without - np.mean(without)) ** 2)
+    assert (_pulls(log_probs, lengths, members, chosen) ** 2).sum() == pytest.approx(variance)
+    mean, low, high, n = mean_exposure(log_probs, lengths, members, chosen)
+    bits = group_exposures(log_probs, lengths, members)[chosen]
+    own = weighted_mean(bits, None, (0, np.log2(1 + (~members).sum())))
+    half = stats.t.ppf(0.975, (~members).sum() - 1) * math.sqrt(variance)
+    assert (mean, n) == (pytest.approx(bits.mean()), chosen.sum())
+    assert high == pytest.approx(mean + math.hypot(own[2] - mean, half)) and low < own[1]
+    same = mean_exposure(log_probs, lengths, members, chosen, before=log_probs)
+    assert same[0] == 0 and same[1] < 0 < same[2]
+    shared = np.arange(50) // 2
+    assert mean_exposure(log_probs, lengths, members, chosen, shared)[0] == mean
+    assert mean_exposure([0.0, 1.0], [4, 4], [False, True], [False, True]) == (1.0, 0.0, 1.0, 1)  # one says nothing
+    with pytest.raises(InputError, match="of no canary"):
+        mean_exposure([0.0, 1.0], [4, 5], [False, True], [False, True])
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("canaries, others", [(8, 8), (64, 64), (500, 100), (100, 900)])
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_intervals_of_exposure_cover_the_truth(capsys, canaries, others, shift):
+    rng = np.random.default_rng(0)
+    members = np.arange(canaries + others) < canaries
+
+    def one():
+        log_probs = rng.normal(size=len(members)) + shift * members
+        return mean_exposure(log_probs, np.full(len(members), 8), members, members)
+
+    truth = np.mean([one()[0] for _ in range(1000)])
+    covered = np.mean([low <= truth <= high for _, low, high, _ in (one() for _ in range(500))])
+    with capsys.disabled():
+        print(f"\n{canaries} among {others}, {shift} deviations: {covered:.1%}", end=" ")
+    assert covered > 0.82
 
 
 def test_exposure_by_chance_is_less_among_few():

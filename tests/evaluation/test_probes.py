@@ -5,12 +5,14 @@ tokens.
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 
 from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.evaluation.probes import MEMORIZED_EVALS, convert_arrays, dataset_probes, window_probes
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.evaluation.probes import MEMORIZED_EVALS, convert_arrays, dataset_probes, text_probes, window_probes
 
 
 def save_tokenizer(directory, words):
@@ -41,6 +43,72 @@ def test_pairs_are_retokenized_and_split_boundaries_dropped(tmp_path, tokenizer_
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert counts == {"read": 2, "written": 1, "dropped": 1}
     assert rows == [{"prefix": [new["a"], new["b"], new["a"]], "suffix": [new["c"], new["a"], new["b"]]}]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_pairs_of_texts_become_probes_and_borders_within_a_token_are_named(tmp_path, tokenizer_pair, ending):
+    _, new = tokenizer_pair  # which merges b and c
+    rows = [
+        {"prefix": "a b", "suffix": "ca", "id": "cut"},
+        {"prefix": "a\n,", "suffix": 'bc"', "id": "kept", "repeats": 8, "cluster": "7", "offset": 3},
+        {"prefix": "c", "suffix": "b", "id": "named", "group": "mine", "repeats": 8},
+    ]
+    path, frame = tmp_path / f"pairs.{ending}", pd.DataFrame(rows).convert_dtypes()
+    write = {
+        "jsonl": lambda: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+        "json": lambda: path.write_text(json.dumps(rows)),
+        "csv": lambda: frame.to_csv(path, index=False),
+        "tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
+        "parquet": lambda: frame.to_parquet(path),
+    }
+    write[ending]()
+    with pytest.warns(InputWarning, match=r"1 of 3 do not keep their border .*: cut; they are left out"):
+        counts = text_probes(path, str(tmp_path / "new"), tmp_path / "out.jsonl")
+    assert counts == {"read": 3, "written": 2, "dropped": 1}
+    kept, named = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert named == {"prefix": [new["c"]], "suffix": [new["b"]], "id": "named", "group": "mine"}
+    assert kept["suffix"][0] == new["bc"] and kept["prefix"][0] == new["a"]
+    about = {name: value for name, value in kept.items() if name not in ("prefix", "suffix")}
+    assert about == {"id": "kept", "group": "repeats=8", "cluster": "7", "offset": 3}
+
+
+def test_a_suffix_has_the_tokens_that_it_has_after_its_prefix(tmp_path):
+    """Alone, it would have a space of its own, as SentencePiece puts before every text."""
+    vocab = save_tokenizer(tmp_path / "spaced", [" a", " b"])
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "spaced" / "tokenizer.json"))
+    tokenizer.normalizer = tokenizers.normalizers.Prepend(" ")
+    tokenizer.save(str(tmp_path / "spaced" / "tokenizer.json"))
+    write_jsonl(tmp_path / "pairs.jsonl", [{"prefix": "a", "suffix": " b"}])
+    assert text_probes(tmp_path / "pairs.jsonl", str(tmp_path / "spaced"), tmp_path / "out.jsonl")["written"] == 1
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"prefix": [vocab[" a"]], "suffix": [vocab[" b"]]}
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"prefix": "b", "suffix": "c"}] * 7, "7 of 7 do not keep .*: 1, 2, 3, 4, 5, ...; move the border"),
+        ([{"prefix": "a"}], "item 1: missing field.* suffix"),
+        ([{"prefix": "a", "suffix": None}], "item 1: missing field.* suffix"),
+        ([{"prefix": "a", "suffix": "b"}, {"prefix": "a", "suffix": ""}], "item 2: neither prefix nor suffix may be"),
+        ([{"prefix": "a", "suffix": 1}], "item 1: suffix must be a text"),
+        ([{"prefix": "a", "suffix": "b", "repeats": "many"}], "item 1: repeats='many' must be a count"),
+        ([], "holds no pairs"),
+    ],
+)
+def test_pairs_that_make_no_probe_are_refused_and_nothing_is_written(tmp_path, tokenizer_pair, rows, words):
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(InputError, match=words):
+        text_probes(tmp_path / "pairs.jsonl", str(tmp_path / "new"), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, tokenizer_pair, ending, capsys):
+    path = tmp_path / f"pairs.{ending}"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert main(["probes", f"--pairs={path}", f"--target={tmp_path / 'new'}", f"--out={tmp_path / 'out.jsonl'}"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"selftrain: error: pairs of texts {path}")
 
 
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, tokenizer_pair):

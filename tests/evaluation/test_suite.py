@@ -93,6 +93,57 @@ def test_items_cover_every_probe(measured):
     assert found["add_bos"] is True
 
 
+def test_what_was_measured_is_kept_and_only_the_new_is_scored(world, measured, tmp_path, monkeypatch):
+    """Text set, suites and probes one after another, as all at once; another fingerprint is another measurement."""
+    directory, config = world
+    scored = []
+    score = suite.score
+    monkeypatch.setattr(
+        suite, "score", lambda p, c, sequences, *a, **k: scored.append(1) or score(p, c, sequences, *a, **k)
+    )
+    recall = {"recall": "suites/recall.jsonl"}
+    whole = dataclasses.replace(SETTINGS, multiple_choice=recall)
+    less = {"texts": {}, "minimal_pairs": {}, "probes": "", "nonmembers": "", "suffix_lengths": (), "offset_edges": ()}
+    less |= {"recall_shots": None, "discoverable": None}
+    first = dataclasses.replace(whole, **less)
+    documents = [
+        json.loads((directory / "suites" / "minimal_pairs.jsonl").read_text().splitlines()[0])["sentence_good"]
+    ]
+
+    def evaluate(settings, out, of="1", **more):
+        scored.clear()
+        parts = {setting: of for setting in settings.files()}
+        found = suite.evaluate_model(
+            (config, initial(config)),
+            directory / "tokenizer",
+            settings,
+            lambda name: directory / name,
+            out,
+            mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+            name="self-0",
+            trained_on=documents,
+            parts=parts | more,
+        )
+        return found, len(scored)
+
+    evaluate(first, tmp_path / "grown")
+    steps = [{"minimal_pairs": whole.minimal_pairs}, {"texts": whole.texts}, {"probes": whole.probes}]
+    settings = first
+    for step in steps:
+        settings = dataclasses.replace(settings, **step)
+        assert evaluate(settings, tmp_path / "grown")[1] == 1  # a text set, a suite and extraction are a call each
+    at_once, _ = evaluate(settings, tmp_path / "whole")
+    grown, again = evaluate(settings, tmp_path / "grown")
+    assert grown == at_once and again == 0
+    files = [tmp_path / name / "items.npz" for name in ("grown", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert Items.load(tmp_path / "grown").contaminated["minimal_pairs"].any()
+    changed, calls = evaluate(settings, tmp_path / "grown", **{"texts.validation": "2"})
+    assert changed == at_once and calls == 1
+    files[0].write_bytes(b"damaged")
+    assert evaluate(settings, tmp_path / "grown") == (at_once, 4)
+
+
 def test_items_know_what_they_share(world, measured):
     """Minimal pairs their noun or person, windows their text; planted sequences nothing."""
     directory, _ = world

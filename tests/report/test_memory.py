@@ -32,7 +32,7 @@ DATA = ReportData(
     planted=[
         row("base", "extraction", 0, 0.03125, 0.0, 0.03125, -0.08, 0.16),
         row("base", "extraction", 64, 0.9375, 0.0, 0.9375, 0.74, 0.98),
-        row("base", "exposure", 0, 1.5, 1.25, 0.25, -0.5, 1.0),
+        row("base", "exposure", 4, 1.5, 1.25, 0.25, -0.5, 1.0),
         row("base", "exposure", 64, 5.0, 1.5, 3.5, 3.0, 4.0),
         row("self", "membership zlib", 64, 0.875, 0.5, 0.375, 0.125, 0.625),
     ],

@@ -256,6 +256,15 @@ def test_only_what_was_measured_is_shown():
     assert "Capability change against base" in text
 
 
+def test_a_suite_that_was_named_after_training_is_missing_from_the_curves_and_said_to_be():
+    suites = [Metric("capability", name) for name in ("old", "new")]
+    rows = [row(model, suite, 0.5) for model in ("base", "self") for suite in suites]
+    curve = [row("self", suites[0], 0.5) | {"step": 1}]
+    assert not any("Curves" in note for note in ReportData(title="x", metrics=rows).notes)
+    [note] = [n for n in ReportData(title="x", metrics=rows, measured_curves=curve).notes if "Curves" in n]
+    assert note.endswith(": new.")
+
+
 @pytest.mark.parametrize(
     "metrics",
     [
@@ -457,10 +466,12 @@ def test_nothing_is_called_lost_that_only_flipped():
     assert np.mean(lost) <= 0.05 and np.mean(below) > 0.15
 
 
-def test_clusters_and_texts_that_stand_alone_are_told():
+def test_clusters_and_texts_that_stand_alone_are_told(tmp_path):
     suite, text = Metric("capability", "recall"), Metric("nll", "wiki")
     metrics = [{**row("base", suite, 0.5), "n": 384, "clusters": 128}, row("base", text, 2.0)]
-    page = report.render_html(ReportData(title="", metrics=metrics, one_document=["wiki"]))
+    report.write_report(tmp_path, data := ReportData(title="", metrics=metrics, one_document=["wiki"]))
+    page = report.render_html(data)
+    assert [row.get("clusters") for row in json.loads((tmp_path / "report.json").read_text())["metrics"]] == [128, None]
     assert (
         "n = 384 in 128 clusters" in page
         and "over clusters, but for those of a single model&#39;s AUC and TPR" in page

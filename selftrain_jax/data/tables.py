@@ -1,0 +1,51 @@
+"""Rows of a user's tables: CSV and Parquet beside what `core.rows` reads."""
+
+import os
+from typing import Any, Collection, Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.rows import ROWS, check_file, has_ending, read_rows
+
+
+def read_table(
+    path: str | os.PathLike, fields: Iterable[str], what: str, texts: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a .csv, .tsv or .parquet file, or of one that `core.rows.read_rows` reads, without the cells
+    that are empty.
+
+    Args:
+      fields: columns that every row must have.
+      texts: columns of a CSV file that are text whatever they look like; of others, numbers are numbers.
+
+    Raises:
+      InputError: the file is missing or broken, or a row lacks one of `fields`.
+    """
+    path = check_file(path, (*ROWS, ".csv", ".tsv", ".parquet"), what)
+    if has_ending(path, ROWS):
+        rows = read_rows(path, what=what)
+    else:
+        try:
+            rows = (_parquet if has_ending(path, (".parquet",)) else _csv)(path, texts).to_pylist()
+        except (pa.ArrowException, UnicodeDecodeError) as e:
+            raise InputError(f"{what} {path} cannot be read: {one_line(e)[:200]}") from None
+    for number, row in enumerate(rows, 1):
+        found = {name: cell for name, cell in row.items() if cell is not None} if isinstance(row, dict) else {}
+        if missing := [name for name in fields if name not in found]:
+            raise InputError(f"{what} {path}, item {number}: missing field(s) {', '.join(missing)}")
+        yield found
+
+
+def _parquet(path: os.PathLike, texts: Collection[str]) -> pa.Table:
+    return pyarrow.parquet.read_table(path)
+
+
+def _csv(path: os.PathLike, texts: Collection[str]) -> pa.Table:
+    cells = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(texts, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+    lines = pyarrow.csv.ParseOptions(delimiter="\t" if has_ending(path, (".tsv",)) else ",", newlines_in_values=True)
+    return pyarrow.csv.read_csv(path, convert_options=cells, parse_options=lines)
