@@ -156,7 +156,7 @@ def report(
         f"{device.flops / 1e12:.0f} TFLOP/s; arguments read and output written once, temporaries written and read once "
         f"(sampling: arguments read at every step) at {device.bandwidth / 1e9:.0f} GB/s; rings over all links at "
         f"{device.interconnect / 1e9:.0f} GB/s; all three at the same time. Rows by a straight line through the "
-        "compiled sizes."
+        "compiled sizes: an extrapolation."
     ]
     return "\n".join(lines)
 
@@ -190,6 +190,8 @@ def _largest(programs: dict[int, Program], ways: int, budget: float, text: str) 
         fits = few if low.total <= budget else 0
         return [f"  largest {text.format(fits)} (the next size compiled does not fit)"]
     slope = (high.total - low.total) / (many - few)
+    if slope <= 0:  # a small model, of which a few rows more change nothing
+        return [f"  largest {text.split(':')[0]}: not known, since {few} rows take as much memory as {many}"]
     fits = Line(low.total - slope * few, slope).largest(budget, ways)
     return [
         f"  {f'each further {ways} rows':34}{ways * slope / 2**30:9.3f} GiB",

@@ -12,6 +12,7 @@ from typing import Iterator, Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.cli.config import load_config, reference_of
+from selftrain_jax.cli.hours import time_left
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, visible
 from selftrain_jax.core.files import fingerprint
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
 
         def say(line: str) -> None:
             _say(line)
-            left = "" if line.endswith("done before") else stages.time_left(pipeline.home, todo)
+            left = "" if line.endswith("done before") else time_left(pipeline.home, todo)
             if left:
                 print(f"selftrain: {left}", file=sys.stderr, flush=True)
                 progress.note(left)
@@ -144,7 +145,7 @@ def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[s
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
         yield f"{state:8} {stage.name}{far and f': {far}'}"
-    if left := stages.time_left(pipeline.home, plan):
+    if left := time_left(pipeline.home, plan):
         yield left
 
 

@@ -264,24 +264,6 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     return record
 
 
-def time_left(workdir: pathlib.Path, stages: Sequence[Stage]) -> str:
-    """ "about 12 min 3 s left": what the stages to come take if they take as long as those of their kind that are done;
-    what has none is named. "" where nothing is known, or left."""
-    took: dict[str, list[float]] = {}
-    left: list[str] = []
-    for stage in stages:
-        kind = stage.name if stage.name.startswith("lab/") else stage.name.partition("/")[0]
-        if state(workdir, stage) == "done":
-            took.setdefault(kind, []).append(read_manifest(workdir, stage.name).get("seconds", 0.0))
-        elif not stage.again:
-            left.append(kind)
-    seconds = sum(sum(took[kind]) / len(took[kind]) for kind in left if kind in took)
-    unknown = ", ".join(dict.fromkeys(kind for kind in left if kind not in took))
-    if not seconds:
-        return ""
-    return f"about {progress.duration(seconds)} left" + f", and {unknown}, not timed yet" * bool(unknown)
-
-
 def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     """Whether a finished stage is asked for more."""
     record = stage.grows and _read(manifest_path(workdir, stage.name))

@@ -43,8 +43,7 @@ LEAST_ITEMS = 10
 
 def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
     """All that the report shows, from what the finished `stages` left in the workdir."""
-    config, workdir = pipeline.config, pipeline.workdir
-    evaluate = config.evaluate
+    config, workdir, evaluate = pipeline.config, pipeline.workdir, pipeline.config.evaluate
     items = {model: Items.load(workdir / "evaluate" / model) for model in pipeline.models}
     metrics, comparisons, curves, contamination = [], [], [], []
     all_masks = probe_masks(pipeline)
@@ -61,11 +60,10 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
                 row = _row(Metric("contaminated", suite), int(flags.sum()), None, None, len(flags))
                 metrics.append({"model": name, **row, "seed": k})
             contamination += [{"model": name, **row, "seed": k} for row in _by_contamination(items["base"], trained)]
-            measured = evaluate.suffix_lengths, evaluate.discoverable
-            before, after = (hits(found, masks, *measured) for found in (items["base"], trained))
+            pair = (items["base"], trained)
+            before, after = (hits(of, masks, evaluate.suffix_lengths, evaluate.discoverable) for of in pair)
             cluster = functools.partial(_cluster, items["base"], masks)
-            changes = [*_compare(before, after, cluster), *_compare_means(items["base"], trained, masks)]
-            changes += _compare_ranks(items["base"], trained, masks)
+            changes = [*_compare(before, after, cluster), *_compare_means(*pair, masks), *_compare_ranks(*pair, masks)]
             comparisons += [{"model": name, **row, "seed": k} for row in changes]
             for step, found in curve(workdir / "train" / f"{arm}-{k}"):
                 curves += [

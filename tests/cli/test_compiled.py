@@ -72,6 +72,9 @@ def test_the_largest_lies_on_the_line_and_what_does_not_compile_does_not_fit():
     both = compiled._two(program, (4, 16))
     assert sorted(both) == [4, 16]
     assert compiled._largest(both, 4, 1000.0, "wave: {} documents")[-1].startswith("  largest wave: 60 documents")
+    flat = {rows: Program(100, 0, 0, 0, {}) for rows in (4, 16)}
+    (line,) = compiled._largest(flat, 4, 1000.0, "wave: {} documents")
+    assert line == "  largest wave: not known, since 4 rows take as much memory as 16"
     one = compiled._two(program, (8, 32))
     assert compiled._largest(one, 4, 1000.0, "{}") == ["  largest 8 (the next size compiled does not fit)"]
     assert compiled._largest(one, 4, 100.0, "{}") == ["  largest 0 (the next size compiled does not fit)"]
@@ -97,7 +100,7 @@ config = dataclasses.replace(
 devices = compiled.find_devices(sys.argv[2], 4)
 mesh = make_mesh(MeshConfig(1, 2, 2), devices)
 train = TrainConfig(sequence_length=128, dtype="bfloat16", document_boundaries=True)
-steps = [programs.compile_step(config, train, mesh, int(rows), "auto") for rows in sys.argv[3:]]
+step = programs.compile_step(config, train, mesh, 2, "auto")
 model, rows = Decoder(config, dtype=jnp.bfloat16), batch_sharding(mesh)
 params = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), param_shapes(config), param_shardings(config, mesh)
@@ -105,28 +108,24 @@ params = jax.tree.map(
 tokens, starts = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for shape in ((4, 129), (4,)))
 with jax.set_mesh(mesh):
     score = score_batch.lower(model, params, tokens, starts, 64, ways=2).compile().as_text()
-found = [compiled.Program.of(step, 4) for step in steps]
+found = compiled.Program.of(step, 4)
 print(json.dumps({
     "kind": devices[0].device_kind,
-    "splash": ["splash" in steps[0].as_text(), "splash" in score],
-    "totals": [p.total for p in found],
-    "kinds": sorted(found[0].traffic),
+    "splash": ["splash" in step.as_text(), "splash" in score],
+    "total": found.total,
+    "kinds": sorted(found.traffic),
 }))
 """
 
 
 @pytest.mark.large
 @needs_libtpu
-@pytest.mark.parametrize(
-    "accelerator, head_dim, rows",
-    [("v5e", 64, (2, 8, 32)), ("v6e", 80, (2,)), ("v5p", 128, (2,)), ("v4", 256, (2,))],
-    ids=["v5e-64", "v6e-80", "v5p-128", "v4-256"],
-)
-def test_step_and_scorer_compile_for_chips_that_are_not_there(accelerator, head_dim, rows):
-    """With packed documents and heads of every size, rows and heads spread; the straight line holds within 10 %."""
+@pytest.mark.parametrize("accelerator, head_dim", [("v5e", 64), ("v6e", 80), ("v5p", 128), ("v4", 256)], ids=str)
+def test_step_and_scorer_compile_for_chips_that_are_not_there(accelerator, head_dim):
+    """With packed documents and heads of every size, rows and heads spread."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAMS, str(head_dim), accelerator, *map(str, rows)],
+        [sys.executable, "-c", PROGRAMS, str(head_dim), accelerator],
         capture_output=True,
         text=True,
         env=environment | {"XLA_FLAGS": ""},
@@ -136,10 +135,7 @@ def test_step_and_scorer_compile_for_chips_that_are_not_there(accelerator, head_
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["kind"].startswith(ACCELERATORS[accelerator].kind) and found["splash"] == [True, True]
-    if len(rows) == 3:
-        few, many, most = found["totals"]
-        assert many + 4 * (many - few) == pytest.approx(most, rel=0.1)
-    assert "all-reduce" in found["kinds"]
+    assert found["total"] > 0 and "all-reduce" in found["kinds"]
 
 
 @pytest.mark.large

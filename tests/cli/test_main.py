@@ -29,7 +29,7 @@ from selftrain_jax.sampling.settings import SampleSettings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
-COMMANDS = ("run", "lab", "sample", "audit", "subset", "train", "evaluate", "report", "status")
+COMMANDS = (*("run", "lab", "plant", "sample", "audit", "subset", "train", "evaluate", "recover", "report", "status"),)
 
 
 @pytest.fixture
@@ -78,12 +78,7 @@ def test_help_names_every_command(capsys):
         "probes",
         "import",
         "leaks",
-        "completion",
-        "configs",
-        "init",
-        "convert",
-        "export",
-        "verify",
+        *("completion", "configs", "init", "items", "metrics", "compare", "convert", "export", "publish", "verify"),
     ]
     assert "--config.sample.temperature" in text and "exit codes: 0 done, 2 bad input" in text
 

@@ -51,13 +51,13 @@ def test_steps_until_half_have_an_interval():
         steps_until((0, 1), extracted)
 
 
-RNG_STUDIES = 1000
+STUDIES = 1000
 
 
 def verdicts(n, back, twin, rng):
     """Shares of (hidden, erased) of simulated models in which a lost probe comes back with such a chance."""
     ones, found = np.ones(n, bool), []
-    for _ in range(RNG_STUDIES):
+    for _ in range(STUDIES):
         found.append(judge(ones, rng.random(n) < back, rng.random(n) < twin, ones).verdict)
     return [found.count(verdict) / len(found) for verdict in ("hidden", "erased")]
 
@@ -87,11 +87,11 @@ def test_the_interval_of_steps_covers(n, capsys):
     rng, steps = np.random.default_rng(n), (0, 1, 2, 4, 8, 16, 32)
     low_missed = high_missed = 0
     chances = np.array([0.0, 0.1, 0.3, 0.45, 0.52, 0.7, 0.9])  # half is reached at step 8
-    for _ in range(RNG_STUDIES):
+    for _ in range(STUDIES):
         extracted = rng.random(n) < chances[:, None]
         _, low, high = steps_until(steps, extracted)
         low_missed += low is None or low > 8
         high_missed += high is not None and high < 8
     with capsys.disabled():
-        print(f"\nn={n}: low misses {low_missed / RNG_STUDIES:.1%}, high misses {high_missed / RNG_STUDIES:.1%}")
-    assert low_missed <= 0.035 * RNG_STUDIES and high_missed <= 0.035 * RNG_STUDIES
+        print(f"\nn={n}: low misses {low_missed / STUDIES:.1%}, high misses {high_missed / STUDIES:.1%}")
+    assert low_missed <= 0.035 * STUDIES and high_missed <= 0.035 * STUDIES

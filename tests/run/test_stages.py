@@ -87,18 +87,6 @@ def test_what_a_record_names_is_read_only_where_it_is_a_file(tmp_path, monkeypat
         assert f"{name} has changed in its folder" in stages.stale(tmp_path, plan())["train/self-0"].why
 
 
-def test_the_time_left_is_that_of_stages_of_the_same_kind_and_names_what_has_none(tmp_path):
-    names = ("sample/self", "train/self-0", "train/real-0", "train/self-1", "evaluate/self-0")
-    todo = [Stage(name, {}, [], lambda folder: None) for name in names]
-    todo.append(Stage("report", {}, [], lambda folder: None, again=True))
-    assert stages.time_left(tmp_path, todo) == ""
-    for name, seconds in (("sample/self", 9), ("train/self-0", 100), ("train/real-0", 200)):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds}))
-    assert stages.time_left(tmp_path, todo) == "about 2 min 30 s left, and evaluate, not timed yet"
-    assert stages.time_left(tmp_path, todo[:3]) == ""
-
-
 def test_a_log_dates_what_was_begun_and_done(tmp_path):
     with progress.kept_in(tmp_path / "log.txt"):
         stages.run(tmp_path, plan(), lambda name: True, progress.note)
