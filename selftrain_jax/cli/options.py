@@ -93,7 +93,7 @@ def _add_runs(commands) -> None:
         command.add_argument("--profile", action="store_true", help="write a JAX trace of some steps of each training")
     _add_task_options(stages["evaluate"])
     stages["evaluate"].usage = (
-        "selftrain evaluate --workdir DIR [--config ...]\n"
+        "selftrain evaluate --workdir DIR [...]\n"
         "       selftrain evaluate MODEL --tasks NAME,...\n                          --out DIR [options]"
     )
     stages["evaluate"].description = (
@@ -274,7 +274,7 @@ def _lengths(text: str) -> list[int]:
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
     """What `selftrain evaluate MODEL` takes; without MODEL that command is the stage of a run."""
-    group = parser.add_argument_group("benchmarks of lm-evaluation-harness (pip install 'selftrain_jax[eval]')")
+    group = parser.add_argument_group("tasks of lm-evaluation-harness (extra eval)")
     option = group.add_argument
     option(
         "model", nargs="?", metavar="MODEL", help="a directory, a hub name, or RUN:self-0 for a model of the run in RUN"
