@@ -166,7 +166,7 @@ def _add_tools(commands) -> None:
         "--prefix-length",
         type=_lengths,
         default=[32],
-        metavar="K[,K...]",
+        metavar="K,...",
         help="tokens given (--text, --dataset; default: 32); of a text also several lengths, each a group of its own",
     )
     option("--suffix-length", type=int, default=32, metavar="M", help="tokens asked for (default: 32)")
