@@ -91,7 +91,10 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for; then, the
     first reason for which a `wanted` stage could not be done."""
     for stage in stages:
-        if record := None if stage.again else _record(workdir, stage.name):
+        records = (
+            [] if stage.again else [_read(workdir / stage.name / file) for file in RECORDS]
+        )  # a broken one is told
+        if record := next(filter(None, records), None):
             _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:

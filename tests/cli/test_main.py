@@ -218,7 +218,9 @@ def test_leaks_of_a_corpus_are_told_with_the_documents(tmp_path, capsys):
 def test_every_stage_has_a_command_and_every_command_a_stage(tmp_path):
     from selftrain_jax.run.pipeline import Pipeline
 
-    names = {stage.name.split("/")[0] for stage in Pipeline(load_config(TINY), tmp_path).stages()}
+    planting = str(pathlib.Path(__file__).parents[2] / "configs" / "plant.py")
+    runs = [Pipeline(load_config(config), tmp_path) for config in (TINY, planting)]
+    names = {stage.name.split("/")[0] for run in runs for stage in run.stages()}
     assert names == set(COMMANDS) - {"run", "status"}
 
 

@@ -139,8 +139,9 @@ class Selftrain:
 
     @staticmethod
     def contents(folder: pathlib.Path) -> dict[str, bytes]:
-        """Every file below `folder`."""
-        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        """Every file below `folder`, but for the log, which every command goes on with."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     @staticmethod
     def report(workdir: pathlib.Path) -> dict:

@@ -61,6 +61,7 @@ def run_shell(text: str, selftrain) -> None:
             assert not refused and subprocess.run(["bash", "-c", line]).returncode == 0, line
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_how_to_does_what_it_says(page, folder, selftrain, capsys):
     namespace = {"__name__": "page"}
@@ -76,6 +77,7 @@ def test_a_how_to_does_what_it_says(page, folder, selftrain, capsys):
             exec(compile(block.text, page.name, "exec"), namespace)  # noqa: S102
 
 
+@pytest.mark.large
 def test_the_library_page_does_what_it_says(capsys):
     config = DecoderConfig(vocab_size=256, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=256)
     for block in blocks(DOCS / "library.md"):

@@ -88,6 +88,7 @@ def test_a_text_in_another_encoding_is_refused_before_any_stage(selftrain, workd
     assert done.returncode == 2 and "latin.txt is not valid UTF-8" in done.stderr
 
 
+@pytest.mark.large
 def test_a_run_reports_what_planting_caused_and_what_comes_back(selftrain, workdir, hold):
     """Killed once inside relearning. The planted model takes base's place; the twin stands beside it."""
     settings = [*SETTINGS, f"--config.recovery={RECOVERY}", "--config.evaluate.curve_points=0"]
