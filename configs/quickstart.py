@@ -103,7 +103,6 @@ def get_config(seed: str = "0"):
                 template="{question}",
                 add_bos=True,
                 batch_size=256,
-                discoverable=dict(samples=(1, 10, 100, 1000)),
                 curve_points=6,
             ),
             controls=dict(real=dict(texts="lab:control.jsonl"), other=dict(source="lab:other")),
