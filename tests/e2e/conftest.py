@@ -36,6 +36,7 @@ SECRETS = {
 }
 """In the environment of every run here; test_export.py looks for them in what runs write."""
 os.environ.update(SECRETS)
+os.environ["COLUMNS"] = "100"  # what is printed is then as wide as what is written
 
 
 @dataclasses.dataclass(frozen=True)
