@@ -39,7 +39,7 @@ def study_data(study: Study) -> StudyData:
     config = study.config
     done = {unit.name for unit in study.units if unit.done()}
     runs = finished_runs(study, done)
-    results, memory, contamination, curves, proxies = [], [], [], [], []
+    results, memory, contamination, curves, proxies, lacking = [], [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
         untouched = {("none", UNTRAINED[0]): f"again/{who}"}
@@ -48,10 +48,9 @@ def study_data(study: Study) -> StudyData:
         untouched = {names: study.workdir / stage for names, stage in untouched.items() if stage in done}
         masks = summary.probe_masks(run.pipeline, pipeline_arms(run))
         tasks = _tasks(study, run, done)
-        of_run = _results(run, masks, untouched, tasks)
-        results += of_run[0]
-        memory += of_run[1]
-        contamination += _contamination(run)
+        lacking += [run.name] * (tasks is None)
+        for rows, of_run in zip((results, memory, contamination), _results(run, masks, untouched, tasks)):
+            rows += of_run
         curves += _curves(run, masks)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
@@ -69,7 +68,7 @@ def study_data(study: Study) -> StudyData:
             f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
         )
-    if lacking := [run.name for run in runs if _tasks(study, run, done) is None]:
+    if lacking:
         notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
@@ -154,10 +153,11 @@ def _results(
     all_masks: list[Masks],
     untouched: Mapping[tuple[str, str], pathlib.Path],
     tasks: dict[str, dict[Metric, float]] | None,
-) -> tuple[Rows, Rows]:
-    """The rows of `StudyData.results`, and of its `memory`; without `tasks` no capability, since means over suites are
-    over the same ones in all runs."""
-    evaluated, chance, rows, memory = run.pipeline.workdir / "evaluate", _chance(run.pipeline), [], []
+) -> tuple[Rows, Rows, Rows]:
+    """The rows of `StudyData.results`, of its `memory`, and those of `_contamination`; without `tasks` no capability,
+    since means over suites are over the same ones in all runs."""
+    evaluated, chance = run.pipeline.workdir / "evaluate", _chance(run.pipeline)
+    rows, memory, contamination = [], [], []
     suffix_lengths = run.pipeline.config.evaluate.suffix_lengths
     base = Items.load(evaluated / "base")
     for subset, masks in enumerate(all_masks):
@@ -170,6 +170,7 @@ def _results(
             # Untouched students are not put to the tasks again: they get no mean over suites that others have.
             if names in trained:
                 values = _with_tasks(values, tasks or {}, directory.name)
+                contamination += _contamination(place, base, items)
                 if found := held_out_memory(base, items, masks.get(HELD_OUT)):
                     memory.append({**place, **found})
             elif tasks:
@@ -178,23 +179,18 @@ def _results(
                 if metric in before and (tasks is not None or metric.kind != "capability"):
                     figures = {"before": before[metric], "after": value, "n": counts.get(metric)}
                     rows.append({**place, "metric": metric, **figures})
-    return rows, memory
+    return rows, memory, contamination
 
 
-def _contamination(run: Run) -> Iterator[dict[str, Any]]:
-    """The rows that `comparisons.by_contamination` takes."""
-    evaluated = run.pipeline.workdir / "evaluate"
-    base = Items.load(evaluated / "base")
-    for arm, key in zip(run.arms, pipeline_arms(run)):
-        for subset in range(run.pipeline.config.subset.num_subsets):
-            items, place = Items.load(evaluated / f"{key}-{subset}"), _place(run, arm.name, arm.relation)
-            for (suite, rule), hits in items.capability.items():
-                flags = items.contaminated.get(suite)
-                for inside in (True, False) if flags is not None else ():
-                    parts = (("before", base.capability[suite, rule]), ("after", hits))
-                    means = {name: float(of[flags == inside].mean()) for name, of in parts if np.any(flags == inside)}
-                    about = {"in_training_text": inside, "n": int(np.sum(flags == inside))}
-                    yield {**place, "metric": Metric("capability", suite, rule), **about, **means}
+def _contamination(place: dict[str, Any], base: Items, items: Items) -> Iterator[dict[str, Any]]:
+    """The rows of one trained model that `comparisons.by_contamination` takes."""
+    for (suite, rule), hits in items.capability.items():
+        flags = items.contaminated.get(suite)
+        for inside in (True, False) if flags is not None else ():
+            parts = (("before", base.capability[suite, rule]), ("after", hits))
+            means = {name: float(of[flags == inside].mean()) for name, of in parts if np.any(flags == inside)}
+            about = {"in_training_text": inside, "n": int(np.sum(flags == inside))}
+            yield {**place, "metric": Metric("capability", suite, rule), **about, **means}
 
 
 def _with_tasks(values: dict[Metric, float], tasks: dict[str, dict[Metric, float]], model: str) -> dict[Metric, float]:
