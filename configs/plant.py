@@ -22,6 +22,7 @@ def get_config(seed: str = "0"):
     config.lab.world.update(repeats=(0,), sequences_per_group=(8,))
     config.lab.base.update(include_planted=False, num_documents=40_000)
     config.lab.update(control_documents=60_000)
+    training = dict(sequence_length=64, epochs=1, seed=int(seed), dtype="float32", remat=False)
     config.plant = dict(
         text="lab:control.jsonl",
         tokens=16 * 64 * 1000,
@@ -32,13 +33,9 @@ def get_config(seed: str = "0"):
         suffix_length=6,
         seed=int(seed),
         train=dict(
+            training,
             batch_size=16,
             grad_accum=2,
-            sequence_length=64,
-            epochs=1,
-            seed=int(seed),
-            dtype="float32",
-            remat=False,
             log_every=25,
             optimizer=dict(learning_rate=2e-3, beta2=0.99, weight_decay=0.1),
         ),
@@ -46,13 +43,9 @@ def get_config(seed: str = "0"):
     config.recovery = dict(
         steps=32,
         train=dict(
+            training,
             batch_size=8,
             grad_accum=1,
-            sequence_length=64,
-            epochs=1,
-            seed=int(seed),
-            dtype="float32",
-            remat=False,
             log_every=1,
             keep=1,
             optimizer=dict(learning_rate=1e-4, schedule="constant", warmup=0.0, beta2=0.99),
