@@ -66,7 +66,7 @@ def commands(parser: argparse.ArgumentParser) -> str:
     for name, command in choices.choices.items():
         text_of(helps.get(name), f"command {name}")
         lines.append(f"## selftrain {name}\n\n{_plain(text_of(command.description, f'command {name}'))}")
-        lines.append(f"```text\n{' '.join(command.format_usage().split())}\n```")
+        lines.append(f"`{' '.join(command.format_usage().split()[1:])}`")
         for action in command._actions:
             if isinstance(action, argparse._HelpAction):
                 continue
