@@ -235,8 +235,11 @@ PAGES = {
 
 
 def setup(app):
+    from sphinx.ext.autodoc.mock import mock as stand_ins
+
     def read(app, docname, content):
-        content[0] = re.sub(r"```\{generated\} (\w+)\n```", lambda match: PAGES[match[1]](), content[0])
+        with stand_ins(app.config.autodoc_mock_imports):
+            content[0] = re.sub(r"```\{generated\} (\w+)\n```", lambda match: PAGES[match[1]](), content[0])
 
     app.connect("source-read", read)
     return {"parallel_read_safe": True}
