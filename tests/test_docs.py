@@ -90,6 +90,10 @@ def test_what_has_no_words_ends_the_build():
         patch.setattr(reference, "MODULES", {"x": ("core.nothing",)})
         with pytest.raises(reference.Undescribed, match="nothing.draw has no description"):
             reference.api()
+        del module.draw
+        exec("class A(dict):\n  'A.'\n  def keys(self): pass", module.__dict__)
+        with pytest.raises(reference.Undescribed, match="nothing.A.keys has no description"):
+            reference.api()  # though dict has one
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
