@@ -9,12 +9,15 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
+from selftrain_jax.run import names
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.training.settings import TrainConfig
-from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
+from tests.lab.plant.test_settings import GOOD
+from tests.models.checkpoints import old_tensors, refuses, write_checkpoint, write_tokenizer
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 
@@ -51,6 +54,18 @@ def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path,
     told = capsys.readouterr().err
     assert told.count(f"train attention={kind!r} is not possible here") == 2 and told.count("error:") == 2
     Pipeline(load_config(TINY), tmp_path).check_attention()
+
+
+def test_a_revision_is_that_of_source_and_student_alone(tmp_path, monkeypatch):
+    """Another model is taken as it is; a folder is of one revision, and a title must not claim another."""
+    asked = []
+    monkeypatch.setattr(names, "resolve_model", lambda name, revision=None: asked.append((name, revision)))
+    run = Pipeline(RunConfig(source="a/m", student="a/n", revision="step7"), tmp_path)
+    for model in ("a/m", "a/n", "b/other", str(tmp_path)):
+        run.model_path(model)
+    assert asked == [("a/m", "step7"), ("a/n", "step7"), ("b/other", None), (str(tmp_path), None)]
+    with pytest.raises(InputError, match=f"setting revision='step7' applies to hub names, but {tmp_path} is here"):
+        Pipeline(RunConfig(source=str(tmp_path), revision="step7"), tmp_path).check_files()
 
 
 def test_the_seed_of_the_last_subset_is_a_seed():
@@ -107,6 +122,21 @@ def test_text_that_leaks_are_looked_for_in_is_read_before_any_work(tmp_path):
         known.write_bytes(content)
         with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
             Pipeline(config, tmp_path / "run").check_files()
+
+
+@pytest.mark.parametrize("setting", ["plant.text", "plant.passages", "recovery.text"])
+def test_text_to_plant_in_and_to_relearn_on_is_read_before_any_work(tmp_path, setting):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    path = tmp_path / "text.txt"
+    path.write_text("a b c")
+    settings = {"source": str(model), "evaluate": {"probes": ""}, "recovery": {"text": str(path)}}
+    settings["plant"] = GOOD | {"text": str(path), "kinds": ["passages"], "passages": str(path)}
+    Pipeline(build(RunConfig, settings), tmp_path / "run").check_files()
+    stage, name = setting.split(".")
+    (tmp_path / "latin.txt").write_bytes("a b caf\xe9".encode("latin-1"))
+    for known, message in ((tmp_path / "no.txt", "file not found"), (tmp_path / "latin.txt", "not valid UTF-8")):
+        asked = settings | {stage: settings[stage] | {name: str(known)}}
+        refuses(Pipeline(build(RunConfig, asked), tmp_path / "run").check_files, message, known.name)
 
 
 LENGTHS = [
