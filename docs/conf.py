@@ -36,7 +36,7 @@ nitpick_ignore_regex = [("py:.*", ".*")]  # types of other projects; links betwe
 
 nb_execution_mode = "force"
 nb_execution_in_temp = True
-nb_execution_timeout = 600
+nb_execution_timeout = 3600  # seconds for a cell; a machine may be busy
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
