@@ -9,13 +9,15 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.run import names
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.training.settings import TrainConfig
-from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
+from tests.lab.plant.test_settings import GOOD
+from tests.models.checkpoints import old_tensors, refuses, write_checkpoint, write_tokenizer
 
 TINY = str(pathlib.Path(__file__).resolve().parents[1] / "e2e" / "tiny.py")
 
@@ -120,6 +122,21 @@ def test_text_that_leaks_are_looked_for_in_is_read_before_any_work(tmp_path):
         known.write_bytes(content)
         with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
             Pipeline(config, tmp_path / "run").check_files()
+
+
+@pytest.mark.parametrize("setting", ["plant.text", "plant.passages", "recovery.text"])
+def test_text_to_plant_in_and_to_relearn_on_is_read_before_any_work(tmp_path, setting):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    path = tmp_path / "text.txt"
+    path.write_text("a b c")
+    settings = {"source": str(model), "evaluate": {"probes": ""}, "recovery": {"text": str(path)}}
+    settings["plant"] = GOOD | {"text": str(path), "kinds": ["passages"], "passages": str(path)}
+    Pipeline(build(RunConfig, settings), tmp_path / "run").check_files()
+    stage, name = setting.split(".")
+    (tmp_path / "latin.txt").write_bytes("a b caf\xe9".encode("latin-1"))
+    for known, message in ((tmp_path / "no.txt", "file not found"), (tmp_path / "latin.txt", "not valid UTF-8")):
+        asked = settings | {stage: settings[stage] | {name: str(known)}}
+        refuses(Pipeline(build(RunConfig, asked), tmp_path / "run").check_files, message, known.name)
 
 
 LENGTHS = [
