@@ -29,7 +29,7 @@ html_static_path, html_css_files = ["_static"], ["site.css"]
 html_title = f"selftrain_jax {__version__}"
 html_theme_options = {"navigation_with_keys": False}
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # %magics in cells
 nitpick_ignore_regex = [("py:.*", ".*")]  # types of other projects; links between pages are all checked

@@ -90,6 +90,10 @@ def test_what_has_no_words_ends_the_build():
         patch.setattr(reference, "MODULES", {"x": ("core.nothing",)})
         with pytest.raises(reference.Undescribed, match="nothing.draw has no description"):
             reference.api()
+        del module.draw
+        exec("class A(dict):\n  'A.'\n  def keys(self): pass", module.__dict__)
+        with pytest.raises(reference.Undescribed, match="nothing.A.keys has no description"):
+            reference.api()  # though dict has one
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
@@ -112,5 +116,9 @@ def test_links_lead_to_the_site_or_to_the_repository(monkeypatch):
     assert marked == "*Not run by the tests; needs a GPU:*\n\n```sh\nx [a](none.md)\n```\n"
     with pytest.raises(ValueError, match="new.md links to none.md, which is not there"):
         repository.site_text(page, "[a](none.md)")
+    for text in ("some 95\n% of it", "- so\n  % much", "| a | b |\n|---|---|\n| x | `<|y|>` |\n"):
+        with pytest.raises(ValueError, match="new.md: a .* (is not shown|has other cells)"):
+            repository.site_text(page, text)
+    assert "%x" in repository.site_text(page, "```{code-cell} python\n%x\n```\n| a |\n|---|\n| `<\\|y\\|>` |\n")
     wrapper = repository.site_text(DOCS / "project" / "changelog.md", "```{include} ../../CHANGELOG.md\n```\n")
     assert wrapper.startswith("# Changelog") and "(../families.md)" in wrapper

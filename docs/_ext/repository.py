@@ -37,7 +37,8 @@ def site_text(page: pathlib.Path, text: str) -> str:
     """The text of `page`, a path, as the site wants it.
 
     Raises:
-      ValueError: a link leads to a file that is not there.
+      ValueError: a link leads to a file that is not there, or text would not be shown (a line that begins with %, a
+        cell more than the head of the table has).
     """
     source = page
     if include := _INCLUDE.search(text):
@@ -59,6 +60,13 @@ def site_text(page: pathlib.Path, text: str) -> str:
         return f"[{words}]({address()}/{kind}/main/{path.relative_to(ROOT)}{anchor or ''})"
 
     def prose(part: str) -> str:
+        if lost := re.search(r"^ *%.*", part, re.MULTILINE):
+            raise ValueError(f"{page.relative_to(ROOT)}: a line that begins with % is not shown: {lost[0]}")
+        for table in re.findall(r"(?:^\|.*\n?)+", part, re.MULTILINE):
+            cells = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+            if set(cells) != {cells[0]}:
+                row = next(row for row, n in zip(table.splitlines(), cells) if n != cells[0])
+                raise ValueError(f"{page.relative_to(ROOT)}: a row has other cells than its head: {row}")
         return _IMAGE.sub(lambda match: link(match, "!"), _LINK.sub(link, part))
 
     parts, end = [], 0

@@ -97,6 +97,7 @@ class HarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
+        """By which the harness keeps its requests apart from those of other tokenizers."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -205,6 +205,7 @@ class Decoder(nn.Module):
     attention: str = "auto"
 
     def setup(self):
+        """Declares the weights, as Flax asks."""
         c = self.config
         stddev = (2 / (5 * c.hidden_size)) ** 0.5
         self.embed = _Table("embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), stddev)
