@@ -10,7 +10,7 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from typing import IO, Any, Callable, Iterable, Iterator
+from typing import IO, Any, Callable, Iterable, Iterator, Sequence
 
 import regex
 
@@ -20,6 +20,9 @@ from selftrain_jax.core.files import user_path
 LINES = tuple(f"{name}{packed}" for name in (".jsonl", ".jsonlines", ".ndjson") for packed in ("", ".gz"))
 ROWS = (*LINES, ".json", ".json.gz")
 TEXT = (".txt", ".text", ".md", ".raw", ".tokens")
+_TABLES, _PACKED = (".csv", ".tsv", ".parquet", ".arrow"), (".zst", ".bz2", ".xz", ".zip", ".tar", ".tar.gz")
+MORE_ROWS = (*ROWS, *_TABLES, *_PACKED, ".part", ".tmp")
+"""What may hold rows, too, where it lies beside others; some of it nothing here reads."""
 
 MAX_LINE_BYTES = 1 << 26
 """The longest line, unpacked; a small archive may hold one that fills the memory."""
@@ -61,7 +64,7 @@ def read_rows(
 ) -> Iterator[Any]:
     """Yields the items of a file with one of the endings `ROWS`: JSON lines, of which blank ones are skipped, or one
     JSON value: a list, or columns. A `.json` file may hold JSON lines, too. Of a `.zip` file, as BLiMP is, those of its
-    `.jsonl` files, by their names. `change` makes an item what it is taken for.
+    files of JSON lines that are not `hidden`, by their names. `change` makes an item what it is taken for.
 
     Raises:
       InputError: the file is missing, unreadable or of another ending, or a line or item (named by number) is broken,
@@ -85,13 +88,35 @@ def read_rows(
 def _items(path: pathlib.PurePath, where: str) -> Iterator[tuple[str, Any]]:
     if has_ending(path, (".zip",)):
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(n for n in archive.namelist() if n.lower().endswith(".jsonl")):
+            for name in _members(archive, where):
                 with archive.open(name) as f:
                     yield from _lines(f, f"{where}, {name}")
         return
     with (gzip.open if has_ending(path, (".gz",)) else open)(path, "rb") as f:
         lines = has_ending(path, LINES) or _are_lines(f)
         yield from _lines(f, where) if lines else _value(f, where)
+
+
+def _members(archive: zipfile.ZipFile, where: str) -> list[str]:
+    """The files of JSON lines in an archive, by their names; warns of others that may hold rows."""
+    names = sorted(name for name in archive.namelist() if not hidden(name))
+    read = [name for name in names if has_ending(name, LINES) and not has_ending(name, (".gz",))]
+    if rest := [name for name in names if name not in read and has_ending(name, MORE_ROWS)]:
+        what = f"{where}: {named(rest)} of it not read, since of another kind than JSON lines"
+        warnings.warn(what, InputWarning, stacklevel=2)
+    if twice := [a for a, b in zip(read, read[1:]) if a == b]:
+        raise InputError(f"{where} holds {twice[0]} twice: pack the one that is meant")
+    return read
+
+
+def named(names: Sequence[object]) -> str:
+    """The first of them, and how many more there are."""
+    return f"{names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+
+
+def hidden(name: str | os.PathLike) -> bool:
+    """Whether a file, or a folder on the way to it, begins with "." or "_": no data, as Arrow and Spark have it."""
+    return any(part[0] in "._" for part in pathlib.PurePath(name).parts)
 
 
 def read_text(path: str | os.PathLike, what: str = "file") -> str:

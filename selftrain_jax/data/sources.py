@@ -11,12 +11,12 @@ import os
 import pathlib
 import re
 import warnings
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from unittest import mock
 
 from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.core.files import file_fingerprint, inside, user_path
-from selftrain_jax.core.rows import LINES, ROWS, has_ending, read_rows
+from selftrain_jax.core.rows import LINES, MORE_ROWS, ROWS, has_ending, hidden, named, read_rows
 
 TFDS = "tfds:"
 
@@ -33,7 +33,8 @@ _SPLITS = {
     for word in words
 }
 _BATCH = 1024
-_DATA = (".parquet", *LINES, ".csv", ".tsv", ".arrow", ".txt")
+_DATA = (*MORE_ROWS, ".txt")
+_ABOUT = ("dataset_info.json", "dataset_infos.json")
 _FORMATS = f"a {', '.join(ROWS)} file, a Hugging Face data set folder, or tfds:NAME"
 
 
@@ -103,13 +104,12 @@ def open_source(name: str | os.PathLike, split: str = "train") -> Source:
 
 
 def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files in and below `folder`, sorted, without hidden ones: their name, or that of a folder on the way, begins
-    with "." or "_", as Arrow and Spark have it.
+    """The files in and below `folder`, sorted, without those that are `hidden`.
 
     Raises:
       InputError: a link among them leads to a folder or to nothing.
     """
-    found = [f for f in sorted(folder.rglob("*")) if not any(part[0] in "._" for part in f.relative_to(folder).parts)]
+    found = [f for f in sorted(folder.rglob("*")) if not hidden(f.relative_to(folder))]
     for file in found:
         if file.is_symlink() and not file.is_file():
             raise InputError(f"{file} is a link to {os.readlink(file)}, no file: put the data there, or remove it")
@@ -131,9 +131,11 @@ def _text(item: Any, field: str, where: str) -> str:
     raise InputError(f"{where}: must be a text, not {type(item).__name__}; name another field or mend the source")
 
 
-def _check_field(where: str, field: str, known: Iterable[Any]) -> None:
+def _check_field(where: str, field: str, known: Collection[Any]) -> None:
     if field not in known:
         raise InputError(f"{where}: no field={field!r}; the fields are {', '.join(map(str, known)) or 'none'}")
+    if list(known).count(field) > 1:  # columns, of which a row would have the last alone
+        raise InputError(f"{where}: it has field={field!r} twice; rename one of them")
 
 
 def _own_feature(tfds: Any, name: str) -> Callable[[str], type]:
@@ -205,10 +207,11 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
     chosen, rest = _of_split(name, path, files, split)
     _look_for_copies(f"import source {name}", chosen)
-    rest += [file for file in found if has_ending(file, _DATA) and file not in files]
+    rest += [file for file in found if has_ending(file, _DATA) and file.name not in _ABOUT and file not in files]
     if rest:
-        what = f"import source {name}: not read, since of no split or another kind: {rest[0].relative_to(path)}"
-        warnings.warn(what + f" and {len(rest) - 1} more" * (len(rest) > 1), InputWarning, stacklevel=2)
+        left = named([file.relative_to(path) for file in rest])
+        what = f"import source {name}: not read, since of no split or another kind: {left}"
+        warnings.warn(what, InputWarning, stacklevel=2)
     if kind == "parquet":
         parquet = _parquet(name)
         return Source(name, kind, file_fingerprint(*chosen), lambda field: _parquet_rows(parquet, name, chosen, field))
@@ -233,8 +236,8 @@ def _of_split(
         found = re.fullmatch(r"data/(\w[\w.]*)-\d{5}-of-\d{5}[^/]*", file.as_posix())
         return {_SPLITS.get(found[1].lower(), found[1])} if found else set()
 
-    for named in (sharded, lambda file: set().union(*map(words, file.parts[:-1])), lambda file: words(file.name)):
-        splits = {file: named(file.relative_to(path)) for file in files}
+    for say in (sharded, lambda file: set().union(*map(words, file.parts[:-1])), lambda file: words(file.name)):
+        splits = {file: say(file.relative_to(path)) for file in files}
         if any(splits.values()):
             break
     else:

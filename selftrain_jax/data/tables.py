@@ -29,9 +29,13 @@ def read_table(
         rows = read_rows(path, what=what)
     else:
         try:
-            rows = (_parquet if has_ending(path, (".parquet",)) else _csv)(path, texts).to_pylist()
+            table = (_parquet if has_ending(path, (".parquet",)) else _csv)(path, texts)
         except (pa.ArrowException, UnicodeDecodeError) as e:
             raise InputError(f"{what} {path} cannot be read: {one_line(e)[:200]}") from None
+        names = table.column_names
+        if twice := [name for name in names if names.count(name) > 1]:  # of which a row would have the last alone
+            raise InputError(f"{what} {path} has the column {twice[0]!r} twice: rename one of them")
+        rows = table.to_pylist()
     for number, row in enumerate(rows, 1):
         found = {name: cell for name, cell in row.items() if cell is not None} if isinstance(row, dict) else {}
         if missing := [name for name in fields if name not in found]:

@@ -10,13 +10,14 @@ import numpy as np
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import json_text, read_arrays, write_atomic
+from selftrain_jax.core.settings import look
 
 _FILE = "items.npz"
 _BY_SUITE = ("contaminated", "clusters", "documents")
 
 
 def cluster_numbers(labels: Sequence[Any], what: str) -> np.ndarray | None:
-    """int `[n]`: equal where labels are, and for None a number of its own; None where no two items share a label.
+    """int `[n]`: equal where labels look alike, for None a number of its own; None where no two items share a label.
 
     Raises:
       InputError: a label that is neither a text nor a whole number; `what` names the file.
@@ -25,8 +26,10 @@ def cluster_numbers(labels: Sequence[Any], what: str) -> np.ndarray | None:
     for number, label in enumerate(labels, 1):
         if label is not None and type(label) not in (str, int):
             raise InputError(f"{what}, item {number}: cluster={label!r} must be a text or a whole number, or left out")
-        numbers.setdefault((number,) if label is None else label, number)
-    found = [numbers[(number,) if label is None else label] for number, label in enumerate(labels, 1)]
+    names = [(number,) if label is None else look(str(label)) for number, label in enumerate(labels, 1)]
+    for number, name in enumerate(names, 1):
+        numbers.setdefault(name, number)
+    found = [numbers[name] for name in names]
     return np.array(found) if len(numbers) < len(found) else None
 
 

@@ -1,9 +1,12 @@
 """How much of a corpus repeats known text when nobody asks for it: the longest run of each document that stands in it,
-word for word, in tokens and in characters (as Nasr et al. 2023, arXiv 2311.17035, look for training text)."""
+word for word, in tokens and in characters (as Nasr et al. 2023, arXiv 2311.17035, look for training text). Characters
+are compared in Unicode form NFC, lines ending in a line feed: a tokenizer may give a text back in another form."""
 
 import dataclasses
 import functools
 import os
+import re
+import unicodedata
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -56,7 +59,8 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
       InputError: a file that `load_texts` refuses, or that has no text so long.
     """
     texts = load_texts(path)
-    return _known(name, "", texts, lambda: encode_texts(tokenizer, texts), tokens if tokenizer else 0, chars, path)
+    ids = functools.partial(encode_texts, tokenizer, texts)
+    return _known(name, "", list(map(_plain, texts)), ids, tokens if tokenizer else 0, chars, path)
 
 
 def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: int) -> list[Known]:
@@ -64,10 +68,14 @@ def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: in
     found = []
     for group in dict.fromkeys(probe.group for probe in probes):
         ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if p.group == group]
-        texts = tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)
+        texts = list(map(_plain, tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)))
         least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
         found += _known("probes", group, texts, lambda: ids, *least)
     return found
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", re.sub("\r\n?", "\n", text))
 
 
 def _known(reference, group, texts, encode, tokens: int, chars: int, path=None) -> list[Known]:
@@ -147,7 +155,7 @@ def _batches(documents: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _read(batch: list[Any], unit: str, tokenizer: Any, encode: bool) -> list[np.ndarray]:
     if unit == CHARACTERS:
-        return [characters(document.text) for document in batch]
+        return [characters(_plain(document.text)) for document in batch]
     if encode:
         return [np.array(ids, np.int32) for ids in encode_texts(tokenizer, [document.text for document in batch])]
     return [document.tokens for document in batch]

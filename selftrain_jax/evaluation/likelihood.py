@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import unicodedata
 import warnings
 from typing import Any, Callable, Iterator, Sequence
 
@@ -164,7 +165,7 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
         if type(gold) is not int or not 0 <= gold < len(choices):
             raise InputError(f"{where}: gold={gold!r} must index the {len(choices)} choices, counted from 0")
         right = choices[gold]
-        kept = [choice for i, choice in enumerate(choices) if i == gold or choice.lstrip() != right.lstrip()]
+        kept = [choice for i, choice in enumerate(choices) if i == gold or not alike(choice, right)]
         if len(kept) < 2:
             raise InputError(f"{where}: all choices are the same, so that no answer is wrong")
         if len(kept) < len(choices):
@@ -182,6 +183,11 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
             "into it, or make them minimal pairs"
         )
     return rows
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two answers are one but for white space around them and the Unicode form of their characters (NFC)."""
+    return unicodedata.normalize("NFC", a.strip()) == unicodedata.normalize("NFC", b.strip())
 
 
 def _of_targets(row: Any) -> Any:
@@ -274,7 +280,8 @@ def load_last_words(path: str | pathlib.Path) -> list[dict]:
     rows = list(read_rows(path, ("text",), "last-word file"))
     check_strings(rows, ("text",), f"last-word file {path}")
     for number, row in enumerate(rows, 1):
-        if not all(map(has_text, row["text"].rpartition(" ")[::2])):
+        # A line feed behind the last word would be asked for with it.
+        if not all(map(has_text, row["text"].rpartition(" ")[::2])) or row["text"] != row["text"].rstrip():
             raise InputError(f"last-word file {path}, item {number}: text must be words, a space and the last word")
     warn_of_twins(f"last-word file {path}", [row["text"] for row in rows])
     if not rows:
@@ -303,7 +310,7 @@ def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
     for number, row in enumerate(rows, 1):
         if not (has_text(row["sentence_good"]) and has_text(row["sentence_bad"])):
             raise InputError(f"minimal-pair file {path}, item {number}: an empty sentence, the likeliest of all")
-    equal = [n for n, row in enumerate(rows, 1) if row["sentence_good"] == row["sentence_bad"]]
+    equal = [n for n, row in enumerate(rows, 1) if alike(row["sentence_good"], row["sentence_bad"])]
     if equal:
         what = f"{len(equal)} of {len(rows)} items, first item {equal[0]}, have one sentence twice"
         warnings.warn(f"minimal-pair file {path}: {what}; they are left out", InputWarning, stacklevel=2)

@@ -69,8 +69,10 @@ def load_probes(path: str | pathlib.Path, config: DecoderConfig, *, add_bos: boo
             if type(group) not in (str, int) or not str(group).isprintable() or not str(group).strip():
                 raise InputError(f"{where}: group={group!r} must be a name of printable characters, or left out")
             named.add(str(group))
-        cluster = row.get("cluster", row.get("document"))
-        name = row.get("id", row.get("index"))
+        cluster, name = (
+            next((row[field] for field in names if row.get(field) is not None), None)
+            for names in (("cluster", "document"), ("id", "index"))
+        )
         probes.append(Probe(prefix, suffix, "all" if group is None else str(group), offset, cluster, name))
     cluster_numbers([probe.cluster for probe in probes], f"probe file {path}")
     warn_of_twins(f"probe file {path}", [(p.prefix.tobytes(), p.suffix.tobytes()) for p in probes])

@@ -5,6 +5,7 @@ the right, where a causal model cannot look.
 """
 
 import functools
+import itertools
 from typing import Callable, NamedTuple, Sequence
 
 import flax.struct
@@ -17,13 +18,16 @@ from jaxtyping import Array, Bool, Float, Int
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import padded_rows, target_device, with_mesh
 from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.fans import fans
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
+from selftrain_jax.models.ops import attention_implementation
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.sampling.warp import warp
 
 _LOGIT_BYTES = 128 << 20  # the logits that exist at once take at most this much of each device, whatever the batch
 _LOGIT_BYTES_ON_CPU = 4 << 20  # what its caches hold
+_ROW = 512  # tokens that sequences which begin alike fill together, where none is longer by itself
 _TILE_ON_CPU = 512  # columns of the output layer that are multiplied at once there
 
 
@@ -39,28 +43,29 @@ class TokenScores:
     sampled_log_probs: Float[Array, "K"] | None = None  # nats; under temperature, top-k and top-p; -inf: never drawn
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count", "moments", "sampling", "ways"))
+@functools.partial(jax.jit, static_argnames=("model", "moments", "sampling", "ways"))
 def score_batch(
     model: Decoder,
     params: Params,
     tokens: Int[Array, "B T"],
-    starts: Int[Array, "B"],
-    count: int,
+    at: Int[Array, "B K"],
+    targets: Int[Array, "B K"],
     *,
+    branch: Int[Array, "B T"] | None = None,
+    positions: Int[Array, "B T"] | None = None,
     moments: bool = False,
     sampling: SamplingConfig | None = None,
     ways: int = 1,
 ) -> TokenScores:
-    """Scores `count` tokens of every row, from `starts` (>= 1) on, given those before them; fields are `[B, count]`.
+    """Scores `targets` as what comes next after the tokens `at` of their rows; fields are `[B, K]`.
 
-    What would lie behind the end of a row stands for its last token. Only the scored positions are projected to the
-    vocabulary, in fp32, and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways`
-    devices that share the rows (a divisor of B). On a CPU only some columns at a time, too: a matrix product with few
-    rows and all of the vocabulary would spend its time on reading the vocabulary."""
-    at = jnp.minimum(starts[:, None] + jnp.arange(count), tokens.shape[1] - 1)
-    targets = jnp.take_along_axis(tokens, at, axis=1)
-    hidden = model.apply({"params": params}, tokens[:, :-1])
-    hidden = jnp.take_along_axis(hidden, at[..., None] - 1, axis=1)
+    `branch` and `positions` are those of `Decoder`. Only the scored positions are projected to the vocabulary, in fp32,
+    and only so many at a time that their logits fit in `_LOGIT_BYTES` on each of the `ways` devices that share the rows
+    (a divisor of B). On a CPU only some columns at a time, too: a matrix product with few rows and all of the
+    vocabulary would spend its time on reading the vocabulary."""
+    hidden = model.apply({"params": params}, tokens, positions=positions, branch=branch)
+    hidden = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    count = at.shape[1]
     rows = tokens.shape[0]
     per_device = rows * count // ways
     vocab_size, cap = model.config.vocab_size, model.config.logit_softcap
@@ -209,24 +214,36 @@ def score(
     check_batch_size(batch_size)
 
     model, rows, ways = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh), padded_rows(1, mesh)
-    counts = [rounded_length(len(sequence) - start) for sequence, start in zip(sequences, starts)]
+    kernel = attention_implementation(
+        model.attention, dtype, config.head_dim, False, config.attention_softcap is not None, mesh
+    )
+    longest = min(max([_ROW, *map(len, sequences)]), config.max_position) if kernel == "xla" else 0
+    laid_out = fans(sequences, starts, longest)
+    shared = any(len(fan.members) > 1 for fan in laid_out)
 
     def compute(chosen):
-        # One more than a rounded number: T inputs make T scored tokens.
-        width = min(max(rounded_length(len(sequences[i]) - 1) for i in chosen), config.max_position) + 1
-        tokens, first = padded_batch(mesh, rows, width, [sequences[i] for i in chosen], [starts[i] for i in chosen])
-        count = min(counts[chosen[-1]], width - 1)
+        def padded(name, width):
+            return padded_batch(mesh, rows, width, [getattr(laid_out[i], name) for i in chosen])[0]
+
+        count, length = (max(rounded_length(laid_out[i].shape[axis]) for i in chosen) for axis in (0, 1))
+        length = min(length, config.max_position)
+        apart = {name: padded(name, length) for name in ("branch", "positions") if shared}
+        arrays = padded("tokens", length), padded("at", count), padded("targets", count)
         with with_mesh(mesh):
-            return score_batch(model, params, tokens, first, count, moments=moments, sampling=sampling, ways=ways)
+            return score_batch(model, params, *arrays, **apart, moments=moments, sampling=sampling, ways=ways)
 
     def finish(i, scores):
-        scores = jax.tree.map(lambda x: x[: len(sequences[i]) - starts[i]], scores)
-        check_finite(f"log-probabilities of sequence {i}", scores.log_probs)
-        return scores
+        found, begin = [], 0
+        for m in laid_out[i].members:
+            end = begin + len(sequences[m]) - starts[m]
+            found.append(jax.tree.map(lambda x: x[begin:end], scores))  # noqa: B023
+            check_finite(f"log-probabilities of sequence {m}", found[-1].log_probs)
+            begin = end
+        return found
 
     # Neighbours share their number of scored tokens first: long contexts of a few scored tokens are the common case.
-    order = [(count, len(sequence)) for count, sequence in zip(counts, sequences)]
-    return in_batches(compute, order, rows, dtype=dtype, finish=finish)
+    order = [(rounded_length(len(fan.targets)), len(fan.tokens)) for fan in laid_out]
+    return list(itertools.chain(*in_batches(compute, order, rows, dtype=dtype, finish=finish)))
 
 
 def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: DecoderConfig) -> None:

@@ -103,20 +103,21 @@ _ACTIVATIONS = {
 class Block(nn.Module):
     """One layer: attention and MLP, side by side (parallel residual) or one after the other.
 
-    `rotary` are the tables of `Decoder.enter`, of which it takes the one that `layer` names."""
+    `rotary` are the tables of `Decoder.enter`, of which it takes the one that `layer` names; `apart` is explained at
+    `ops.causal_attention`."""
 
     config: DecoderConfig
     layer: Layer
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, carry, rotary, segment_ids, position):
+    def __call__(self, carry, rotary, apart, position):
         c = self.config
         before, after = c.norm_places != "after", c.norm_places != "before"
         x, cache = carry
 
         normed = Norm(c, name="attention_norm")(x) if before else x
-        attended, cache = self.attend(normed, cache, rotary, segment_ids, position)
+        attended, cache = self.attend(normed, cache, rotary, apart, position)
         if after:
             attended = Norm(c, name="attention_out_norm")(attended)
         residual = x if c.parallel_residual else x + attended
@@ -128,7 +129,7 @@ class Block(nn.Module):
             x = x + attended
         return (constrain(x, "batch", "time", None), cache), None
 
-    def attend(self, x, cache, rotary, segment_ids, position):
+    def attend(self, x, cache, rotary, apart, position):
         """`[B, T, D]` attention output of the normed `x` `[B, T, D]`, and the cache with what it wrote."""
         c = self.config
         d, n, k, h = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
@@ -153,7 +154,7 @@ class Block(nn.Module):
             queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
         switches = dict(scale=c.attention_scale, window=self.layer.window, cap=c.attention_softcap)
         if cache is None:
-            mixed = ops.causal_attention(queries, keys, values, segment_ids, self.attention, **switches)
+            mixed = ops.causal_attention(queries, keys, values, apart, self.attention, **switches)
         else:
             cache = _write(cache[0], keys, position), _write(cache[1], values, position)
             mixed = ops.cached_attention(queries, *cache, position, **switches)
@@ -228,23 +229,26 @@ class Decoder(nn.Module):
         *,
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
+        branch: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm: a causal pass over whole rows.
 
-        `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions.
+        `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions; `branch` instead,
+        with `positions`, makes a row several continuations of one beginning (`ops.Branches`).
         """
+        apart = segment_ids if branch is None else ops.Branches(branch, positions)
         x, rotary = self.enter(tokens, jnp.arange(tokens.shape[1]) if positions is None else positions)
         if len(self.config.pattern) == 1 or self.is_initializing():  # parameters are the same in layers of any kind
-            (x, _), _ = self.layers((x, None), rotary, segment_ids, 0)
+            (x, _), _ = self.layers((x, None), rotary, apart, 0)
         else:
-            x = self._scan_pattern(x, rotary, segment_ids)
+            x = self._scan_pattern(x, rotary, apart)
         return self.final_norm(x)
 
     @property
     def block(self) -> type[Block]:
         return nn.remat(Block, prevent_cse=False) if self.remat else Block
 
-    def _scan_pattern(self, x, rotary, segment_ids):
+    def _scan_pattern(self, x, rotary, apart):
         """All layers, as a scan over whole patterns of different ones; those of a last, shorter pattern follow."""
         c, params = self.config, self.variables["params"]["layers"]
         period = len(c.pattern)
@@ -254,7 +258,7 @@ class Decoder(nn.Module):
             for i in range(count):
                 layer = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
                 block = self.block(c, c.layer(first + i), self.attention, parent=None)
-                (x, _), _ = block.apply({"params": layer}, (x, None), rotary, segment_ids, 0)
+                (x, _), _ = block.apply({"params": layer}, (x, None), rotary, apart, 0)
             return x
 
         def fold(leaf):

@@ -7,7 +7,7 @@ F feed-forward, V vocabulary, L layers.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,29 +131,39 @@ def attention_implementation(
     return requested
 
 
+class Branches(NamedTuple):
+    """Rows that hold several continuations of one beginning, each of which sees the beginning and itself."""
+
+    branch: Int[Array, "B T"]  # which continuation, from 2 on; 1: the beginning, which all see; 0: padding
+    positions: Int[Array, "B T"]  # in what is continued, not in the row
+
+
 def causal_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    apart: Int[Array, "B T"] | Branches | None = None,
     implementation: str = "auto",
     *,
     scale: float | None = None,
     window: int | None = None,
     cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention of every position to itself and what came before it, within its own segment when given.
+    """Softmax attention of every position to itself and what came before it, as far as `apart` lets it.
 
     "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so what the
     mask hides is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention on a
     GPU. "splash": `splash.splash_attention`, on a TPU.
 
     Args:
+      apart: ids of segments, of which none sees another; or `Branches`, which "xla" alone can do.
       scale: of the scores; None: H ** -0.5.
       window: how many positions each one sees, itself included; None: all.
       cap: soft-cap of the scaled scores.
     """
-    chosen = attention_implementation(implementation, q.dtype, q.shape[-1], segment_ids is not None, cap is not None)
+    branched = isinstance(apart, Branches)
+    requested = "xla" if branched else implementation
+    chosen = attention_implementation(requested, q.dtype, q.shape[-1], apart is not None, cap is not None)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if chosen == "cudnn":
         near = None if window is None else (window - 1, 0)
@@ -161,16 +171,21 @@ def causal_attention(
             q, k, v, scale=scale, is_causal=True, local_window_size=near, implementation="cudnn"
         )
     if chosen == "splash":
-        return splash_attention(q, k, v, segment_ids, scale=scale, window=window, cap=cap)
+        return splash_attention(q, k, v, apart, scale=scale, window=window, cap=cap)
     length = q.shape[1]
     blocks = []
     for start in range(0, length, ATTENTION_BLOCK):
         stop = min(start + ATTENTION_BLOCK, length)
-        first = 0 if window is None else max(start - window + 1, 0)
-        mask = _visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
-        if segment_ids is not None:
-            mask = mask & (segment_ids[:, start:stop, None] == segment_ids[:, None, first:stop])
-        blocks.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], "bskh", mask, scale, cap))
+        first = 0 if window is None or branched else max(start - window + 1, 0)
+        here, there = slice(start, stop), slice(first, stop)
+        if branched:
+            mask = _visible(apart.positions[:, here], apart.positions[:, there], window)
+            mask &= _equal(apart.branch, here, there) | (apart.branch[:, None, there] == 1)
+        else:
+            mask = _visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
+            if apart is not None:
+                mask = mask & _equal(apart, here, there)
+        blocks.append(_attend(q[:, here], k[:, there], v[:, there], "bskh", mask, scale, cap))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
@@ -202,10 +217,14 @@ def _attend(q, k, v, stored: str, mask: Bool[Array, "*B T S"], scale: float, cap
     return jnp.einsum(f"bk{g}ts,{stored}->btk{g}h", weights, v).reshape(q.shape)
 
 
-def _visible(queries: Int[Array, "T"], keys: Int[Array, "S"], window: int | None) -> Bool[Array, "T S"]:
+def _visible(queries: Int[Array, "*B T"], keys: Int[Array, "*B S"], window: int | None) -> Bool[Array, "*B T S"]:
     """Which key positions each query position may see."""
-    distance = queries[:, None] - keys[None, :]
+    distance = queries[..., :, None] - keys[..., None, :]
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _equal(ids: Int[Array, "B T"], queries: slice, keys: slice) -> Bool[Array, "B T S"]:
+    return ids[:, queries, None] == ids[:, None, keys]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

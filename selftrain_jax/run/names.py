@@ -123,7 +123,8 @@ class RunNames:
             return self.workdir / "lab" / reference.removeprefix(LAB) / "model"
         if reference.startswith(PLANT):
             return self.workdir / "plant" / reference.removeprefix(PLANT) / "model"
-        return resolve_model(reference, self.config.revision or None if not pathlib.Path(reference).is_dir() else None)
+        own = reference in (self.config.source, self.config.student) and not pathlib.Path(reference).is_dir()
+        return resolve_model(reference, self.config.revision or None if own else None)
 
     def corpus_path(self, arm: str) -> pathlib.Path:
         """The corpus that an arm's documents are in before the audit."""

@@ -70,6 +70,12 @@ class Pipeline(RunNames):
     def check_files(self) -> None:
         """Raises `InputError` for a file or model from outside the workdir that is missing or broken, before any
         work."""
+        named = dict.fromkeys([self.untouched, *([] if self.config.corpus else [self.config.source])])
+        if self.config.revision and all(name.startswith(LAB) or pathlib.Path(name).is_dir() for name in named):
+            raise InputError(
+                f"setting revision={self.config.revision!r} applies to hub names, but {' and '.join(named)} is here "
+                "already: leave it out, or name the folder of that revision"
+            )
         trained: dict[str, list[str]] = {}
         corpora = {"corpus", *(f"controls.{name}.corpus" for name in self.config.controls)}
         for setting, value in self.references().items():

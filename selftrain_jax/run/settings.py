@@ -50,7 +50,7 @@ class RunConfig:
       corpus: folder of a finished corpus to train on instead of sampling the source; the main arm is then named
         "corpus" rather than "self", and `source` only says which student is meant where `student` is empty.
       student: model that is trained; "" means the source itself.
-      revision: hub revision of source and student, for example "step143000"; "" is the default.
+      revision: hub revision of source and student, for example "step143000"; "" is the default, as of all other models.
       lab: the generated world and its pre-trained models; None for a run on real models. Paths may start with "lab:".
       plant: sequences that are planted in the student before anything else; what is self-trained, and writes where
         `source` is the student, is then the planted model, and `evaluate.probes` are those of the sequences.

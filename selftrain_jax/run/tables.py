@@ -164,8 +164,8 @@ def _items(run: RunNames) -> Iterator[dict[str, Any]]:
             rows = [rows[i] for i in chosen]
             numbers = chosen + 1
             if setting == "minimal_pairs":  # of which those of one sentence are left out
-                file = read_rows(run.path(evaluate.minimal_pairs[name]))
-                kept = [n for n, row in enumerate(file, 1) if row["sentence_good"] != row["sentence_bad"]]
+                file = enumerate(read_rows(run.path(evaluate.minimal_pairs[name])), 1)
+                kept = [n for n, row in file if not likelihood.alike(row["sentence_good"], row["sentence_bad"])]
                 numbers = np.array(kept)[chosen]
             prefixes, suffixes = zip(*map(asked, rows))
             yield {

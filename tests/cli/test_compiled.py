@@ -105,9 +105,9 @@ model, rows = Decoder(config, dtype=jnp.bfloat16), batch_sharding(mesh)
 params = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), param_shapes(config), param_shardings(config, mesh)
 )
-tokens, starts = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for shape in ((4, 129), (4,)))
+tokens, at, targets = (jax.ShapeDtypeStruct((4, n), jnp.int32, sharding=rows) for n in (128, 64, 64))
 with jax.set_mesh(mesh):
-    score = score_batch.lower(model, params, tokens, starts, 64, ways=2).compile().as_text()
+    score = score_batch.lower(model, params, tokens, at, targets, ways=2).compile().as_text()
 found = compiled.Program.of(step, 4)
 print(json.dumps({
     "kind": devices[0].device_kind,

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+import warnings
 import zipfile
 
 import hypothesis
@@ -12,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 
 from selftrain_jax.core import rows
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
 
 ROWS = [{"text": "naïve “quotes” 🎉\u2028new\nline\r\nnul \0"}, {"text": "", "n": [1, 2.5, None]}]
@@ -211,11 +212,25 @@ def test_the_json_lines_of_a_zip_file_are_read_by_their_names(tmp_path):
             ("b.jsonl", '{"i": 2}\n'),
             ("a/x.jsonl", '{"i": 0}\n{"i": 1}\n'),
             ("README.md", "no row"),
+            ("c.ndjson", '{"i": 3}\n'),
+            (".ipynb_checkpoints/b.jsonl", '{"i": 8}\n'),
+            ("__MACOSX/._b.jsonl", "\0\5"),
         ):
             archive.writestr(name, content)
-    assert [row["i"] for row in read(path, ("i",))] == [0, 1, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [row["i"] for row in read(path, ("i",))] == [0, 1, 2, 3]
     with pytest.raises(InputError, match=r"pairs.ZIP, a/x.jsonl, line 1: missing field\(s\) j"):
         read(path, ("j",))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("d.json", "[]")
+        archive.writestr("e.jsonl.gz", b"")
+    with pytest.warns(InputWarning, match=r"pairs.ZIP: d.json and 1 more of it not read"):
+        read(path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("b.jsonl", '{"i": 9}\n')
+    with pytest.warns(InputWarning), pytest.raises(InputError, match="pairs.ZIP holds b.jsonl twice"):
+        read(path)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match="pairs.ZIP is not a whole zip file"):
         read(path)

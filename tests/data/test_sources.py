@@ -128,8 +128,7 @@ def test_a_part_of_a_word_is_no_split(tmp_path):
 
 @pytest.mark.parametrize(
     "left",
-    ["extra.jsonl", "data/more.jsonl", "test-set.jsonl", "train/a.csv"],
-    ids=["top", "beside shards", "less than a folder", "of another kind"],
+    ["extra.jsonl", "data/more.jsonl", "test-set.jsonl", "train/a.csv", "train/b.json", "train/b.jsonl.zst", "b.tmp"],
 )
 def test_what_is_of_no_split_is_left_out_by_name(tmp_path, left):
     folder = "data/train-00000-of-00001" if left.startswith("data") else "train/a"
@@ -137,6 +136,13 @@ def test_what_is_of_no_split_is_left_out_by_name(tmp_path, left):
     write_file(tmp_path / left, ["left"])
     with pytest.warns(InputWarning, match=f"not read, since of no split or another kind: {left}$"):
         assert texts(tmp_path) == ["train"]
+
+
+def test_a_column_twice_is_refused(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table([["x"], ["y"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet: it has field='text' twice"):
+        texts(tmp_path)
 
 
 def test_a_file_of_two_splits_is_refused(tmp_path):

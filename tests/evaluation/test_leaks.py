@@ -54,6 +54,19 @@ def runs_of(text, known, least):
     return sum(e - i >= least and (i == 0 or ends[i - 1] < e) for i, e in enumerate(ends))
 
 
+@pytest.mark.parametrize(
+    "known, text",
+    [("e\u0301te\u0301 au cafe\u0301", "\u00e9t\u00e9 au caf\u00e9"), ("one\r\ntwo\rthree", "one\ntwo\nthree")],
+    ids=["NFD", "line ends"],
+)
+def test_text_in_another_form_is_the_same_text(tmp_path, known, text):
+    """A tokenizer may read one and write the other, and nothing would ever leak."""
+    for a, b in ((known, text), (text, known)):
+        write_jsonl(tmp_path / "known.jsonl", [{"text": a}])
+        [row] = leaks.find_leaks([Document(0, f"x {b}!")], leaks.known_texts("k", tmp_path / "known.jsonl", None, 0, 9))
+        assert (row["leaking"], row["most"]) == (1, len(text))
+
+
 def test_a_corpus_is_searched_exactly_in_tokens_and_characters(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(leaks, "_AT_ONCE", 200)  # several batches
     rng = np.random.default_rng(0)

@@ -323,15 +323,16 @@ def test_a_faulty_line_is_named(tmp_path, load, second, message):
         LOADERS[load](path)
 
 
-def test_copies_of_the_right_choice_are_left_out(tmp_path):
+@pytest.mark.parametrize("right, copy", [("up", " up"), ("up", "up\n"), ("caf\u00e9", "cafe\u0301")])
+def test_copies_of_the_right_choice_are_left_out(tmp_path, right, copy):
     """ARC has such items; a model that prefers the copy is right."""
-    path = tmp_path / "questions.jsonl"
-    rows = [GOOD["load_multiple_choice"], row(question="other", choices=["down", " up", "same", "up", "down"], gold=3)]
+    path, choices = tmp_path / "questions.jsonl", ["down", copy, "same", right, "down"]
+    rows = [GOOD["load_multiple_choice"], row(question="other", choices=choices, gold=3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.warns(InputWarning, match="1 of 2 items, first item 2, have the right choice twice"):
         loaded = likelihood.load_multiple_choice(path)
     assert loaded[0] == rows[0]
-    assert (loaded[1]["choices"], loaded[1]["gold"]) == (["down", "same", "up", "down"], 2)
+    assert (loaded[1]["choices"], loaded[1]["gold"]) == (["down", "same", right, "down"], 2)
 
 
 @pytest.mark.parametrize("load, other", [("load_texts", "text"), ("load_multiple_choice", "question")])
@@ -351,8 +352,9 @@ def test_empty_and_missing_files_are_named(tmp_path, load):
         LOADERS[load](tmp_path / "nowhere.jsonl")
 
 
-def test_pairs_of_one_sentence_are_left_out(tmp_path):
-    pairs = [{"sentence_good": good, "sentence_bad": "a"} for good in "bac"]
+@pytest.mark.parametrize("sentence, copy", [("a", "a"), ("a", "a "), ("\u00e9", "e\u0301")])
+def test_pairs_of_one_sentence_are_left_out(tmp_path, sentence, copy):
+    pairs = [{"sentence_good": good, "sentence_bad": copy} for good in ("b", sentence, "c")]
     write_jsonl(tmp_path / "pairs.jsonl", pairs)
     with pytest.warns(InputWarning, match="1 of 3 items, first item 2, have one sentence twice; they are left out"):
         assert likelihood.load_minimal_pairs(tmp_path / "pairs.jsonl") == [pairs[0], pairs[2]]
@@ -386,7 +388,7 @@ def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
     assert asked == [(chr(BOS) + "on a", " mat"), (chr(BOS) + "on a", " hat"), (chr(BOS) + "up", "  it")]
 
 
-@pytest.mark.parametrize("broken", ["alone", "ends ", " mat"])
+@pytest.mark.parametrize("broken", ["alone", "ends ", " mat", "on a mat\n", "on a mat\u00a0"])
 def test_a_text_without_a_last_word_is_refused(tmp_path, broken):
     write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": broken}])
     with pytest.raises(InputError, match="words.jsonl, item 2: text must be words, a space and the last word"):

@@ -73,6 +73,20 @@ def test_groups_that_look_alike_are_refused(one, other):
         summary.check_groups(probes, SETTINGS)
 
 
+def test_a_field_that_is_null_is_a_field_that_is_left_out(tmp_path):
+    about = {"cluster": None, "document": 7, "id": None, "index": 5, "group": None, "offset": None}
+    write_jsonl(path := tmp_path / "p.jsonl", [{"prefix": [i], "suffix": [3]} | about for i in (1, 2)])
+    probes = load_probes(path, CONFIG)
+    assert [(p.cluster, p.id, p.group, p.offset) for p in probes] == [(7, 5, "all", None)] * 2
+    assert probe_columns(probes)["cluster"].tolist() == [1, 1]
+
+
+def test_clusters_that_look_alike_are_one():
+    labels = ["rare", "rare ", "\u00e9", "e\u0301", 7, "7", None, None]
+    probes = [Probe(np.array([1]), np.array([2]), cluster=label) for label in labels]
+    assert probe_columns(probes)["cluster"].tolist() == [1, 1, 3, 3, 5, 5, 7, 8]
+
+
 def test_probes_that_equal_another_one_are_warned_of(tmp_path):
     write_jsonl(path := tmp_path / "p.jsonl", [{"prefix": [1, 2], "suffix": [3], "group": group} for group in "aab"])
     with pytest.warns(InputWarning, match="p.jsonl: 2 of 3 items equal an earlier one"):

@@ -102,6 +102,20 @@ def test_pairs_that_make_no_probe_are_refused_and_nothing_is_written(tmp_path, t
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_documents_of_a_table_are_names_not_numbers(tmp_path, tokenizer_pair):
+    """As numbers, 01 and 1 would be one document, and dates none that a probe file can hold."""
+    (tmp_path / "pairs.csv").write_text("prefix,suffix,document\na,a,01\na,c,1\nc,a,2020-01-01\n")
+    text_probes(tmp_path / "pairs.csv", str(tmp_path / "new"), tmp_path / "out.jsonl")
+    found = [json.loads(line)["document"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == ["01", "1", "2020-01-01"]
+
+
+def test_a_column_twice_is_refused(tmp_path, tokenizer_pair):
+    (tmp_path / "pairs.csv").write_text("prefix,suffix,suffix\na,a,c\n")
+    with pytest.raises(InputError, match="pairs.csv has the column 'suffix' twice"):
+        text_probes(tmp_path / "pairs.csv", str(tmp_path / "new"), tmp_path / "out.jsonl")
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, tokenizer_pair, ending, capsys):
     path = tmp_path / f"pairs.{ending}"

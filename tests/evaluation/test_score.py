@@ -10,8 +10,9 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, named_shardings, to_global
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation import score as score_module
+from selftrain_jax.evaluation.fans import fans
 from selftrain_jax.evaluation.score import TokenScores, score
-from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.config import DecoderConfig, Layer
 from selftrain_jax.models.decoder import Decoder, param_axes
 from selftrain_jax.sampling.settings import SamplingConfig
 from tests.shapes import GROUPED, SMALL, initial, wandering
@@ -286,8 +287,8 @@ def test_logits_take_bounded_memory_whatever_the_batch(monkeypatch, mesh_sizes, 
         place = functools.partial(to_global, mesh, sharding=batch_sharding(mesh))
 
     def temporary_bytes(rows):
-        tokens, starts = place(np.zeros((rows, 66), np.int32)), place(np.full(rows, 33, np.int32))
-        lowered = score_module.score_batch.lower(model, params, tokens, starts, 33, moments=moments, ways=ways)
+        tokens, at, targets = (place(np.zeros((rows, n), np.int32)) for n in (65, 33, 33))
+        lowered = score_module.score_batch.lower(model, params, tokens, at, targets, moments=moments, ways=ways)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     # All logits at once would be 64 rows x 33 positions x 32 KiB = 69 MB on each device. What the layers themselves
@@ -299,3 +300,28 @@ def test_token_scores_are_a_pytree():
     """Other people's jitted code passes them around."""
     doubled = jax.tree.map(lambda x: 2 * x, TokenScores(np.ones(2), np.ones(2, bool), np.ones(2)))
     assert doubled.margins.tolist() == [2, 2]
+
+
+LEARNED = dataclasses.replace(SMALL, pattern=(Layer(None),), learned_positions=True)
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("config", [SMALL, GROUPED, LEARNED], ids=["rotary", "windows", "learned"])
+def test_what_sequences_share_is_read_once(monkeypatch, config):
+    rng = np.random.default_rng(2)
+    question, sentence, long = (rng.integers(0, config.vocab_size, n) for n in (12, 9, 30))
+    ends = [rng.integers(0, config.vocab_size, n) for n in (3, 1, 5, 4, 2, 6, 20, 21)]
+    choices = [np.append(question, end) for end in ends[:3]]
+    pair = [np.append(sentence, end) for end in ends[3:5]]  # what they share is scored too
+    apart = [np.append(long, end) for end in ends[6:]]  # too long together
+    sequences = [*choices, *pair, ends[5], ends[5], question[:2], *apart]
+    starts = [12, 12, 12, 1, 1, 1, 3, 1, 30, 30]
+    rows = [(fan.members, len(fan.tokens)) for fan in fans(sequences, starts, 64)]
+    lengths = [12 + 2 + 0 + 4, 9 + 3 + 1, 5, 1, 49, 50]
+    assert rows == list(zip([range(3), range(3, 5), range(5, 7), range(7, 8), range(8, 9), range(9, 10)], lengths))
+
+    params = wandering(config)
+    alone = [score(params, config, [sequence], [start])[0] for sequence, start in zip(sequences, starts)]
+    monkeypatch.setattr(score_module, "_ROW", 64)
+    for batch_size in (1, 4):
+        assert_same(score(params, config, sequences, starts, batch_size=batch_size), alone)

@@ -39,8 +39,9 @@ def value_and_gradients(attend, q, k, v, weights, segments, **switches):
 
 
 def assert_close(found, expected):
-    """Sums of some 5,000 terms of order 1 in fp32."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found, expected)
+    """The value is a sum of up to 20,000 terms of order 1 in fp32, a gradient of some 100."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=2e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), found[1], expected[1])
 
 
 @pytest.mark.parametrize("packed", [False, True])

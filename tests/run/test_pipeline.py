@@ -12,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
+from selftrain_jax.run import names
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.training.settings import TrainConfig
@@ -53,6 +54,18 @@ def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path,
     told = capsys.readouterr().err
     assert told.count(f"train attention={kind!r} is not possible here") == 2 and told.count("error:") == 2
     Pipeline(load_config(TINY), tmp_path).check_attention()
+
+
+def test_a_revision_is_that_of_source_and_student_alone(tmp_path, monkeypatch):
+    """Another model is taken as it is; a folder is of one revision, and a title must not claim another."""
+    asked = []
+    monkeypatch.setattr(names, "resolve_model", lambda name, revision=None: asked.append((name, revision)))
+    run = Pipeline(RunConfig(source="a/m", student="a/n", revision="step7"), tmp_path)
+    for model in ("a/m", "a/n", "b/other", str(tmp_path)):
+        run.model_path(model)
+    assert asked == [("a/m", "step7"), ("a/n", "step7"), ("b/other", None), (str(tmp_path), None)]
+    with pytest.raises(InputError, match=f"setting revision='step7' applies to hub names, but {tmp_path} is here"):
+        Pipeline(RunConfig(source=str(tmp_path), revision="step7"), tmp_path).check_files()
 
 
 def test_the_seed_of_the_last_subset_is_a_seed():
