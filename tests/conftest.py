@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -30,8 +31,8 @@ UNUSED = 14 * 86_400
 
 
 def cache_key() -> str:
-    """What a compiled program depends on beside itself: the versions of all libraries, the processor, and Python."""
-    known = [(ROOT / "constraints.txt").read_text(), platform.machine()]
+    """What a compiled program depends on beside itself: the compiler, the processor, and Python."""
+    known = [*map(importlib.metadata.version, ("jax", "jaxlib")), platform.machine()]
     with contextlib.suppress(OSError):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         known += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})

@@ -24,7 +24,17 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, adds_bos, known_ids, load_tokenizer, unknown_share
+from selftrain_jax.models.files.tokenizer import (
+    UNKNOWN_TOLD,
+    adds_bos,
+    known_ids,
+    load_tokenizer,
+    same_again_share,
+    unknown_share,
+)
+
+_LOOKED_AT, _FEW = 256, 8
+"""Probes of which is seen whether they are of the model's tokenizer, and those that are too few to tell."""
 
 
 def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
@@ -64,6 +74,10 @@ def read_inputs(
                 f"probe file {settings.probes}, probe {number}: id {ids[~known[ids]][0]} is none of the {known.sum()} "
                 "ids that the model's tokenizer has; make the probes with it"
             )
+    looked_at = [np.concatenate([p.prefix, p.suffix]).tolist() for p in limited({"": probes}, _LOOKED_AT)[""]]
+    if len(looked_at) >= _FEW and (share := same_again_share(tokenizer, looked_at)) < 0.5:
+        what = f"probe file {settings.probes}: the model's tokenizer makes these ids of the text of {share:.0%} of the"
+        warnings.warn(f"{what} probes alone: are they of another tokenizer?", InputWarning, stacklevel=2)
     shortest = min((len(p.suffix) for p in probes), default=0)
     if probes and settings.suffix_lengths and settings.suffix_lengths[-1] > shortest:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any, Callable
 
@@ -78,11 +79,11 @@ def pretrain_model(
     )
 
     def save():
-        if not (directory / "model").exists():
-            params = restore_params(checkpoints, model_config)
-            with tempfile.TemporaryDirectory(dir=directory) as folder:
-                source = save_tokenizer(tokenizer, folder)
-                save_pretrained(directory / "model", model_config, params, tokenizer_source=source)
+        shutil.rmtree(directory / "model", ignore_errors=True)  # a part of it, where sending it to a bucket was cut off
+        params = restore_params(checkpoints, model_config)
+        with tempfile.TemporaryDirectory(dir=directory) as folder:
+            source = save_tokenizer(tokenizer, folder)
+            save_pretrained(directory / "model", model_config, params, tokenizer_source=source)
         write_jsonl(directory / "probes.jsonl", probes)
 
     job.on_first(f"model of {directory.name}", save)

@@ -11,6 +11,7 @@ from selftrain_jax.report.study_tables import of_metric
 from selftrain_jax.report.tables import interval, number
 
 _HEIGHT = 3.5
+_MAP_WIDTH = 4.4
 # Of students, repetition groups and the like, which have no relation.
 _HUES = (1, 2, 3, 6, 4, 5, 0)
 _RHO = "\N{GREEK SMALL LETTER RHO}"
@@ -75,6 +76,8 @@ def _map(title: str, metric: Metric, rows: Sequence[Row], largest: float, name: 
     columns = sorted({row["temperature"] for row in rows} - {None})
     better = {"capability": 1, "nll": -1}.get(metric.kind)
     own, real = [f"{t:g}" for t in columns], ["real text"] * any(row["temperature"] is None for row in rows)
+    longest = max((len(of_metric(row, better is not None)[0]) for row in rows), default=1)
+    room = 0.8 * 72 * _MAP_WIDTH / (len(own) + 1.25 * len(real)) / longest  # points for a character
 
     def draw(axes):
         for row in rows:
@@ -85,9 +88,8 @@ def _map(title: str, metric: Metric, rows: Sequence[Row], largest: float, name: 
             shade = {"color": svg.colour(of), "alpha": 0.6 * abs(row["value"]) / largest, "lw": 0}
             axes.fill([left, right, right, left], [low, low, high, high], **shade)
             sure = better is not None and bool(bounds) and not row["low"] <= 0 <= row["high"]
-            axes.text(
-                x, y, text.replace("-", "\N{MINUS SIGN}"), ha="center", va="center", weight="bold" if sure else "normal"
-            )
+            font = {"weight": "bold" if sure else "normal", "size": min(1.15 * room, svg.FONT_SIZE)}
+            axes.text(x, y, text.replace("-", "\N{MINUS SIGN}"), ha="center", va="center", **font)
         axes.set_xticks([*range(len(own)), *[len(own) + 0.25] * len(real)], own + real)
         axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axes.set(xlabel="sampling temperature of its own text", ylabel="learning rate")
@@ -96,7 +98,9 @@ def _map(title: str, metric: Metric, rows: Sequence[Row], largest: float, name: 
 
     unit = "points" if metric.kind == "capability" else metric.of.unit
     caption = f"{'After' if better is None and metric.kind != 'drift' else 'Change by'} training, {unit}."
-    return svg.figure(title, caption, draw, 1.2 + 0.5 * len(rates), width=4.4, name=name, numbers="tables/grid.csv")
+    return svg.figure(
+        title, caption, draw, 1.2 + 0.5 * len(rates), width=_MAP_WIDTH, name=name, numbers="tables/grid.csv"
+    )
 
 
 def proxies(data: StudyData) -> list[svg.Figure]:

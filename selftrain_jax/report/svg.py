@@ -18,7 +18,9 @@ MARKERS = "soD^vPX"
 """By hue, as `DASHES`: no curve or point is told from another by its colour alone."""
 DASHES = ((0, (4, 2)), "-", (0, (6, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (2, 2)))
 SIZE = (5.2, 3.5)
-"""Width and height in inches at 11 point."""
+"""Width and height in inches."""
+FONT_SIZE = 11
+"""In points."""
 _NUM_TICKS = 7
 
 
@@ -103,7 +105,7 @@ def figure(
         **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right"), False),
         "svg.fonttype": "none",
         "svg.hashsalt": "selftrain",
-        "font.size": 11,
+        "font.size": FONT_SIZE,
         "axes.grid": True,
         "grid.color": GRID,
         "grid.linewidth": 0.8,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
 from typing import Any, Iterator
 
 from selftrain_jax.data.training_set import read_subset
@@ -70,7 +71,7 @@ def _train(run: RunNames, name: str, wandb: str, profile: bool, directory: pathl
     )
 
     def save() -> None:
-        if not (directory / "model").exists():
-            hf.save_pretrained(directory / "model", config, restore_params(saving["checkpoints"], config), base)
+        shutil.rmtree(directory / "model", ignore_errors=True)  # a part of it, where sending it to a bucket was cut off
+        hf.save_pretrained(directory / "model", config, restore_params(saving["checkpoints"], config), base)
 
     job.on_first(f"model of {name}", save)

@@ -68,7 +68,7 @@ def find_model(reference: str, revision: str | None = None) -> Model:
 def _of_directory(reference: str, directory: pathlib.Path) -> Model:
     config = hf.check_pretrained(directory)
     check_tokenizer(config, load_tokenizer(directory))
-    fingerprint = files.fingerprint([hf.model_fingerprint(directory), tokenizer_fingerprint(directory)])
+    fingerprint = files.fingerprint(list(hf.model_inputs("model", directory).values()))
     return Model(reference, config, directory, fingerprint, lambda mesh: hf.load_pretrained(directory, mesh=mesh)[1])
 
 

@@ -163,7 +163,7 @@ def selftrain():
     return Selftrain()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hold(tmp_path_factory):
     """`hold(pattern, count=1)`: a `Hold`, for one process."""
     folder = tmp_path_factory.mktemp("held")

@@ -18,7 +18,8 @@ CASES = [
     ((60, 60, 55, 50, 60), "undecided", "between 0% and"),  # the twin learns it as fast
     ((60, 60, 20, 0, 60), "undecided", "between"),
     ((60, 60, 0, 0, 20), "undecided", "relearning leaves base itself 33%"),
-    ((60, 20, 0, 0, 60), "undecided", "between 0% and"),  # too few to say less than a tenth
+    ((60, 34, 0, 0, 60), "undecided", "between 0% and 10%"),  # too few to say less than a tenth
+    ((60, 35, 0, 0, 60), "erased", "surely less than 10% of it"),
     ((60, 0, 60, 0, 60), "undecided", "nothing that base extracts was lost"),
 ]
 

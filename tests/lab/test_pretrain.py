@@ -165,11 +165,15 @@ def test_a_finished_model_is_left_alone(base, train_model):
     assert {p: p.read_bytes() for p in (base / "model").iterdir()} == before
 
 
-@pytest.mark.parametrize("lost", ["model", "last checkpoint and model"])
+@pytest.mark.parametrize("lost", ["model", "model.safetensors", "last checkpoint and model"])
 def test_an_interrupted_model_ends_the_same(base, train_model, tmp_path, lost):
+    """A file of the model is missing where it was being sent to a bucket."""
     shutil.copytree(base.parent, tmp_path / "lab")
     copy = tmp_path / "lab" / "base"
-    shutil.rmtree(copy / "model")
+    if lost == "model.safetensors":
+        (copy / "model" / lost).unlink()
+    else:
+        shutil.rmtree(copy / "model")
     if "checkpoint" in lost:
         steps = sorted(int(p.name) for p in (copy / "checkpoints").iterdir() if p.name.isdigit())
         assert len(steps) == 2

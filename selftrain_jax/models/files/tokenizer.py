@@ -19,7 +19,8 @@ _TOKENIZER = "tokenizer.json"
 UNKNOWN_TOLD = 0.001
 """`unknown_share` from which on users are told."""
 _PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
-_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
+_ADDED = "added_tokens.json"  # older tokenizers have it: token -> id, all of it copied
+_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", _ADDED)
 _KEYS = {
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
     *("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "model_specific_special_tokens"),
@@ -77,7 +78,7 @@ def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
             settings = files.read_json(path, "tokenizer settings")
             if not isinstance(settings, dict):
                 raise InputError(f"tokenizer settings {path} must be a JSON object; copy or download it again")
-            known = {name: value for name, value in settings.items() if name in _KEYS}
+            known = {name: value for name, value in settings.items() if name in _KEYS or path.name == _ADDED}
             if "auto_map" in settings:
                 known["tokenizer_class"] = "PreTrainedTokenizerFast"
             data = data if known == settings else files.json_text(known, indent=2)
@@ -195,6 +196,19 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
         whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
         unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)
     return unknown / sum(counts[c] for c in letters)
+
+
+def same_again_share(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> float:
+    """The share of `sequences` of ids that `tokenizer` makes of their own text, first and last id aside: nearly all
+    where it made them, hardly any where another one did (of windows of 64, among Pythia's, SmolLM2's and Gemma 3's, all
+    and at most 5 %)."""
+    again = call_tokenizer(tokenizer, tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=False))
+
+    def joined(ids: Sequence[int]) -> str:
+        return f" {' '.join(map(str, ids))} "
+
+    same = [joined(ids[1:-1]) in joined(found) for ids, found in zip(sequences, again)]
+    return sum(same) / len(same)
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:

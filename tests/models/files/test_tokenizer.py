@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.settings import build
 from selftrain_jax.evaluation.settings import EvaluateSettings
-from selftrain_jax.evaluation.suite import begins_with_bos
+from selftrain_jax.evaluation.suite import begins_with_bos, read_inputs
 from selftrain_jax.models.files import tokenizer as files_tokenizer
 from selftrain_jax.models.files.tokenizer import (
     adds_bos,
@@ -24,6 +26,7 @@ from selftrain_jax.models.files.tokenizer import (
     start_ids,
     unknown_share,
 )
+from selftrain_jax.models.hf import vocabulary_input
 from selftrain_jax.models.verify import make_prompts
 from tests.shapes import ONE_LAYER
 
@@ -247,6 +250,32 @@ def test_only_settings_that_transformers_knows_are_copied(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('[{"auto_map": 1}]')
     with pytest.raises(InputError, match="tokenizer_config.json must be a JSON object"):
         copy_tokenizer(tmp_path, tmp_path / "out")
+
+
+def test_added_tokens_in_a_file_of_their_own_are_of_the_tokenizer(tmp_path):
+    """transformers reads them, so that they decide ids."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    vocab, before = pythia(model).get_vocab(), vocabulary_input("m", model)
+    (model / "added_tokens.json").write_text(json.dumps({"<new>": len(vocab)}))
+    assert load_tokenizer(model).get_vocab() == vocab | {"<new>": len(vocab)} and vocabulary_input("m", model) != before
+    out.mkdir()
+    copy_tokenizer(model, out)
+    assert load_tokenizer(out).get_vocab() == load_tokenizer(model).get_vocab()
+
+
+@pytest.mark.parametrize("make", [gemma, pythia])
+def test_probes_of_another_tokenizer_are_warned_of(tmp_path, recwarn, make):
+    """Their ids may all be legal, and what is then asked for is no text."""
+    rng, tokenizer = np.random.default_rng(0), make(tmp_path)
+    [ids] = encode_texts(tokenizer, ["".join(rng.choice([*"ab \n", "\u00e9"], 800))])
+    other = rng.permutation(len(tokenizer.get_vocab()))[ids]
+    config = dataclasses.replace(ONE_LAYER, vocab_size=len(tokenizer.get_vocab()), max_position=32)
+    for name, read in (("own", ids), ("other", other.tolist())):
+        rows = [{"prefix": read[i : i + 8], "suffix": read[i + 8 : i + 16]} for i in range(0, 400, 16)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        settings = EvaluateSettings(probes=str(tmp_path / f"{name}.jsonl"))
+        read_inputs(settings, pathlib.Path, config, tokenizer)
+    assert [str(warning.message).split(": ")[:1] for warning in recwarn] == [[f"probe file {tmp_path}/other.jsonl"]]
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path):
