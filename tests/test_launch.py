@@ -357,6 +357,8 @@ BAD_RUNS = [
     (["--config=configs/none.py", "--workdir=w"], "--config=configs/none.py: there is no such file"),
     (["--config=configs/none.py:1b", "--workdir", "w"], "--config=configs/none.py:1b: there is no such file"),
     (["--config", "configs/none.py", "--workdir=w"], "--config=configs/none.py: there is no such file"),
+    (["--config=none:1b", "--workdir=w"], "--config=none:1b: there is no such file"),
+    (["--workdir=w"], "--workdir=w: no settings are seen in it from here: name a config"),
     (["--config=configs/pythia.py:1b", "--wandb=x"], "--workdir"),
     ([*RUN, "--config.title=a\nEOF\nb"], "holds a control character"),
 ]
@@ -367,6 +369,20 @@ BAD_RUNS = [
 def test_a_dry_run_notices_what_the_run_would_not_find(cluster, script, arguments, message):
     code, out, err, calls = cluster(script, *COMPLETE[script], *arguments)
     assert (code, out, calls) == (2, "", []) and message in err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_config_that_comes_with_the_package_needs_no_path(cluster, script):
+    code, out, err, _ = cluster(script, *COMPLETE[script], "--config=pythia:1b", "--workdir=/runs/x")
+    assert (code, err) == (0, "") and "--config=pythia:1b" in out
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:2])
+@pytest.mark.parametrize("kept", ["config.json", "study.json"])
+def test_a_folder_with_its_settings_needs_no_config(cluster, script, kept, tmp_path):
+    (tmp_path / kept).write_text("{}")
+    code, out, err, _ = cluster(script, *COMPLETE[script], f"--workdir={tmp_path}")
+    assert (code, err) == (0, "") and f"--workdir={tmp_path}" in out
 
 
 BAD_VALUES = [

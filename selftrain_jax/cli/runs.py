@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
@@ -25,6 +26,7 @@ from selftrain_jax.report import memory
 from selftrain_jax.report.tables import format_table, terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
+from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.execute import run_study
 from selftrain_jax.training.log import check_wandb
 
@@ -52,6 +54,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 
+    was: list[RunConfig] = []
+
     def hold_check_and_save():
         holding.enter_context(pipeline.place.held())
         if not redo:
@@ -64,6 +68,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
+        with contextlib.suppress(InputError):  # none yet, or of another version
+            was.append(load_config(os.fspath(pipeline.home / "config.json")))
         save_config(pipeline.home, pipeline.config)
 
     with contextlib.ExitStack() as holding:
@@ -87,7 +93,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
                 print(f"selftrain: {left}", file=sys.stderr, flush=True)
                 progress.note(left)
 
-        stages.run(pipeline.place, plan, is_wanted, say)
+        try:
+            stages.run(pipeline.place, plan, is_wanted, say)
+        except InputError:
+            if was:  # on the first process
+                _take_back(Pipeline(*was, pipeline.place))
+            raise
         if wanted == "sample" and arguments.show and first:
             pipeline.place.fetch(f"sample/{pipeline.main}")
             _show_documents(pipeline.corpus_path(pipeline.main), arguments.show)
@@ -99,6 +110,20 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             print("\n" + format_table(found, memory.lines(found), terminal_columns()))
             print(f"report: {report / 'report.html'}")
     return 0
+
+
+def _take_back(before: Pipeline) -> None:
+    """After a refusal: the settings of before, and what --redo had moved away; unless something was made meanwhile that
+    is not of these settings."""
+    plan, place = before.stages(), before.place
+    moved = [stage for stage in plan if stages.state(place.kept, stage) != "waiting"]
+    if all(stages.state(place.path, stage) == "waiting" for stage in moved):
+        with contextlib.suppress(InputError):
+            for folder in (place.path, place.kept):
+                stages.check(folder, plan)
+            for stage in moved:
+                place.put_back(stage.name)
+            save_config(place.path, before.config)
 
 
 def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:

@@ -182,15 +182,27 @@ class Workdir:
 
     def keep_until_redone(self, name: str) -> None:
         """Moves the folder `name` away until `redone`; what another attempt has made of it meanwhile is removed."""
-        kept = self.path / _REDONE / name
+        kept = self.kept / name
         if kept.exists():
             self._remove(name)
         else:
             self._move(name, kept)
 
+    @property
+    def kept(self) -> pathlib.PurePath:
+        """Where `keep_until_redone` moves folders."""
+        return self.path / _REDONE
+
+    def put_back(self, name: str) -> None:
+        """Undoes `keep_until_redone`, in whose place there is nothing yet."""
+        self._move(f"{_REDONE}/{name}", self.path / name)
+        with contextlib.suppress(OSError):  # a bucket has no folders, and others may be kept there
+            for above in itertools.takewhile(self.path.__ne__, (self.kept / name).parents):
+                pathlib.Path(above).rmdir()
+
     def redone(self) -> None:
         """Removes what `keep_until_redone` has kept."""
-        if (self.path / _REDONE).exists():
+        if self.kept.exists():
             self._remove(_REDONE)
 
     def _remove(self, name: str) -> None:

@@ -11,7 +11,7 @@ from selftrain_jax.data.settings import MANY_REPETITIONS, SubsetConfig
 
 
 def draw_subset(
-    lengths: Int[np.ndarray, " documents"], config: SubsetConfig, index: int
+    lengths: Int[np.ndarray, " documents"], config: SubsetConfig, index: int, name: str = "the corpus"
 ) -> tuple[Int[np.ndarray, " drawn"], int]:
     """Draws documents uniformly until they take exactly `config.num_tokens` tokens of a packed stream.
 
@@ -36,8 +36,8 @@ def draw_subset(
     else:
         if costs.sum() < config.num_tokens:
             raise InputError(
-                f"subset num_tokens={config.num_tokens} is more than the {costs.sum()} tokens of the corpus: lower "
-                "num_tokens, sample more documents, or set replacement=True"
+                f"subset num_tokens={config.num_tokens} is more than the {costs.sum()} tokens of {name}: "
+                "lower num_tokens, give it more documents, or set replacement=True"
             )
         order = permutation(bits, len(costs))
     ends = np.cumsum(costs[order])

@@ -39,8 +39,9 @@ def write_subset(
     `rows.npz`."""
     config = hf.load_config(student)
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
-    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index)
-    distinct, name = np.unique(order), str(text.corpus or text.texts)
+    name = str(text.corpus or text.texts)
+    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index, name)
+    distinct = np.unique(order)
     num_distinct = len({documents[i].text for i in distinct})  # a text may hold copies
     check_repetition(name, len(order), num_distinct, settings)
     read = [documents[i].text for i in distinct[:1000]] if text.texts or retokenized else []

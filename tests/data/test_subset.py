@@ -76,8 +76,8 @@ def test_without_replacement_documents_occur_once_and_all_are_reachable():
     order, last_length = draw_subset(LENGTHS, SubsetConfig(total, replacement=False), 0)
     assert sorted(order) == list(range(len(LENGTHS)))
     assert last_length == LENGTHS[order[-1]]
-    with pytest.raises(InputError, match=f"num_tokens={total + 1} .* {total} tokens .*replacement=True"):
-        draw_subset(LENGTHS, SubsetConfig(total + 1, replacement=False), 0)
+    with pytest.raises(InputError, match=f"num_tokens={total + 1} .* {total} tokens of own.jsonl: .*replacement=True"):
+        draw_subset(LENGTHS, SubsetConfig(total + 1, replacement=False), 0, "own.jsonl")
 
 
 @pytest.mark.parametrize("replacement", [True, False])

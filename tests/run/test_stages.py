@@ -408,10 +408,10 @@ def test_what_is_outdated_by_settings_or_by_what_it_was_made_from(tmp_path):
     }
 
 
-@pytest.mark.parametrize("killed_at", range(6))
+@pytest.mark.parametrize("killed_at", range(18))
 def test_a_redo_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, monkeypatch):
-    """Killed before any of its renames: the old results stay where they are or in `before-redo`, the same command goes
-    on, and nothing current is made of both."""
+    """Killed before any rename, write or removal: the old results stay where they are or in `before-redo`, the
+    same command goes on, and nothing current is made of both."""
     place, changed = Workdir(tmp_path), plan(sample={"seed": 1})
     run(tmp_path, plan())
     old = {stage.name: contents(tmp_path / stage.name) for stage in changed}
@@ -425,17 +425,23 @@ def test_a_redo_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, mo
     class Killed(BaseException):
         pass
 
-    rename, left = pathlib.Path.rename, iter(range(killed_at))
+    left, finished = iter(range(killed_at)), False
 
-    def rename_or_die(path, target):
-        if next(left, None) is None:
-            raise Killed
-        return rename(path, target)
+    def or_die(do):
+        def act(*arguments, **named):
+            if next(left, None) is None:
+                raise Killed
+            return do(*arguments, **named)
 
-    monkeypatch.setattr(pathlib.Path, "rename", rename_or_die)
+        return act
+
+    for where, name in ((pathlib.Path, "rename"), (os, "replace"), (pathlib.Path, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(where, name, or_die(getattr(where, name)))
     with contextlib.suppress(Killed):
         redo()
+        finished = True
     monkeypatch.undo()
+    assert finished or killed_at < 17, "it could be killed later, too"
     for name, files in old.items():
         here, kept = contents(tmp_path / name), contents(tmp_path / "before-redo" / name)
         finished = not stages.outdated(tmp_path, changed) and stages.state(tmp_path, changed[1]) == "done"
