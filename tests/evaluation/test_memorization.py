@@ -256,7 +256,7 @@ def test_probes_load_with_their_group(tmp_path):
 
 def test_probes_of_one_document_are_a_cluster_unless_they_say_another(tmp_path):
     path = tmp_path / "probes.jsonl"
-    more = [{"document": 1}, {"document": 2}, {"document": 1}, {}, {"document": 1, "cluster": "2"}, {}]
+    more = [{"document": 1}, {"document": 2}, {"document": 1}, {}, {"document": 1, "cluster": "b"}, {}]
     path.write_text("\n".join(json.dumps({"prefix": [1], "suffix": [i], **row}) for i, row in enumerate(more)))
     assert probe_columns(load_probes(path, CONFIG))["cluster"].tolist() == [1, 2, 1, 4, 5, 6]
 
