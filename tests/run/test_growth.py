@@ -12,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
 from selftrain_jax.run import stages
 from selftrain_jax.run.stages import Stage
+from tests.killing import Killed, kill_at
 
 
 def run(workdir, plan):
@@ -108,22 +109,7 @@ def test_growth_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, mo
     measured is not measured again."""
     calls, more = [], {"a": "1", "b": "2"}
     run(tmp_path, measuring({"a": "1"}, calls))
-
-    class Killed(BaseException):
-        pass
-
-    left = iter(range(killed_at))
-
-    def or_die(do):
-        def act(*arguments, **named):
-            if next(left, None) is None:
-                raise Killed
-            return do(*arguments, **named)
-
-        return act
-
-    monkeypatch.setattr(os, "replace", or_die(os.replace))
-    monkeypatch.setattr(pathlib.Path, "unlink", or_die(pathlib.Path.unlink))
+    kill_at(monkeypatch, killed_at, (os, "replace"), (pathlib.Path, "unlink"))
     with contextlib.suppress(Killed):
         run(tmp_path, measuring(more, calls))
     monkeypatch.undo()

@@ -12,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import stages
 from selftrain_jax.run.stages import Stage
+from tests.killing import Killed, kill_at
 
 
 def plan(sample=None, train=None, text="text v1", calls=None):
@@ -422,21 +423,8 @@ def test_a_redo_that_is_killed_leaves_the_old_or_the_new(tmp_path, killed_at, mo
         run(tmp_path, changed)
         place.redone()
 
-    class Killed(BaseException):
-        pass
-
-    left, finished = iter(range(killed_at)), False
-
-    def or_die(do):
-        def act(*arguments, **named):
-            if next(left, None) is None:
-                raise Killed
-            return do(*arguments, **named)
-
-        return act
-
-    for where, name in ((pathlib.Path, "rename"), (os, "replace"), (pathlib.Path, "unlink"), (shutil, "rmtree")):
-        monkeypatch.setattr(where, name, or_die(getattr(where, name)))
+    finished, moving = False, ((pathlib.Path, "rename"), (os, "replace"), (pathlib.Path, "unlink"), (shutil, "rmtree"))
+    kill_at(monkeypatch, killed_at, *moving)
     with contextlib.suppress(Killed):
         redo()
         finished = True
