@@ -47,6 +47,14 @@ def test_an_empty_workdir_needs_a_config(selftrain, tmp_path, command):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_more_samples_would_redo_is_told(selftrain, folder):
+    done = selftrain.command("run", f"--workdir={folder}", "--config.sample.num_samples=999", "--dry-run")
+    told = [line.partition(" (took")[0] for line in done.stdout.splitlines()]
+    assert {"keep   lab/base", "go on  sample/self", "keep   train/real-0"} <= set(told)
+    assert {"redo   audit/self", "redo   train/self-0"} <= {line.partition(":")[0] for line in told}
+    assert "train/self-0: it was made from less of subset/self-0 than is asked for now" in done.stdout
+
+
 def test_a_changed_setting_is_carried_through_when_asked_for(selftrain, folder):
     """What does not depend on it is kept; nothing of before is left beside it."""
     old, arguments = selftrain.contents(folder), (f"--workdir={folder}", "--config.train.epochs=3")
