@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
-            progress.note(f"begun: {pipeline.command}")
+            progress.note(f"begun: selftrain {shlex.join(argv)}")
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
         todo = [stage for stage in plan if is_wanted(stage.name)]
@@ -202,8 +202,11 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
         overrides = [argument for argument in overrides if argument != models[0]]
     if probes := getattr(arguments, "probes", None):
         overrides = [*overrides, f"--config.evaluate.probes={probes}"]
-    config = load_config(reference_of(arguments), overrides)
+    reference = reference_of(arguments)
+    config = load_config(reference, overrides)
     command = "selftrain " + shlex.join(argv)
+    if arguments.config is None:  # the folder's settings are what repeats it
+        command = shlex.join(["selftrain", "run", f"--config={reference}", "--workdir=NEW"])
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
     return Pipeline(config, Workdir(arguments.workdir), command, **watched)
 

@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from selftrain_jax.cli.config import load_config
+from tests.e2e.conftest import CONFIG
+
 
 @pytest.fixture
 def folder(finished, tmp_path):
@@ -26,6 +29,9 @@ def test_a_workdir_alone_is_looked_at_and_gone_on_with(selftrain, folder):
     succeeds("report")
     assert selftrain.report(folder) == before
     assert "done before" in succeeds("run") and selftrain.report(folder) == before
+    repeat = json.loads((folder / "report" / "report.json").read_text())["command"]
+    assert repeat == f"selftrain run --config={folder}/config.json --workdir=NEW"
+    assert load_config(f"{folder}/config.json") == load_config(str(CONFIG))
 
 
 def test_one_setting_can_be_changed_on_top(selftrain, folder):
