@@ -81,15 +81,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
-            progress.note(f"begun: {pipeline.command}")
+            progress.note(f"begun: selftrain {shlex.join(argv)}")
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
         todo = [stage for stage in plan if is_wanted(stage.name)]
+        outgrown = _outgrown(pipeline, plan) if first else ()
 
         def say(line: str) -> None:
             _say(line)
-            left = "" if line.endswith("done before") else time_left(pipeline.home, todo)
-            if left:
+            if ": " not in line and (left := time_left(pipeline.home, todo, outgrown)):  # a stage begins
                 print(f"selftrain: {left}", file=sys.stderr, flush=True)
                 progress.note(left)
 
@@ -126,9 +126,17 @@ def _take_back(before: Pipeline) -> None:
             save_config(place.path, before.config)
 
 
+def _outgrown(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> list[str]:
+    """Fingerprints of the stages that are done, but were made from less than is asked for now."""
+    names = stages.outdated(pipeline.home, plan, outgrown=True)
+    done = [name for name in names if stages.manifest_path(pipeline.home, name).is_file()]
+    return [stages.read_manifest(pipeline.home, name)["fingerprint"] for name in done]
+
+
 def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
     """What `run --redo` would do with every stage, why, and how long it took when it was done before."""
-    outdated, seconds = stages.outdated(pipeline.home, plan), {}
+    changed, seconds = stages.outdated(pipeline.home, plan), {}
+    outdated = changed | stages.outdated(pipeline.home, plan, outgrown=True)
     for stage in plan:
         state, before = stages.state(pipeline.home, stage), stages.manifest_path(pipeline.home, stage.name)
         took = stages.read_manifest(pipeline.home, stage.name)["seconds"] if before.is_file() else None
@@ -138,7 +146,7 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
         why = f": {outdated[stage.name]}" if stage.name in outdated else ""
         _say(f"{todo:6} {stage.name}{why}" + (f" (took {took:,.0f} s)" if took is not None else ""))
     counts = (f"{len(found)} to {todo} ({sum(found):,.0f} s before)" for todo, found in seconds.items())
-    _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(outdated))
+    _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(changed))
 
 
 def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -170,7 +178,7 @@ def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[s
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
         yield f"{state:8} {stage.name}{far and f': {far}'}"
-    if left := time_left(pipeline.home, plan):
+    if left := time_left(pipeline.home, plan, _outgrown(pipeline, plan)):
         yield left
 
 
@@ -194,8 +202,11 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
         overrides = [argument for argument in overrides if argument != models[0]]
     if probes := getattr(arguments, "probes", None):
         overrides = [*overrides, f"--config.evaluate.probes={probes}"]
-    config = load_config(reference_of(arguments), overrides)
+    reference = reference_of(arguments)
+    config = load_config(reference, overrides)
     command = "selftrain " + shlex.join(argv)
+    if arguments.config is None:  # the folder's settings are what repeats it
+        command = shlex.join(["selftrain", "run", f"--config={reference}", "--workdir=NEW"])
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
     return Pipeline(config, Workdir(arguments.workdir), command, **watched)
 

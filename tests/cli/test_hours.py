@@ -13,6 +13,7 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind_and_names_what_has_non
     assert time_left(tmp_path, todo) == ""
     for name, seconds in (("sample/self", 9), ("train/self-0", 100), ("train/real-0", 200)):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds}))
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"seconds": seconds, "fingerprint": name}))
     assert time_left(tmp_path, todo) == "about 2 min 30 s left, and evaluate, not timed yet"
     assert time_left(tmp_path, todo[:3]) == ""
+    assert time_left(tmp_path, todo[:3], outgrown=["train/real-0"]) == "about 2 min 30 s left"

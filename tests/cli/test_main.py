@@ -124,6 +124,13 @@ def test_the_command_as_users_start_it_ends_with_its_exit_code(tmp_path):
     assert done.stderr.startswith(f"selftrain: error: config file not found: {tmp_path / 'none.py'} (built in are ")
 
 
+def test_where_there_is_no_clone_its_config_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("run", "--config=configs/smoke.py", "--workdir=w") == 2
+    assert "config file not found: configs/smoke.py (built in are family, " in (error := capsys.readouterr().err)
+    assert error.endswith("; --config=smoke is built in)\n")
+
+
 def test_help_of_probes_is_complete(capsys):
     assert run("probes", "--help") == 0
     text = capsys.readouterr().out

@@ -139,6 +139,22 @@ def test_text_to_plant_in_and_to_relearn_on_is_read_before_any_work(tmp_path, se
         refuses(Pipeline(build(RunConfig, asked), tmp_path / "run").check_files, message, known.name)
 
 
+def test_a_control_of_too_few_documents_is_refused_before_the_first_stage(tmp_path):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    (tmp_path / "few.txt").write_text("a b c")
+    settings = {"source": str(model), "evaluate": {"probes": ""}, "sample": {"max_new_tokens": 8}}
+    settings |= {
+        "train": {"sequence_length": 8, "batch_size": 4},
+        "controls": {"few": {"texts": str(tmp_path / "few.txt")}},
+    }
+    for num_tokens, refused in ((48, False), (10**4, True)):
+        run = Pipeline(build(RunConfig, settings | {"subset": {"num_tokens": num_tokens}}), tmp_path / "run")
+        if refused:
+            refuses(run.check_lengths, "subset num_tokens=10000", "few.txt", "subset.max_repetitions")
+        else:
+            run.check_lengths()
+
+
 LENGTHS = [
     ("subset.num_tokens=512", "batch_size=8 is more than the 7 packed rows there are"),
     ("train.sequence_length=65", "train sequence_length=65 exceeds the model's context of 64"),
