@@ -122,6 +122,8 @@ def _add_runs(commands) -> None:
         help="compile for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes "
         "(pip install 'selftrain_jax[tpu]')",
     )
+    option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
+    option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")
 
     option = add(
         "study",
