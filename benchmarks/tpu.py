@@ -33,11 +33,13 @@ class Cell:
     accelerator: str
     chips: int
     tpu_slices: int = 1
+    what: str = "all"
 
     @property
     def name(self) -> str:
         joined = f"{self.tpu_slices} x " * (self.tpu_slices > 1)
-        return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}"
+        alone = f", {self.what}" * (self.what != "all")
+        return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}{alone}"
 
     @property
     def command(self) -> list[str]:
@@ -45,14 +47,14 @@ class Cell:
             *(sys.executable, "-m", "selftrain_jax", "plan", f"--config={ROOT / 'configs/family.py'}:{self.model}"),
             *(f"--accelerator={self.accelerator}", f"--devices={self.chips}", f"--tpu-slices={self.tpu_slices}"),
             f"--mesh=data={self.tpu_slices},fsdp={self.chips // self.tpu_slices}",
-            *("--config.train.grad_accum=1", "--compile", "--json"),
+            *("--config.train.grad_accum=1", f"--compile={self.what}", "--json"),
         ]
 
 
 GROWTH = [
-    *(Cell("EleutherAI/pythia-410m", "v6e", n) for n in (8, 32, 256)),
-    *(Cell("EleutherAI/pythia-12b", "v6e", n) for n in (16, 256)),
-    Cell("EleutherAI/pythia-12b", "v6e", 32, 2),
+    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (8, 32, 256)),
+    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="train") for n in (16, 256)),
+    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "train"),
 ]
 CELLS = [*(Cell(model, *place) for place in PLACES for model in MODELS), *GROWTH]
 
@@ -89,7 +91,7 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
     for cell in dict.fromkeys(cells):
         if (row := found.get(cell.name)) is None:
             continue
-        training, sampling = row["training"], row["sampling"]
+        training, sampling = row.get("training"), row.get("sampling")
         step = "does not fit | | | | |"
         if training:
             ways = training["ways"]
@@ -100,7 +102,7 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
                 f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB | {bounds} | "
                 f"{training['tokens_per_second']:,.0f}"
             )
-        wave = "does not fit | "
+        wave = "does not fit |" if "sampling" in row else "not compiled |"
         if sampling:
             seconds = max(sampling["seconds"].values()) / sampling["steps"]
             wave = f"{_rows(sampling['largest'], sampling['ways'])} | {seconds:.4f} of {sampling['rows']}"

@@ -120,71 +120,89 @@ def find_devices(accelerator: str, devices: int, slices: int = 1) -> list[jax.De
 
 
 def measure(
-    config: DecoderConfig, train: TrainConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str, accelerator: str
+    config: DecoderConfig,
+    train: TrainConfig,
+    sampling: SamplingConfig,
+    mesh: Mesh,
+    dtype: str,
+    accelerator: str,
+    what: str = "all",
 ) -> dict[str, Any]:
-    """What `selftrain plan --compile --json` prints, in bytes and seconds per device; takes minutes for large models.
+    """What `selftrain plan --compile=WHAT --json` prints, in bytes and seconds per device; takes minutes.
 
-    `training` and `sampling` are None where the least rows do not fit. `rows` are counted over all devices together and
-    spread `ways`; `ways` rows more take `ways * per_row` bytes on each device.
+    `training` and `sampling`, of which `what` may be one alone, are None where the least rows do not fit. `rows` are
+    counted over all devices together and spread `ways`; `ways` rows more take `ways * per_row` bytes on each device.
     """
-    device, ways = ACCELERATORS[accelerator], batch_ways(mesh)
     slices = len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
-
-    def step(rows):
-        return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
-
-    accumulated = 2 if train.grad_accum > 1 else 1
-    length, training = train.sequence_length, None
-    if programs := _two(step, (ways, 4 * ways)):
-        rows, program = max(programs.items())
-        again = 4 / 3 if train.remat else 1
-        flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
-        moved = program.arguments + program.output + 2 * program.temporaries
-        training = {
-            "rows": rows,
-            "ways": ways,
-            "slices": accumulated,
-            "length": length,
-            **_largest(programs, ways, TRAIN_HEADROOM * device.memory),
-            **_used(program, device, flops, moved, accumulated * rows * length),
-        }
-
-    weights = sampling_weights(config, mesh, dtype)
-    of_weights, sampled = memory.device_bytes(weights), None
-    model = Decoder(config, dtype=jnp.dtype(dtype))
-    known: dict[str, int] = {}
-
-    def bucket(rows):
-        compiled, known["steps"], known["cache"] = memory.compile_wave(weights, model, sampling, rows, mesh=mesh)
-        return Program.of(compiled, mesh.size, slices)
-
-    compiling(f"the last bucket of a wave of {32 * ways} documents (sample)")
-    if programs := _two(bucket, (32 * ways,)) or _two(bucket, (8 * ways,)):
-        ((rows, program),) = programs.items()
-        steps = known["steps"]
-        flops = steps * rows * config.train_flops_per_token(known["cache"]) / 3 / mesh.size
-        # Cache and temporaries grow with the rows, weights do not.
-        line = Line(of_weights, (program.total - of_weights) / rows)
-        budget = of_weights + memory.HEADROOM * (device.memory - of_weights)
-        sampled = {
-            "rows": rows,
-            "ways": ways,
-            **known,
-            "weights": of_weights,
-            "per_row": line.per_row,
-            "budget": budget,
-            "largest": line.largest(budget, ways),
-            **_used(program, device, flops, steps * program.arguments, steps * rows),
-        }
-    return {
+    found = {
         "libtpu": importlib.metadata.version("libtpu"),
         "accelerator": accelerator,
         "devices": mesh.size,
         "tpu_slices": slices,
         "topology": topology_name(accelerator, mesh.size // slices)[0],
         "mesh": dict(mesh.shape),
-        "training": training,
-        "sampling": sampled,
+    }
+    device = ACCELERATORS[accelerator]
+    if what != "sample":
+        found["training"] = _training(config, train, mesh, device, slices)
+    if what != "train":
+        found["sampling"] = _sampling(config, sampling, mesh, device, slices, dtype)
+    return found
+
+
+def _training(
+    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int
+) -> dict[str, Any] | None:
+    ways, length, accumulated = batch_ways(mesh), train.sequence_length, 2 if train.grad_accum > 1 else 1
+
+    def step(rows):
+        return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
+
+    if not (programs := _that_fit(step, (ways, 4 * ways))):
+        return None
+    rows, program = max(programs.items())
+    again = 4 / 3 if train.remat else 1
+    flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
+    moved = program.arguments + program.output + 2 * program.temporaries
+    return {
+        "rows": rows,
+        "ways": ways,
+        "slices": accumulated,
+        "length": length,
+        **_largest(programs, ways, TRAIN_HEADROOM * device.memory),
+        **_used(program, device, flops, moved, accumulated * rows * length),
+    }
+
+
+def _sampling(
+    config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, device: Accelerator, slices: int, dtype: str
+) -> dict[str, Any] | None:
+    ways, weights = batch_ways(mesh), sampling_weights(config, mesh, dtype)
+    model, of_weights = Decoder(config, dtype=jnp.dtype(dtype)), memory.device_bytes(weights)
+    known: dict[str, int] = {}
+
+    def bucket(rows):
+        compiling(f"the last bucket of a wave of {rows} documents (sample)")
+        compiled, known["steps"], known["cache"] = memory.compile_wave(weights, model, sampling, rows, mesh=mesh)
+        return Program.of(compiled, mesh.size, slices)
+
+    if not (programs := _that_fit(bucket, (32 * ways,)) or _that_fit(bucket, (8 * ways,))):
+        return None
+    ((rows, program),) = programs.items()
+    steps = known["steps"]
+    flops = steps * rows * config.train_flops_per_token(known["cache"]) / 3 / mesh.size
+    # Cache and temporaries grow with the rows, weights do not.
+    line = Line(of_weights, (program.total - of_weights) / rows)
+    budget = of_weights + memory.HEADROOM * (device.memory - of_weights)
+    return {
+        "rows": rows,
+        "ways": ways,
+        **known,
+        "weights": of_weights,
+        "per_row": line.per_row,
+        "budget": budget,
+        "largest": line.largest(budget, ways),
+        **_used(program, device, flops, steps * program.arguments, steps * rows),
     }
 
 
@@ -196,18 +214,18 @@ def report(found: dict[str, Any]) -> str:
         f"compiled by libtpu {found['libtpu']} for {found['devices']} x {found['accelerator']} ({found['topology']}"
         f"{joined}), mesh {', '.join(f'{axis}={n}' for axis, n in found['mesh'].items())}; nothing was run; per device:"
     ]
-    if training := found["training"]:
-        lines.append(f"training, a step of {training['slices'] * training['rows']} rows of {training['length']} tokens")
-        lines += _lines(training, f"slice: {{}} rows of {training['length']} tokens")
-    else:
-        lines += ["training", "  not one row per device: shard more"]
-    if sampled := found["sampling"]:
-        lines.append(
-            f"sampling, {sampled['steps']} steps of {sampled['rows']} documents against a cache of {sampled['cache']}"
-        )
-        lines += _lines(sampled, "wave: {} documents")
-    else:
-        lines += ["sampling", "  not 8 documents per device: shard more (tensor)"]
+    for work, none in (("training", "not one row"), ("sampling", "not 8 documents")):
+        if work not in found:
+            continue
+        if (of_work := found[work]) is None:
+            lines += [work, f"  {none} per device: shard more"]
+        elif work == "training":
+            rows, length = of_work["slices"] * of_work["rows"], of_work["length"]
+            lines += [f"training, a step of {rows} rows of {length} tokens"]
+            lines += _lines(of_work, f"slice: {{}} rows of {length} tokens")
+        else:
+            text = f"{of_work['steps']} steps of {of_work['rows']} documents against a cache of {of_work['cache']}"
+            lines += [f"sampling, {text}", *_lines(of_work, "wave: {} documents")]
     between = f", between slices at {device.network / 1e9:g} GB/s" if joined else ""
     lines.append(
         "assumed: operations of the model (a training that recomputes does a third more) at the data sheet's "
@@ -219,7 +237,7 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _two(compile_rows: Callable[[int], Program], sizes: tuple[int, int]) -> dict[int, Program]:
+def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) -> dict[int, Program]:
     """Rows -> program, of those sizes that fit into the device memory: the compiler refuses others."""
     programs = {}
     for rows in sizes:

@@ -79,12 +79,13 @@ def plan_run(
     accelerator: str = "",
     devices: int | None = None,
     device_memory: str = "",
-    compile: bool = False,
+    compile: str = "",
     slices: int | None = None,
     as_json: bool = False,
 ) -> str:
     """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling); with
-    `compile`, what `compiled.report` says of both, for TPUs in `slices`, or `compiled.measure` as JSON.
+    `compile` ("train", "sample" or "all"), what `compiled.report` says of them, for TPUs in `slices`, or
+    `compiled.measure` as JSON.
 
     Call it before anything asks JAX for its devices: it takes virtual ones.
 
@@ -113,7 +114,7 @@ def plan_run(
     dtype = config.sample.dtype if config.sample.dtype != "auto" else "bfloat16" if device else "float32"
     placed = make_mesh(MeshConfig(*shape), chips or jax.devices()[:count])
     if chips:
-        measured = compiled.measure(model, config.train, config.sample.sampling(), placed, dtype, accelerator)
+        measured = compiled.measure(model, config.train, config.sample.sampling(), placed, dtype, accelerator, compile)
         if as_json:
             return json.dumps({"model": config.student or config.source, "parameters": model.num_params, **measured})
         found = compiled.report(measured)

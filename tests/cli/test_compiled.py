@@ -78,15 +78,15 @@ def test_the_largest_lies_on_the_line_and_what_does_not_compile_does_not_fit():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Program(100 + 10 * rows, 5 * rows, 0, 0, {})
 
-    both = compiled._two(program, (4, 16))
+    both = compiled._that_fit(program, (4, 16))
     assert sorted(both) == [4, 16]
     assert compiled._largest(both, 4, 1000.0) == {"per_row": 15, "budget": 1000, "largest": 60}
-    one = compiled._two(program, (8, 32))
+    one = compiled._that_fit(program, (8, 32))
     assert compiled._largest(one, 4, 1000.0) == {"per_row": None, "budget": 1000, "largest": 8}
     assert compiled._largest(one, 4, 100.0)["largest"] == 0
-    assert compiled._two(program, (32, 64)) == {}
+    assert compiled._that_fit(program, (32, 64)) == {}
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compiled._two(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
+        compiled._that_fit(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
 
 
 def compiled_for_tpus(program: str, *arguments: str) -> Any:
