@@ -118,10 +118,15 @@ def _add_runs(commands) -> None:
     option("--devices", type=int, metavar="N", help="how many (default: the product of the mesh, or 1)")
     option(
         "--compile",
-        action="store_true",
-        help="compile for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes "
-        "(pip install 'selftrain_jax[tpu]')",
+        nargs="?",
+        const="all",
+        default="",
+        choices=("train", "sample", "all"),
+        help="compile training, sampling or both (the default) for TPUs that are not there: memory, largest batch and "
+        "wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
     )
+    option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
+    option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")
 
     option = add(
         "study",
