@@ -101,7 +101,7 @@ def _add_runs(commands) -> None:
         "  With --workdir, the stage of a run: measures its base model and every fine-tuned one as the config says.\n"
         "  With MODEL, one model on benchmark tasks of lm-evaluation-harness; no config belongs to it."
     )
-    add("status", "what is done, started and waiting in a workdir, how far, and how long the rest takes").add_argument(
+    add("status", "what is done, started and waiting in the workdir of a run or study, how far, and how long the rest takes").add_argument(
         "--watch", action="store_true", help="show it again whenever it changes, until the run ends or Ctrl-C"
     )
     add("config", "every setting: its value, what it means and where it comes from")
