@@ -124,8 +124,8 @@ def _add_runs(commands) -> None:
         default="",
         choices=("train", "sample", "all"),
         metavar="WHAT",
-        help="compile the step (train), the sampler (sample) or both (all, the default) for TPUs that "
-        "are not there: memory, largest batch and wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
+        help="compile the step (train), the sampler (sample) or both (all, the default) for TPUs that are not there: "
+        "memory, largest batch and wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
     )
     option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
     option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")
