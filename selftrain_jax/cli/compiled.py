@@ -5,17 +5,17 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from selftrain_jax.cli.programs import TRAIN_HEADROOM, Line, compile_step, sampling_weights
+from selftrain_jax.cli.programs import TRAIN_HEADROOM, Line, compile_step, compiling, sampling_weights
 from selftrain_jax.core.accelerators import ACCELERATORS, Accelerator
 from selftrain_jax.core.errors import InputError, one_line
-from selftrain_jax.core.hlo import Traffic, traffic
+from selftrain_jax.core.hlo import BETWEEN, Traffic, traffic
 from selftrain_jax.distributed.mesh import batch_ways
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder
@@ -41,18 +41,24 @@ class Program:
         return self.arguments + self.temporaries + self.output - self.aliased
 
     @property
+    def between(self) -> float:
+        """Bytes received from other slices."""
+        return sum(one.received for kind, one in self.traffic.items() if kind.endswith(BETWEEN))
+
+    @property
     def received(self) -> float:
-        return sum(kind.received for kind in self.traffic.values())
+        """Bytes received within the slice."""
+        return sum(one.received for one in self.traffic.values()) - self.between
 
     @classmethod
-    def of(cls, compiled: jax.stages.Compiled, devices: int) -> "Program":
+    def of(cls, compiled: jax.stages.Compiled, devices: int, slices: int) -> "Program":
         used = compiled.memory_analysis()
         return cls(
             used.argument_size_in_bytes,
             used.temp_size_in_bytes,
             used.output_size_in_bytes,
             used.alias_size_in_bytes,
-            traffic(compiled.as_text(), devices),
+            traffic(compiled.as_text(), devices, slices),
         )
 
 
@@ -75,27 +81,36 @@ def topology_name(accelerator: str, devices: int) -> tuple[str, tuple[int, ...]]
     return "x".join(map(str, sizes)), (*(min(size, 2) for size in sizes[:2]), 1)
 
 
-def find_devices(accelerator: str, devices: int) -> list[jax.Device]:
-    """Chips that the TPU compiler knows and nobody has.
+def find_devices(accelerator: str, devices: int, slices: int = 1) -> list[jax.Device]:
+    """Chips that the TPU compiler knows and nobody has, in `slices` of the same shape that a data center's network
+    joins.
 
     Raises:
-      InputError: as `topology_name`; and where libtpu is missing or refuses the shape.
+      InputError: as `topology_name`; they are no multiple of `slices`; and where libtpu is missing or refuses them.
     """
-    name, host = topology_name(accelerator, devices)
+    if slices < 1 or devices % slices:
+        raise InputError(f"--tpu-slices={slices} must divide --devices={devices}")
+    name, host = topology_name(accelerator, devices // slices)
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "--compile needs the TPU compiler, which runs without a TPU: pip install 'selftrain_jax[tpu]'; without "
             "--compile, plan gives an estimate compiled for CPUs"
         )
-    # There is no metadata server to ask what machine this is, nor other workers.
+    # There is no metadata server to ask what machine this is, no other worker, and no chip for one process at a time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{accelerator}-{devices}")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{accelerator}-{devices // slices}")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU, what is kept cannot be read again
     whole = {"chip_config_name": "megacore"} if accelerator == "v4" else {}  # else each half of a chip is a device
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{accelerator}:{name}", chips_per_host_bounds=host, **whole
+            platform="tpu",
+            topology_name=f"{accelerator}:{name}",
+            chips_per_host_bounds=host,
+            num_slices=slices,
+            **whole,
         ).devices
     except (jax.errors.JaxRuntimeError, RuntimeError) as e:
         raise InputError(
@@ -104,64 +119,125 @@ def find_devices(accelerator: str, devices: int) -> list[jax.Device]:
     return list(found)
 
 
-def report(
-    config: DecoderConfig, train: TrainConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str, accelerator: str
-) -> str:
-    """What `selftrain plan --compile` prints; takes minutes for large models."""
-    device, ways = ACCELERATORS[accelerator], batch_ways(mesh)
-    lines = [
-        f"compiled by libtpu {importlib.metadata.version('libtpu')} for {mesh.size} x {accelerator} "
-        f"({topology_name(accelerator, mesh.size)[0]}), mesh "
-        f"{', '.join(f'{axis}={n}' for axis, n in mesh.shape.items())}; nothing was run; per device:"
-    ]
+def measure(
+    config: DecoderConfig,
+    train: TrainConfig,
+    sampling: SamplingConfig,
+    mesh: Mesh,
+    dtype: str,
+    accelerator: str,
+    what: str = "all",
+) -> dict[str, Any]:
+    """What `selftrain plan --compile=WHAT --json` prints, in bytes and seconds per device; takes minutes.
+
+    `training` and `sampling`, of which `what` may be one alone, are None where the least rows do not fit. `rows` are
+    counted over all devices together and spread `ways`; `ways` rows more take `ways * per_row` bytes on each device.
+    """
+    slices = len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
+    found = {
+        "libtpu": importlib.metadata.version("libtpu"),
+        "accelerator": accelerator,
+        "devices": mesh.size,
+        "tpu_slices": slices,
+        "topology": topology_name(accelerator, mesh.size // slices)[0],
+        "mesh": dict(mesh.shape),
+    }
+    device = ACCELERATORS[accelerator]
+    if what != "sample":
+        found["training"] = _training(config, train, mesh, device, slices)
+    if what != "train":
+        found["sampling"] = _sampling(config, sampling, mesh, device, slices, dtype)
+    return found
+
+
+def _training(
+    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int
+) -> dict[str, Any] | None:
+    ways, length, accumulated = batch_ways(mesh), train.sequence_length, 2 if train.grad_accum > 1 else 1
 
     def step(rows):
-        return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size)
+        return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
 
-    slices = 2 if train.grad_accum > 1 else 1
-    length = train.sequence_length
-    programs = _two(step, (ways, 4 * ways))
-    if not programs:
-        lines += ["training", f"  not one row of {length} tokens per device: shard more"]
-    else:
-        rows = max(programs)
-        again = 4 / 3 if train.remat else 1
-        flops = slices * rows * length * config.train_flops_per_token(length) * again / mesh.size
-        program = programs[rows]
-        moved = program.arguments + program.output + 2 * program.temporaries
-        lines += [f"training, a step of {slices * rows} rows of {length} tokens", *_memory(program)]
-        lines += _largest(programs, ways, TRAIN_HEADROOM * device.memory, f"slice: {{}} rows of {length} tokens")
-        lines += _roofline(program, device, flops, moved, slices * rows * length)
+    if not (programs := _that_fit(step, (ways, 4 * ways))):
+        return None
+    rows, program = max(programs.items())
+    again = 4 / 3 if train.remat else 1
+    flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
+    moved = program.arguments + program.output + 2 * program.temporaries
+    return {
+        "rows": rows,
+        "ways": ways,
+        "slices": accumulated,
+        "length": length,
+        **_largest(programs, ways, TRAIN_HEADROOM * device.memory),
+        **_used(program, device, flops, moved, accumulated * rows * length),
+    }
 
-    weights = sampling_weights(config, mesh, dtype)
-    model = Decoder(config, dtype=jnp.dtype(dtype))
+
+def _sampling(
+    config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, device: Accelerator, slices: int, dtype: str
+) -> dict[str, Any] | None:
+    ways, weights = batch_ways(mesh), sampling_weights(config, mesh, dtype)
+    model, of_weights = Decoder(config, dtype=jnp.dtype(dtype)), memory.device_bytes(weights)
     known: dict[str, int] = {}
 
     def bucket(rows):
+        compiling(f"the last bucket of a wave of {rows} documents (sample)")
         compiled, known["steps"], known["cache"] = memory.compile_wave(weights, model, sampling, rows, mesh=mesh)
-        return Program.of(compiled, mesh.size)
+        return Program.of(compiled, mesh.size, slices)
 
-    programs = _two(bucket, (8 * ways, 32 * ways))
-    if not programs:
-        return "\n".join([*lines, "sampling", "  not 8 documents per device: shard more (tensor)"])
-    rows, steps = max(programs), known["steps"]
-    program, of_weights = programs[rows], memory.device_bytes(weights)
+    if not (programs := _that_fit(bucket, (32 * ways,)) or _that_fit(bucket, (8 * ways,))):
+        return None
+    ((rows, program),) = programs.items()
+    steps = known["steps"]
     flops = steps * rows * config.train_flops_per_token(known["cache"]) / 3 / mesh.size
-    lines += [f"sampling, {steps} steps of {rows} documents against a cache of {known['cache']}", *_memory(program)]
+    # Cache and temporaries grow with the rows, weights do not.
+    line = Line(of_weights, (program.total - of_weights) / rows)
     budget = of_weights + memory.HEADROOM * (device.memory - of_weights)
-    lines += _largest(programs, ways, budget, "wave: {} documents")
-    lines += _roofline(program, device, flops, steps * program.arguments, steps * rows)
-    lines += [
+    return {
+        "rows": rows,
+        "ways": ways,
+        **known,
+        "weights": of_weights,
+        "per_row": line.per_row,
+        "budget": budget,
+        "largest": line.largest(budget, ways),
+        **_used(program, device, flops, steps * program.arguments, steps * rows),
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    """What `selftrain plan --compile` prints of what `measure` found."""
+    device = ACCELERATORS[found["accelerator"]]
+    joined = f", {found['tpu_slices']} slices" if found["tpu_slices"] > 1 else ""
+    lines = [
+        f"compiled by libtpu {found['libtpu']} for {found['devices']} x {found['accelerator']} ({found['topology']}"
+        f"{joined}), mesh {', '.join(f'{axis}={n}' for axis, n in found['mesh'].items())}; nothing was run; per device:"
+    ]
+    for work, none in (("training", "not one row"), ("sampling", "not 8 documents")):
+        if work not in found:
+            continue
+        if (of_work := found[work]) is None:
+            lines += [work, f"  {none} per device: shard more"]
+        elif work == "training":
+            rows, length = of_work["slices"] * of_work["rows"], of_work["length"]
+            lines += [f"training, a step of {rows} rows of {length} tokens"]
+            lines += _lines(of_work, f"slice: {{}} rows of {length} tokens")
+        else:
+            text = f"{of_work['steps']} steps of {of_work['rows']} documents against a cache of {of_work['cache']}"
+            lines += [f"sampling, {text}", *_lines(of_work, "wave: {} documents")]
+    between = f", between slices at {device.network / 1e9:g} GB/s" if joined else ""
+    lines.append(
         "assumed: operations of the model (a training that recomputes does a third more) at the data sheet's "
         f"{device.flops / 1e12:.0f} TFLOP/s; arguments read and output written once, temporaries written and read once "
         f"(sampling: arguments read at every step) at {device.bandwidth / 1e9:.0f} GB/s; rings over all links at "
-        f"{device.interconnect / 1e9:.0f} GB/s; all three at the same time. Rows by a straight line through the "
-        "compiled sizes: an extrapolation."
-    ]
+        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time. The largest slice is on a straight line "
+        "through two compiled sizes, the largest wave takes cache and temporaries by the row: both extrapolated."
+    )
     return "\n".join(lines)
 
 
-def _two(compile_rows: Callable[[int], Program], sizes: tuple[int, int]) -> dict[int, Program]:
+def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) -> dict[int, Program]:
     """Rows -> program, of those sizes that fit into the device memory: the compiler refuses others."""
     programs = {}
     for rows in sizes:
@@ -174,44 +250,56 @@ def _two(compile_rows: Callable[[int], Program], sizes: tuple[int, int]) -> dict
     return programs
 
 
-def _memory(program: Program) -> list[str]:
-    kinds = {
-        "arguments": program.arguments,
-        "temporaries": program.temporaries,
-        "output": program.output,
-        "  in place of arguments": program.aliased,
-    }
-    return [f"  {name:34}{size / 2**30:9.3f} GiB" for name, size in kinds.items()]
-
-
-def _largest(programs: dict[int, Program], ways: int, budget: float, text: str) -> list[str]:
+def _largest(programs: dict[int, Program], ways: int, budget: float) -> dict[str, Any]:
+    """The most rows that fit the budget, None where that cannot be told: a small model, of which a few rows more change
+    nothing."""
     (few, low), (many, high) = min(programs.items()), max(programs.items())
     if few == many:
-        fits = few if low.total <= budget else 0
-        return [f"  largest {text.format(fits)} (the next size compiled does not fit)"]
+        return {"per_row": None, "budget": budget, "largest": few if low.total <= budget else 0}
     slope = (high.total - low.total) / (many - few)
-    if slope <= 0:  # a small model, of which a few rows more change nothing
-        return [f"  largest {text.split(':')[0]}: not known, since {few} rows take as much memory as {many}"]
-    fits = Line(low.total - slope * few, slope).largest(budget, ways)
-    return [
-        f"  {f'each further {ways} rows':34}{ways * slope / 2**30:9.3f} GiB",
-        f"  largest {text.format(fits)} (in {budget / 2**30:.1f} GiB)",
-    ]
+    most = Line(low.total - slope * few, slope).largest(budget, ways) if slope > 0 else None
+    return {"per_row": slope, "budget": budget, "largest": most}
 
 
-def _roofline(program: Program, device: Accelerator, flops: float, moved: float, tokens: int) -> list[str]:
-    """Lines for the collectives, and for the least time that tokens can take."""
+def _used(program: Program, device: Accelerator, flops: float, moved: float, tokens: int) -> dict[str, Any]:
+    """Memory, collectives, and the least time that tokens can take."""
     times = {
         "compute": flops / device.flops,
         "memory": moved / device.bandwidth,
         "interconnect": program.received / device.interconnect,
     }
-    least = max(times.values())
-    return [
-        *(
-            f"  {kind + f', {one.count} times':34}{one.received / 2**30:9.3f} GiB received"
-            for kind, one in sorted(program.traffic.items(), key=lambda item: -item[1].received)
-        ),
-        f"  roofline: {', '.join(f'{name} {time:.3g} s' for name, time in times.items())}: "
-        f"at most {tokens / least:,.0f} tokens/s over all devices",
-    ]
+    if program.between:
+        times["network"] = program.between / device.network
+    return {
+        **dataclasses.asdict(program),
+        "total": program.total,
+        "flops": flops,
+        "seconds": times,
+        "tokens_per_second": tokens / max(times.values()),
+    }
+
+
+def _lines(found: dict[str, Any], text: str) -> list[str]:
+    kinds = {
+        "arguments": "arguments",
+        "temporaries": "temporaries",
+        "output": "output",
+        "  in place of arguments": "aliased",
+    }
+    lines = [f"  {name:34}{found[key] / 2**30:9.3f} GiB" for name, key in kinds.items()]
+    most, budget = found["largest"], f"in {found['budget'] / 2**30:.1f} GiB"
+    if found["per_row"] is None:
+        budget = "the next size compiled does not fit"
+    else:
+        rows = f"each further {found['ways']} rows"
+        lines.append(f"  {rows:34}{found['per_row'] * found['ways'] / 2**30:9.3f} GiB")
+    if most is None:
+        lines.append(f"  largest {text.split(':')[0]}: not known, since four times the rows take no more memory")
+    else:
+        lines.append(f"  largest {text.format(most)} ({budget})")
+    for kind, one in sorted(found["traffic"].items(), key=lambda item: -item[1]["received"]):
+        times = f"{kind}, {one['count']} times"
+        lines.append(f"  {times:34}{one['received'] / 2**30:9.3f} GiB received")
+    times = ", ".join(f"{name} {time:.3g} s" for name, time in found["seconds"].items())
+    lines.append(f"  roofline: {times}: at most {found['tokens_per_second']:,.0f} tokens/s over all devices")
+    return lines

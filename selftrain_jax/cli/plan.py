@@ -8,6 +8,7 @@ TPU take them as an upper estimate: attention kernels there keep no scores, whic
 
 import argparse
 import dataclasses
+import json
 import math
 import pathlib
 from typing import Sequence
@@ -78,10 +79,13 @@ def plan_run(
     accelerator: str = "",
     devices: int | None = None,
     device_memory: str = "",
-    compile: bool = False,
+    compile: str = "",
+    slices: int | None = None,
+    as_json: bool = False,
 ) -> str:
     """What `selftrain plan` prints for the student (training) and, of the same shape, the source (sampling); with
-    `compile`, what `compiled.report` says of both.
+    `compile` ("train", "sample" or "all"), what `compiled.report` says of them, for TPUs in `slices`, or
+    `compiled.measure` as JSON.
 
     Call it before anything asks JAX for its devices: it takes virtual ones.
 
@@ -91,6 +95,8 @@ def plan_run(
     device = accelerators.accelerator(accelerator) if accelerator else None
     if device_memory and compile:
         raise InputError("--memory and --compile: the TPU compiler knows the memory of its devices; leave one out")
+    if not compile and (slices is not None or as_json):
+        raise InputError("--tpu-slices and --json are for --compile: add it, or leave them out")
     if device_memory:
         device = dataclasses.replace(
             device or Accelerator("", 0.0, 0), measured=accelerators.memory_bytes(device_memory)
@@ -101,14 +107,17 @@ def plan_run(
     sizes = dataclasses.astuple(asked)
     shape = asked.shape(devices or math.prod(size for size in sizes if size != -1))
     count = math.prod(shape)
-    chips = compiled.find_devices(accelerator, count) if compile else []
+    chips = compiled.find_devices(accelerator, count, slices or 1) if compile else []
     if not chips:
         virtual_devices(count)
     model = model_config(config)
     dtype = config.sample.dtype if config.sample.dtype != "auto" else "bfloat16" if device else "float32"
     placed = make_mesh(MeshConfig(*shape), chips or jax.devices()[:count])
     if chips:
-        found = compiled.report(model, config.train, config.sample.sampling(), placed, dtype, accelerator)
+        measured = compiled.measure(model, config.train, config.sample.sampling(), placed, dtype, accelerator, compile)
+        if as_json:
+            return json.dumps({"model": config.student or config.source, "parameters": model.num_params, **measured})
+        found = compiled.report(measured)
     else:
         plan = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
         found = format_plan(plan, placed, config, device, accelerator or "device")
@@ -268,9 +277,9 @@ def plan(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence
     config = load_config(arguments.config, overrides, study=None)
     if isinstance(config, RunConfig):
         a = arguments
-        print(plan_run(config, a.mesh, a.accelerator, a.devices, a.memory, a.compile))
-    elif arguments.mesh or arguments.devices is not None or arguments.memory or arguments.compile:
-        raise InputError("--mesh, --devices, --memory and --compile are for runs: of a study, plan counts device-hours")
+        print(plan_run(config, a.mesh, a.accelerator, a.devices, a.memory, a.compile, a.tpu_slices, a.json))
+    elif any(getattr(arguments, name) for name in ("mesh", "devices", "memory", "compile", "tpu_slices", "json")):
+        raise InputError("of a study, plan counts device-hours: leave out all options but --accelerator")
     else:
         print(hours.plan_study(config, arguments.accelerator or "H100"))
     return 0

@@ -17,6 +17,9 @@ class Accelerator:
       bandwidth: bytes per second from device memory; of TPUs alone.
       interconnect: bytes per second that a device can receive from its neighbours, by all of its links together; of
         TPUs alone (half of what Google's documentation calls bidirectional).
+      network: bytes per second that a device can receive from another slice by the data center's network: of v5e and
+        v6e what Google's documentation says of a pod, by its 256 chips; of v4 and v5p assumed, a quarter of a host's
+        200 Gbit/s.
       measured: bytes of memory that it is said to have instead; 0 for those of the data sheet.
       memory: the memory in bytes.
     """
@@ -26,6 +29,7 @@ class Accelerator:
     gigabytes: int
     bandwidth: float = 0.0
     interconnect: float = 0.0
+    network: float = 0.0
     measured: int = 0
 
     @property
@@ -38,10 +42,10 @@ ACCELERATORS: dict[str, Accelerator] = {
     "A100-80": Accelerator("A100", 312e12, 80),
     "H100": Accelerator("H100", 989e12, 80),
     "H200": Accelerator("H200", 989e12, 141),
-    "v4": Accelerator("TPU v4", 275e12, 32, 1228e9, 300e9),
-    "v5e": Accelerator("TPU v5 lite", 197e12, 16, 819e9, 200e9),
-    "v5p": Accelerator("TPU v5", 459e12, 95, 2765e9, 600e9),
-    "v6e": Accelerator("TPU v6", 918e12, 32, 1638e9, 400e9),
+    "v4": Accelerator("TPU v4", 275e12, 32, 1228e9, 300e9, 6.25e9),
+    "v5e": Accelerator("TPU v5 lite", 197e12, 16, 819e9, 200e9, 3.125e9),
+    "v5p": Accelerator("TPU v5", 459e12, 95, 2765e9, 600e9, 6.25e9),
+    "v6e": Accelerator("TPU v6", 918e12, 32, 1638e9, 400e9, 12.5e9),
 }
 
 _KINDS = {"H100 PCIe": 756e12, "TPU v5e": 197e12, **{a.kind: a.flops for a in ACCELERATORS.values()}}

@@ -7,6 +7,7 @@ import re
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 _COLLECTIVE = re.compile(rf" = (.*?) ({_KINDS})(-start)?\(")
+_SENT = re.compile(r' = (.*?) send\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(r"(condition|body|calls|to_apply|branch_computations|true_computation|false_computation)=")
 _NAME = re.compile(r"%[\w.\-]+")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
@@ -23,9 +24,13 @@ class Traffic:
     received: float = 0.0
 
 
-def traffic(text: str, devices: int) -> dict[str, Traffic]:
-    """By kind of collective, of a program for `devices`. What a loop holds counts as often as its bound says: the
-    largest number in its condition, so that one that may stop early counts as if it did not."""
+BETWEEN = " between slices"
+"""End of the kinds of what goes from TPU slice to TPU slice, by way of the hosts."""
+
+
+def traffic(text: str, devices: int, slices: int = 1) -> dict[str, Traffic]:
+    """By kind of collective, of a program for `devices` in TPU `slices`. What a loop holds counts as often as
+    its bound says: the largest number in its condition, so that one that may stop early counts as if it did not."""
     bodies = _computations(text)
     found: dict[str, Traffic] = collections.defaultdict(Traffic)
 
@@ -40,6 +45,12 @@ def traffic(text: str, devices: int) -> dict[str, Traffic]:
                     found[kind].received += times * received
                 if fused is not None and channel:
                     fused.add(channel[1])
+                continue
+            if match := _SENT.search(line):
+                size = _bytes(*_SHAPE.findall(match[1])[0])
+                kind = match[2].lower().replace("_", "-")
+                found[kind + BETWEEN].count += times
+                found[kind + BETWEEN].received += times * size * _share(kind, slices)
                 continue
             if " async-done(" in line or " async-update(" in line:  # counted where it starts
                 continue
@@ -91,8 +102,12 @@ def _received(match: re.Match, line: str, computation: str, devices: int) -> tup
     n = _group(line, devices)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:  # of which each device keeps its own part only
         return "reduce-scatter", size * (n - 1) / n
-    share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}.get(kind, (n - 1) / n)
-    return kind, size * share
+    return kind, size * _share(kind, n)
+
+
+def _share(kind: str, n: int) -> float:
+    """Of the bytes of a result, how many each of `n` devices receives."""
+    return {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}.get(kind, (n - 1) / n)
 
 
 def _bytes(dtype: str, dims: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selftrain_jax.core.errors import InputError, one_line
@@ -76,10 +76,23 @@ def find_devices() -> list[jax.Device]:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `("data", "fsdp", "tensor")` over `devices` (default: all)."""
+    """A mesh with axes `("data", "fsdp", "tensor")` over `devices` (default: all); TPU slices lie on the data axis.
+
+    Raises:
+      InputError: `config` does not fit the devices, or the slices do not divide its data axis.
+    """
     devices = find_devices() if devices is None else devices
-    shape = config.shape(len(devices))
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, types = config.shape(len(devices)), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    if shape[0] % slices:
+        raise InputError(
+            f"mesh.data={shape[0]} must be a multiple of {slices}, the number of TPU slices: between them it is slow"
+        )
+    within_one = (shape[0] // slices, *shape[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(within_one, (slices, 1, 1), devices)
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def target_device(mesh: Mesh | None = None) -> jax.Device:

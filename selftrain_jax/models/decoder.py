@@ -20,6 +20,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from selftrain_jax.core.randomness import pinned
@@ -181,7 +182,17 @@ def _stddevs(config: DecoderConfig) -> tuple[float, float]:
 
 
 def _write(store, new, position):  # store [B, K, S, H], new [B, T, K, H]
-    return jax.lax.dynamic_update_slice(store, jnp.swapaxes(new, 1, 2).astype(store.dtype), (0, 0, position, 0))
+    written = jax.lax.dynamic_update_slice(store, jnp.swapaxes(new, 1, 2).astype(store.dtype), (0, 0, position, 0))
+    return jax.lax.platform_dependent(written, tpu=_as_given, default=lambda x: x)
+
+
+def _as_given(store):
+    """`store` in memory as arrays of its shape lie outside of programs on a TPU: S last, unless H fills lanes of 128.
+
+    Left to itself, the compiler has a loop of one query a head write to `[S, K, B, H]`: a second copy of the cache, H
+    padded to 128."""
+    order = (0, 1, 2, 3) if store.shape[3] % 128 == 0 else (0, 1, 3, 2)
+    return with_layout_constraint(store, Layout(order))
 
 
 class Decoder(nn.Module):
@@ -351,10 +362,17 @@ def project(
     return ops.softcap(logits, cap)
 
 
-def default_unroll(config: DecoderConfig, mesh: jax.sharding.Mesh | None = None) -> int:
-    """Layers per step of the layer scan: all of them where the `target_device` is a CPU, on which straight-line code is
-    up to 20 % faster; elsewhere one, so that compile time does not grow with depth."""
-    return config.num_layers if target_device(mesh).platform == "cpu" else 1
+_LONG = 2e17
+"""Seven minutes of an H200. Straight-line code made pythia-1.4b train a tenth faster there, in a fifth less memory, and
+compile 35 s longer (benchmarks/RESULTS.md)."""
+
+
+def default_unroll(config: DecoderConfig, mesh: jax.sharding.Mesh | None = None, flops: float = 0.0) -> int:
+    """Layers per step of the layer scan: all of them, as straight-line code, on a CPU, where it is up to 20 % faster,
+    and on a GPU that is to do `flops` operations and more than `_LONG`; else one, so that compile time does not grow
+    with depth."""
+    platform = target_device(mesh).platform
+    return config.num_layers if platform == "cpu" or platform == "gpu" and flops > _LONG else 1
 
 
 def _init(config: DecoderConfig, key: jax.Array) -> Params:

@@ -1,12 +1,14 @@
 """Programs that the TPU compiler makes for chips that are not there. What needs it runs in processes of its own: libtpu
 changes the environment of the one that loads it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
@@ -40,6 +42,7 @@ def test_chips_lie_as_they_are_sold():
         ("--accelerator=H100", "--compile needs --accelerator, one of v4, v5e, v5p, v6e, not H100"),
         ("--accelerator=v5e --devices=12", "--devices=12 must be a power of two up to 256"),
         ("--accelerator=v5e --devices=512", "--devices=512 must be a power of two up to 256"),
+        ("--accelerator=v5e --devices=16 --tpu-slices=3", "--tpu-slices=3 must divide --devices=16"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(arguments, message, capsys):
@@ -55,12 +58,18 @@ def test_without_the_compiler_the_way_to_it_is_told(monkeypatch, capsys):
     assert "pip install 'selftrain_jax[tpu]'" in err and "without --compile, plan gives an estimate" in err
 
 
-def test_the_slowest_of_three_bounds_the_speed():
-    chip = Accelerator("TPU test", 100.0, 1, bandwidth=50.0, interconnect=10.0)
+def test_the_slowest_bounds_the_speed():
+    chip = Accelerator("TPU test", 100.0, 1, bandwidth=50.0, interconnect=10.0, network=4.0)
     program = Program(100, 20, 100, 90, {"all-gather": Traffic(3, 40.0)})
     assert program.total == 130
-    *_, line = compiled._roofline(program, chip, flops=200.0, moved=150.0, tokens=80)
-    assert line == "  roofline: compute 2 s, memory 3 s, interconnect 4 s: at most 20 tokens/s over all devices"
+    found = compiled._used(program, chip, flops=200.0, moved=150.0, tokens=80)
+    assert found["seconds"] == {"compute": 2, "memory": 3, "interconnect": 4} and found["tokens_per_second"] == 20
+    apart = dataclasses.replace(program, traffic=program.traffic | {"all-reduce between slices": Traffic(1, 20.0)})
+    found = compiled._used(apart, chip, flops=200.0, moved=150.0, tokens=80)
+    assert found["seconds"]["network"] == 5 and found["seconds"]["interconnect"] == 4
+    text = compiled._lines(found | compiled._largest({4: program, 16: program}, 4, 0) | {"ways": 4}, "slice: {} rows")
+    assert text[-1].endswith("interconnect 4 s, network 5 s: at most 16 tokens/s over all devices")
+    assert "  largest slice: not known, since four times the rows take no more memory" in text
 
 
 def test_the_largest_lies_on_the_line_and_what_does_not_compile_does_not_fit():
@@ -69,34 +78,52 @@ def test_the_largest_lies_on_the_line_and_what_does_not_compile_does_not_fit():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Program(100 + 10 * rows, 5 * rows, 0, 0, {})
 
-    both = compiled._two(program, (4, 16))
+    both = compiled._that_fit(program, (4, 16))
     assert sorted(both) == [4, 16]
-    assert compiled._largest(both, 4, 1000.0, "wave: {} documents")[-1].startswith("  largest wave: 60 documents")
-    flat = {rows: Program(100, 0, 0, 0, {}) for rows in (4, 16)}
-    (line,) = compiled._largest(flat, 4, 1000.0, "wave: {} documents")
-    assert line == "  largest wave: not known, since 4 rows take as much memory as 16"
-    one = compiled._two(program, (8, 32))
-    assert compiled._largest(one, 4, 1000.0, "{}") == ["  largest 8 (the next size compiled does not fit)"]
-    assert compiled._largest(one, 4, 100.0, "{}") == ["  largest 0 (the next size compiled does not fit)"]
-    assert compiled._two(program, (32, 64)) == {}
+    assert compiled._largest(both, 4, 1000.0) == {"per_row": 15, "budget": 1000, "largest": 60}
+    one = compiled._that_fit(program, (8, 32))
+    assert compiled._largest(one, 4, 1000.0) == {"per_row": None, "budget": 1000, "largest": 8}
+    assert compiled._largest(one, 4, 100.0)["largest"] == 0
+    assert compiled._that_fit(program, (32, 64)) == {}
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compiled._two(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
+        compiled._that_fit(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
 
 
-PROGRAMS = """
+def compiled_for_tpus(program: str, *arguments: str) -> Any:
+    """What a program prints as JSON in its last line."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", HEAD + program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    return found
+
+
+HEAD = """
 import dataclasses, json, sys
 import jax, jax.numpy as jnp
-from selftrain_jax.cli import compiled, programs
+from jax.sharding import NamedSharding, PartitionSpec
+from selftrain_jax.cli import compiled, plan, programs
 from selftrain_jax.distributed.mesh import batch_sharding, make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score_batch
+from selftrain_jax.models import ops
 from selftrain_jax.models.decoder import Decoder, param_shapes, param_shardings
+from selftrain_jax.models.families import PRESETS
+from selftrain_jax.sampling import memory
+from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.settings import TrainConfig
 from tests.shapes import SMALL
 
-config = dataclasses.replace(
-    SMALL, vocab_size=512, hidden_size=2 * int(sys.argv[1]), num_heads=2, num_layers=2, max_position=256
-)
+def small(head_dim):
+    return dataclasses.replace(
+        SMALL, vocab_size=512, hidden_size=2 * head_dim, num_heads=2, num_layers=2, max_position=256
+    )
+"""
+
+PROGRAMS = """
+config = small(int(sys.argv[1]))
 devices = compiled.find_devices(sys.argv[2], 4)
 mesh = make_mesh(MeshConfig(1, 2, 2), devices)
 train = TrainConfig(sequence_length=128, dtype="bfloat16", document_boundaries=True)
@@ -108,12 +135,17 @@ params = jax.tree.map(
 tokens, at, targets = (jax.ShapeDtypeStruct((4, n), jnp.int32, sharding=rows) for n in (128, 64, 64))
 with jax.set_mesh(mesh):
     score = score_batch.lower(model, params, tokens, at, targets, ways=2).compile().as_text()
-found = compiled.Program.of(step, 4)
+weights, sampling = programs.sampling_weights(config, mesh, "bfloat16"), SamplingConfig(max_new_tokens=256)
+bucket = memory.compile_wave(weights, model, sampling, 64, mesh=mesh)[0]
+found = compiled.Program.of(step, 4, 1)
 print(json.dumps({
     "kind": devices[0].device_kind,
     "splash": ["splash" in step.as_text(), "splash" in score],
     "total": found.total,
     "kinds": sorted(found.traffic),
+    "cache": 32 * plan.cache_bytes(config, sampling, mesh, "bfloat16"),
+    "bucket": [bucket.memory_analysis().argument_size_in_bytes, bucket.memory_analysis().temp_size_in_bytes],
+    "weights": memory.device_bytes(weights),
 }))
 """
 
@@ -121,21 +153,60 @@ print(json.dumps({
 @pytest.mark.large
 @needs_libtpu
 @pytest.mark.parametrize("accelerator, head_dim", [("v5e", 64), ("v6e", 80), ("v5p", 128), ("v4", 256)], ids=str)
-def test_step_and_scorer_compile_for_chips_that_are_not_there(accelerator, head_dim):
-    """With packed documents and heads of every size, rows and heads spread."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAMS, str(head_dim), accelerator],
-        capture_output=True,
-        text=True,
-        env=environment | {"XLA_FLAGS": ""},
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+def test_step_scorer_and_bucket_compile_for_chips_that_are_not_there(accelerator, head_dim):
+    """With packed documents and heads of several sizes, rows and heads spread. The bucket holds its cache once, and
+    none of it padded to lanes of 128."""
+    found = compiled_for_tpus(PROGRAMS, str(head_dim), accelerator)
     assert found["kind"].startswith(ACCELERATORS[accelerator].kind) and found["splash"] == [True, True]
     assert found["total"] > 0 and "all-reduce" in found["kinds"]
+    arguments, temporaries = found["bucket"]
+    assert arguments == pytest.approx(found["weights"] + found["cache"], rel=0.05)
+    assert temporaries < 0.3 * found["cache"]
+
+
+SLICES = """
+config, devices = small(64), compiled.find_devices("v5e", 8, 2)
+mesh = make_mesh(MeshConfig(2, 4, 1), devices)
+found = {"slices": [[device.slice_index for device in row.flat] for row in mesh.devices]}
+step = programs.compile_step(config, TrainConfig(sequence_length=128, dtype="bfloat16"), mesh, 8, "auto")
+program = compiled.Program.of(step, 8, 2)
+print(json.dumps(found | {"between": program.between, "within": program.received, "params": config.num_params}))
+"""
+
+
+@pytest.mark.large
+@needs_libtpu
+def test_slices_send_each_other_gradients_alone():
+    """Each chip exchanges the fourth of them that it keeps: what fp32 takes, and in bfloat16 half of it."""
+    found = compiled_for_tpus(SLICES)
+    assert found["slices"] == [[0] * 4, [1] * 4]
+    assert found["params"] * 2 / 4 < found["between"] <= found["params"] * 4 / 4 < found["within"]
+
+
+KERNELS = """
+mesh = make_mesh(MeshConfig(1, 2, 2), compiled.find_devices("v5e", 4))
+kinds = {
+    (c.head_dim, c.num_heads // c.num_kv_heads, c.attention_softcap, layer.window is not None)
+    for c in PRESETS.values() for layer in c.pattern
+}
+heads = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+ids = jax.ShapeDtypeStruct((2, 256), jnp.int32, sharding=batch_sharding(mesh))
+for head_dim, group, cap, windowed in kinds:
+    def loss(q, k, v, ids):
+        out = ops.causal_attention(q, k, v, ids, "splash", window=100 if windowed else None, cap=cap)
+        return jnp.sum(out.astype(jnp.float32))
+    q, k = (jax.ShapeDtypeStruct((2, 256, n, head_dim), jnp.bfloat16, sharding=heads) for n in (2 * group, 2))
+    with jax.set_mesh(mesh):
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids).compile()
+print(json.dumps(sorted({kind[0] for kind in kinds})))
+"""
+
+
+@pytest.mark.large
+@needs_libtpu
+def test_the_kernel_compiles_forth_and_back_for_the_heads_of_every_family():
+    """With packed documents; with the windows, soft-caps and groups of heads that go with a head size."""
+    assert compiled_for_tpus(KERNELS) == [32, 64, 80, 128, 256]
 
 
 @pytest.mark.large
@@ -143,14 +214,21 @@ def test_step_and_scorer_compile_for_chips_that_are_not_there(accelerator, head_
 def test_the_command_prints_what_is_compiled():
     command = [sys.executable, "-m", "selftrain_jax", "plan", f"--config={TINY}", "--accelerator=v5e", "--devices=4"]
     environment = os.environ | {"XLA_FLAGS": ""}
-    done = subprocess.run([*command, "--compile"], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+
+    def run(*options):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    printed, found = run("--compile"), json.loads(run("--compile", "--json"))
     for text in (
         "for 4 x v5e (2x2)",
-        "largest slice: ",
-        "largest wave: ",
+        f"largest slice: {found['training']['largest']} rows of",
+        f"largest wave: {found['sampling']['largest']} documents",
+        f"{found['training']['arguments'] / 2**30:9.3f} GiB",
         "all-gather",
         "roofline: compute",
         "assumed",
     ):
-        assert text in done.stdout
+        assert text in printed
+    assert found["topology"] == "2x2" and found["training"]["seconds"].keys() == {"compute", "memory", "interconnect"}

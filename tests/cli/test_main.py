@@ -288,6 +288,28 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
     assert "started  sample/self: 12 of 64 documents" in lines
 
 
+def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
+    from selftrain_jax.study.execute import Failures
+    from selftrain_jax.study.expand import Study
+
+    config = load_config(str(pathlib.Path(TINY).with_name("tiny_study.py")), study=True)
+    units = Study(config, tmp_path).units
+    for number, file in enumerate(["manifest.json", "manifest.json", "started.json"]):
+        unit = units[number]
+        for stage in unit.stages:
+            folder = unit.workdir / stage.name
+            folder.mkdir(parents=True)
+            write_json(folder / file, {"settings": stage.settings, "fingerprint": "", "seconds": 30.0})
+    Failures(tmp_path / "failed", config).write(units[3].name, "the loss is not finite")
+    write_json(tmp_path / "study.json", dataclasses.asdict(config))
+    assert run("status", f"--workdir={tmp_path}") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    states = ["done", "done", "started", "failed", *["waiting"] * (len(units) - 4)]
+    assert [line.split()[0] for line in lines] == states
+    assert lines[3] == f"failed   {units[3].name}: the loss is not finite"
+    assert last.startswith(f"2 of {len(units)} units done")
+
+
 def test_status_watches_until_nobody_is_at_work(tmp_path, monkeypatch, capsys):
     """What is shown again is what has changed; the run ends while the watcher waits for the third time."""
     held_by, waits = contextlib.ExitStack(), []

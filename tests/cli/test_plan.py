@@ -244,7 +244,7 @@ def test_a_study_is_planned_in_device_hours(capsys):
     assert [total[1:4] for total in totals] == [["4", "sample", "81,920,000"], ["24", "train", "4,800,000,000"]]
     assert float(lines[-2].split()[0]) == pytest.approx(sum(float(total[4]) for total in totals), rel=0.01)
     assert cli.main(["plan", f"--config={TINY.parents[2] / 'configs' / 'paper.py'}", "--mesh=fsdp=2"]) == 2
-    assert "--mesh, --devices, --memory and --compile are for runs" in capsys.readouterr().err
+    assert "leave out all options but --accelerator" in capsys.readouterr().err
 
 
 def test_planting_is_planned():

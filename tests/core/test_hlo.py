@@ -10,7 +10,8 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 
 # As the TPU compiler prints it: a loop of 6 in one of 4; parts of one gather in two fusions; what starts and is done;
-# an all-reduce of which each device keeps a part; groups as lists, as axes and as ranges.
+# an all-reduce of which each device keeps a part; what goes to another slice by way of the host; groups as lists, as
+# axes and as ranges.
 TEXT = """\
 HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -56,6 +57,8 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %while.2 = (s32[], f32[4]) while(%a), condition=%cond, body=%body, metadata={op_name="f/while"}
   %fusion.3 = f32[64,8] fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
   %start.1 = ((f32[8]{0}), f32[1]{0}, u32[]) async-start(%w), calls=%wrapped
+  %send.1 = (f32[2,8]{1,0}, u32[], token[]) send(%v, %t), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   %done.1 = f32[1]{0} async-done(%start.1), calls=%wrapped
   %all-reduce.9 = (f32[3]{0}, pred[8]{0}) all-reduce(%u, %v), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
 }
@@ -63,7 +66,8 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 
 def test_loops_parts_and_groups_of_a_tpu_program():
-    assert traffic(TEXT, 8) == {
+    assert traffic(TEXT, 8, 4) == {
+        "all-reduce between slices": Traffic(1, 2 * 8 * 4 * 2 * 3 / 4),
         "collective-permute": Traffic(24, 24 * 4 * 4.0),
         "all-gather": Traffic(4, 4 * 32 * 4 * 2 * 3 / 4),
         "reduce-scatter": Traffic(2, 512 * 8 * 4 * 7 / 8 + 7 * 4),

@@ -3,6 +3,7 @@
 import itertools
 import os
 import socket
+import types
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,12 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(config, devices):
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(InputError, match="at most one of them -1"):
         MeshConfig(*sizes)
+
+
+def test_tpu_slices_must_divide_the_data_axis():
+    chips = [types.SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    with pytest.raises(InputError, match="mesh.data=1 must be a multiple of 2, the number of TPU slices"):
+        make_mesh(MeshConfig(1, 8, 1), chips)
 
 
 def test_mesh_axes_are_auto_and_hold_every_device_once(mesh):

@@ -105,8 +105,12 @@ def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_p
     assert list(added) == [f"evaluate/leaks/{arm}" for arm in ("self", "other", "real")]
     assert set(added["evaluate/leaks/self"].after) == {"sample/self", "lab/base", "lab/world"}
     assert set(added) <= set(stages[-1].after)
-    with pytest.raises(InputError, match="leaks probes=True needs evaluate.probes"):
-        load_config(TINY, ["--config.leaks.probes=True", "--config.evaluate.probes="])
+    planted = "--config.plant={'text': 'lab:control.jsonl', 'tokens': 65536, 'counts': (0, 1)}"
+    for setting, message in (("leaks.probes=True", "leaks probes=True"), ("evaluate.discoverable={}", "discoverable")):
+        asked = [f"--config.{setting}", "--config.evaluate.probes="]
+        with pytest.raises(InputError, match=f"{message} needs evaluate.probes"):
+            load_config(TINY, asked)
+        load_config(TINY, [*asked, planted])  # planting makes the probes
     for setting, message in (("references.probes=x.txt", "not 'probes'"), ("least_tokens=-1", "must be at least 0")):
         with pytest.raises(InputError, match=message):
             load_config(TINY, [f"--config.leaks.{setting}"])

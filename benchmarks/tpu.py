@@ -1,0 +1,159 @@
+"""What the TPU compiler makes of train step and decode bucket, for models and slices that need not be there.
+
+    python benchmarks/tpu.py                        # compiles what benchmarks/tpu.jsonl lacks; hours of one core
+    python benchmarks/tpu.py --only=410m            # of that, what has this in its name
+    python benchmarks/tpu.py --table                # prints the tables of docs/launching.md
+    python benchmarks/tpu.py --plot=docs/tpu.png    # draws what the second one says
+
+Each cell is `selftrain plan --compile --json` with the settings of configs/family.py (bfloat16, recomputation, rows of
+2,048 tokens, documents of 1,024) in one slice a step, fsdp over all chips of a TPU slice, data over TPU slices."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOUND = ROOT / "benchmarks" / "tpu.jsonl"
+MODELS = (
+    *(f"EleutherAI/pythia-{size}" for size in ("410m", "1b", "1.4b", "2.8b", "6.9b", "12b")),
+    "meta-llama/Llama-3.2-1B",
+    "Qwen/Qwen2.5-7B",
+)
+PLACES = (("v5e", 8), ("v5e", 16), ("v5p", 16), ("v6e", 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    model: str
+    accelerator: str
+    chips: int
+    tpu_slices: int = 1
+    what: str = "all"
+
+    @property
+    def name(self) -> str:
+        joined = f"{self.tpu_slices} x " * (self.tpu_slices > 1)
+        alone = f", {self.what}" * (self.what != "all")
+        return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}{alone}"
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "selftrain_jax", "plan", f"--config={ROOT / 'configs/family.py'}:{self.model}"),
+            *(f"--accelerator={self.accelerator}", f"--devices={self.chips}", f"--tpu-slices={self.tpu_slices}"),
+            f"--mesh=data={self.tpu_slices},fsdp={self.chips // self.tpu_slices}",
+            *("--config.train.grad_accum=1", f"--compile={self.what}", "--json"),
+        ]
+
+
+GROWTH = [
+    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (8, 32, 256)),
+    Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "train"),
+    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="train") for n in (16, 256)),
+    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "train"),
+]
+CELLS = [*(Cell(model, *place) for place in PLACES for model in MODELS), *GROWTH]
+
+
+def known() -> dict[str, dict]:
+    """Cell name -> what was found, one line of the file each."""
+    rows = map(json.loads, FOUND.read_text().splitlines()) if FOUND.exists() else ()
+    return {row["cell"]: row for row in rows}
+
+
+def compile_missing(only: str) -> None:
+    """One after the other; each adds a line to the file once it is done."""
+    for cell in dict.fromkeys(CELLS):
+        if cell.name in known() or only not in cell.name:
+            continue
+        begin = time.perf_counter()
+        print(cell.name, file=sys.stderr, flush=True)
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        done = subprocess.run(cell.command, stdout=subprocess.PIPE, text=True, env=environment)
+        if done.returncode:
+            sys.exit(f"{cell.name}: exit code {done.returncode}")
+        row = {"cell": cell.name, "took": round(time.perf_counter() - begin), **json.loads(done.stdout)}
+        with FOUND.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def table(found: dict[str, dict], cells: list[Cell]) -> str:
+    """Markdown: memory and the largest slice and wave by chip, and what bounds the speed at the compiled size."""
+    lines = [
+        "| model, chips | step compiled | memory of a chip | largest slice | received | seconds at least | "
+        "tokens/s at most | largest wave | decode step, s at least |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in dict.fromkeys(cells):
+        if (row := found.get(cell.name)) is None:
+            continue
+        training, sampling = row.get("training"), row.get("sampling")
+        step = "does not fit | | | | |"
+        if training:
+            ways = training["ways"]
+            bounds = ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items())
+            step = (
+                f"{training['rows'] // ways} rows a chip | {training['arguments'] / 2**30:.2f} + "
+                f"{training['temporaries'] / 2**30:.2f} GiB | {_rows(training['largest'], ways)} | "
+                f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB | {bounds} | "
+                f"{training['tokens_per_second']:,.0f}"
+            )
+        wave = "does not fit |" if "sampling" in row else "not compiled |"
+        if sampling:
+            seconds = max(sampling["seconds"].values()) / sampling["steps"]
+            wave = f"{_rows(sampling['largest'], sampling['ways'])} | {seconds:.4f} of {sampling['rows']}"
+        lines.append(f"| {cell.name} | {step} | {wave} |")
+    return "\n".join(lines)
+
+
+def _rows(count: int | None, ways: int) -> str:
+    return "not known" if count is None else f"{count:,} ({count // ways} a chip)"
+
+
+def plot(found: dict[str, dict], path: str) -> None:
+    """Of the train steps in `GROWTH`, one row for each panel: seconds at least, what a chip receives, its memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    panels = {
+        "seconds a step, at least": lambda t: max(t["seconds"].values()),
+        "GiB received by a chip a step": lambda t: sum(k["received"] for k in t["traffic"].values()) / 2**30,
+        "GiB of a chip's memory": lambda t: t["total"] / 2**30,
+    }
+    rows = [(cell, found[cell.name]["training"]) for cell in GROWTH if (found.get(cell.name) or {}).get("training")]
+    for axis, (label, value) in zip(axes, panels.items(), strict=True):
+        for (model, several), marker in {(c.model, c.tpu_slices > 1): "o" for c, _ in rows}.items():
+            chosen = [(c.chips, value(t)) for c, t in rows if (c.model, c.tpu_slices > 1) == (model, several)]
+            name = model.split("/")[1] + ", two slices" * several
+            axis.plot(*zip(*chosen, strict=True), marker="s" if several else marker, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="v6e chips", title=label)
+        axis.set_xticks(sorted({cell.chips for cell, _ in rows}), labels=sorted({cell.chips for cell, _ in rows}))
+        axis.minorticks_off()
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name alone")
+    parser.add_argument("--table", action="store_true", help="print what is known, compile nothing")
+    parser.add_argument("--plot", metavar="FILE", help="draw what is known, compile nothing")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(known(), CELLS[: len(PLACES) * len(MODELS)]), table(known(), GROWTH), sep="\n\n")
+    if arguments.plot:
+        plot(known(), arguments.plot)
+    if not (arguments.table or arguments.plot):
+        compile_missing(arguments.only)
+
+
+if __name__ == "__main__":
+    main()
