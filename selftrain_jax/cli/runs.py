@@ -148,7 +148,9 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
         seconds.setdefault(todo, []).append(took or 0)
         why = f": {outdated[stage.name]}" if stage.name in outdated else ""
         _say(f"{todo:6} {stage.name}{why}" + (f" (took {took:,.0f} s)" if took is not None else ""))
-    counts = (f"{len(found)} to {todo} ({sum(found):,.0f} s before)" for todo, found in seconds.items())
+    counts = (
+        f"{len(found)} to {todo}" + f" ({sum(found):,.0f} s before)" * (todo != "do") for todo, found in seconds.items()
+    )
     _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(changed))
 
 
