@@ -7,8 +7,9 @@
 
 Every document runs to the full length (EOS is forbidden), from BOS, at temperature 1. Each side is a process of its
 own, started once and then asked in turns (ours, theirs, ours, ...), so that both meet the same machine; the first round
-compiles and is not counted. `--reference` is eager `generate`; `static`, with a static cache and `torch.compile`; or
-`none`: ours alone, where `--batch=auto` takes the largest wave that the device memory holds.
+compiles and is not counted. `--reference` is eager `generate`; `static`, with a static cache and `torch.compile`;
+`ctranslate2` (Pythia on CPUs; a worker of one thread per core, log-probabilities asked for); or `none`: ours alone,
+where `--batch=auto` takes the largest wave that the device memory holds.
 
 The last line is a JSON object: `ratio` (ours over theirs, tokens/s, of the median rounds), `memory_ratio` (peak memory:
 of the process on a CPU, of the device elsewhere), both figures, and on an accelerator `floor_share`: the time that the
@@ -16,6 +17,7 @@ bytes which must be read would take at the measured copy bandwidth, over ours; a
 the measured peak memory."""
 
 import argparse
+import os
 import time
 
 import sides
@@ -94,6 +96,8 @@ def floor_seconds(config, params, batch: int, length: int, itemsize: int) -> dic
 
 
 def theirs(arguments: argparse.Namespace) -> sides.Work:
+    if arguments.reference == "ctranslate2":
+        return by_ctranslate2(arguments)
     import torch
 
     model, device = sides.load_reference(arguments.directory, arguments.dtype)
@@ -123,9 +127,33 @@ def theirs(arguments: argparse.Namespace) -> sides.Work:
     return draw, sides.torch_peak_bytes
 
 
+def by_ctranslate2(arguments: argparse.Namespace) -> sides.Work:
+    import ct2
+    import ctranslate2
+
+    converted = f"{arguments.directory}-ct2"
+    ct2.convert(arguments.directory, converted)
+    generator = ctranslate2.Generator(converted, inter_threads=os.cpu_count(), intra_threads=1)
+
+    def draw():
+        found = generator.generate_batch(
+            [["0"]] * arguments.batch,
+            max_batch_size=-(-arguments.batch // os.cpu_count()),
+            max_length=arguments.length,
+            min_length=arguments.length,
+            include_prompt_in_result=False,
+            return_scores=True,
+            sampling_topk=arguments.top_k,
+            sampling_topp=arguments.top_p,
+        )
+        assert [len(one.sequences_ids[0]) for one in found] == [arguments.length] * arguments.batch
+
+    return draw, lambda: {"peak_bytes": sides.proc("status", "VmHWM")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sides.add_arguments(parser, ("eager", "static"))
+    sides.add_arguments(parser, ("eager", "static", "ctranslate2"))
     parser.add_argument("--batch", type=lambda text: text if text == "auto" else int(text), default=64)
     parser.add_argument("--length", type=int, default=256, help="tokens per document")
     parser.add_argument("--top-p", type=float, default=1.0)

@@ -208,6 +208,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tasks and not arguments.data:
         parser.error("--tasks needs --data=DIRECTORY")
+    if arguments.together and not arguments.tasks:
+        parser.error("--together goes with --tasks only: the other side reads the probes that ours makes")
     facts = sides.run(arguments, ours, theirs)
     more = {
         f"{name}_found": {k: v for k, v in side.items() if k == "exact" or "/" in k} for name, side in facts.items()

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, references: tuple[str, ...]) 
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than the preset has")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--together", action="store_true", help="first rounds, which compile, at once")
     parser.add_argument("--reference", default=references[0], choices=(*references, "none"))
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -52,22 +53,36 @@ def run(
         asked = arguments.preset, directory, arguments.dtype, arguments.layers
         write = [sys.executable, "-c", code, ROOT, ROOT / "benchmarks", *asked]
         subprocess.run(list(map(str, write)), check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-        sides = {name: _Side(name, directory) for name in names}
+        sides = {}
+        for name in names:
+            sides[name] = _Side(name, directory)
+            if not arguments.together:
+                sides[name].answer()  # it is ready
         seconds: dict[str, list[float]] = {name: [] for name in names}
+        if arguments.together:
+            for side in sides.values():
+                side.answer()
+                side.tell("round")
         for number in range(arguments.rounds + 1):
             for name, side in sides.items():
-                taken = float(side.ask("round"))
+                if number or not arguments.together:
+                    side.tell("round")
+                taken = float(side.answer())
                 print(f"round {number} {name}: {taken:.2f} s" + (" (compiles)" if not number else ""), flush=True)
                 seconds[name].append(taken)
+        for side in sides.values():
+            side.tell("end")
         return {
-            name: json.loads(side.ask("end"))
+            name: json.loads(side.answer())
             | {"first": seconds[name][0], "seconds": statistics.median(seconds[name][1:])}
             for name, side in sides.items()
         }
 
 
-def report(arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], tokens: int, **more: Any) -> None:
-    """Prints the closing JSON object; `tokens` of a round give the speeds."""
+def report(
+    arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], tokens: int, theirs_tokens: int = 0, **more: Any
+) -> None:
+    """Prints the closing JSON object; `tokens` of a round, and theirs where they differ, give the speeds."""
     ours, theirs = facts["ours"], facts.get("theirs")
     asked = {name: value for name, value in vars(arguments).items() if name not in ("side", "directory", "rounds")}
     result = asked | {
@@ -77,10 +92,12 @@ def report(arguments: argparse.Namespace, facts: dict[str, dict[str, Any]], toke
         "ours_first_round_seconds": ours["first"],
     }
     if theirs:
+        theirs_tokens = theirs_tokens or tokens
+        share = tokens / theirs_tokens if tokens else 1
         result |= {
-            "ratio": theirs["seconds"] / ours["seconds"],
+            "ratio": share * theirs["seconds"] / ours["seconds"],
             "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
-            "theirs_tokens_per_second": tokens / theirs["seconds"],
+            "theirs_tokens_per_second": theirs_tokens / theirs["seconds"],
             "theirs_peak_bytes": theirs["peak_bytes"],
             "theirs_first_round_seconds": theirs["first"],
         }
@@ -180,14 +197,12 @@ class _Side:
         }
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
-        self._answer()
 
-    def ask(self, what: str) -> str:
+    def tell(self, what: str) -> None:
         self._process.stdin.write(what + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> str:
+    def answer(self) -> str:
         line = self._process.stdout.readline()
         if not line:
             sys.exit(f"the process of {self._name} failed")

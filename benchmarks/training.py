@@ -78,7 +78,7 @@ def theirs(arguments: argparse.Namespace) -> sides.Work:
 
     def do_round():
         for _ in range(arguments.steps):
-            shape = (arguments.batch, arguments.length)
+            shape = (arguments.reference_batch or arguments.batch, arguments.length)
             tokens = torch.randint(0, model.config.vocab_size, shape, generator=generator).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
                 loss = forward(input_ids=tokens, labels=tokens, use_cache=False).loss
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sides.add_arguments(parser, ("eager", "compile"))
     parser.add_argument("--batch", type=int, default=8, help="rows per step")
+    parser.add_argument("--reference-batch", type=int, default=0, help="rows per step, theirs; 0 is --batch")
     parser.add_argument("--length", type=int, default=512, help="tokens per row")
     parser.add_argument("--steps", type=int, default=4, help="steps per round")
     parser.add_argument("--grad-accum", type=int, default=0, help="slices of a batch, ours; 0 chooses")
@@ -109,7 +110,8 @@ def main() -> None:
     tokens, more = arguments.steps * arguments.batch * arguments.length, {"grad_accum": facts["ours"]["grad_accum"]}
     if peak := facts["ours"]["peak_flops"]:
         more["mfu"] = tokens / facts["ours"]["seconds"] * facts["ours"]["flops_per_token"] / peak
-    sides.report(arguments, facts, tokens, **more)
+    rows = arguments.reference_batch or arguments.batch
+    sides.report(arguments, facts, tokens, arguments.steps * rows * arguments.length, **more)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def read_values(reference: str) -> dict[str, Any]:
     if not path.is_file() and name in built_in():
         path = BUILT_IN / f"{name}.py"
     if not path.is_file():
-        raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())})")
+        advice = f"--config={path.stem} is built in" if path.stem in built_in() else "see `selftrain configs`"
+        raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())}; {advice})")
     folders = [str(path.parent.absolute()), str(BUILT_IN)]
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
     try:

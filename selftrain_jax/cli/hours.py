@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Callable, Iterator, Mapping, Sequence
+from typing import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from selftrain_jax.core import accelerators, progress
 from selftrain_jax.core.errors import InputError
@@ -112,16 +112,22 @@ def _costs_of_stages(
             yield Cost(unit, "train", tokens, operations)
 
 
-def time_left(workdir: pathlib.Path, todo: Sequence[Stage]) -> str:
+def time_left(todo: Iterable[tuple[pathlib.Path, Stage]], outgrown: Collection[str] = ()) -> str:
     """ "about 12 min 3 s left": what the stages to come take if they take as long as those of their kind that are done;
-    what has none is named. "" where nothing is known, or left."""
+    what has none is named. "" where nothing is known, or left.
+
+    Args:
+      todo: stages, each with the folder that it is done in.
+      outgrown: fingerprints of stages that are done, and will be done anew.
+    """
     took: dict[str, list[float]] = {}
     left: list[str] = []
-    for stage in todo:
+    for workdir, stage in todo:
         kind = stage.name if stage.name.startswith("lab/") else stage.name.partition("/")[0]
-        if state(workdir, stage) == "done":
-            took.setdefault(kind, []).append(read_manifest(workdir, stage.name).get("seconds", 0.0))
-        elif not stage.again:
+        manifest = read_manifest(workdir, stage.name) if state(workdir, stage) == "done" else {}
+        if manifest:
+            took.setdefault(kind, []).append(manifest.get("seconds", 0.0))
+        if not stage.again and (not manifest or manifest.get("fingerprint") in outgrown):
             left.append(kind)
     seconds = sum(sum(took[kind]) / len(took[kind]) for kind in left if kind in took)
     unknown = ", ".join(dict.fromkeys(kind for kind in left if kind not in took))

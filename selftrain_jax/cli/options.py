@@ -101,7 +101,8 @@ def _add_runs(commands) -> None:
         "  With --workdir, the stage of a run: measures its base model and every fine-tuned one as the config says.\n"
         "  With MODEL, one model on benchmark tasks of lm-evaluation-harness; no config belongs to it."
     )
-    add("status", "what is done, started and waiting in a workdir, how far, and how long the rest takes").add_argument(
+    option = add("status", "what is done, started and waiting in a run or study, how far, and how long the rest takes")
+    option.add_argument(
         "--watch", action="store_true", help="show it again whenever it changes, until the run ends or Ctrl-C"
     )
     add("config", "every setting: its value, what it means and where it comes from")
@@ -122,8 +123,9 @@ def _add_runs(commands) -> None:
         const="all",
         default="",
         choices=("train", "sample", "all"),
-        help="compile training, sampling or both (the default) for TPUs that are not there: memory, largest batch and "
-        "wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
+        metavar="WHAT",
+        help="compile the step (train), the sampler (sample) or both (all, the default) for TPUs that are not there: "
+        "memory, largest batch and wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
     )
     option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
     option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -12,7 +13,7 @@ import warnings
 from typing import Iterator, Sequence
 
 from selftrain_jax import __version__
-from selftrain_jax.cli.config import load_config, reference_of
+from selftrain_jax.cli.config import KEPT, load_config, reference_of
 from selftrain_jax.cli.hours import time_left
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, visible
@@ -27,7 +28,9 @@ from selftrain_jax.report.tables import format_table, terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.settings import RunConfig
-from selftrain_jax.study.execute import run_study
+from selftrain_jax.study.execute import Failures, run_study
+from selftrain_jax.study.expand import Study
+from selftrain_jax.study.settings import StudyConfig
 from selftrain_jax.training.log import check_wandb
 
 WATCH_SECONDS = 2.0
@@ -81,15 +84,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             )
             print(f"selftrain: {describe(mesh, pipeline.home)}", file=sys.stderr)
             holding.enter_context(progress.kept_in(pipeline.home / progress.LOG))
-            progress.note(f"begun: {pipeline.command}")
+            progress.note(f"begun: selftrain {shlex.join(argv)}")
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
-        todo = [stage for stage in plan if is_wanted(stage.name)]
+        todo = [(pipeline.home, stage) for stage in plan if is_wanted(stage.name)]
+        outgrown = _outgrown(pipeline, plan) if first else ()
 
         def say(line: str) -> None:
             _say(line)
-            left = "" if line.endswith("done before") else time_left(pipeline.home, todo)
-            if left:
+            if ": " not in line and (left := time_left(todo, outgrown)):  # a stage begins
                 print(f"selftrain: {left}", file=sys.stderr, flush=True)
                 progress.note(left)
 
@@ -126,9 +129,17 @@ def _take_back(before: Pipeline) -> None:
             save_config(place.path, before.config)
 
 
+def _outgrown(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> list[str]:
+    """Fingerprints of the stages that are done, but were made from less than is asked for now."""
+    names = stages.outdated(pipeline.home, plan, outgrown=True)
+    done = [name for name in names if stages.manifest_path(pipeline.home, name).is_file()]
+    return [stages.read_manifest(pipeline.home, name)["fingerprint"] for name in done]
+
+
 def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
     """What `run --redo` would do with every stage, why, and how long it took when it was done before."""
-    outdated, seconds = stages.outdated(pipeline.home, plan), {}
+    changed, seconds = stages.outdated(pipeline.home, plan), {}
+    outdated = changed | stages.outdated(pipeline.home, plan, outgrown=True)
     for stage in plan:
         state, before = stages.state(pipeline.home, stage), stages.manifest_path(pipeline.home, stage.name)
         took = stages.read_manifest(pipeline.home, stage.name)["seconds"] if before.is_file() else None
@@ -137,20 +148,28 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
         seconds.setdefault(todo, []).append(took or 0)
         why = f": {outdated[stage.name]}" if stage.name in outdated else ""
         _say(f"{todo:6} {stage.name}{why}" + (f" (took {took:,.0f} s)" if took is not None else ""))
-    counts = (f"{len(found)} to {todo} ({sum(found):,.0f} s before)" for todo, found in seconds.items())
-    _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(outdated))
+    counts = (
+        f"{len(found)} to {todo}" + f" ({sum(found):,.0f} s before)" * (todo != "do") for todo, found in seconds.items()
+    )
+    _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(changed))
 
 
 def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
-    """`selftrain status`: what is done, started and waiting."""
-    pipeline = _pipeline(arguments, overrides, argv)
-    plan = pipeline.stages()
-    stages.check(pipeline.home, plan)
+    """`selftrain status`: what is done, started and waiting, of a run or a study."""
+    config = load_config(reference_of(arguments, KEPT["study"]), overrides, study=None)
+    if isinstance(config, StudyConfig):
+        study = Study(config, arguments.workdir)
+        lines, locks = functools.partial(_unit_lines, study), lambda: study.workdir.glob(".shard-*.lock")
+    else:
+        pipeline = _pipeline(arguments, overrides, argv)
+        plan = pipeline.stages()
+        stages.check(pipeline.home, plan)
+        lines, locks = functools.partial(_state_lines, pipeline, plan), lambda: [pipeline.place.lock]
     shown = None
     with contextlib.suppress(KeyboardInterrupt) if arguments.watch else contextlib.nullcontext():
         while True:
-            at_work = in_use(pipeline.place.lock)
-            if (now := "\n".join(_state_lines(pipeline, plan))) != shown:
+            at_work = any(map(in_use, locks()))
+            if (now := "\n".join(lines())) != shown:
                 clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
                 print(clear + visible(shown := now, keep="\n"), flush=True)
             if not arguments.watch or not at_work:
@@ -170,8 +189,28 @@ def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[s
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
         yield f"{state:8} {stage.name}{far and f': {far}'}"
-    if left := time_left(pipeline.home, plan):
+    if left := time_left([(pipeline.home, stage) for stage in plan], _outgrown(pipeline, plan)):
         yield left
+
+
+def _unit_lines(study: Study) -> Iterator[str]:
+    """How every unit of a study stands, and how long the rest takes one unit after the other."""
+    failures, done = Failures(study.workdir / "failed", study.config), 0
+    for unit in study.units:
+        states = [stages.state(unit.workdir, stage) for stage in unit.stages]
+        far = failures.reason(unit.name)
+        if far is not None:
+            state = "failed"
+        elif set(states) == {"done"}:
+            state, done = "done", done + 1
+        else:
+            state = "waiting" if set(states) == {"waiting"} else "started"
+        if "started" in states and far is None:
+            begun = unit.stages[states.index("started")]
+            far = f"{begun.name} {begun.progress(unit.workdir / begun.name)}".strip()
+        yield f"{state:8} {unit.name}{far and f': {far}' or ''}"
+    left = time_left((unit.workdir, stage) for unit in study.units for stage in unit.stages)
+    yield f"{done} of {len(study.units)} units done" + (left and f"; {left}, by one process")
 
 
 def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -194,8 +233,11 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
         overrides = [argument for argument in overrides if argument != models[0]]
     if probes := getattr(arguments, "probes", None):
         overrides = [*overrides, f"--config.evaluate.probes={probes}"]
-    config = load_config(reference_of(arguments), overrides)
+    reference = reference_of(arguments)
+    config = load_config(reference, overrides)
     command = "selftrain " + shlex.join(argv)
+    if arguments.config is None:  # the folder's settings are what repeats it
+        command = shlex.join(["selftrain", "run", f"--config={reference}", "--workdir=NEW"])
     watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
     return Pipeline(config, Workdir(arguments.workdir), command, **watched)
 

@@ -46,8 +46,9 @@ def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
 
 
 def configs(arguments: argparse.Namespace) -> int:
-    """`selftrain configs`: the built-in ones, each with the first paragraphs of its docstring."""
+    """`selftrain configs`: the built-in ones, which go by name, each with the first paragraphs of its docstring."""
     for name, text in built_in().items():
+        text = re.sub(r"\bconfigs/(\w+)\.py\b", r"\1", text)
         about, _, rest = text.partition("\n\n")
         print(f"{name}\n{textwrap.indent(about, '    ')}")
         print(textwrap.indent(rest.split("\n\n")[0], "    ") + "\n")

@@ -54,7 +54,9 @@ def bar(**arguments: Any):
     if sys.stderr.isatty():
         return tqdm(**{"dynamic_ncols": True} | arguments)
     plain = {"file": _Lines(), "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "delay": 1e-9}  # no line of 0
-    plain["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} taken, {remaining} left{postfix}"
+    known = arguments.get("total") is not None or hasattr(arguments.get("iterable"), "__len__")
+    of, left = (" of {total_fmt}", ", {remaining} left") if known else ("", "")
+    plain["bar_format"] = f"{{desc}}: {{n_fmt}}{of} {{unit}}, {{elapsed}} taken{left}{{postfix}}"
     return tqdm(**arguments | plain)
 
 

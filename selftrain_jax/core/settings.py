@@ -7,7 +7,7 @@ import math
 import types
 import typing
 import unicodedata
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
 
@@ -71,7 +71,8 @@ def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, known, 1, 0.8) or list(_paths(cls, name))[:1]
+            near = near or difflib.get_close_matches(name, known, 1)
             advice = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}"
             raise InputError(f"unknown setting {_join(where, name)}; {advice}")
     arguments = {name: _convert(hints[name], value, _join(where, name)) for name, value in values.items()}
@@ -79,6 +80,16 @@ def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
         return cls(**arguments)
     except TypeError as e:
         raise InputError(f"settings of {where or 'config'}: {e}") from None
+
+
+def _paths(cls: type, name: str) -> Iterator[str]:
+    """Where the groups of settings within `cls` have a setting of that name."""
+    for group, hint in typing.get_type_hints(cls).items():
+        options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else [hint]
+        for inner in filter(dataclasses.is_dataclass, options):
+            if name in (f.name for f in dataclasses.fields(inner)):
+                yield f"{group}.{name}"
+            yield from (f"{group}.{path}" for path in _paths(inner, name))
 
 
 def _join(where: str, name: str) -> str:

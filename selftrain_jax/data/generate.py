@@ -183,9 +183,10 @@ def _shown(waves: Iterator[sampler.Samples], name: str, total: int, todo: int) -
             tokens += int(wave.lengths.sum())
             stopped += int(wave.stopped.sum())
             nll -= float(wave.log_probs.sum(dtype=float))
-            bar.update(len(wave.ids))
             bar.set_postfix_str(
                 f"{tokens / (time.perf_counter() - begin):,.0f} tok/s, length {tokens / documents:.1f}, "
-                f"eos {stopped / documents:.0%}, nll {nll / tokens:.3f}"
+                f"eos {stopped / documents:.0%}, nll {nll / tokens:.3f}",
+                refresh=False,
             )
+            bar.update(len(wave.ids))
             yield wave

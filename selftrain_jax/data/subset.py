@@ -63,7 +63,7 @@ def check_repetition(text: str, num_documents: int, num_distinct: int, config: S
             "subset.max_repetitions"
         )
     if repeated > MANY_REPETITIONS:
-        warnings.warn(InputWarning(f"{what}: no match for as many tokens that do not repeat"), stacklevel=2)
+        warnings.warn(InputWarning(f"{what}: no match for as many tokens that do not repeat"), stacklevel=1)
 
 
 def _draw_with_replacement(costs: np.ndarray, num_tokens: int, bits: np.random.Philox) -> np.ndarray:

@@ -39,7 +39,8 @@ def read_table(
     for number, row in enumerate(rows, 1):
         found = {name: cell for name, cell in row.items() if cell is not None} if isinstance(row, dict) else {}
         if missing := [name for name in fields if name not in found]:
-            raise InputError(f"{what} {path}, item {number}: missing field(s) {', '.join(missing)}")
+            empty = " (an empty cell is none)" * (not has_ending(path, ROWS) and missing[0] in row)
+            raise InputError(f"{what} {path}, item {number}: missing field(s) {', '.join(missing)}{empty}")
         yield found
 
 

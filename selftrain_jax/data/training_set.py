@@ -10,7 +10,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import read_arrays, write_atomic
 from selftrain_jax.data.clean import TrainingText, kept_documents
-from selftrain_jax.data.corpus import Document
+from selftrain_jax.data.corpus import Corpus, Document
 from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
@@ -24,6 +24,9 @@ from selftrain_jax.models.files.tokenizer import (
     tokenizer_fingerprint,
     unknown_share,
 )
+
+_PLENTY = 8
+"""Characters for each token of a budget: text takes more tokens than one in so many."""
 
 
 def write_subset(
@@ -40,11 +43,8 @@ def write_subset(
     config = hf.load_config(student)
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     name = str(text.corpus or text.texts)
-    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index, name)
-    distinct = np.unique(order)
-    num_distinct = len({documents[i].text for i in distinct})  # a text may hold copies
-    check_repetition(name, len(order), num_distinct, settings)
-    read = [documents[i].text for i in distinct[:1000]] if text.texts or retokenized else []
+    order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
+    read = [documents[i].text for i in np.unique(order)[:1000]] if text.texts or retokenized else []
     if (unknown := unknown_share(load_tokenizer(student), read)) > UNKNOWN_TOLD:
         warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
     drawn = [tokens[i] for i in order]
@@ -62,6 +62,31 @@ def write_subset(
     }
 
 
+def check_budget(text: TrainingText, student: str | pathlib.Path, settings: SubsetConfig) -> None:
+    """Raises `InputError` where the documents of `text` are, before any audit, too few for a subset or would be
+    repeated too often. It looks no further where there is plenty."""
+    documents = text.documents()
+    read = documents.texts() if isinstance(documents, Corpus) else documents
+    if sum(map(len, {document.text for document in read})) < _PLENTY * settings.num_tokens:
+        provenance = documents.manifest["provenance"] if isinstance(documents, Corpus) else None
+        tokens, _ = _tokens(documents, provenance, text, student, settings.retokenize)
+        _draw(documents, tokens, settings, 0, str(text.corpus or text.texts))
+
+
+def _draw(
+    documents: Sequence[Document] | Sequence[Text],
+    tokens: list[np.ndarray],
+    settings: SubsetConfig,
+    index: int,
+    name: str,
+) -> tuple[np.ndarray, int, int]:
+    """What `draw_subset` returns, and how many different texts were drawn; refused where those are too few."""
+    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index, name)
+    num_distinct = len({documents[i].text for i in np.unique(order)})  # a text may hold copies
+    check_repetition(name, len(order), num_distinct, settings)
+    return order, last_length, num_distinct
+
+
 def student_documents(
     audited: pathlib.Path, text: TrainingText, student: str | pathlib.Path, retokenize: bool | str
 ) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray], bool]:
@@ -77,16 +102,26 @@ def student_documents(
       InputError: corpus and student have different tokenizers, and `retokenize` is False, or the corpus holds ids that
         the student does not have.
     """
+    documents, provenance = kept_documents(audited, text)
+    return documents, *_tokens(documents, provenance, text, student, retokenize)
+
+
+def _tokens(
+    documents: Sequence[Document] | Sequence[Text],
+    provenance: Mapping[str, Any] | None,
+    text: TrainingText,
+    student: str | pathlib.Path,
+    retokenize: bool | str,
+) -> tuple[list[np.ndarray], bool]:
     config, tokenizer = hf.load_config(student), load_tokenizer(student)
     check_tokenizer(config, tokenizer)
-    documents, provenance = kept_documents(audited, text)
     if provenance is not None and retokenize == "auto":
         retokenize = not same_tokenizer(provenance, student)
     if provenance is None or retokenize:
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
         tokens = [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
-        return documents, tokens, provenance is not None
+        return tokens, provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
     for document in documents:
         if document.tokens.size and not 0 <= document.tokens.min() <= document.tokens.max() < config.vocab_size:
@@ -94,7 +129,7 @@ def student_documents(
                 f"corpus {text.corpus}, document {document.id}: its token ids reach beyond the student's "
                 f"{config.vocab_size}; set subset.retokenize=True to train on its text"
             )
-    return documents, [_with_end(d, config.eos_token_id) for d in documents], False
+    return [_with_end(d, config.eos_token_id) for d in documents], False
 
 
 def _with_end(document: Document, eos_token_id: int) -> np.ndarray:

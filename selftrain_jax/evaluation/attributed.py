@@ -37,7 +37,8 @@ def planted_minus_twin(
       probes, twin: "exact", "log_prob" (nats of the suffix) and "length" (tokens) `[n]` of a model and of the twin.
       repeats: how often each sequence was inserted; exposure and membership need some of group 0, of each kind.
       kinds: label of each sequence's kind.
-      attacks: membership attack -> scores `[n]` of the model and of the twin, beside that by log-probability.
+      attacks: membership attack -> scores `[n]` of the model and of the twin, beside that by log-probability; NaN: not
+        told.
     """
     both = (probes, twin)
     exact = [of["exact"].astype(float) for of in both]
@@ -69,10 +70,12 @@ def planted_minus_twin(
             columns = numbers, inserted, chosen, clusters  # of one kind as of one length
             bits = [mean_exposure(of["log_prob"], *columns)[0] for of in both]
             yield row("exposure", *bits, *mean_exposure(probes["log_prob"], *columns, before=twin["log_prob"]))
-            pair = chosen | (repeats == 0)
-            positive = chosen[pair]
-            labels_of_pair = None if clusters is None else clusters[pair]
             for name, (ours, theirs) in scores.items():
-                values = [roc.auc(of[chosen], of[repeats == 0])[0] for of in (ours, theirs)]
-                found = roc.paired_auc(theirs[pair], ours[pair], positive, cluster=labels_of_pair)
+                pair = (chosen | (repeats == 0)) & ~np.isnan(ours + theirs)  # an attack may leave some out
+                labels_of_pair = None if clusters is None else clusters[pair]
+                ours, theirs, positive = ours[pair], theirs[pair], chosen[pair]
+                if not positive.any() or positive.all():
+                    continue
+                values = [roc.auc(of[positive], of[~positive])[0] for of in (ours, theirs)]
+                found = roc.paired_auc(theirs, ours, positive, cluster=labels_of_pair)
                 yield row(name, *values, *found, int(pair.sum()))

@@ -75,7 +75,9 @@ def mean_exposure(
     chosen = chosen & ~np.isnan(bits)
     if not chosen.any():
         raise InputError("exposure of no canary: none of the chosen has a non-member of its length")
-    pulls, ceiling = _pulls(log_probs, lengths, members, chosen), float(np.log2(1 + (~members).sum()))
+    pulls, lengths = _pulls(log_probs, lengths, members, chosen), np.asarray(lengths)
+    rivals = lengths[~members & np.isin(lengths, lengths[chosen])]
+    ceiling = float(np.log2(1 + np.unique(rivals, return_counts=True)[1].max()))
     if before is not None:
         bits = bits - group_exposures(before, lengths, members)
         pulls = pulls - _pulls(before, lengths, members, chosen)

@@ -64,10 +64,11 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
 
 
 def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: int) -> list[Known]:
-    """The sequences of probes (prefix and suffix), by group; a sequence that is shorter than the run counts whole."""
-    found = []
-    for group in dict.fromkeys(probe.group for probe in probes):
-        ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if p.group == group]
+    """The sequences of probes (prefix and suffix), by group, and those of several groups together (""). Where a
+    sequence is shorter than the run that counts, the shortest one is that run."""
+    found, groups = [], list(dict.fromkeys(probe.group for probe in probes))
+    for group in [*groups, *[""] * (len(groups) > 1)]:
+        ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if group in ("", p.group)]
         texts = list(map(_plain, tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)))
         least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
         found += _known("probes", group, texts, lambda: ids, *least)
@@ -109,7 +110,7 @@ class _Counts:
 def find_leaks(
     documents: Iterable[Any], known: Sequence[Known], tokenizer: Any = None, *, encode: bool = True, show: int = 10
 ) -> list[dict[str, Any]]:
-    """A row for each of `known`, and for all groups of a reference together where there are several:
+    """A row for each of `known`:
 
     - "reference", "group", "unit", "least", "documents", "size" (of all documents, in the unit);
     - "leaking" (documents with a run of `least`), "share", "low", "high" (Clopper & Pearson), and the same per million
@@ -131,14 +132,7 @@ def find_leaks(
             if one.unit not in texts:
                 texts[one.unit] = _read(batch, one.unit, tokenizer, encode)
             _count(one, found, [document.id for document in batch], texts[one.unit], tokenizer, show)
-    joined = [(one, np.concatenate(c.longest), np.concatenate(c.runs), c) for one, c in zip(known, counts) if c.longest]
-    rows = [_row(one.reference, one.group, one, longest, runs, [c], show) for one, longest, runs, c in joined]
-    for key in dict.fromkeys((one.reference, one.unit) for one in known):
-        parts = [part for part in joined if (part[0].reference, part[0].unit) == key]
-        if len(parts) > 1:
-            longest, runs = np.max([p[1] for p in parts], axis=0), np.sum([p[2] for p in parts], axis=0)
-            rows.append(_row(key[0], "", parts[0][0], longest, runs, [p[3] for p in parts], show))
-    return rows
+    return [_row(one, found) for one, found in zip(known, counts) if found.longest]
 
 
 def _batches(documents: Iterable[Any]) -> Iterator[list[Any]]:
@@ -192,19 +186,18 @@ def _text(ids: np.ndarray, unit: str, tokenizer: Any) -> str:
     return tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
 
 
-def _row(reference, group, known: Known, longest, runs, counts: list[_Counts], show: int) -> dict[str, Any]:
+def _row(known: Known, counts: _Counts) -> dict[str, Any]:
+    longest, runs, size = np.concatenate(counts.longest), np.concatenate(counts.runs), counts.size
     share, low, high = statistics.share(runs > 0)
-    size = counts[0].size
     rates = [float(x * len(runs) / size * 1e6) if size else None for x in (share, low, high)]
     most = int(longest.max())
     steps = np.unique(np.geomspace(1, max(most, 1), _CURVE_POINTS).astype(int))
-    shown = sorted((entry for c in counts for entry in c.shown), key=lambda entry: -entry[0])[:show]
     return {
-        **{"reference": reference, "group": group, "unit": known.unit, "least": known.least},
+        **{name: getattr(known, name) for name in ("reference", "group", "unit", "least")},
         **{"documents": len(longest), "size": size},
         **{"leaking": int((runs > 0).sum()), "share": share, "low": low, "high": high},
         **dict(zip(("per_million", "per_million_low", "per_million_high"), rates)),
         **{"runs": int(runs.sum()), "median": float(np.median(longest)), "most": most},
         "curve": [[int(step), float((longest >= step).mean())] for step in steps],
-        "shown": [row for _, _, row in shown],
+        "shown": [row for _, _, row in counts.shown],
     }

@@ -202,7 +202,8 @@ def score(
         limits on length are ignored: no token is forbidden, and EOS does not stop).
 
     Returns:
-      `TokenScores` of numpy arrays `[len(sequence) - start]`, in the order of `sequences`.
+      `TokenScores` of numpy arrays `[len(sequence) - start]`, in the order of `sequences`; equal sequences have equal
+      bits, so that what a tokenizer cannot tell apart is a tie and not decided by rounding.
 
     Raises:
       InputError: a sequence that is too short, longer than the context, scored from nowhere, or holds anything but ids
@@ -212,6 +213,11 @@ def score(
     starts = [1] * len(sequences) if starts is None else list(starts)
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
+    every, first = [(s.astype(np.int32).tobytes(), start) for s, start in zip(sequences, starts)], {}
+    for i, key in enumerate(every):
+        first.setdefault(key, i)
+    numbers = list(first.values())
+    sequences, starts = [sequences[i] for i in numbers], [starts[i] for i in numbers]
 
     model, rows, ways = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh), padded_rows(1, mesh)
     kernel = attention_implementation(
@@ -237,13 +243,14 @@ def score(
         for m in laid_out[i].members:
             end = begin + len(sequences[m]) - starts[m]
             found.append(jax.tree.map(lambda x: x[begin:end], scores))  # noqa: B023
-            check_finite(f"log-probabilities of sequence {m}", found[-1].log_probs)
+            check_finite(f"log-probabilities of sequence {numbers[m]}", found[-1].log_probs)
             begin = end
         return found
 
     # Neighbours share their number of scored tokens first: long contexts of a few scored tokens are the common case.
     order = [(rounded_length(len(fan.targets)), len(fan.tokens)) for fan in laid_out]
-    return list(itertools.chain(*in_batches(compute, order, rows, dtype=dtype, finish=finish)))
+    scored = dict(zip(first, itertools.chain(*in_batches(compute, order, rows, dtype=dtype, finish=finish))))
+    return [scored[key] for key in every]
 
 
 def check_sequences(sequences: Sequence[np.ndarray], starts: Sequence[int], config: DecoderConfig) -> None:

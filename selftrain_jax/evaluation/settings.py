@@ -47,8 +47,8 @@ class LeakSettings:
     Attributes:
       references: name -> text set, or plain text file, in which documents' longest runs are looked for.
       probes: look for the sequences of `evaluate.probes`, too, by group.
-      least_tokens, least_characters: the run from which on a document leaks; 0 leaves the unit out. Of probes a shorter
-        sequence counts whole.
+      least_tokens, least_characters: the run from which on a document leaks; 0 leaves the unit out. Where a
+        probe is shorter, the shortest of its group is that run.
       show: documents that are shown, of each reference and group.
     """
 
@@ -161,8 +161,6 @@ class EvaluateSettings:
         for name in ("reference", "recall_shots"):
             if getattr(self, name) and not self.nonmembers:
                 raise InputError(f"evaluate {name}={getattr(self, name)!r} needs nonmembers, the group to tell from")
-        if self.discoverable and not self.probes:
-            raise InputError("evaluate discoverable needs probes: name a file, or leave it out")
         for name in ("suffix_lengths", "offset_edges"):
             values = getattr(self, name)
             if any(b <= a for a, b in zip((0, *values), values)):

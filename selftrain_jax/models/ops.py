@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import target_device
+from selftrain_jax.models import flash_decode
 from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from selftrain_jax.models.splash import splash_attention
 
@@ -199,8 +200,11 @@ def cached_attention(
     window: int | None = None,
     cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled."""
+    """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled; a single
+    one in half precision on a GPU by `flash_decode`."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if flash_decode.possible(q, k, target_device()):
+        return flash_decode.flash_decode(q, k, v, position, scale=scale, window=window, cap=cap)
     mask = _visible(position + jnp.arange(q.shape[1]), jnp.arange(k.shape[2]), window)
     return _attend(q, k, v, "bksh", mask, scale, cap)
 

@@ -23,10 +23,10 @@ _LABELS = {
 }
 _UNTRAINED = ("base", "twin")
 _PROBES = {
-    "planted": 'Probes were planted in the base model\'s pre-training text, so "before" is high by construction.',
-    "emitted": 'Probes were chosen because the base model emits them, so "before" is high by construction.',
+    "planted": 'Probes were planted in the base model\'s pre-training text: a high "before" is by construction.',
+    "emitted": 'Probes were chosen because the base model emits them: a high "before" is by construction.',
     "random": "Probes were drawn without looking at what the base model emits.",
-    "unknown": 'If probes were planted, or chosen because base emits them, "before" is high by construction.',
+    "unknown": 'If probes were planted, or chosen because base emits them, a high "before" is by construction.',
 }
 _MISSING_CONTROL = (
     "No control was run, so this report cannot tell an effect of this very text from that of any fine-tuning."

@@ -23,6 +23,7 @@ class Kind:
     term: str = ""  # what the explanation explains, where that is not `words`
     short: str = ""  # `words` where there is little room
     decimals: int = 3  # of what is no rate
+    of_probes: bool = False  # without an item, a group or the like it is of all probes
 
     @property
     def is_rate(self) -> bool:
@@ -30,22 +31,25 @@ class Kind:
 
 
 KINDS = {
-    "extraction": Kind("% of probes", "Verbatim extraction; lower means that less is memorized."),
+    "extraction": Kind("% of probes", "Verbatim extraction; lower means that less is memorized.", of_probes=True),
     "discoverable": Kind(
         "% of probes",
         "(n, p)-discoverable extraction: with probability p at least one of n samples is the exact suffix.",
         "extraction by sampling",
     ),
     "token_share": Kind(
-        "% of suffix tokens", "Share of suffix tokens that are the likeliest after the true text so far."
+        "% of suffix tokens",
+        "Share of suffix tokens that are the likeliest after the true text so far.",
+        of_probes=True,
     ),
     "first_mismatch": Kind(
-        "tokens", "Suffix tokens that greedy decoding reproduces before its first error.", decimals=1
+        "tokens", "Suffix tokens that greedy decoding reproduces before its first error.", decimals=1, of_probes=True
     ),
     "strength": Kind(
         "% of suffix tokens",
         "Share of the suffix that need not be given for greedy decoding to complete it.",
         "extraction strength",
+        of_probes=True,
     ),
     "left_probes": Kind(
         "% of probes",
@@ -74,25 +78,33 @@ KINDS = {
         "How far the suffix's log-probability stands out among sequences that were never planted; 0: less likely than "
         "all of them; a model that never saw it has 1.4 in the mean among many, 0.9 among four.",
         decimals=2,
+        of_probes=True,
     ),
     "graded": Kind(
         "% of suffix tokens",
         "Share of suffix tokens right, one by one, in free greedy decoding.",
         "graded memorization score",
+        of_probes=True,
     ),
     "approximate": Kind(
-        "% of probes", "Share of probes whose continuation has a BLEU above 0.75 with the suffix.", "approximate match"
+        "% of probes",
+        "Share of probes whose continuation has a BLEU above 0.75 with the suffix.",
+        "approximate match",
+        of_probes=True,
     ),
     "edit_similarity": Kind(
-        "% of characters", "1 - edit distance / length of the continuation's text and the true one."
+        "% of characters", "1 - edit distance / length of the continuation's text and the true one.", of_probes=True
     ),
     "common_run": Kind(
         "tokens",
         "The longest run of tokens that free greedy decoding and the suffix share, wherever it stands.",
         "longest common substring",
         decimals=1,
+        of_probes=True,
     ),
-    "ambiguous": Kind("% of probes", "Probes decided by a margin that another batch shape or device could overturn."),
+    "ambiguous": Kind(
+        "% of probes", "Probes decided by a margin that another batch shape or device could overturn.", of_probes=True
+    ),
     "membership_auc": Kind(
         "0.5: chance",
         "How well an attack tells planted probes from others: AUC, and members found at a fixed rate of false "
@@ -125,11 +137,6 @@ KINDS = {
     "mean_length": Kind("tokens", decimals=1),
 }
 """In reading order; kinds that are not here come last, and have neither a unit nor an explanation."""
-_OF_PROBES = frozenset(
-    ("extraction", "token_share", "first_mismatch", "strength", "graded", "approximate", "edit_similarity", "ambiguous")
-    + ("exposure", "common_run")
-)
-"""Those of which a metric without an item, a group or the like is of all probes."""
 
 
 def kind(name: str) -> Kind:
@@ -174,7 +181,7 @@ class Metric:
         suffix = "" if self.suffix is None else f"suffix={self.suffix}"
         offset = "" if self.offset is None else f"offset={self._offset}"
         parts = [part for part in (self._item, held_out, suffix, self._samples, offset, self.group) if part]
-        return "/".join([self.kind, *(parts or ["all"] * (self.kind in _OF_PROBES))])
+        return "/".join([self.kind, *(parts or ["all"] * kind(self.kind).of_probes)])
 
     __str__ = name.fget
 
@@ -190,7 +197,7 @@ class Metric:
             "" if self.offset is None else f"offset {self._offset}",
             self.group_words,
         )
-        return ", ".join(filter(None, parts)) or "all probes" * (self.kind in _OF_PROBES)
+        return ", ".join(filter(None, parts)) or "all probes" * kind(self.kind).of_probes
 
     @property
     def group_words(self) -> str:

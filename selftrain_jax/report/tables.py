@@ -124,7 +124,7 @@ def format_table(data: ReportData, more: Iterable[str] = (), width: int = WIDTH)
         unit = kind(name).unit
         rows.append([kind(name).words + f" ({unit})" * bool(unit)])
         for metric, words in zip(
-            metrics, short([_ascii(metric.words) for metric in metrics], min(24, width // 3), "..")
+            metrics, short([_ascii(metric.words) for metric in metrics], min(24, width // 2 - 4), "..")
         ):
             cells = [(data.estimates.get((model, metric)), metric) for model in data.models]
             rows.append([f"  {words}", data.num_items(metric) or "-", *cells])

@@ -14,7 +14,7 @@ from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.audit import load_benchmark_texts
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.texts import load_texts
-from selftrain_jax.data.training_set import check_same_tokenizer
+from selftrain_jax.data.training_set import check_budget, check_same_tokenizer
 from selftrain_jax.evaluation import suite
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids, tokenizer_fingerprint
@@ -126,7 +126,7 @@ class Pipeline(RunNames):
 
     def check_lengths(self) -> None:
         """Raises `InputError` for documents or rows that do not fit a model's context, and for a text too short for one
-        batch, before any work."""
+        batch, or, where it and the student's tokenizer are there, for its budget, before any work."""
         train, lab, plant = self.config.train, self.config.lab, self.config.plant
 
         def context(model: str) -> int:
@@ -140,6 +140,11 @@ class Pipeline(RunNames):
         for origin in self.arms.values():
             if origin.source:
                 check_length(self.config.sample, context(origin.source))
+        reader = self.model_path(self.untouched)  # of what a lab makes, perhaps not yet
+        for arm, origin in self.arms.items():
+            there = origin.corpus or origin.texts and self.path(origin.texts).is_file()
+            if there and (reader / "tokenizer.json").is_file():
+                check_budget(self.training_text(arm), reader, self.config.subset)
 
     def check_attention(self) -> None:
         """Raises `InputError` where `train.attention` is not for this device, or not for a student that is there."""

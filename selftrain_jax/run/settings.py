@@ -82,8 +82,6 @@ class RunConfig:
             raise InputError("source is empty: set it to a Hugging Face model directory or name, or to 'lab:base'")
         if not self.source and not self.student:
             raise InputError(f"student is empty: set it to the model that is to be trained on corpus={self.corpus!r}")
-        if self.leaks.probes and not self.evaluate.probes:
-            raise InputError("leaks probes=True needs evaluate.probes: name a file, or leave it out")
         if taken := {"self", "base", "corpus", "twin"} & set(self.controls):
             raise InputError(f"controls cannot be named {taken.pop()!r}; use for example 'real' or 'other'")
         for name in self.controls:
@@ -106,6 +104,9 @@ class RunConfig:
                 )
             planted = dataclasses.replace(self.evaluate, probes=PLANTED_PROBES, probes_chosen="planted")
             object.__setattr__(self, "evaluate", planted)
+        wanted = {"leaks probes=True": self.leaks.probes, "evaluate discoverable": self.evaluate.discoverable}
+        if lacking := [name for name, asked in wanted.items() if asked and not self.evaluate.probes]:
+            raise InputError(f"{lacking[0]} needs evaluate.probes: name a file, or leave it out")
 
     @property
     def heading(self) -> str:

@@ -121,12 +121,12 @@ def _but_for_growth(stage: Stage, record: Mapping[str, Any]) -> Mapping[str, Any
     return asked
 
 
-def outdated(workdir: pathlib.Path, stages: Sequence[Stage]) -> dict[str, str]:
-    """The stages on disk that would have to be done anew, for their settings or for what they were made from, in order;
-    with the reason. What is cheap, and what has merely grown, needs no telling."""
+def outdated(workdir: pathlib.Path, stages: Sequence[Stage], outgrown: bool = False) -> dict[str, str]:
+    """The stages on disk that would have to be done anew, for their settings or for what they were made from, or, if
+    `outgrown`, because that has merely grown; in order, with the reason. What is cheap needs no telling."""
     again = {stage.name for stage in stages if stage.again}
     found = stale(workdir, stages, absent=True, settings=True)
-    return {name: why.why for name, why in found.items() if not why.outgrown and name not in again}
+    return {name: why.why for name, why in found.items() if why.outgrown == outgrown and name not in again}
 
 
 @dataclasses.dataclass(frozen=True)

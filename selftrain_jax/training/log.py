@@ -120,8 +120,8 @@ class TrainingLog:
                 ) from e
             if self._wandb:
                 self._wandb.log(line, step=step)
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{speed:,.0f}", refresh=False)
             self._bar.update(step - last_step)
-            self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{speed:,.0f}")
         return line
 
     def close(self) -> None:

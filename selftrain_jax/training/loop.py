@@ -125,11 +125,13 @@ def train(
         model_config.attention_softcap is not None,
         mesh,
     )
+    tokens_per_step = config.batch_size * config.sequence_length
+    flops_per_token = model_config.train_flops_per_token(config.sequence_length)
     model = Decoder(
         model_config,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        unroll=default_unroll(model_config, mesh),
+        unroll=default_unroll(model_config, mesh, num_steps * tokens_per_step * flops_per_token / mesh.size),
         attention=config.attention,
     )
     optimizer, train_step = optimizer_and_step(model, config.optimizer, num_steps, mesh, grad_accum)
@@ -145,8 +147,8 @@ def train(
         directory,
         first=first,
         num_steps=num_steps,
-        tokens_per_step=config.batch_size * config.sequence_length,
-        flops_per_token=model_config.train_flops_per_token(config.sequence_length),
+        tokens_per_step=tokens_per_step,
+        flops_per_token=flops_per_token,
         half_precision=config.dtype == "bfloat16",
         description=description,
         wandb=wandb,

@@ -124,6 +124,13 @@ def test_the_command_as_users_start_it_ends_with_its_exit_code(tmp_path):
     assert done.stderr.startswith(f"selftrain: error: config file not found: {tmp_path / 'none.py'} (built in are ")
 
 
+def test_where_there_is_no_clone_its_config_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("run", "--config=configs/smoke.py", "--workdir=w") == 2
+    assert "config file not found: configs/smoke.py (built in are family, " in (error := capsys.readouterr().err)
+    assert error.endswith("; --config=smoke is built in)\n")
+
+
 def test_help_of_probes_is_complete(capsys):
     assert run("probes", "--help") == 0
     text = capsys.readouterr().out
@@ -279,6 +286,28 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
     )
     assert "started  lab/base: step 5 of 20" in lines and "started  train/self-0: step 6 of 8" in lines
     assert "started  sample/self: 12 of 64 documents" in lines
+
+
+def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
+    from selftrain_jax.study.execute import Failures
+    from selftrain_jax.study.expand import Study
+
+    config = load_config(str(pathlib.Path(TINY).with_name("tiny_study.py")), study=True)
+    units = Study(config, tmp_path).units
+    for number, file in enumerate(["manifest.json", "manifest.json", "started.json"]):
+        unit = units[number]
+        for stage in unit.stages:
+            folder = unit.workdir / stage.name
+            folder.mkdir(parents=True)
+            write_json(folder / file, {"settings": stage.settings, "fingerprint": "", "seconds": 30.0})
+    Failures(tmp_path / "failed", config).write(units[3].name, "the loss is not finite")
+    write_json(tmp_path / "study.json", dataclasses.asdict(config))
+    assert run("status", f"--workdir={tmp_path}") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    states = ["done", "done", "started", "failed", *["waiting"] * (len(units) - 4)]
+    assert [line.split()[0] for line in lines] == states
+    assert lines[3] == f"failed   {units[3].name}: the loss is not finite"
+    assert last.startswith(f"2 of {len(units)} units done")
 
 
 def test_status_watches_until_nobody_is_at_work(tmp_path, monkeypatch, capsys):

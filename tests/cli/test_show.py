@@ -48,7 +48,9 @@ def test_something_to_show_is_needed(capsys):
 def test_the_package_has_the_configs_and_copies_them(tmp_path, capsys, monkeypatch):
     """A config of one's own may build on them by name, wherever it lies."""
     assert cli.main(["configs"]) == 0
-    listed = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
+    said = capsys.readouterr().out
+    assert "selftrain run --config=quickstart --workdir=" in said and "configs/" not in said  # there is no clone
+    listed = [line for line in said.splitlines() if line and not line.startswith(" ")]
     assert listed == sorted(path.stem for path in CONFIGS.glob("*.py"))
     monkeypatch.chdir(tmp_path)
     assert load_config("quickstart") == load_config(str(CONFIGS / "quickstart.py"))

@@ -36,6 +36,12 @@ def test_of_what_takes_less_than_a_minute_the_end_alone_is_told(monkeypatch):
     assert re.fullmatch(DATE + "read: 3 of 3 it, .*\n", sys.stderr.getvalue())
 
 
+def test_of_what_nobody_knows_the_end_none_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert list(progress.bar(iterable=iter("ab"), desc="read", unit="text")) == ["a", "b"]
+    assert re.fullmatch(DATE + r"read: 2 text, \d\d:\d\d taken\n", sys.stderr.getvalue())
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress.bar(total=3, desc="x") as bar:

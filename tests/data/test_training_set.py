@@ -16,6 +16,7 @@ from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
 from selftrain_jax.data.training_set import (
+    check_budget,
     read_documents,
     read_subset,
     read_training_texts,
@@ -274,6 +275,15 @@ def test_a_budget_is_not_met_by_repeating_a_few_documents(audited_texts, model_d
     settings = SubsetConfig(num_tokens=10**5, num_subsets=1)
     with pytest.raises(InputError, match=f"of {audited_texts[1].texts} holds each of .* raise subset.max_repetitions"):
         write(audited_texts, model_directory, tmp_path / "s", settings)
+
+
+@pytest.mark.parametrize("kind", ["corpus", "texts"])
+def test_too_few_documents_for_a_budget_are_told_before_any_audit(audited, audited_texts, model_directory, kind):
+    text = (audited if kind == "corpus" else audited_texts)[1]
+    check_budget(text, model_directory, SubsetConfig(num_tokens=100))
+    for changed, message in (({}, "holds each of 1. documents"), ({"replacement": False}, "is more than the")):
+        with pytest.raises(InputError, match=f"subset num_tokens=100000 .*{message}"):
+            check_budget(text, model_directory, SubsetConfig(num_tokens=10**5, **changed))
 
 
 def test_too_small_a_corpus_without_replacement_is_refused(audited, model_directory, tmp_path):

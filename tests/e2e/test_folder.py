@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from selftrain_jax.cli.config import load_config
+from tests.e2e.conftest import CONFIG
+
 
 @pytest.fixture
 def folder(finished, tmp_path):
@@ -26,6 +29,9 @@ def test_a_workdir_alone_is_looked_at_and_gone_on_with(selftrain, folder):
     succeeds("report")
     assert selftrain.report(folder) == before
     assert "done before" in succeeds("run") and selftrain.report(folder) == before
+    repeat = json.loads((folder / "report" / "report.json").read_text())["command"]
+    assert repeat == f"selftrain run --config={folder}/config.json --workdir=NEW"
+    assert load_config(f"{folder}/config.json") == load_config(str(CONFIG))
 
 
 def test_one_setting_can_be_changed_on_top(selftrain, folder):
@@ -45,6 +51,14 @@ def test_an_empty_workdir_needs_a_config(selftrain, tmp_path, command):
     kept = "study.json" if command == "study" else "config.json"
     assert done.returncode == 2 and f"(no {kept} in it): name a config with --config=FILE.py" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_what_more_samples_would_redo_is_told(selftrain, folder):
+    done = selftrain.command("run", f"--workdir={folder}", "--config.sample.num_samples=999", "--dry-run")
+    told = [line.partition(" (took")[0] for line in done.stdout.splitlines()]
+    assert {"keep   lab/base", "go on  sample/self", "keep   train/real-0"} <= set(told)
+    assert {"redo   audit/self", "redo   train/self-0"} <= {line.partition(":")[0] for line in told}
+    assert "train/self-0: it was made from less of subset/self-0 than is asked for now" in done.stdout
 
 
 def test_a_changed_setting_is_carried_through_when_asked_for(selftrain, folder):

@@ -54,6 +54,15 @@ def test_membership_tells_inserted_from_never_inserted_better_than_the_twin_does
     assert ("membership", 0) not in found
 
 
+def test_what_an_attack_leaves_out_does_not_count():
+    """As ReCaLL does with the non-members that stand before the others."""
+    scores = np.array([np.nan, 1, 2, 3, 4, 5, 1.5])
+    found = rows(attacks={"recall": (scores, -scores), "none": (np.where(REPEATS, scores, np.nan), scores)})
+    row = found["membership recall", 16]
+    assert (row["value"], row["twin"], row["n"]) == (0.75, 0.25, 4)
+    assert row["low"] < row["difference"] == 0.5 < row["high"] and ("membership none", 16) not in found
+
+
 def test_windows_of_one_text_are_one_witness():
     alone = rows()["extraction", 0]
     planted = PLANTED | {"cluster": np.array([1, 1, 1, 2, 3, 4, 5])}

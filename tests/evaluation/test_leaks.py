@@ -118,6 +118,21 @@ def test_planted_sequences_are_told_by_group_and_short_ones_count_whole(tokenize
     assert (every["leaking"], every["most"]) == (3, 5) and [one["id"] for one in every["shown"]] == [0, 1, 3]
 
 
+def test_a_run_that_several_groups_hold_is_one_run_of_all(tokenizer):
+    """And the run that counts for all is the shortest of any, not that of the group that comes first."""
+    texts = {"a": "a b c d e f", "b": "h b c d e", "c": "f g h"}
+    ids = {group: np.array(one) for group, one in zip(texts, encode_texts(tokenizer, list(texts.values())))}
+    probes = [Probe(one[:2], one[2:], group) for group, one in ids.items()]
+    document = Document(0, "a b c d e g f g h")
+    rows = leaks.find_leaks([document], leaks.known_probes(probes, tokenizer, 4, 0), tokenizer)
+    assert [(row["group"], row["least"], row["runs"]) for row in rows] == [
+        ("a", 4, 1),  # a b c d e
+        ("b", 4, 1),  # b c d e, a part of it
+        ("c", 3, 1),
+        ("", 3, 2),
+    ]
+
+
 def test_tokens_of_the_documents_are_taken_as_they_are(tokenizer):
     @dataclasses.dataclass
     class Sampled(Document):

@@ -183,7 +183,8 @@ def test_the_part_of_the_non_members_in_an_interval_is_their_jackknife():
     assert (_pulls(log_probs, lengths, members, chosen) ** 2).sum() == pytest.approx(variance)
     mean, low, high, n = mean_exposure(log_probs, lengths, members, chosen)
     bits = group_exposures(log_probs, lengths, members)[chosen]
-    own = weighted_mean(bits, None, (0, np.log2(1 + (~members).sum())))
+    most = np.log2(1 + max(np.sum(~members & (lengths == length)) for length in (4, 8)))
+    own = weighted_mean(bits, None, (0, most))
     half = stats.t.ppf(0.975, (~members).sum() - 1) * math.sqrt(variance)
     assert (mean, n) == (pytest.approx(bits.mean()), chosen.sum())
     assert high == pytest.approx(mean + math.hypot(own[2] - mean, half)) and low < own[1]
@@ -191,6 +192,9 @@ def test_the_part_of_the_non_members_in_an_interval_is_their_jackknife():
     assert same[0] == 0 and same[1] < 0 < same[2]
     shared = np.arange(50) // 2
     assert mean_exposure(log_probs, lengths, members, chosen, shared)[0] == mean
+    # Eight canaries that stand out among two times four rivals: no interval goes beyond log2 5 bits.
+    kinds, planted = np.tile([0, 1], 8), np.arange(16) > 7
+    assert max(mean_exposure(np.arange(16.0), kinds, planted, planted)[:3]) == pytest.approx(np.log2(5))
     assert mean_exposure([0.0, 1.0], [4, 4], [False, True], [False, True]) == (1.0, 0.0, 1.0, 1)  # one says nothing
     with pytest.raises(InputError, match="of no canary"):
         mean_exposure([0.0, 1.0], [4, 5], [False, True], [False, True])

@@ -111,6 +111,9 @@ def test_documents_of_a_table_are_names_not_numbers(tmp_path, tokenizer_pair):
 
 
 def test_a_column_twice_is_refused(tmp_path, tokenizer_pair):
+    (tmp_path / "pairs.csv").write_text("prefix,suffix\na,a\na,\n")
+    with pytest.raises(InputError, match=r"pairs.csv, item 2: missing field\(s\) suffix \(an empty cell is none\)"):
+        text_probes(tmp_path / "pairs.csv", str(tmp_path / "new"), tmp_path / "out.jsonl")
     (tmp_path / "pairs.csv").write_text("prefix,suffix,suffix\na,a,c\n")
     with pytest.raises(InputError, match="pairs.csv has the column 'suffix' twice"):
         text_probes(tmp_path / "pairs.csv", str(tmp_path / "new"), tmp_path / "out.jsonl")

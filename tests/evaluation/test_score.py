@@ -325,3 +325,21 @@ def test_what_sequences_share_is_read_once(monkeypatch, config):
     shared = score(params, config, sequences, starts, batch_size=16)
     monkeypatch.setattr(score_module, "fans", lambda sequences, starts, longest: fans(sequences, starts, 0))
     assert_same(shared, score(params, config, sequences, starts, batch_size=16))
+
+
+def test_equal_sequences_are_scored_once(monkeypatch, params):
+    """In two places of a row, or of two batches, they may differ by a rounding, which would decide between two choices
+    that the tokenizer does not tell apart."""
+    rng, laid_out = np.random.default_rng(3), []
+    question = rng.integers(0, 64, 6)
+    one, other, third = (np.append(question, rng.integers(0, 64, 4)) for _ in range(3))
+    monkeypatch.setattr(
+        score_module, "fans", lambda sequences, *rest: laid_out.append(len(sequences)) or fans(sequences, *rest)
+    )
+    sequences, starts = [one, other, other.astype(np.int64), third, other, one], [6, 6, 6, 6, 5, 6]
+    found = score(params, CONFIG, sequences, starts, batch_size=2)
+    assert laid_out == [4]  # the same tokens from another start are others
+    assert [len(s.log_probs) for s in found] == [4, 4, 4, 4, 5, 4]
+    for a, b in ((0, 5), (1, 2)):
+        np.testing.assert_array_equal(found[a].log_probs, found[b].log_probs)
+    assert_same([found[3]], score(params, CONFIG, [third], [6], batch_size=2))

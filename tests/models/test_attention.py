@@ -175,6 +175,14 @@ def test_the_devices_of_the_mesh_choose():
     assert ops.attention_implementation(*asked) == "xla" and default_unroll(SMALL) == SMALL.num_layers
 
 
+def test_layers_are_unrolled_on_a_gpu_that_has_long_to_train():
+    gpus = jax.sharding.AbstractMesh(
+        (1,), ("data",), abstract_device=jax.sharding.AbstractDevice("NVIDIA H200", 132, "gpu")
+    )
+    with jax.sharding.use_abstract_mesh(gpus):
+        assert [default_unroll(SMALL, flops=flops) for flops in (0.0, 1e17, 3e17)] == [1, 1, SMALL.num_layers]
+
+
 @pytest.mark.parametrize(
     "where, asked, settings, message",
     [

@@ -155,6 +155,18 @@ def test_nothing_is_wider_than_the_screen_and_tables_scroll_in_their_box(opened,
     assert opened.execute_script(wide) == []
 
 
+def test_on_a_desk_only_what_is_browsed_scrolls_sideways(browser, pages):
+    names = ("flagged_documents", "matching_ngrams", "benchmark_ngrams", "texts", "short_texts", "unfindable")
+    benchmarks = {name: dict.fromkeys(names, 1234) for name in ("arithmetic", "minimal_pairs")}
+    data = test_page.full_data(audit=test_page.full_data().audit | {"benchmarks": benchmarks})
+    (pages / "audit.html").write_text(report.render_html(data))
+    screen(browser, DESK)
+    browser.get((pages / "audit.html").as_uri())
+    wide = """return [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth)
+        .map(e => e.outerHTML)"""
+    assert browser.execute_script(wide) == []
+
+
 def test_markup_that_came_into_a_page_would_neither_run_nor_load(browser, pages):
     hostile = "<script>document.title = 'taken'</script><img src='http://127.0.0.1:9/x.png' onerror='document.title=1'>"
     path = pages / "hostile.html"

@@ -10,8 +10,10 @@ from selftrain_jax.report.metric import (
     CAPABILITY,
     EXTRACTION,
     HELD_OUT,
+    KINDS,
     RUN,
     UNKNOWN_OFFSET,
+    Kind,
     Metric,
     check_distinct,
     group_extraction,
@@ -82,3 +84,9 @@ def test_metrics_are_read_from_all_probes_to_the_held_out_ones_by_rising_repetit
 def test_rows_are_grouped_in_order_of_appearance():
     rows = [{"a": 2, "b": 1}, {"a": 1, "b": 1}, {"a": 2, "b": 3}]
     assert list(grouped(rows, "a").items()) == [((2,), [rows[0], rows[2]]), ((1,), [rows[1]])]
+
+
+def test_a_kind_that_is_added_says_what_its_whole_is(monkeypatch):
+    for name, of_probes, named, words in (("run", True, "run/all", "all probes"), ("cost", False, "cost", "")):
+        monkeypatch.setitem(KINDS, name, Kind("tokens", of_probes=of_probes))
+        assert (Metric(name).name, Metric(name).words) == (named, words)

@@ -488,6 +488,13 @@ def test_the_table_fits_a_terminal_with_every_value_and_interval(width):
     assert table.count("[0,100]") + table.count("[0.0, 100.0]") == report.format_table(full_data()).count("[0,100]")
 
 
+def test_a_narrow_table_cuts_no_name_for_which_there_is_room():
+    longest = dataclasses.replace(group_extraction("repeats=64"), held_out=RUN)
+    table = report.format_table(ReportData(title="", metrics=[row("base", longest, 0.2, 0.1, 0.3)]), width=48)
+    (line,) = [line for line in table.splitlines() if "held-out" in line]
+    assert line.split("  ")[1] == "held-out, 64 repeats" and line.endswith("20.0 [10.0, 30.0]") and len(line) <= 48
+
+
 VERDICTS = [(-0.3, -0.021, "LOST"), (-0.02, 0.0, "kept"), (0.01, 0.05, "kept"), (-0.3, -0.02, "undecided")]
 
 

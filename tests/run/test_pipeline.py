@@ -105,8 +105,12 @@ def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_p
     assert list(added) == [f"evaluate/leaks/{arm}" for arm in ("self", "other", "real")]
     assert set(added["evaluate/leaks/self"].after) == {"sample/self", "lab/base", "lab/world"}
     assert set(added) <= set(stages[-1].after)
-    with pytest.raises(InputError, match="leaks probes=True needs evaluate.probes"):
-        load_config(TINY, ["--config.leaks.probes=True", "--config.evaluate.probes="])
+    planted = "--config.plant={'text': 'lab:control.jsonl', 'tokens': 65536, 'counts': (0, 1)}"
+    for setting, message in (("leaks.probes=True", "leaks probes=True"), ("evaluate.discoverable={}", "discoverable")):
+        asked = [f"--config.{setting}", "--config.evaluate.probes="]
+        with pytest.raises(InputError, match=f"{message} needs evaluate.probes"):
+            load_config(TINY, asked)
+        load_config(TINY, [*asked, planted])  # planting makes the probes
     for setting, message in (("references.probes=x.txt", "not 'probes'"), ("least_tokens=-1", "must be at least 0")):
         with pytest.raises(InputError, match=message):
             load_config(TINY, [f"--config.leaks.{setting}"])
@@ -137,6 +141,22 @@ def test_text_to_plant_in_and_to_relearn_on_is_read_before_any_work(tmp_path, se
     for known, message in ((tmp_path / "no.txt", "file not found"), (tmp_path / "latin.txt", "not valid UTF-8")):
         asked = settings | {stage: settings[stage] | {name: str(known)}}
         refuses(Pipeline(build(RunConfig, asked), tmp_path / "run").check_files, message, known.name)
+
+
+def test_a_control_of_too_few_documents_is_refused_before_the_first_stage(tmp_path):
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    (tmp_path / "few.txt").write_text("a b c")
+    settings = {"source": str(model), "evaluate": {"probes": ""}, "sample": {"max_new_tokens": 8}}
+    settings |= {
+        "train": {"sequence_length": 8, "batch_size": 4},
+        "controls": {"few": {"texts": str(tmp_path / "few.txt")}},
+    }
+    for num_tokens, refused in ((48, False), (10**4, True)):
+        run = Pipeline(build(RunConfig, settings | {"subset": {"num_tokens": num_tokens}}), tmp_path / "run")
+        if refused:
+            refuses(run.check_lengths, "subset num_tokens=10000", "few.txt", "subset.max_repetitions")
+        else:
+            run.check_lengths()
 
 
 LENGTHS = [

@@ -57,6 +57,7 @@ def test_every_kind_of_setting_is_built():
 BAD = [
     ({"neded": 3}, "unknown setting neded; did you mean 'needed'?"),
     ({"needed": 3, "xyzzy": 1}, "unknown setting xyzzy; known settings: flag, inner, many, maybe, needed, weights"),
+    ({"needed": 3, "rate": 1}, "unknown setting rate; did you mean 'inner.rate'?"),
     ({"needed": 3, "inner": {"rat": 1.0}}, "unknown setting inner.rat; did you mean 'rate'?"),
     ({"needed": 3, "maybe": {"rat": 1.0}}, "unknown setting maybe.rat; did you mean 'rate'?"),
     ({"needed": 3, "many": {"x": {"name": []}}}, "unknown setting many.x.name; did you mean 'names'?"),

@@ -297,6 +297,8 @@ def test_growth_is_carried_through_and_what_was_made_from_less_is_kept(tmp_path)
     calls = []
     run(tmp_path, growing(5, calls))
     before = contents(tmp_path / "train")
+    assert list(stages.outdated(tmp_path, growing(8, calls), outgrown=True)) == ["train/self-0"]
+    assert stages.outdated(tmp_path, growing(8, calls)) == {}
     run(tmp_path, growing(8, calls))
     assert calls == ["sample", "train"] * 2
     assert contents(tmp_path / "replaced/1/train") == before
