@@ -31,7 +31,8 @@ def shown(
     found = {"documents": _documents(run, corpus)}
     if run.config.evaluate.probes:
         found["probes"] = _probes(run, items, masks[0])
-    tokens = _tokens(manifests, run.config.train.epochs)
+    train = run.config.train
+    tokens = _tokens(manifests, train.batch_size * train.sequence_length)
     return {"listings": found, "tokens": tokens, "num_devices": run.mesh.devices.size}
 
 
@@ -86,9 +87,9 @@ def _nll(document) -> float | None:
     return None if document.log_probs is None or not len(document.tokens) else -float(document.log_probs.mean())
 
 
-def _tokens(manifests: Mapping[str, Mapping[str, Any]], epochs: int) -> dict[str, int]:
-    """By stage, tokens sampled, and trained on over all epochs, from the manifests of finished stages."""
-    found = {name: manifest["result"].get("num_tokens") for name, manifest in manifests.items()}
-    sampled = {name: n for name, n in found.items() if name.startswith("sample/") and n}
-    trained = {f"train/{name[7:]}": n * epochs for name, n in found.items() if name.startswith("subset/") and n}
-    return sampled | {name: n for name, n in trained.items() if name in manifests}
+def _tokens(manifests: Mapping[str, Mapping[str, Any]], per_step: int) -> dict[str, int]:
+    """By stage, tokens sampled, and trained on (targets: the rest of a budget that fills no row or batch is not), from
+    the manifests of finished stages."""
+    found = {name: manifest["result"] for name, manifest in manifests.items()}
+    sampled = {name: of["num_tokens"] for name, of in found.items() if name.startswith("sample/")}
+    return sampled | {name: of["step"] * per_step for name, of in found.items() if name.startswith("train/")}

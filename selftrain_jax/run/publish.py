@@ -11,6 +11,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.run.export import literal, without_places
+from selftrain_jax.run.references import check_current, open_run
 
 _ROWS = 4096
 _PARQUET = "data/train-00000-of-00001.parquet"
@@ -31,8 +32,8 @@ def publish(source: pathlib.Path, directory: pathlib.Path) -> int:
     document out; null where there is no audit.
 
     Raises:
-      InputError: `source` is no finished corpus, its audit is of another one, pyarrow is missing, or `directory` is
-        there and not empty. Nothing is left behind.
+      InputError: `source` is no finished corpus, its audit is stale or of another one, pyarrow is missing, or
+        `directory` is there and not empty. Nothing is left behind.
     """
     try:
         import pyarrow as pa
@@ -67,9 +68,12 @@ def publish(source: pathlib.Path, directory: pathlib.Path) -> int:
 def _audit(source: pathlib.Path, num_documents: int) -> dict[str, Any] | None:
     """What the audit of the run that `source` lies in found; None for a corpus elsewhere."""
     place = pathlib.Path(os.path.abspath(source))
-    path = place.parent.parent.parent / "audit" / place.parent.name / "audit.json"
+    arm, workdir = place.parent.name, place.parent.parent.parent
+    path = workdir / "audit" / arm / "audit.json"
     if (place.parent.parent.name, place.name) != ("sample", "corpus") or not path.is_file():
         return None
+    if (workdir / "config.json").is_file():
+        check_current(open_run(workdir), f"sample/{arm}", f"audit/{arm}")
     found = files.read_json(path, "audit")
     if found["num_documents"] != num_documents:
         raise InputError(

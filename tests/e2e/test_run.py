@@ -90,6 +90,19 @@ def test_stage_by_stage_is_the_same_run(finished, selftrain, tmp_path):
             np.testing.assert_array_equal(leaf, wanted[name], err_msg=f"{model}: {name}")
 
 
+def test_the_page_counts_the_tokens_that_were_sampled_and_trained_on(finished):
+    """Of a budget of 1,537 tokens 24 rows are made, and every target of each is read once an epoch."""
+    workdir, page = finished[0], (finished[0] / "report" / "report.html").read_text()
+    counted = {"sample/self": sum(len(d.tokens) for d in read_corpus(workdir / "sample" / "self" / "corpus"))}
+    for model in ("self-0", "real-0", "other-0"):
+        lines = (workdir / "train" / model / "metrics.jsonl").read_text().splitlines()
+        counted[f"train/{model}"] = int(sum(json.loads(line)["targets"] for line in lines))
+    assert counted["train/self-0"] == 6144
+    for stage, tokens in counted.items():
+        row = page.partition(f'<tr><th scope="row">{stage}</th>')[2].partition("</tr>")[0]
+        assert f">{tokens:,}<" in row
+
+
 def test_eight_devices_sample_the_same_tokens(finished, selftrain, copy_of):
     workdir = copy_of("lab")
     out = selftrain.succeeds("sample", workdir, "--show=2", devices=8)

@@ -51,6 +51,21 @@ def test_a_model_of_another_text_is_refused_by_name(retrained):
     refuses(lambda: find_model(f"{retrained}:self-0"), "train/self-0", "is stale", "another subset/self-0")
 
 
+def test_a_corpus_is_not_published_with_the_audit_of_another(selftrain, copy_of, finished, tmp_path):
+    workdir = copy_of("sample", "audit")
+    settings = json.loads((finished[0] / "config.json").read_text())
+    for seed, code in ((settings["sample"]["seed"], 0), (7, 2)):  # drawn anew with another seed, but not audited
+        settings["sample"]["seed"] = seed
+        (workdir / "config.json").write_text(json.dumps(settings))
+        for path in (path for name in RECORDS for path in workdir.glob(f"sample/*/{name}")):
+            record = json.loads(path.read_text())
+            record["settings"]["seed"] = seed
+            path.write_text(json.dumps(record | ({"fingerprint": "another"} if seed == 7 else {})))
+        done = selftrain.command("publish", workdir / "sample/self/corpus", tmp_path / f"out-{seed}")
+        assert done.returncode == code and (tmp_path / f"out-{seed}").exists() == (code == 0)
+    assert "stage audit/self in " in done.stderr and "made from another sample/self" in done.stderr
+
+
 def test_weights_or_settings_put_in_the_place_of_others_are_refused(copy_of, finished):
     workdir = copy_of("lab", "sample", "audit", "subset", "train", "evaluate", "report")
     settings = json.loads((finished[0] / "config.json").read_text())
