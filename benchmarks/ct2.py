@@ -57,7 +57,8 @@ def convert(directory: str, out: str) -> None:
         fill(layer.ffn.linear_0, f"{name}.mlp.dense_h_to_4h")
         fill(layer.ffn.linear_1, f"{name}.mlp.dense_4h_to_h")
     spec.register_vocabulary([str(i) for i in range(config["vocab_size"])])
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+    for name in ("bos_token", "eos_token", "unk_token"):
+        setattr(spec.config, name, "0")
     spec.validate()
     spec.optimize()
     os.makedirs(out)

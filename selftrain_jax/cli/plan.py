@@ -156,18 +156,19 @@ def make_plan(
     params = memory.device_bytes(state.params)
     temporary = {rows: train_temporaries(config, train, mesh, rows) for rows in (2 * ways, 4 * ways)}
     compiling(f"a decode step (sample), {mesh.size} virtual devices")
-    weights = sampling_weights(config, mesh, sampling_dtype)
-    model = Decoder(config, dtype=jnp.dtype(sampling_dtype))
-    wave = {rows: memory.wave_bytes(weights, model, sampling, rows, mesh=mesh) for rows in (8 * ways, 16 * ways)}
+    # In fp32 whatever the dtype: a CPU would convert a bfloat16 program's weights, and hold them twice.
+    exact, model = sampling_weights(config, mesh, "float32"), Decoder(config)
+    wave = _line({rows: memory.wave_bytes(exact, model, sampling, rows, mesh=mesh) for rows in (8 * ways, 16 * ways)})
+    cache, of_exact = (cache_bytes(config, sampling, mesh, dtype) for dtype in (sampling_dtype, "float32"))
     activations = _line(temporary)
     return Plan(
         params=params,
         gradients=params,
         optimizer=memory.device_bytes(state.opt_state),
         activations=Line(activations.at_zero - params, activations.per_row),
-        weights=memory.device_bytes(weights),
-        cache=cache_bytes(config, sampling, mesh, sampling_dtype),
-        wave=_line(wave),
+        weights=memory.device_bytes(sampling_weights(config, mesh, sampling_dtype)),
+        cache=cache,
+        wave=Line(wave.at_zero, wave.per_row + (cache - of_exact) / ways),
         ways=ways,
     )
 

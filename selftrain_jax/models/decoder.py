@@ -187,10 +187,8 @@ def _write(store, new, position):  # store [B, K, S, H], new [B, T, K, H]
 
 
 def _as_given(store):
-    """`store` in memory as arrays of its shape lie outside of programs on a TPU: S last, unless H fills lanes of 128.
-
-    Left to itself, the compiler has a loop of one query a head write to `[S, K, B, H]`: a second copy of the cache, H
-    padded to 128."""
+    """`store` as arrays of its shape lie in a TPU's memory outside of programs: S last, unless H fills lanes of 128.
+    Else a loop of one query a head holds it twice, as `[S, K, B, H]` with H padded to 128."""
     order = (0, 1, 2, 3) if store.shape[3] % 128 == 0 else (0, 1, 3, 2)
     return with_layout_constraint(store, Layout(order))
 

@@ -17,7 +17,8 @@ def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
     """Rows {"model", "text", "group", "edges", "extraction", "likelihood"}: of each text (numbered from 1 in the order
     of the probes) a strip of equal cells, with token counts as their edges [C + 1]; the share of its probes that is
     extracted [C], and the probability per token of their suffixes, exp(mean log-probability) [C]. A probe is where its
-    suffix begins; None where there is none.
+    suffix begins; None where there is none. Probes that all begin at one place, as those of planted passages, whose
+    offset is not one in the passage's text, are no strip.
 
     Args:
       models: the items of each model, one of each subset, of which the mean is taken.
@@ -25,8 +26,11 @@ def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
     base = next(iter(models.values()))[0].probes
     if "cluster" not in base or "suffix_at" not in base:
         return []
-    texts, sizes = np.unique(base["cluster"][base["suffix_at"] >= 0], return_counts=True)
-    drawn = texts[sizes >= LEAST_PROBES][:MAX_TEXTS]
+    known = base["suffix_at"] >= 0
+    texts, sizes = np.unique(base["cluster"][known], return_counts=True)
+    places = np.unique(np.stack([base["cluster"], base["suffix_at"]])[:, known], axis=1)[0]
+    several = np.isin(texts, places[1:][places[1:] == places[:-1]])
+    drawn = texts[(sizes >= LEAST_PROBES) & several][:MAX_TEXTS]
     groups = list(dict.fromkeys(base["group"].tolist()))
     # Of one text every group and model has a strip in the same picture.
     strips = len(drawn) if len(drawn) > 1 else len(groups) * len(models)

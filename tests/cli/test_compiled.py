@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -155,13 +156,13 @@ print(json.dumps({
 @pytest.mark.parametrize("accelerator, head_dim", [("v5e", 64), ("v6e", 80), ("v5p", 128), ("v4", 256)], ids=str)
 def test_step_scorer_and_bucket_compile_for_chips_that_are_not_there(accelerator, head_dim):
     """With packed documents and heads of several sizes, rows and heads spread. The bucket holds its cache once, and
-    none of it padded to lanes of 128."""
+    none of it padded to lanes of 128: what it works on beside is less than another one (of two layers, one is)."""
     found = compiled_for_tpus(PROGRAMS, str(head_dim), accelerator)
     assert found["kind"].startswith(ACCELERATORS[accelerator].kind) and found["splash"] == [True, True]
     assert found["total"] > 0 and "all-reduce" in found["kinds"]
     arguments, temporaries = found["bucket"]
     assert arguments == pytest.approx(found["weights"] + found["cache"], rel=0.05)
-    assert temporaries < 0.3 * found["cache"]
+    assert temporaries < 0.9 * found["cache"]
 
 
 SLICES = """
@@ -207,6 +208,28 @@ print(json.dumps(sorted({kind[0] for kind in kinds})))
 def test_the_kernel_compiles_forth_and_back_for_the_heads_of_every_family():
     """With packed documents; with the windows, soft-caps and groups of heads that go with a head size."""
     assert compiled_for_tpus(KERNELS) == [32, 64, 80, 128, 256]
+
+
+@pytest.mark.large
+@needs_libtpu
+def test_the_estimate_without_the_compiler_is_near_and_on_the_safe_side():
+    """The wave within 10 %. The slice is what a CPU could hold with XLA's attention: at most as large."""
+    config = f"--config={ROOT / 'configs/family.py'}:EleutherAI/pythia-70m"
+    command = [sys.executable, "-m", "selftrain_jax", "plan", config, "--accelerator=v5e", "--devices=4"]
+    command += ["--mesh=fsdp=4", "--config.train.grad_accum=1"]
+
+    def run(*options):
+        environment = os.environ | {"XLA_FLAGS": ""}
+        done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found, estimate = json.loads(run("--compile", "--json")), run()
+    wave = int(re.search(r"largest sampling wave .*?: (\d+) documents", estimate)[1])
+    rows = int(re.search(r"largest training slice .*?: (\d+) rows", estimate)[1])
+    print(wave, found["sampling"]["largest"], rows, found["training"]["largest"])
+    assert wave == pytest.approx(found["sampling"]["largest"], rel=0.1)
+    assert rows <= found["training"]["largest"]
 
 
 @pytest.mark.large

@@ -68,6 +68,15 @@ def test_the_plan_agrees_with_the_compiled_step(name):
     assert found.cache < found.wave.per_row * found.ways < found.cache + 10 * 4 * config.vocab_size
 
 
+def test_a_wave_in_bfloat16_takes_its_cache_and_not_a_cpus_copies_of_the_weights():
+    """A CPU converts bfloat16 weights to fp32: twice their bytes, which no accelerator needs."""
+    config, _, train = CASES["small"]
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    found = plan.make_plan(dataclasses.replace(config, vocab_size=8192), train, SAMPLING, mesh, "bfloat16")
+    assert found.wave.at_zero < found.weights
+    assert found.cache < found.wave.per_row < found.cache + 4 * 4 * 8192
+
+
 @pytest.mark.large
 def test_what_fits_grows_with_the_memory_and_the_devices():
     config, _, train = CASES["fsdp-tensor"]

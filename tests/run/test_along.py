@@ -48,3 +48,9 @@ def test_nothing_is_drawn_where_places_or_texts_are_not_known():
         assert along_texts({"base": [Items(probes=columns)]}) == []
     unknown = items.probes | {"suffix_at": np.full(40, -1)}
     assert along_texts({"base": [Items(probes=unknown)]}) == along_texts({"base": [Items()]}) == []
+
+
+def test_probes_at_one_place_are_no_strip():
+    """Those of planted passages: each counts from the beginning of its own sequence, not of the text."""
+    planted = measured(0, {1: 20}).probes | {"suffix_at": np.full(40, 6)}
+    assert along_texts({"base": [Items(probes=planted)]}) == []
