@@ -116,26 +116,31 @@ def _rows(count: int | None, ways: int) -> str:
 
 
 def plot(found: dict[str, dict], path: str) -> None:
-    """Of the train steps in `GROWTH`, one row for each panel: seconds at least, what a chip receives, its memory."""
+    """Of the train steps of models in `GROWTH`, against chips: seconds at least, what a chip receives, its memory."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     panels = {
         "seconds a step, at least": lambda t: max(t["seconds"].values()),
         "GiB received by a chip a step": lambda t: sum(k["received"] for k in t["traffic"].values()) / 2**30,
         "GiB of a chip's memory": lambda t: t["total"] / 2**30,
     }
-    rows = [(cell, found[cell.name]["training"]) for cell in GROWTH if (found.get(cell.name) or {}).get("training")]
-    for axis, (label, value) in zip(axes, panels.items(), strict=True):
-        for (model, several), marker in {(c.model, c.tpu_slices > 1): "o" for c, _ in rows}.items():
-            chosen = [(c.chips, value(t)) for c, t in rows if (c.model, c.tpu_slices > 1) == (model, several)]
-            name = model.split("/")[1] + ", two slices" * several
-            axis.plot(*zip(*chosen, strict=True), marker="s" if several else marker, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="v6e chips", title=label)
-        axis.set_xticks(sorted({cell.chips for cell, _ in rows}), labels=sorted({cell.chips for cell, _ in rows}))
+    lines: dict[str, list[tuple[int, dict]]] = {}
+    for cell in sorted(dict.fromkeys(CELLS), key=lambda cell: cell.chips):
+        steps = found.get(cell.name, {}).get("training")
+        if steps and cell.model in {other.model for other in GROWTH}:
+            name = f"{cell.model.split('/')[1]}, {cell.accelerator}" + ", two slices" * (cell.tpu_slices > 1)
+            lines.setdefault(name, []).append((cell.chips, steps))
+    chips = sorted({n for line in lines.values() for n, _ in line})
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.2), layout="constrained")
+    for axis, (title, value) in zip(axes, panels.items(), strict=True):
+        for name, line in lines.items():
+            axis.plot([n for n, _ in line], [value(steps) for _, steps in line], "o-", label=name)
+        axis.set(xscale="log", xlabel="chips, 4 rows each", title=title)
+        axis.set_xticks(chips, labels=chips)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.minorticks_off()
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -32,6 +32,10 @@ def test_every_command_and_option_is_in_the_reference():
         options = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
         assert [option for option in options if option not in page] == []
 
+    blocks = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == len(choices.choices) + 1 and "exit codes:" in blocks[0]
+    assert all(len(line) <= reference.COLUMNS for block in blocks for line in block.splitlines())
+
 
 def test_every_setting_is_in_the_reference_with_what_its_class_checks():
     page = reference.all_settings()

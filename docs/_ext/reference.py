@@ -10,8 +10,10 @@ import dataclasses
 import importlib
 import inspect
 import math
+import os
 import re
 import sys
+import textwrap
 import types
 import typing
 from typing import Any, Iterator, NamedTuple
@@ -41,6 +43,10 @@ MODULES = {
 """What other projects may import: these names stay where they are, or the changelog says otherwise."""
 
 
+COLUMNS = 84
+"""Of what stands in a block, so that it is not wider than the page."""
+
+
 class Undescribed(Exception):
     """Something that users meet has no description."""
 
@@ -62,11 +68,15 @@ def commands(parser: argparse.ArgumentParser) -> str:
     """Every command with its options."""
     (choices,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     helps = {action.dest: action.help for action in choices._choices_actions}
-    lines = [f"```text\n{parser.epilog.strip()}\n```"]
+    hang = {"subsequent_indent": "    ", "break_on_hyphens": False, "break_long_words": False}
+    lines = ["```text", *(textwrap.fill(line, COLUMNS, **hang) for line in parser.epilog.strip().splitlines()), "```"]
+    lines = ["\n".join(lines)]
     for name, command in choices.choices.items():
         text_of(helps.get(name), f"command {name}")
         lines.append(f"## selftrain {name}\n\n{_plain(text_of(command.description, f'command {name}'))}")
-        lines.append(f"`{' '.join(command.format_usage().split()[1:])}`")
+        with mock.patch.dict(os.environ, COLUMNS=str(COLUMNS + 2)):
+            usage = (line[len("usage: ") :] for line in command.format_usage().splitlines())
+        lines.append("\n".join(["```text", *usage, "```"]))
         for action in command._actions:
             if isinstance(action, argparse._HelpAction):
                 continue

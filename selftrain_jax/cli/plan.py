@@ -8,7 +8,6 @@ TPU take them as an upper estimate: attention kernels there keep no scores, whic
 
 import argparse
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Sequence
@@ -23,6 +22,7 @@ from selftrain_jax.cli.programs import TRAIN_HEADROOM, Line, compiling, sampling
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import json_text
 from selftrain_jax.distributed.mesh import batch_ways, make_mesh, virtual_devices
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.lab.tokenization import build_tokenizer
@@ -116,7 +116,7 @@ def plan_run(
     if chips:
         measured = compiled.measure(model, config.train, config.sample.sampling(), placed, dtype, accelerator, compile)
         if as_json:
-            return json.dumps({"model": config.student or config.source, "parameters": model.num_params, **measured})
+            return json_text({"model": config.student or config.source, "parameters": model.num_params, **measured})
         found = compiled.report(measured)
     else:
         plan = make_plan(model, config.train, config.sample.sampling(), placed, dtype)

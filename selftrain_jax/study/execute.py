@@ -146,8 +146,9 @@ class Execution:
 
     def _say_of_stage(self, title: str, line: str) -> None:
         """Lines of a run name its own stages; here the unit goes before."""
-        if not line.endswith("done before"):
-            self._say(f"{title}, {line.split('] ', 1)[-1]}")
+        stage = line.split("] ", 1)[-1]
+        if not stage.endswith("done before"):
+            self._say(title if title.endswith(f"] {stage}") else f"{title}, {stage}")
 
     def _wait_for(self, names: Sequence[str], title: str) -> None:
         """Returns when the units are done; `InputError` when one of them failed."""
