@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 import warnings
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from selftrain_jax import __version__
 from selftrain_jax.cli.config import KEPT, load_config, reference_of
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
         todo = [(pipeline.home, stage) for stage in plan if is_wanted(stage.name)]
-        outgrown = _outgrown(pipeline, plan) if first else ()
+        outgrown = _outgrown(pipeline.home, stages.stale(pipeline.home, plan, models=False)) if first else ()
 
         def say(line: str) -> None:
             _say(line)
@@ -129,11 +129,10 @@ def _take_back(before: Pipeline) -> None:
             save_config(place.path, before.config)
 
 
-def _outgrown(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> list[str]:
-    """Fingerprints of the stages that are done, but were made from less than is asked for now."""
-    names = stages.outdated(pipeline.home, plan, outgrown=True)
-    done = [name for name in names if stages.manifest_path(pipeline.home, name).is_file()]
-    return [stages.read_manifest(pipeline.home, name)["fingerprint"] for name in done]
+def _outgrown(home: pathlib.Path, stale: Mapping[str, stages.Stale]) -> list[str]:
+    """Fingerprints of the `stale` stages that are done, but were made from less than is asked for now."""
+    names = [name for name, why in stale.items() if why.outgrown and stages.manifest_path(home, name).is_file()]
+    return [stages.read_manifest(home, name)["fingerprint"] for name in names]
 
 
 def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
@@ -189,7 +188,7 @@ def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[s
         if state == "started":
             far = stage.progress(pipeline.home / stage.name)
         yield f"{state:8} {stage.name}{far and f': {far}'}"
-    if left := time_left([(pipeline.home, stage) for stage in plan], _outgrown(pipeline, plan)):
+    if left := time_left([(pipeline.home, stage) for stage in plan], _outgrown(pipeline.home, stale)):
         yield left
 
 

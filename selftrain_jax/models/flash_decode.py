@@ -1,7 +1,6 @@
 """Attention of one new query per row to its cache, as one GPU kernel (Pallas, by way of Triton)."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ def possible(q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], device: jax
 
 
 def _block(length: int) -> int:
-    return min(BLOCK, 2 ** int(math.log2(length)))
+    return min(BLOCK, 1 << length.bit_length() - 1)
 
 
 def _call(q, k, v, position, *, scale, window, cap, interpret):

@@ -288,6 +288,24 @@ def test_status_tells_how_far_a_stage_is(tmp_path, capsys):
     assert "started  sample/self: 12 of 64 documents" in lines
 
 
+def test_status_looks_at_no_weights(tmp_path, monkeypatch, capsys):
+    looked, outside = [], stages._outside
+
+    def look(stage, models):
+        looked.append(models)
+        return outside(stage, models)
+
+    from selftrain_jax.run.pipeline import Pipeline
+
+    first = Pipeline(load_config(TINY), tmp_path).stages()[0]
+    (tmp_path / first.name).mkdir(parents=True)
+    record = {"settings": first.settings, "inputs": {}, "fingerprint": "", "seconds": 1.0}
+    write_json(tmp_path / first.name / "manifest.json", record)
+    monkeypatch.setattr(stages, "_outside", look)
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0
+    assert looked and not any(looked)
+
+
 def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
     from selftrain_jax.study.execute import Failures
     from selftrain_jax.study.expand import Study
