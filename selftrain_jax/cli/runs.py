@@ -155,12 +155,13 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
 
 def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
     """`selftrain status`: what is done, started and waiting, of a run or a study."""
-    config = load_config(reference_of(arguments, KEPT["study"]), overrides, study=None)
+    reference = reference_of(arguments, KEPT["study"])
+    config = load_config(reference, overrides, study=None)
     if isinstance(config, StudyConfig):
         study = Study(config, arguments.workdir)
         lines, locks = functools.partial(_unit_lines, study), lambda: study.workdir.glob(".shard-*.lock")
     else:
-        pipeline = _pipeline(arguments, overrides, argv)
+        pipeline = _pipeline_of(config, reference, arguments, argv)
         plan = pipeline.stages()
         stages.check(pipeline.home, plan)
         lines, locks = functools.partial(_state_lines, pipeline, plan), lambda: [pipeline.place.lock]
@@ -233,7 +234,10 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
     if probes := getattr(arguments, "probes", None):
         overrides = [*overrides, f"--config.evaluate.probes={probes}"]
     reference = reference_of(arguments)
-    config = load_config(reference, overrides)
+    return _pipeline_of(load_config(reference, overrides), reference, arguments, argv)
+
+
+def _pipeline_of(config: RunConfig, reference: str, arguments: argparse.Namespace, argv: Sequence[str]) -> Pipeline:
     command = "selftrain " + shlex.join(argv)
     if arguments.config is None:  # the folder's settings are what repeats it
         command = shlex.join(["selftrain", "run", f"--config={reference}", "--workdir=NEW"])
