@@ -266,6 +266,9 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
         d_logits = d_logits.astype(h.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel_used)
         d_kernel = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
+        if h.dtype == jnp.bfloat16 and target_device().platform == "cpu":
+            # Where it is transposed (tied weights), XLA has the product written so, which its CPU back end cannot do.
+            d_kernel = jax.lax.optimization_barrier(d_kernel)
         return loss, d_hidden, d_kernel
 
     scanned = length // chunk * chunk if length >= 2 * chunk else 0
