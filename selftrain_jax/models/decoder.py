@@ -27,6 +27,7 @@ from selftrain_jax.core.randomness import pinned
 from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings, target_device
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig, Layer
+from selftrain_jax.models.contraction import dense
 
 Params = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Affine(nn.Module):
     def __call__(self, x):
         kernel_init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", kernel_init, self.shape)
-        out = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
+        out = dense(self.equation, x, kernel)
         if not self.has_bias:
             return out
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])

@@ -18,6 +18,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import target_device
 from selftrain_jax.models import flash_decode
 from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
+from selftrain_jax.models.contraction import contract, dense
 from selftrain_jax.models.splash import splash_attention
 
 ATTENTION_BLOCK = 256
@@ -255,7 +256,7 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
     kernel_used = kernel.astype(hidden.dtype)
 
     def one_chunk(h, target, weight):
-        logits = softcap(jnp.einsum("btd,dv->btv", h, kernel_used, preferred_element_type=jnp.float32), cap)
+        logits = softcap(contract("btd,dv->btv", h, kernel_used), cap)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
         loss = jnp.sum(weight * (log_z - picked))
@@ -264,12 +265,8 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
         if cap is not None:
             d_logits = d_logits * (1 - jnp.square(logits / cap))
         d_logits = d_logits.astype(h.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel_used)
-        d_kernel = jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=jnp.float32)
-        if h.dtype == jnp.bfloat16 and target_device().platform == "cpu":
-            # Where it is transposed (tied weights), XLA has the product written so, which its CPU back end cannot do.
-            d_kernel = jax.lax.optimization_barrier(d_kernel)
-        return loss, d_hidden, d_kernel
+        d_hidden = dense("btv,dv->btd", d_logits, kernel_used)
+        return loss, d_hidden, contract("btd,btv->dv", h, d_logits)
 
     scanned = length // chunk * chunk if length >= 2 * chunk else 0
     loss, d_kernel, d_hidden = jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32), []

@@ -63,6 +63,23 @@ def test_cross_entropy_of_half_precision_inputs_accumulates_in_fp32(projection, 
         np.testing.assert_allclose(np.asarray(found, np.float32), reference, rtol=0, atol=3 * EPS_BF16 * scale)
 
 
+@pytest.mark.parametrize("chunk", [T, 4])
+def test_cross_entropy_of_half_precision_inputs_takes_tied_weights(projection, chunk):
+    """Compiled as in training, where the gradient of the projection is transposed once more: a product that XLA's CPU
+    back end refuses to write transposed.
+    """
+    hidden, kernel, targets, weights = projection
+
+    def gradient(of, tied):
+        def loss(h, k):
+            return ops.cross_entropy_sum(h, k.T if tied else k, targets, weights, chunk)
+
+        return jax.jit(jax.grad(loss, argnums=1))(hidden.astype(jnp.bfloat16), of)
+
+    expected = gradient(kernel, False).T
+    np.testing.assert_allclose(gradient(kernel.T, True), expected, rtol=1e-5, atol=100 * EPS32)
+
+
 def test_cross_entropy_of_far_logits_is_finite():
     """Logits of +-1e4 overflow a softmax without its maximum taken out."""
     hidden = np.full((1, 1, 1), 1e4, np.float32)
