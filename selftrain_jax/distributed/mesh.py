@@ -6,9 +6,10 @@ A user's `pjit` is `jax.jit` with these shardings: one process and one device is
 import contextlib
 import math
 import os
-from typing import Any
+from typing import Any, ContextManager
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -61,6 +62,12 @@ def configure_jax() -> None:
     for name, value in _FLAGS.items():
         jax.config.update(name, value)
     enable_compilation_cache()
+
+
+def exact_matmuls(dtype: Any) -> ContextManager:
+    """A context in which products of fp32 matrices are: accelerators otherwise take TF32 or bf16 for them, which moves
+    logits by far more than rounding does. Half precision is left as it is."""
+    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
 def find_devices() -> list[jax.Device]:

@@ -1,15 +1,14 @@
 """THE loop of every evaluation: ragged items sorted by length, computed batch by batch, results in the order given."""
 
 import contextlib
-from typing import Any, Callable, ContextManager, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import batch_sharding, to_global, to_host
+from selftrain_jax.distributed.mesh import batch_sharding, exact_matmuls, to_global, to_host
 
 _ROUND = 16  # longer sequences are rounded to it at least: few shapes to compile
 
@@ -73,12 +72,6 @@ def rounded_length(length: int) -> int:
         return 1 << (length - 1).bit_length()
     unit = max(_ROUND, 1 << max(length.bit_length() - 4, 0))
     return -(-length // unit) * unit
-
-
-def exact_matmuls(dtype: Any) -> ContextManager:
-    """A context in which an fp32 evaluation is one: accelerators otherwise multiply fp32 matrices in TF32 or bf16,
-    which moves logits by far more than `memorization.MARGIN_NOISE` allows. Half precision is left as it is."""
-    return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import pinned
-from selftrain_jax.distributed.mesh import RULES, padded_rows, standard_mesh, within
+from selftrain_jax.distributed.mesh import RULES, exact_matmuls, padded_rows, standard_mesh, within
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize, start, state_shardings
@@ -118,14 +118,14 @@ def sample_waves(
     bits, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
 
     def waves():
-        with within(mesh):
+        with within(mesh), exact_matmuls(dtype):
             weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
             usable = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
             root, rows = jax.random.wrap_key_data(bits, impl=kind), batch_size
             if rows == "auto":
                 rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
         for begin in range(0, len(ids), rows):
-            with within(mesh):
+            with within(mesh), exact_matmuls(dtype):
                 wave = _wave(model, sampling_config, weights, root, ids[begin : begin + rows], rows, usable, mesh)
             yield wave
 

@@ -24,7 +24,7 @@ from selftrain_jax.core.records import read_record, refuse_changes, write_record
 from selftrain_jax.core.storage import CHECKPOINTS
 from selftrain_jax.data.packing import PackedRows, batch_indices, steps_per_epoch
 from selftrain_jax.distributed import job, preemption
-from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, target_device, to_global
+from selftrain_jax.distributed.mesh import batch_sharding, batch_ways, exact_matmuls, target_device, to_global
 from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes, param_shapes
@@ -161,7 +161,8 @@ def train(
             measure(0, state.params)
         for step in range(first, num_steps):
             trace.before(step, state)
-            state, metrics = train_step(state, batch_at(step))
+            with exact_matmuls(config.dtype):
+                state, metrics = train_step(state, batch_at(step))
             done = step + 1
             stops = told_to_stop()
             saves = done % every == 0 or done == num_steps or stops

@@ -92,6 +92,20 @@ def test_documents_end_at_eos_or_at_the_limit(corpus):
 
 
 @pytest.mark.everywhere
+@pytest.mark.parametrize("dtype, precision", [("float32", "highest"), ("bfloat16", None)])
+def test_fp32_sampling_is_not_tf32_on_accelerators(params, monkeypatch, dtype, precision):
+    class Asked(BaseException):
+        pass
+
+    def decode_bucket(*args):
+        assert jax.config.jax_default_matmul_precision == precision
+        raise Asked
+
+    monkeypatch.setattr(sampler, "decode_bucket", decode_bucket)
+    with pytest.raises(Asked):
+        sample(params, CONFIG, WHOLE, KEY, IDS, batch_size=64, dtype=dtype)
+
+
 def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
     assert corpus.tokens.max() < VOCAB_LIMIT
     free = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64)

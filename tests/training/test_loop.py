@@ -296,6 +296,20 @@ def test_half_precision_training_keeps_fp32_weights(params, rows, mesh, tmp_path
     assert last["loss"] == pytest.approx(np.log(64), abs=0.3)
 
 
+@pytest.mark.parametrize("dtype, precision", [("float32", "highest"), ("bfloat16", None)])
+def test_fp32_training_is_not_tf32_on_accelerators(params, rows, mesh, tmp_path, monkeypatch, dtype, precision):
+    class Asked(BaseException):
+        pass
+
+    def wrapper(call, train_step, state, batch):
+        assert jax.config.jax_default_matmul_precision == precision
+        raise Asked
+
+    wrap_step(monkeypatch, wrapper)
+    with pytest.raises(Asked):
+        loop.train(params, MODEL, rows, dataclasses.replace(CONFIG, dtype=dtype), tmp_path, mesh=mesh)
+
+
 def poison(tree):
     return jax.tree.map(lambda x: x * np.nan, tree)
 
