@@ -20,7 +20,7 @@ from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, loa
 _ABOUT = ("id", "index", "group", "cluster", "document", "offset")
 """What a row of text pairs may say of itself beside them, as a probe file does."""
 _HALVES = ("prefix", "suffix")
-_TEXTS = (*_HALVES, "id", "group", "cluster", "document")
+_TEXTS = (*_HALVES, "id", "index", "group", "cluster", "document")
 _NAMED = 5
 """Pairs that are left out of which the warning tells."""
 MEMORIZED_EVALS = "EleutherAI/pythia-memorized-evals"

@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import platform
-from typing import Any
+from typing import Any, Mapping
 
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
+from selftrain_jax.training.settings import TrainConfig
 
 NUM_SAMPLES_SHOWN = 6
 
@@ -40,6 +41,14 @@ def size(corpus: Corpus) -> dict[str, Any]:
         "stop_reasons": manifest["stop_reasons"],
         **({"mean_nll": manifest["nll"]["mean"]} if manifest["nll"] else {}),
     }
+
+
+def tokens(kind: str, result: Mapping[str, Any], train: TrainConfig) -> int | None:
+    """Tokens that a finished stage of that kind sampled, drew, or trained on: of a training, targets, since the rest of
+    a budget that fills no row or batch is none; None of stages of another kind."""
+    if kind == "train":
+        return result["step"] * train.batch_size * train.sequence_length
+    return result.get("num_tokens") if kind in ("sample", "subset") else None
 
 
 def samples(corpus: Corpus) -> list[dict[str, Any]]:

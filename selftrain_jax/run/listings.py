@@ -13,6 +13,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import Listing
 from selftrain_jax.report.metric import HELD_OUT, Metric
+from selftrain_jax.run import facts
 from selftrain_jax.run.names import RunNames
 
 MOST_PROBES, MOST_DOCUMENTS = 500, 300
@@ -31,9 +32,12 @@ def shown(
     found = {"documents": _documents(run, corpus)}
     if run.config.evaluate.probes:
         found["probes"] = _probes(run, items, masks[0])
-    train = run.config.train
-    tokens = _tokens(manifests, train.batch_size * train.sequence_length)
-    return {"listings": found, "tokens": tokens, "num_devices": run.mesh.devices.size}
+    read = {
+        name: facts.tokens(kind, manifest["result"], run.config.train)
+        for name, manifest in manifests.items()
+        if (kind := name.partition("/")[0]) in ("sample", "train")
+    }
+    return {"listings": found, "tokens": read, "num_devices": run.mesh.devices.size}
 
 
 def _probes(run: RunNames, items: Mapping[str, Items], masks: Mapping[Metric, np.ndarray]) -> Listing:
@@ -85,11 +89,3 @@ def _beginning(text: str) -> str:
 
 def _nll(document) -> float | None:
     return None if document.log_probs is None or not len(document.tokens) else -float(document.log_probs.mean())
-
-
-def _tokens(manifests: Mapping[str, Mapping[str, Any]], per_step: int) -> dict[str, int]:
-    """By stage, tokens sampled, and trained on (targets: the rest of a budget that fills no row or batch is not), from
-    the manifests of finished stages."""
-    found = {name: manifest["result"] for name, manifest in manifests.items()}
-    sampled = {name: of["num_tokens"] for name, of in found.items() if name.startswith("sample/")}
-    return sampled | {name: of["step"] * per_step for name, of in found.items() if name.startswith("train/")}

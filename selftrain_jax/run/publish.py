@@ -67,10 +67,12 @@ def publish(source: pathlib.Path, directory: pathlib.Path) -> int:
 
 def _audit(source: pathlib.Path, num_documents: int) -> dict[str, Any] | None:
     """What the audit of the run that `source` lies in found; None for a corpus elsewhere."""
-    place = pathlib.Path(os.path.abspath(source))
-    arm, workdir = place.parent.name, place.parent.parent.parent
-    path = workdir / "audit" / arm / "audit.json"
-    if (place.parent.parent.name, place.name) != ("sample", "corpus") or not path.is_file():
+    for place in map(pathlib.Path, (os.path.abspath(source), os.path.realpath(source))):  # a link may lead there
+        arm, workdir = place.parent.name, place.parent.parent.parent
+        path = workdir / "audit" / arm / "audit.json"
+        if (place.parent.parent.name, place.name) == ("sample", "corpus") and path.is_file():
+            break
+    else:
         return None
     if (workdir / "config.json").is_file():
         check_current(open_run(workdir), f"sample/{arm}", f"audit/{arm}")
@@ -101,7 +103,9 @@ def _card(name: str, corpus: Corpus, audit: dict[str, Any] | None) -> str:
         "## Audit",
         "",
     ]
-    if audit is None or not audit["benchmarks"]:
+    if audit is None:
+        lines += ["No audit lies beside this corpus: whether any benchmark stands in it is not known here.", ""]
+    elif not audit["benchmarks"]:
         lines += ["No benchmark was looked for in these documents.", ""]
     else:
         lines += [

@@ -55,6 +55,10 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
         notes.append("One seed alone: there are no intervals over seeds, and no finding can be told from chance.")
     if len({row["num_replicates"] for row in utility}) > 1:
         notes.append("Some pairs lack seeds: means over pairs are then over different pairs in different seeds.")
+    if _temperatures_differ(results):
+        notes.append(
+            "Some sources lack temperatures that others have: relations are then compared over different temperatures."
+        )
     if unread:
         pairs = sorted({f"{student} of {arm}" for student, arm, _ in unread})
         notes.append(
@@ -81,6 +85,17 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
         older_verdicts=rules_1.judge(results, joined) if utility else [],
         notes=notes,
     )
+
+
+def _temperatures_differ(results: Sequence[Row]) -> bool:
+    """Whether, of the texts that a student was trained on, those of one source are of other temperatures."""
+    found: dict[tuple, dict[str, set[str]]] = {}
+    for row in of(results, CAPABILITY):
+        source, _, temperature = row["arm"].partition(" t=")
+        if temperature and row["relation"] in RELATIONS:
+            place = row["student"], row["condition"], row["seed"]
+            found.setdefault(place, {}).setdefault(source, set()).add(temperature)
+    return any(other != one for one, *others in map(dict.values, found.values()) for other in others)
 
 
 def _utility(results: Sequence[Row]) -> Rows:

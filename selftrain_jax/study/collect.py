@@ -329,9 +329,7 @@ def _costs(study: Study, done: set[str]) -> Rows:
             row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})
             row["count"] += 1
             row["seconds"] += manifest["seconds"]
-            row["tokens"] += (manifest["result"].get("num_tokens") or 0) if kind in ("sample", "subset") else 0
-    if "subset" in totals and "train" in totals:
-        totals["train"]["tokens"] = totals["subset"]["tokens"] * study.config.train.epochs
+            row["tokens"] += facts.tokens(kind, manifest["result"], study.config.train) or 0
     return [row | {"tokens": row["tokens"] or None} for row in totals.values()]
 
 

@@ -16,7 +16,8 @@ class OptimizerConfig:
       learning_rate: the highest, after the warm-up.
       schedule: "cosine", down to `final_lr_ratio * learning_rate`, or "constant".
       warmup: share of all steps in which the rate rises to the highest.
-      final_lr_ratio: the last learning rate, as a share of the highest.
+      final_lr_ratio: what the rate has fallen to behind the last step, which is taken a little above it, as a share of
+        the highest.
       beta1, beta2: decay of the mean gradient and of the mean squared gradient.
       eps: added to the root of the mean squared gradient.
       weight_decay: share of a weight, times the learning rate, that a step takes away; of matrices only.

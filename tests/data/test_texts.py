@@ -14,6 +14,13 @@ def test_shuffling_keeps_the_words_of_each_text_and_loses_their_order():
     assert shuffled == shuffle_words(texts, seed=3) != shuffle_words(texts, seed=4)
 
 
+def test_shuffling_keeps_every_character_of_a_word():
+    words = ["a\0", "\0", "b\0c", "d", "\0\0e\0\0", "long" * 1000]
+    (shuffled,) = shuffle_words([" ".join(words)], seed=0)
+    assert sorted(shuffled.split()) == sorted(words)
+    assert shuffle_words(["a b c d e f g h"], seed=3) == ["g h c b e f d a"], "the order that studies were made with"
+
+
 def test_texts_that_cannot_be_shuffled_are_warned_of():
     with pytest.warns(InputWarning, match="1 of 3 texts have no white space within and stay as they are"):
         shuffle_words(["快速的棕色狐狸" * 10, "a b c d e f g h", "word"], seed=0)

@@ -102,12 +102,15 @@ def test_pairs_that_make_no_probe_are_refused_and_nothing_is_written(tmp_path, t
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_documents_of_a_table_are_names_not_numbers(tmp_path, tokenizer_pair):
-    """As numbers, 01 and 1 would be one document, and dates none that a probe file can hold."""
-    (tmp_path / "pairs.csv").write_text("prefix,suffix,document\na,a,01\na,c,1\nc,a,2020-01-01\n")
+@pytest.mark.parametrize("column", ["id", "index", "cluster", "document"])
+@pytest.mark.parametrize("names", [["01", "1", "2020-01-01"], ["20000000000000000001", "20000000000000000002", "3"]])
+def test_names_in_a_table_are_no_numbers(tmp_path, tokenizer_pair, column, names):
+    """As numbers, 01 and 1 would be one, twenty digits lose the last, and dates are none that a probe file can hold."""
+    pairs = zip(["a,a", "a,c", "c,a"], names)
+    (tmp_path / "pairs.csv").write_text(f"prefix,suffix,{column}\n" + "".join(f"{p},{name}\n" for p, name in pairs))
     text_probes(tmp_path / "pairs.csv", str(tmp_path / "new"), tmp_path / "out.jsonl")
-    found = [json.loads(line)["document"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert found == ["01", "1", "2020-01-01"]
+    found = [json.loads(line)[column] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == names
 
 
 def test_a_column_twice_is_refused(tmp_path, tokenizer_pair):

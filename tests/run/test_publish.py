@@ -46,7 +46,8 @@ def test_a_data_set_holds_every_document_as_it_is(tmp_path, measured):
     assert [row["log_probs"] or [] for row in rows] == log_probs
     assert {row["left_out"] for row in rows} == {None}
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
-    assert "No benchmark was looked for" in card and "## Licence" in card and "- synthetic" in card
+    assert "No audit lies beside this corpus" in card and "No benchmark" not in card, "another run may have looked"
+    assert "## Licence" in card and "- synthetic" in card
     assert "/home/me" not in card and "`tiny\\|<b>`" in card and '"seed": 3' in card
 
 
@@ -61,7 +62,15 @@ def test_what_the_audit_left_out_is_marked_and_counted(tmp_path):
     publish(folder, tmp_path / "out")
     assert read(tmp_path / "out", tmp_path)["left_out"] == [False, True, False]
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    (tmp_path / "link").symlink_to(folder)
+    publish(tmp_path / "link", tmp_path / "through a link")
+    linked = (tmp_path / "through a link" / "README.md").read_text("utf-8")
+    assert linked.replace("`through a link`", "`out`") == card
+    assert read(tmp_path / "through a link", tmp_path)["left_out"] == [False, True, False]
     assert "1 of 3 were left out" in card and "| `arc\\|easy` | 2 | 7 |" in card
+    place.write_text(json.dumps(audit | {"num_left_out": 0, "left_out": [], "benchmarks": {}}))
+    publish(folder, tmp_path / "none named")
+    assert "No benchmark was looked for" in (tmp_path / "none named" / "README.md").read_text("utf-8")
     place.write_text(json.dumps(audit | {"num_documents": 4}))
     with pytest.raises(InputError, match="has 3 documents, not the 4 that were audited"):
         publish(folder, tmp_path / "again")

@@ -157,6 +157,16 @@ def test_what_is_left_out_is_noted():
     assert found.selectivity[0]["num_replicates"] == 2
 
 
+def test_relations_over_different_temperatures_are_noted():
+    """A source whose unit at one temperature is missing in every seed; a given corpus has no temperature."""
+    arms = [("A t=0.8", SELF), ("A t=1.2", SELF), ("B t=0.8", FAMILY), ("B t=1.2", FAMILY), ("given", FAMILY)]
+    rows = rows_of(CAPABILITY, {arm: [0.5, 0.6] for arm in arms})
+    for lacking in (None, "A t=1.2", "B t=0.8", "given"):
+        found = analysis.analyse([row for row in rows if row["arm"] != lacking], [])
+        noted = any("different temperatures" in note for note in found.notes)
+        assert noted == (lacking in ("A t=1.2", "B t=0.8")), lacking
+
+
 def test_losing_all_of_few_probes_in_every_seed_is_no_certainty():
     """Three seeds lost all of 20 probes each: of 60, and their interval is the exact one."""
     rows = rows_of(ABOVE_CHANCE, {("a", SELF): [0.25] * 3}, 0.25)

@@ -1,10 +1,16 @@
+import types
+
 import numpy as np
 import pytest
 
+from selftrain_jax.core.records import write_record
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect, rules
 from selftrain_jax.study.collect import held_out_memory
+from selftrain_jax.training.settings import TrainConfig
+
+ENDED = {"fingerprint": "0", "seconds": 1.0, "earlier": [], "files": {}}
 
 
 def probes(**columns):
@@ -40,6 +46,22 @@ def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():
     """The last run, at another budget or seed, does not repeat it."""
     (note,) = collect._repeated([("A", 900, 10), ("real", 10, 10), ("A", 10, 10), ("A", 900, 9)])
     assert note.endswith("times: A.") and collect._repeated([("A", 10, 10)]) == []
+
+
+def test_the_tokens_of_trainings_are_those_that_were_read(tmp_path):
+    """Of 1,100 tokens 17 rows are made, of which two batches of 8 are read, in each of three epochs; twice."""
+    results = {"subset": {"num_tokens": 1100}, "train": {"step": 6}, "evaluate": {}, "audit": {"num_documents": 3}}
+    units = [types.SimpleNamespace(name=str(i), workdir=tmp_path / str(i), stages=[]) for i in range(3)]
+    for unit in units[:2]:
+        for kind, result in results.items():
+            unit.stages.append(types.SimpleNamespace(name=f"{kind}/self-0"))
+            folder = unit.workdir / kind / "self-0"
+            folder.mkdir(parents=True)
+            write_record(folder / "manifest.json", {"settings": {}, "inputs": {}}, **ENDED, result=result)
+    train = TrainConfig(batch_size=8, sequence_length=64, epochs=3)
+    study = types.SimpleNamespace(units=units, config=types.SimpleNamespace(train=train))
+    tokens = {row["stage"]: row["tokens"] for row in collect._costs(study, {"0", "1"})}
+    assert tokens == {"subset": 2 * 1100, "train": 2 * 2 * 8 * 64 * 3, "evaluate": None, "audit": None}
 
 
 def test_a_suite_that_is_not_judged_by_plain_accuracy_counts_in_the_mean_as_any_other():
