@@ -236,11 +236,11 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         # Some settings name code on the hub that transformers would fetch and run, others ask for a list of any length.
         raw = files.read_json(directory / "config.json", "model configuration")
         config = {name: value for name, value in raw.items() if not re.search("implementation|num_labels", name)}
-        family = FAMILIES[raw["model_type"]]
+        kind, family = transformers.CONFIG_MAPPING[raw["model_type"]], FAMILIES[raw["model_type"]]
         try:
-            model, loading = getattr(transformers, family.model_class).from_pretrained(
+            model, loading = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind].from_pretrained(
                 directory,
-                config=getattr(transformers, family.config_class).from_dict(config),
+                config=kind.from_dict(config),
                 attn_implementation="eager",  # PyTorch's own leaves out the soft-cap of scores
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[dtype],
                 local_files_only=True,

@@ -9,11 +9,9 @@ from selftrain_jax.models.families.family import Family
 from selftrain_jax.models.families.tensor import Tensor, norm, table, vector
 
 _PATTERN = (Layer(None),)
-_SWITCHES = dict(
-    parallel_residual=False, activation="gelu_tanh", learned_positions=True, pattern=_PATTERN, family="gpt2"
-)
+_SWITCHES = dict(parallel_residual=False, activation="gelu_tanh", learned_positions=True, pattern=_PATTERN)
 _START = dict(bos_token_id=50_256, eos_token_id=50_256)
-_shape = functools.partial(DecoderConfig, **_SWITCHES, **_START, max_position=1024, tie_embeddings=True)
+_shape = functools.partial(DecoderConfig, **_SWITCHES, **_START, max_position=1024, tie_embeddings=True, family="gpt2")
 
 
 def _layer(config: DecoderConfig) -> dict[str, Tensor]:
@@ -41,8 +39,7 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
 
 
 GPT2 = Family(
-    config_class="GPT2Config",
-    model_class="GPT2LMHeadModel",
+    name="gpt2",
     switches=_SWITCHES,
     fields={
         "vocab_size": "vocab_size",

@@ -3,7 +3,7 @@
 import re
 
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.families.family import Family
+from selftrain_jax.models.families.family import SIZES, Family
 from selftrain_jax.models.families.tensor import Tensor, linear, norm, vector
 
 _HEAD = "embed_out.weight"
@@ -32,20 +32,9 @@ def _legacy(config: DecoderConfig) -> dict[str, float]:
 
 
 GPT_NEOX = Family(
-    config_class="GPTNeoXConfig",
-    model_class="GPTNeoXForCausalLM",
-    switches={"family": "gpt_neox"},
-    fields={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_position",
-        "layer_norm_eps": "norm_eps",
-        "use_parallel_residual": "parallel_residual",
-        "tie_word_embeddings": "tie_embeddings",
-    },
+    name="gpt_neox",
+    switches={},
+    fields=SIZES | {"layer_norm_eps": "norm_eps", "use_parallel_residual": "parallel_residual"},
     fixed={"hidden_act": "gelu", "attention_bias": True},
     layer=_layer,
     partial=True,

@@ -7,6 +7,8 @@ import numpy as np
 
 from selftrain_jax.models.config import DecoderConfig
 
+_BEFORE = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -47,7 +49,7 @@ def norm(config: DecoderConfig, name: str, *path: str) -> dict[str, Tensor]:
     return {f"{name}.{ours}": vector(*path, kind, size=config.hidden_size) for ours, kind in kinds.items()}
 
 
-def projections(config: DecoderConfig, norms: Mapping[str, str]) -> dict[str, Tensor]:
+def projections(config: DecoderConfig, norms: Mapping[str, str] = _BEFORE) -> dict[str, Tensor]:
     """A layer of Llama and its relatives: projections apart, kernels `[out, in]`; `norms` are stored name -> ours."""
     c, d, f, h = config, config.hidden_size, config.intermediate_size, config.head_dim
     found = {}
