@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from selftrain_jax.core.randomness import pinned
 from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings, target_device
-from selftrain_jax.models import ops
+from selftrain_jax.models import flash_decode, ops
 from selftrain_jax.models.config import DecoderConfig, Layer
 
 Params = dict[str, Any]
@@ -54,15 +54,14 @@ class KVCache:
 
 
 class Norm(nn.Module):
-    """Over the model dimension, or over `shape`, whose axes carry the names `axes`."""
+    """Over the last axes, whose names are `axes`."""
 
     config: DecoderConfig
-    shape: tuple[int, ...] = ()
     axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x):
-        c, shape = self.config, self.shape or x.shape[-1:]
+        c, shape = self.config, x.shape[-len(self.axes) :]
         scale_init = nn.with_logical_partitioning(nn.initializers.constant(1 - c.norm_offset), self.axes)
         scale = self.param("scale", scale_init, shape)
         if c.norm_offset:
@@ -145,11 +144,9 @@ class Block(nn.Module):
                 for name, m, heads in (("q", n, "heads"), ("k", k, "kv_heads"), ("v", k, "kv_heads"))
             )
         if c.qk_norm != "none":
-            whole = c.qk_norm == "projection"
-            for_q, for_k = (((m, h), (heads, "head_dim")) for m, heads in ((n, "heads"), (k, "kv_heads")))
-            one = ((h,), ("head_dim",))
-            queries = Norm(c, *(for_q if whole else one), name="q_norm")(queries)
-            keys = Norm(c, *(for_k if whole else one), name="k_norm")(keys)
+            first = {"head": 1, "projection": 0}[c.qk_norm]
+            queries = Norm(c, ("heads", "head_dim")[first:], name="q_norm")(queries)
+            keys = Norm(c, ("kv_heads", "head_dim")[first:], name="k_norm")(keys)
         if self.layer.rotary is not None:
             table = rotary[c.rotaries.index(self.layer.rotary)]
             queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
@@ -158,7 +155,9 @@ class Block(nn.Module):
             mixed = ops.causal_attention(queries, keys, values, apart, self.attention, **switches)
         else:
             cache = _write(cache[0], keys, position), _write(cache[1], values, position)
-            mixed = ops.cached_attention(queries, *cache, position, **switches)
+            kernel = flash_decode.possible(queries, cache[0], target_device())
+            attend = flash_decode.flash_decode if kernel else ops.cached_attention
+            mixed = attend(queries, *cache, position, **switches)
         axes = ("heads", "head_dim", "embed")
         return Affine("btnh,nhd->btd", (n, h, d), axes, 2, outward, c.out_bias, name="out")(mixed), cache
 
@@ -216,7 +215,7 @@ class Decoder(nn.Module):
     def setup(self):
         """Declares the weights, as Flax asks."""
         c = self.config
-        stddev = (2 / (5 * c.hidden_size)) ** 0.5
+        stddev, _ = _stddevs(c)
         self.embed = _Table("embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), stddev)
         if c.learned_positions:
             self.positions = _Table("embedding", (c.max_position, c.hidden_size), (None, "embed"), stddev)
