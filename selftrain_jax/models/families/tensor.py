@@ -60,11 +60,10 @@ def projections(config: DecoderConfig, norms: Mapping[str, str] = _BEFORE) -> di
         found[f"{at}.weight"] = Tensor(("layers", name, "kernel"), (size, d), (heads, h, d), (2, 0, 1))
         if c.qkv_bias:
             found[f"{at}.bias"] = Tensor(("layers", name, "bias"), (size,), (heads, h), (0, 1))
-        if name != "v" and c.qk_norm == "head":
-            found[f"self_attn.{name}_norm.weight"] = vector("layers", f"{name}_norm", "scale", size=h)
-        if name != "v" and c.qk_norm == "projection":
-            whole = Tensor(("layers", f"{name}_norm", "scale"), (size,), (heads, h), (0, 1))
-            found[f"self_attn.{name}_norm.weight"] = whole
+        if name != "v" and c.qk_norm != "none":
+            scale = ("layers", f"{name}_norm", "scale")
+            whole = Tensor(scale, (size,), (heads, h), (0, 1))
+            found[f"self_attn.{name}_norm.weight"] = whole if c.qk_norm == "projection" else vector(*scale, size=h)
     heads = c.num_heads
     found["self_attn.o_proj.weight"] = Tensor(("layers", "out", "kernel"), (d, heads * h), (d, heads, h), (1, 2, 0))
     if c.out_bias:

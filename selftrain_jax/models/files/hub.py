@@ -2,14 +2,13 @@
 
 import errno
 import importlib.util
-import json
 import os
 import pathlib
 import re
 
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import user_path
-from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS
+from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS, parts_of
 
 # Copies for other programs: onnx/..., original/..., and Mistral's own weight files.
 _IGNORED = ["*/*", "consolidated*"]
@@ -106,12 +105,9 @@ def _is_part(file: str, weights: str) -> bool:
 
 def _holds(directory: pathlib.Path, weights: str) -> bool:
     """Whether the weight file is there, or every shard that its index names."""
-    if (directory / weights).is_file():
-        return True
     try:
-        shards = set(json.loads((directory / f"{weights}.index.json").read_bytes())["weight_map"].values())
-        return bool(shards) and all((directory / shard).is_file() for shard in shards)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return bool(parts_of(directory, weights))
+    except InputError:
         return False
 
 

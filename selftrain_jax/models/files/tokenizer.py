@@ -181,7 +181,7 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
     name, unknown_id = tokenizer.unk_token, None if tokenizer.unk_token is None else tokenizer.unk_token_id
     unknown = 0
-    try:
+    with _refusing("the tokenizer cannot read a text"):
         left_out = [c for c, ids in zip(letters, encode_texts(tokenizer, letters)) if not ids]
         for start in range(0, len(pieces), 256):
             batch = pieces[start : start + 256]
@@ -190,8 +190,6 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
                 passages = [text[slice(*span)] for i, span in zip(ids, spans) if i == unknown_id]
                 # Where the text itself names the unknown token, it is read as it is.
                 unknown += sum(not c.isspace() for passage in passages if passage.strip() != name for c in passage)
-    except Exception as e:  # the tokenizers library raises bare Exception
-        raise InputError(f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer") from None
     if left_out:  # which offsets do not tell: the library counts on as if it had not been there
         whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
         unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)

@@ -25,7 +25,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
 
 _SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -58,18 +58,22 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     Raises:
       InputError: there are none, or the index is broken or names a file that is missing.
     """
-    for whole, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
-        if (directory / whole).is_file():
-            return [directory / whole]
-        if (directory / index).is_file():
-            return _indexed_files(directory, directory / index)
+    for whole in (WEIGHTS, TORCH_WEIGHTS):
+        if found := parts_of(directory, whole):
+            return found
     raise InputError(
-        f"{directory} holds no weights ({WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}): the download is "
+        f"{directory} holds no weights ({WEIGHTS}, {TORCH_WEIGHTS}, or either's .index.json): the download is "
         "unfinished, or this is not a model directory"
     )
 
 
-def _indexed_files(directory: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
+def parts_of(directory: pathlib.Path, whole: str) -> list[pathlib.Path]:
+    """The file `whole`, or the shards of its index; none where there is neither. `InputError` as `weight_files`."""
+    index = directory / f"{whole}.index.json"
+    if (directory / whole).is_file():
+        return [directory / whole]
+    if not index.is_file():
+        return []
     value = files.read_json(index, "weight index")
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
