@@ -202,12 +202,8 @@ class DecoderConfig:
         layer += (2 + self.gated) * d * f + self.mlp_bias * (f * (1 + self.gated) + d)
         layer += weights * (4 if self.norm_places == "around" else 2)
         layer += {"none": 0, "head": 2 * h, "projection": (n + k) * h}[self.qk_norm]
-        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2) + self._position_params
+        embeddings = d * (self.vocab_size * (2 - self.tie_embeddings) + self.max_position * self.learned_positions)
         return self.num_layers * layer + embeddings + weights
-
-    @property
-    def _position_params(self) -> int:
-        return self.max_position * self.hidden_size if self.learned_positions else 0
 
     def train_flops_per_token(self, length: int) -> int:
         """Operations of one training step per token, in rows of `length`: 6 N + 6 H (C_1 + ... + C_L).
@@ -216,12 +212,12 @@ class DecoderConfig:
         weights of all matrix products, the output layer among them and embedding look-ups not; H is the width of all
         query heads. C is twice the number of tokens that a token of the layer sees: `length` with a causal mask, less
         with a window."""
-        look_up = self._position_params + (0 if self.tie_embeddings else self.vocab_size * self.hidden_size)
+        looked_up = self.max_position * self.learned_positions + self.vocab_size * (not self.tie_embeddings)
         seen = 0
         for index in range(self.num_layers):
             window = min(self.layer(index).window or length, length)
             seen += 2 * window - window * window // length
-        return 6 * (self.num_params - look_up) + 6 * self.num_heads * self.head_dim * seen
+        return 6 * (self.num_params - looked_up * self.hidden_size) + 6 * self.num_heads * self.head_dim * seen
 
 
 def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:

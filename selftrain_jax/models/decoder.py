@@ -342,13 +342,12 @@ def continue_cached(
     """
     layers, bound = unstack_layers(params)["layers"], model.bind({"params": params})
     x, rotary = bound.enter(tokens, position + jnp.arange(tokens.shape[1]))
-    keys, values = [], []
-    for i, (layer, k, v) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
+    stores = []
+    for i, (layer, *store) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
         block = Block(model.config, model.config.layer(i))
-        (x, (k, v)), _ = block.apply({"params": layer}, (x, (k, v)), rotary, None, position)
-        keys.append(k)
-        values.append(v)
-    return bound.logits(bound.final_norm(x[:, -1])), KVCache(tuple(keys), tuple(values))
+        (x, store), _ = block.apply({"params": layer}, (x, store), rotary, None, position)
+        stores.append(store)
+    return bound.logits(bound.final_norm(x[:, -1])), KVCache(*zip(*stores))
 
 
 def project(

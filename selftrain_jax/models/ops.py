@@ -250,7 +250,6 @@ def cross_entropy_sum(
 
 def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
     length = hidden.shape[1]
-    chunk = min(chunk, length)
     kernel_used = kernel.astype(hidden.dtype)
 
     def one_chunk(h, target, weight):
@@ -278,9 +277,7 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
             part, dh, dk = one_chunk(*xs)
             return (carry[0] + part, carry[1] + dk), dh
 
-        (loss, d_kernel), stacked = jax.lax.scan(
-            body, (loss, d_kernel), (split(hidden), split(targets), split(weights))
-        )
+        (loss, d_kernel), stacked = jax.lax.scan(body, (loss, d_kernel), [*map(split, (hidden, targets, weights))])
         d_hidden.append(jnp.moveaxis(stacked, 0, 1).reshape(hidden.shape[0], scanned, -1))
     if scanned < length:
         part, dh, dk = one_chunk(hidden[:, scanned:], targets[:, scanned:], weights[:, scanned:])

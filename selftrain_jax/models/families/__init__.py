@@ -26,7 +26,6 @@ def published(reference: str) -> DecoderConfig | None:
 
 def preset(name: str) -> DecoderConfig:
     """The named preset; `InputError` listing the names when there is none."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None
+    if name not in PRESETS:
+        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
