@@ -6,7 +6,7 @@ from typing import Any, Callable, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.config import DecoderConfig, Layer, LinearScaling, Llama3Scaling, Rotary, YarnScaling
-from selftrain_jax.models.families.tensor import Tensor, linear, norm, projections, table
+from selftrain_jax.models.families.tensor import Tensor, linear, norm, plain, projections
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -137,9 +137,9 @@ class Family:
     def tensors(self, config: DecoderConfig, head: bool) -> dict[str, tuple[Tensor, int | None]]:
         """Full name -> (`Tensor`, layer or None), in file order; with `head`, the output layer too."""
         v, d, p = config.vocab_size, config.hidden_size, config.max_position
-        first = {self.embedding_name: table("embed", "embedding", rows=v, columns=d)}
+        first = {self.embedding_name: plain("embed", "embedding", shape=(v, d))}
         if config.learned_positions:
-            first[f"{self.prefix}{self.positions}.weight"] = table("positions", "embedding", rows=p, columns=d)
+            first[f"{self.prefix}{self.positions}.weight"] = plain("positions", "embedding", shape=(p, d))
         names: dict[str, tuple[Tensor, int | None]] = {name: (tensor, None) for name, tensor in first.items()}
         layer = self.layer(config)
         for i in range(config.num_layers):

@@ -4,7 +4,7 @@ import re
 
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families.family import SIZES, Family
-from selftrain_jax.models.families.tensor import Tensor, linear, norm, vector
+from selftrain_jax.models.families.tensor import Tensor, linear, norm, plain
 
 _HEAD = "embed_out.weight"
 
@@ -18,11 +18,11 @@ def _layer(config: DecoderConfig) -> dict[str, Tensor]:
         "attention.query_key_value.weight": Tensor(("layers", "qkv", "kernel"), (3 * d, d), (n, 3, h, d), (3, 1, 0, 2)),
         "attention.query_key_value.bias": Tensor(("layers", "qkv", "bias"), (3 * d,), (n, 3, h), (1, 0, 2)),
         "attention.dense.weight": Tensor(("layers", "out", "kernel"), (d, d), (d, n, h), (1, 2, 0)),
-        "attention.dense.bias": vector("layers", "out", "bias", size=d),
+        "attention.dense.bias": plain("layers", "out", "bias", shape=(d,)),
         "mlp.dense_h_to_4h.weight": linear("layers", "up", "kernel", rows=f, columns=d),
-        "mlp.dense_h_to_4h.bias": vector("layers", "up", "bias", size=f),
+        "mlp.dense_h_to_4h.bias": plain("layers", "up", "bias", shape=(f,)),
         "mlp.dense_4h_to_h.weight": linear("layers", "down", "kernel", rows=d, columns=f),
-        "mlp.dense_4h_to_h.bias": vector("layers", "down", "bias", size=d),
+        "mlp.dense_4h_to_h.bias": plain("layers", "down", "bias", shape=(d,)),
     }
 
 

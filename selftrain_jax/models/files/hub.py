@@ -1,6 +1,7 @@
 """Where a model lies: a local directory, or the cached download of a Hugging Face hub name."""
 
 import errno
+import functools
 import importlib.util
 import os
 import pathlib
@@ -12,6 +13,7 @@ from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS, parts_of
 
 # Copies for other programs: onnx/..., original/..., and Mistral's own weight files.
 _IGNORED = ["*/*", "consolidated*"]
+_TORCH_FILES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -69,10 +71,9 @@ class _Incomplete(Exception):
 def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathlib.Path:
     import huggingface_hub
 
+    download = functools.partial(huggingface_hub.snapshot_download, name, ignore_patterns=_IGNORED)
     patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
-    found = pathlib.Path(
-        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
-    )
+    found = pathlib.Path(download(revision=revision, allow_patterns=patterns))
     if not weights or _holds(found, WEIGHTS):
         return found
     if not _holds(found, TORCH_WEIGHTS):
@@ -80,7 +81,7 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
             listed = huggingface_hub.HfApi().list_repo_files(name, revision=found.name)
         except Exception as e:  # without a network, older hub clients return whatever part is cached
             raise _Incomplete from e
-        if not any(_is_part(file, TORCH_WEIGHTS) for file in listed):
+        if not any(map(_TORCH_FILES.fullmatch, listed)):
             raise InputError(
                 f"{model} holds neither {WEIGHTS} nor {TORCH_WEIGHTS}, in one file or several; name a model that does"
             )
@@ -90,17 +91,9 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
             "torch (or choose a revision with safetensors files)"
         )
     if not _holds(found, TORCH_WEIGHTS):
-        stem, extension = TORCH_WEIGHTS.split(".")
-        patterns = ["*.json", f"{stem}*.{extension}"]
         # The commit that was listed, in case that the branch has moved meanwhile.
-        huggingface_hub.snapshot_download(name, revision=found.name, allow_patterns=patterns, ignore_patterns=_IGNORED)
+        download(revision=found.name, allow_patterns=["*.json", "pytorch_model*.bin"])
     return found
-
-
-def _is_part(file: str, weights: str) -> bool:
-    """Whether `file` is the weight file or one of its shards (`model-00001-of-00002.safetensors`)."""
-    stem, extension = weights.split(".")
-    return re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{extension}", file) is not None
 
 
 def _holds(directory: pathlib.Path, weights: str) -> bool:

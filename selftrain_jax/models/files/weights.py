@@ -16,7 +16,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -189,17 +189,11 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
             fault = f"of shape {tuple(tensor.shape)} is larger than what the file holds of it"
         if fault:
             raise InputError(f"{path}: tensor {key!r} {fault}; export the model again with dense tensors")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        yield StoredTensor(path, str(key), tuple(tensor.shape), dtype, _torch_reader(tensor))
 
+        def read(shape, box, tensor=tensor):
+            part = tensor.detach().reshape(shape)[tuple(slice(*bounds) for bounds in box)]
+            if part.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own, so the bits travel as integers
+                return part.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return part.numpy()
 
-def _torch_reader(tensor: Any) -> Callable[[tuple[int, ...], Box], np.ndarray]:
-    def read(shape, box):
-        import torch
-
-        part = tensor.detach().reshape(shape)[tuple(slice(*bounds) for bounds in box)]
-        if part.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own, so the bits travel as integers
-            return part.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return part.numpy()
-
-    return read
+        yield StoredTensor(path, str(key), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
