@@ -196,19 +196,6 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     return unknown / sum(counts[c] for c in letters)
 
 
-def same_again_share(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> float:
-    """The share of `sequences` of ids that `tokenizer` makes of their own text, first and last id aside: nearly all
-    where it made them, hardly any where another one did (of windows of 64, among Pythia's, SmolLM2's and Gemma 3's, all
-    and at most 5 %)."""
-    again = call_tokenizer(tokenizer, tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=False))
-
-    def joined(ids: Sequence[int]) -> str:
-        return f" {' '.join(map(str, ids))} "
-
-    same = [joined(ids[1:-1]) in joined(found) for ids, found in zip(sequences, again)]
-    return sum(same) / len(same)
-
-
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
     """The ids after which sampled documents begin.
 
@@ -236,14 +223,6 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
                 )
         ids += found
     return tuple(ids)
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether `tokenizer` puts its BOS before a text by itself, as those of Gemma and Llama 3 do, and the harness's
-    `hf` model with them; those of Pythia, Qwen and GPT-2 do not."""
-    return tokenizer.bos_token_id is not None and call_tokenizer(tokenizer, ["x"], add_special_tokens=True)[0][:1] == [
-        tokenizer.bos_token_id
-    ]
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:
