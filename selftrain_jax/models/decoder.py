@@ -20,6 +20,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen import with_logical_partitioning as named
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
@@ -33,10 +34,8 @@ Params = dict[str, Any]
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys (after rotation) and values, filled from slot 0 up.
-
-    One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which takes a
-    third longer and several times the memory on a GPU."""
+    """Keys (after rotation) and values, filled from slot 0 up, in one array per layer: XLA updates those in place. Of a
+    stacked one it makes copies at every step, which takes a third longer and several times the memory on a GPU."""
 
     keys: tuple[Float[Array, "B K S H"], ...]
     values: tuple[Float[Array, "B K S H"], ...]
@@ -62,13 +61,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         c, shape = self.config, x.shape[-len(self.axes) :]
-        scale_init = nn.with_logical_partitioning(nn.initializers.constant(1 - c.norm_offset), self.axes)
-        scale = self.param("scale", scale_init, shape)
+        scale = self.param("scale", named(nn.initializers.constant(1 - c.norm_offset), self.axes), shape)
         if c.norm_offset:
             scale = scale.astype(jnp.float32) + c.norm_offset
         if c.norm == "rms_norm":
             return ops.rms_norm(x, scale, c.norm_eps)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes), shape)
+        bias = self.param("bias", named(nn.initializers.zeros, self.axes), shape)
         return ops.layer_norm(x, scale, bias, c.norm_eps)
 
 
@@ -84,13 +82,12 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel_init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        kernel = self.param("kernel", kernel_init, self.shape)
+        kernel = self.param("kernel", named(nn.initializers.normal(self.stddev), self.axes), self.shape)
         out = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
         if not self.has_bias:
             return out
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])
-        return out + self.param("bias", bias_init, self.shape[self.num_inputs :]).astype(x.dtype)
+        shape, axes = self.shape[self.num_inputs :], self.axes[self.num_inputs :]
+        return out + self.param("bias", named(nn.initializers.zeros, axes), shape).astype(x.dtype)
 
 
 _ACTIVATIONS = {
@@ -321,8 +318,7 @@ class _Table(nn.Module):
 
     @nn.compact
     def __call__(self):
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        return self.param(self.param_name, init, self.shape)
+        return self.param(self.param_name, named(nn.initializers.normal(self.stddev), self.axes), self.shape)
 
 
 def unstack_layers(params: Params) -> Params:

@@ -141,13 +141,12 @@ def check(directory: pathlib.Path, config: DecoderConfig) -> None:
 
 def read_record(directory: pathlib.Path) -> dict[str, Any]:
     """`conversion.json`; `InputError` when it is not one of `save`."""
-    found = files.read_json(directory / _RECORD, "conversion record")
+    path = directory / _RECORD
+    found = files.read_json(path, "conversion record")
     if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
-        raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
+        raise InputError(f"{path} has no 'fingerprint'; convert the model again")
     if found.get("dtype", "float32") not in DTYPES:
-        raise InputError(
-            f"{directory / _RECORD}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again"
-        )
+        raise InputError(f"{path}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again")
     if not isinstance(found.get("source", ""), str):
-        raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
+        raise InputError(f"{path}: source={found['source']!r} must be a text; convert the model again")
     return found

@@ -25,12 +25,11 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
     Args:
       name_or_dir: a directory, or a hub name such as `EleutherAI/pythia-14m`.
       revision: branch, tag or commit on the hub (`step1000`, ...); None is the default branch.
-      weights: False fetches the JSON files only (configuration and tokenizer). With True, a revision that has no
-        safetensors files gives its PyTorch checkpoint, provided that PyTorch is installed.
+      weights: False fetches the JSON files only. With True, a revision that has no safetensors files gives its PyTorch
+        checkpoint, provided that PyTorch is installed.
 
     Raises:
-      InputError: no such directory, a revision was given for a local directory, or the hub gave no complete model: the
-        line says why (name, revision, network, rights, disk, ...) and what to do.
+      InputError: there is no such directory, or no complete model on the hub; the line says why and what to do.
     """
     path = user_path(name_or_dir)
     if os.path.isdir(path):
@@ -112,28 +111,25 @@ def _explain(error: Exception, name: str) -> str:
     while chain[-1].__cause__ is not None:  # what the hub client met first is the cause of what it raised
         chain.append(chain[-1].__cause__)
 
-    def met(*kinds: type) -> bool:
-        return any(isinstance(e, kinds) for e in chain)
-
+    # By name: hub clients from 2.0 on bring an HTTP library of another name, with the same class names.
+    kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
     page = f"{constants.ENDPOINT}/{name}"
     response = next((e.response for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
     status = None if response is None else response.status_code
     # Without a token the hub answers 401, not 404, for a name that does not exist; a bad token it names as such.
     bad_token = status == 401 and "invalid credentials" in response.headers.get("X-Error-Message", "").lower()
-    # Hub clients from 2.0 on bring an HTTP library of another name, with the same class names.
-    kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
     partly = bool(kinds & {"IncompleteSnapshotError", "_Incomplete"})
     cached = "the cache holds only a part of it" if partly else "the cache does not hold it"
     failed = next((e.errno for e in chain if isinstance(e, OSError) and e.errno is not None), None)
 
-    if met(errors.GatedRepoError):
+    if "GatedRepoError" in kinds:
         return f"is gated; accept its terms on {page}, then set HF_TOKEN to a token of that account"
-    if met(errors.RevisionNotFoundError):
+    if "RevisionNotFoundError" in kinds:
         return (
             f"no such branch, tag or commit; see {page}/tree/main for those that exist (Pythia: step0, step1, step2, "
             "step4, ..., step512, step1000, step2000, ..., step143000)"
         )
-    if met(errors.RepositoryNotFoundError) or (status in (401, 404) and not bad_token):
+    if "RepositoryNotFoundError" in kinds or (status in (401, 404) and not bad_token):
         return (
             f"is neither a local directory nor a model on {constants.ENDPOINT}; check the spelling (as in "
             "EleutherAI/pythia-70m), and if it is private, set HF_TOKEN to a token that may read it"
@@ -153,14 +149,14 @@ def _explain(error: Exception, name: str) -> str:
         return (
             f"the disk of the cache {constants.HF_HUB_CACHE} is full; free some space, or set HF_HOME to another disk"
         )
-    if met(PermissionError) and "TransportError" not in kinds:
+    if "PermissionError" in kinds and "TransportError" not in kinds:
         reason = one_line(error)[:120]
         return f"the cache {constants.HF_HUB_CACHE} is not writable ({reason}); set HF_HOME to another folder"
-    if met(errors.OfflineModeIsEnabled):
+    if "OfflineModeIsEnabled" in kinds:
         return f"HF_HUB_OFFLINE is set and {cached}; unset it once to download, or pass a local directory"
     if "RemoteProtocolError" in kinds or "Consistency check failed" in str(error):
         return "the download broke off and what came of that file is not used; run the same command again to finish it"
-    if met(ConnectionError, TimeoutError) or "TransportError" in kinds:
+    if kinds & {"ConnectionError", "TimeoutError", "TransportError"}:
         return (
             f"no connection to {constants.ENDPOINT} and {cached}; check network and proxy, or pass a local "
             "directory, or copy a cache from elsewhere and name it with HF_HOME"
