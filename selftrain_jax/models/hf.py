@@ -149,20 +149,16 @@ def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
     head, embedding = found.get(family.head), found.get(family.embedding_name)
     if not config.tie_embeddings or head is None or head is embedding:
         return
-    whole = tuple((0, size) for size in head.shape)
-    if not all(
-        np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)
-        for box in _chunks(whole, 4)
-    ):
+    boxes = _chunks(tuple((0, size) for size in head.shape), 4)
+    pairs = ((head.read(head.shape, box), embedding.read(head.shape, box)) for box in boxes)
+    if not all(np.array_equal(*pair, equal_nan=True) for pair in pairs):
         raise InputError(
             f"{head.path}: tensor {head.key!r} differs from the embedding although config.json says "
             "tie_word_embeddings=true; correct one of them"
         )
 
 
-def _load_leaf(
-    config: DecoderConfig, pieces: list[tuple[int | None, Tensor, StoredTensor]], dtype: np.dtype, sharding: Any
-) -> Any:
+def _load_leaf(config: DecoderConfig, pieces: list, dtype: np.dtype, sharding: Any) -> Any:
     """One leaf of `params`: its shards on this process's devices, or with `sharding` None the whole of it as numpy."""
     tensor = pieces[0][1]
     shape = (() if pieces[0][0] is None else (config.num_layers,)) + tensor.leaf_shape
@@ -179,10 +175,8 @@ def _load_leaf(
         warnings.warn(f"tensor {key} holds NaN or infinite values; the model is damaged", InputWarning, stacklevel=4)
     if sharding is None:
         return buffers.popitem()[1]
-    arrays = []
-    for box in list(buffers):
-        buffer = buffers.pop(box)
-        arrays += [jax.device_put(buffer, device, may_alias=True) for device in devices[box]]
+    places = ((box, device) for box, sharing in devices.items() for device in sharing)
+    arrays = [jax.device_put(buffers[box], device, may_alias=True) for box, device in places]
     return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
 
 
@@ -211,9 +205,7 @@ def _chunks(box: Box, itemsize: int) -> Iterator[Box]:
         yield ((start, min(start + rows, high)), *rest)
 
 
-def _copy_piece(
-    layer: int | None, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]
-) -> str | None:
+def _copy_piece(layer, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]) -> str | None:
     """Reads a chunk and copies it where it belongs; the tensor's name when it is not finite."""
     data, where = stored.read(tensor.split, box), f"{stored.key!r} in {stored.path}"
     found = None if np.isfinite(data).all() else where
@@ -286,9 +278,7 @@ def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ..
     return leaves
 
 
-def _write_weights(
-    directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype: Any
-) -> None:
+def _write_weights(directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype) -> None:
     import safetensors
     from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.numpy import save_file

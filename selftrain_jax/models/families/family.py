@@ -79,10 +79,8 @@ class Family:
         Raises:
           InputError: a field, by name, that changes what the model computes in a way that is not supported.
         """
-        also = self.write(next(iter(self.presets.values())))
-        only = {name: value for name, value in defaults.items() if not _HARMLESS.fullmatch(name)}
-        for name in (*self.fields, *self.layered, *also):
-            only.pop(name, None)
+        read = {*self.fields, *self.layered, *self.write(next(iter(self.presets.values())))}
+        only = {name: value for name, value in defaults.items() if name not in read and not _HARMLESS.fullmatch(name)}
         for name, supported in (only | dict(self.fixed)).items():
             if (value := getattr(hf, name)) != supported:
                 raise InputError(f"{name}={value!r} is not supported; only {supported!r} is")
