@@ -88,8 +88,9 @@ def _kernel(position_ref, q_ref, k_ref, v_ref, out_ref, *, block, dot, scale, wi
             scores = triton.dot(q, k.T)
         else:
             scores = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=1)[None, :]
+        scores = ops.softcap(scores * scale, cap)
         seen = ops.visible(position - (i * block + jnp.arange(block)), window)
-        scores = jnp.where(seen[None, :], ops.softcap(scores * scale, cap), -jnp.inf)
+        scores = jnp.where(seen[None, :], scores, -jnp.inf)
         above = jnp.maximum(highest, jnp.max(scores, axis=1))
         weights, shrink = jnp.exp(scores - above[:, None]), jnp.exp(highest - above)
         if dot:
