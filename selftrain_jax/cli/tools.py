@@ -6,6 +6,7 @@ Each takes the parsed arguments and returns the exit code.
 import argparse
 import sys
 
+from selftrain_jax.cli.push import check_push, push
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
 from selftrain_jax.data.corpus import read_corpus
@@ -17,7 +18,6 @@ from selftrain_jax.evaluation.memorization import load_probes
 from selftrain_jax.evaluation.settings import LeakSettings
 from selftrain_jax.models import hf, verify
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.push import check_push, push
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.tables import format_leaks
 from selftrain_jax.run.export import convert, export

@@ -6,7 +6,7 @@ A user's `pjit` is `jax.jit` with these shardings: one process and one device is
 import contextlib
 import math
 import os
-from typing import Any, ContextManager
+from typing import Any, Callable, ContextManager, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -279,6 +279,16 @@ def padded_rows(rows: int, mesh: Mesh | None) -> int:
     check_mesh(mesh)
     ways = batch_ways(mesh)
     return -(-rows // ways) * ways
+
+
+def per_device(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str, ...]]) -> jax.Array:
+    """`function(*arrays)`, computed by each device of the mesh that is set (`jax.set_mesh`) on its own part of the
+    arrays, whose leading dimensions have the logical names `axes`. What comes out is spread as the first array is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
+        return function(*arrays)
+    specs = tuple(sharding.spec for sharding in named_shardings(mesh, list(axes), list(arrays)))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

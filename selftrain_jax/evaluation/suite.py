@@ -24,22 +24,33 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import (
-    UNKNOWN_TOLD,
-    adds_bos,
-    known_ids,
-    load_tokenizer,
-    same_again_share,
-    unknown_share,
-)
+from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, call_tokenizer, known_ids, load_tokenizer, unknown_share
 
 _LOOKED_AT, _FEW = 256, 8
 """Probes of which is seen whether they are of the model's tokenizer, and those that are too few to tell."""
 
 
 def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
-    """What `settings.add_bos` means for a model with this tokenizer."""
-    return adds_bos(tokenizer) if settings.add_bos == "auto" else bool(settings.add_bos)
+    """What `settings.add_bos` means for a model with this tokenizer: "auto", that BOS is put before a text where the
+    tokenizer does so by itself. Those of Gemma and Llama 3 do, and the harness's `hf` model with them; those of Pythia,
+    Qwen and GPT-2 do not."""
+    if settings.add_bos != "auto":
+        return bool(settings.add_bos)
+    bos = tokenizer.bos_token_id
+    return bos is not None and call_tokenizer(tokenizer, ["x"], add_special_tokens=True)[0][:1] == [bos]
+
+
+def same_again_share(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> float:
+    """The share of `sequences` of ids that `tokenizer` makes of their own text, first and last id aside: nearly all
+    where it made them, hardly any where another one did (of windows of 64, among Pythia's, SmolLM2's and Gemma 3's, all
+    and at most 5 %)."""
+    again = call_tokenizer(tokenizer, tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=False))
+
+    def joined(ids: Sequence[int]) -> str:
+        return f" {' '.join(map(str, ids))} "
+
+    same = [joined(ids[1:-1]) in joined(found) for ids, found in zip(sequences, again)]
+    return sum(same) / len(same)
 
 
 def read_inputs(

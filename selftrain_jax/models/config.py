@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.settings import check_choice
+from selftrain_jax.core.settings import check_choice, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Rotary:
     scaling: Scaling | None = None
 
     def __post_init__(self):
-        if not 0.0 <= self.fraction <= 1.0:
-            raise InputError(f"model rotary fraction={self.fraction} must lie in [0, 1]")
+        check_ranges("model rotary", self, {"fraction": (0, 1)})
         if not self.base > 0:
             raise InputError(f"model rotary base={self.base} must be positive")
         for name, value in dataclasses.asdict(self.scaling).items() if self.scaling else ():
@@ -137,9 +136,8 @@ class DecoderConfig:
             object.__setattr__(self, "kv_heads", None)
         if self.head_size is not None and self.head_size * self.num_heads == self.hidden_size:
             object.__setattr__(self, "head_size", None)
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model {name}={getattr(self, name)} must be at least 1")
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position")
+        check_ranges("model", self, dict.fromkeys(sizes, 1))
         if self.head_size is None and self.hidden_size % self.num_heads:
             raise InputError(f"model hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}")
         if self.head_dim < 1:
@@ -162,8 +160,8 @@ class DecoderConfig:
         check_choice("model", self, "norm_places", ("before", "after", "around"))
         check_choice("model", self, "qk_norm", ("none", "head", "projection"))
         check_choice("model", self, "activation", ("gelu", "gelu_tanh", "silu"))
-        tokens = {"bos_token_id": self.bos_token_id, "eos_token_id": self.eos_token_id}
-        for name, value in [*tokens.items(), *(("stop_token_ids", value) for value in self.stop_token_ids)]:
+        ends = [("eos_token_id", self.eos_token_id), *(("stop_token_ids", value) for value in self.stop_token_ids)]
+        for name, value in [("bos_token_id", self.bos_token_id), *ends]:
             if not 0 <= value < self.vocab_size:
                 raise InputError(f"model {name}={value} lies outside the vocabulary of {self.vocab_size}")
 
@@ -204,12 +202,8 @@ class DecoderConfig:
         layer += (2 + self.gated) * d * f + self.mlp_bias * (f * (1 + self.gated) + d)
         layer += weights * (4 if self.norm_places == "around" else 2)
         layer += {"none": 0, "head": 2 * h, "projection": (n + k) * h}[self.qk_norm]
-        embeddings = self.vocab_size * d * (1 if self.tie_embeddings else 2) + self._position_params
+        embeddings = d * (self.vocab_size * (2 - self.tie_embeddings) + self.max_position * self.learned_positions)
         return self.num_layers * layer + embeddings + weights
-
-    @property
-    def _position_params(self) -> int:
-        return self.max_position * self.hidden_size if self.learned_positions else 0
 
     def train_flops_per_token(self, length: int) -> int:
         """Operations of one training step per token, in rows of `length`: 6 N + 6 H (C_1 + ... + C_L).
@@ -218,12 +212,12 @@ class DecoderConfig:
         weights of all matrix products, the output layer among them and embedding look-ups not; H is the width of all
         query heads. C is twice the number of tokens that a token of the layer sees: `length` with a causal mask, less
         with a window."""
-        look_up = self._position_params + (0 if self.tie_embeddings else self.vocab_size * self.hidden_size)
+        looked_up = self.max_position * self.learned_positions + self.vocab_size * (not self.tie_embeddings)
         seen = 0
         for index in range(self.num_layers):
             window = min(self.layer(index).window or length, length)
             seen += 2 * window - window * window // length
-        return 6 * (self.num_params - look_up) + 6 * self.num_heads * self.head_dim * seen
+        return 6 * (self.num_params - looked_up * self.hidden_size) + 6 * self.num_heads * self.head_dim * seen
 
 
 def check_token_ids(what: str, ids: np.ndarray, config: DecoderConfig) -> None:

@@ -20,12 +20,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen import with_logical_partitioning as named
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from selftrain_jax.core.randomness import pinned
 from selftrain_jax.distributed.mesh import RULES, constrain, named_shardings, target_device
-from selftrain_jax.models import ops
+from selftrain_jax.models import flash_decode, ops
 from selftrain_jax.models.config import DecoderConfig, Layer
 from selftrain_jax.models.contraction import dense
 
@@ -34,10 +35,8 @@ Params = dict[str, Any]
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys (after rotation) and values, filled from slot 0 up.
-
-    One array per layer: XLA updates those in place. Of one stacked array it makes copies at every step, which takes a
-    third longer and several times the memory on a GPU."""
+    """Keys (after rotation) and values, filled from slot 0 up, in one array per layer: XLA updates those in place. Of a
+    stacked one it makes copies at every step, which takes a third longer and several times the memory on a GPU."""
 
     keys: tuple[Float[Array, "B K S H"], ...]
     values: tuple[Float[Array, "B K S H"], ...]
@@ -55,22 +54,20 @@ class KVCache:
 
 
 class Norm(nn.Module):
-    """Over the model dimension, or over `shape`, whose axes carry the names `axes`."""
+    """Over the last axes, whose names are `axes`."""
 
     config: DecoderConfig
-    shape: tuple[int, ...] = ()
     axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x):
-        c, shape = self.config, self.shape or x.shape[-1:]
-        scale_init = nn.with_logical_partitioning(nn.initializers.constant(1 - c.norm_offset), self.axes)
-        scale = self.param("scale", scale_init, shape)
+        c, shape = self.config, x.shape[-len(self.axes) :]
+        scale = self.param("scale", named(nn.initializers.constant(1 - c.norm_offset), self.axes), shape)
         if c.norm_offset:
             scale = scale.astype(jnp.float32) + c.norm_offset
         if c.norm == "rms_norm":
             return ops.rms_norm(x, scale, c.norm_eps)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes), shape)
+        bias = self.param("bias", named(nn.initializers.zeros, self.axes), shape)
         return ops.layer_norm(x, scale, bias, c.norm_eps)
 
 
@@ -86,13 +83,12 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel_init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        kernel = self.param("kernel", kernel_init, self.shape)
+        kernel = self.param("kernel", named(nn.initializers.normal(self.stddev), self.axes), self.shape)
         out = dense(self.equation, x, kernel)
         if not self.has_bias:
             return out
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_inputs :])
-        return out + self.param("bias", bias_init, self.shape[self.num_inputs :]).astype(x.dtype)
+        shape, axes = self.shape[self.num_inputs :], self.axes[self.num_inputs :]
+        return out + self.param("bias", named(nn.initializers.zeros, axes), shape).astype(x.dtype)
 
 
 _ACTIVATIONS = {
@@ -146,11 +142,9 @@ class Block(nn.Module):
                 for name, m, heads in (("q", n, "heads"), ("k", k, "kv_heads"), ("v", k, "kv_heads"))
             )
         if c.qk_norm != "none":
-            whole = c.qk_norm == "projection"
-            for_q, for_k = (((m, h), (heads, "head_dim")) for m, heads in ((n, "heads"), (k, "kv_heads")))
-            one = ((h,), ("head_dim",))
-            queries = Norm(c, *(for_q if whole else one), name="q_norm")(queries)
-            keys = Norm(c, *(for_k if whole else one), name="k_norm")(keys)
+            first = {"head": 1, "projection": 0}[c.qk_norm]
+            queries = Norm(c, ("heads", "head_dim")[first:], name="q_norm")(queries)
+            keys = Norm(c, ("kv_heads", "head_dim")[first:], name="k_norm")(keys)
         if self.layer.rotary is not None:
             table = rotary[c.rotaries.index(self.layer.rotary)]
             queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
@@ -159,7 +153,9 @@ class Block(nn.Module):
             mixed = ops.causal_attention(queries, keys, values, apart, self.attention, **switches)
         else:
             cache = _write(cache[0], keys, position), _write(cache[1], values, position)
-            mixed = ops.cached_attention(queries, *cache, position, **switches)
+            kernel = flash_decode.possible(queries, cache[0], target_device())
+            attend = flash_decode.flash_decode if kernel else ops.cached_attention
+            mixed = attend(queries, *cache, position, **switches)
         axes = ("heads", "head_dim", "embed")
         return Affine("btnh,nhd->btd", (n, h, d), axes, 2, outward, c.out_bias, name="out")(mixed), cache
 
@@ -217,7 +213,7 @@ class Decoder(nn.Module):
     def setup(self):
         """Declares the weights, as Flax asks."""
         c = self.config
-        stddev = (2 / (5 * c.hidden_size)) ** 0.5
+        stddev, _ = _stddevs(c)
         self.embed = _Table("embedding", (c.vocab_size, c.hidden_size), ("vocab", "embed"), stddev)
         if c.learned_positions:
             self.positions = _Table("embedding", (c.max_position, c.hidden_size), (None, "embed"), stddev)
@@ -323,8 +319,7 @@ class _Table(nn.Module):
 
     @nn.compact
     def __call__(self):
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-        return self.param(self.param_name, init, self.shape)
+        return self.param(self.param_name, named(nn.initializers.normal(self.stddev), self.axes), self.shape)
 
 
 def unstack_layers(params: Params) -> Params:
@@ -344,13 +339,12 @@ def continue_cached(
     """
     layers, bound = unstack_layers(params)["layers"], model.bind({"params": params})
     x, rotary = bound.enter(tokens, position + jnp.arange(tokens.shape[1]))
-    keys, values = [], []
-    for i, (layer, k, v) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
+    stores = []
+    for i, (layer, *store) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
         block = Block(model.config, model.config.layer(i))
-        (x, (k, v)), _ = block.apply({"params": layer}, (x, (k, v)), rotary, None, position)
-        keys.append(k)
-        values.append(v)
-    return bound.logits(bound.final_norm(x[:, -1])), KVCache(tuple(keys), tuple(values))
+        (x, store), _ = block.apply({"params": layer}, (x, store), rotary, None, position)
+        stores.append(store)
+    return bound.logits(bound.final_norm(x[:, -1])), KVCache(*zip(*stores))
 
 
 def project(

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.distributed.mesh import RULES, batch_ways
-from selftrain_jax.distributed.settings import MESH_AXES
+from selftrain_jax.distributed.mesh import per_device
+from selftrain_jax.models import ops
 
 BLOCK = 64  # cache positions that are read at once
 _LEAST_DOT = 16  # rows of the smallest matrix product that Triton has
@@ -22,7 +21,7 @@ def flash_decode(
     v: Float[Array, "B K S H"],
     position: Int[Array, ""] | int,
     *,
-    scale: float,
+    scale: float | None = None,
     window: int | None = None,
     cap: float | None = None,
     interpret: bool = False,
@@ -32,20 +31,11 @@ def flash_decode(
     The softmax is built up block by block (Milakov & Gimelshein 2018, Online normalizer calculation for softmax), in
     fp32. On a mesh, each device takes its own rows and heads. `interpret` runs the kernel's logic anywhere, slowly.
     """
-    kv_heads, group = k.shape[1], q.shape[2] // k.shape[1]
-    grouped = q.reshape(q.shape[0], kv_heads, group, q.shape[3])
-
-    def local(q, k, v, position):
-        return _call(q, k, v, position, scale=scale, window=window, cap=cap, interpret=interpret)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1 and set(MESH_AXES) <= set(mesh.axis_names):
-        rows = RULES["batch"] if q.shape[0] % batch_ways(mesh) == 0 else None
-        spec = PartitionSpec(rows, RULES["kv_heads"] if kv_heads % mesh.shape["tensor"] == 0 else None)
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec()), out_specs=spec, check_vma=False
-        )
-    return local(grouped, k, v, position).reshape(q.shape)
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    local = functools.partial(_call, scale=scale, window=window, cap=cap, interpret=interpret)
+    axes = [("batch", "kv_heads")] * 3 + [()]
+    return per_device(local, grouped, k, v, jnp.asarray(position, jnp.int32), axes=axes).reshape(q.shape)
 
 
 def possible(q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], device: jax.Device) -> bool:
@@ -80,7 +70,7 @@ def _call(q, k, v, position, *, scale, window, cap, interpret):
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="flash_decode",
-    )(jnp.asarray(position, jnp.int32).reshape(1), q, k, v)
+    )(position.reshape(1), q, k, v)
     return out[:, :, :group]
 
 
@@ -98,11 +88,8 @@ def _kernel(position_ref, q_ref, k_ref, v_ref, out_ref, *, block, dot, scale, wi
             scores = triton.dot(q, k.T)
         else:
             scores = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=1)[None, :]
-        scores = scores * scale
-        if cap is not None:
-            scores = cap * jnp.tanh(scores / cap)
-        distance = position - (i * block + jnp.arange(block))
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        scores = ops.softcap(scores * scale, cap)
+        seen = ops.visible(position - (i * block + jnp.arange(block)), window)
         scores = jnp.where(seen[None, :], scores, -jnp.inf)
         above = jnp.maximum(highest, jnp.max(scores, axis=1))
         weights, shrink = jnp.exp(scores - above[:, None]), jnp.exp(highest - above)

@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError, InputWarning
@@ -71,18 +72,16 @@ def load_pretrained(
     parts: dict[tuple[str, ...], list[tuple[int | None, Tensor, StoredTensor]]] = {}
     for name, (tensor, layer) in _tensors(config).items():
         parts.setdefault(tensor.path, []).append((layer, tensor, found[name]))
-    params: Params = {}
+    where = {} if shardings is None else flatten_dict(shardings)
+    leaves: dict[tuple[str, ...], Any] = {}
     total = 4 * config.num_params
     with progress.bar(
         total=total, desc=f"load {directory.name}", unit="B", unit_scale=True, disable=total < _PROGRESS_BYTES
     ) as bar:
         for path, pieces in parts.items():
-            node = params
-            for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = leaf = _load_leaf(config, pieces, dtype, shardings and _leaf(shardings, path))
-            bar.update(4 * leaf.size)
-    return config, params
+            leaves[path] = _load_leaf(config, pieces, dtype, where.get(path))
+            bar.update(4 * leaves[path].size)
+    return config, unflatten_dict(leaves)
 
 
 def check_pretrained(directory: PathLike) -> DecoderConfig:
@@ -147,34 +146,27 @@ def _tensors(config: DecoderConfig) -> dict[str, tuple[Tensor, int | None]]:
 
 def _check_tied(config: DecoderConfig, found: dict[str, StoredTensor]) -> None:
     family = FAMILIES[config.family]
-    if not config.tie_embeddings or family.head not in found:
+    head, embedding = found.get(family.head), found.get(family.embedding_name)
+    if not config.tie_embeddings or head is None or head is embedding:
         return
-    head, embedding = found[family.head], found[family.embedding_name]
-    if head is embedding:
-        return
-    whole = tuple((0, size) for size in head.shape)
-    if not all(
-        np.array_equal(head.read(head.shape, box), embedding.read(head.shape, box), equal_nan=True)
-        for box in _chunks(whole, 4)
-    ):
+    boxes = _chunks(tuple((0, size) for size in head.shape), 4)
+    pairs = ((head.read(head.shape, box), embedding.read(head.shape, box)) for box in boxes)
+    if not all(np.array_equal(*pair, equal_nan=True) for pair in pairs):
         raise InputError(
             f"{head.path}: tensor {head.key!r} differs from the embedding although config.json says "
             "tie_word_embeddings=true; correct one of them"
         )
 
 
-def _load_leaf(
-    config: DecoderConfig, pieces: list[tuple[int | None, Tensor, StoredTensor]], dtype: np.dtype, sharding: Any
-) -> Any:
+def _load_leaf(config: DecoderConfig, pieces: list, dtype: np.dtype, sharding: Any) -> Any:
     """One leaf of `params`: its shards on this process's devices, or with `sharding` None the whole of it as numpy."""
     tensor = pieces[0][1]
     shape = (() if pieces[0][0] is None else (config.num_layers,)) + tensor.leaf_shape
-    devices: dict[Box, list] = {tuple((0, size) for size in shape): []}
-    if sharding is not None:
-        devices = {}
-        for device, index in sharding.addressable_devices_indices_map(shape).items():
-            box = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
-            devices.setdefault(box, []).append(device)
+    whole = {None: (slice(None),) * len(shape)}
+    devices: dict[Box, list] = {}
+    for device, index in (sharding.addressable_devices_indices_map(shape) if sharding else whole).items():
+        box = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+        devices.setdefault(box, []).append(device)
     buffers = {box: _empty([high - low for low, high in box], dtype) for box in devices}
     union = tuple((min(low), max(high)) for low, high in (zip(*bounds) for bounds in zip(*buffers)))
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
@@ -183,10 +175,8 @@ def _load_leaf(
         warnings.warn(f"tensor {key} holds NaN or infinite values; the model is damaged", InputWarning, stacklevel=4)
     if sharding is None:
         return buffers.popitem()[1]
-    arrays = []
-    for box in list(buffers):
-        buffer = buffers.pop(box)
-        arrays += [jax.device_put(buffer, device, may_alias=True) for device in devices[box]]
+    places = ((box, device) for box, sharing in devices.items() for device in sharing)
+    arrays = [jax.device_put(buffers[box], device, may_alias=True) for box, device in places]
     return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
 
 
@@ -215,9 +205,7 @@ def _chunks(box: Box, itemsize: int) -> Iterator[Box]:
         yield ((start, min(start + rows, high)), *rest)
 
 
-def _copy_piece(
-    layer: int | None, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]
-) -> str | None:
+def _copy_piece(layer, tensor: Tensor, stored: StoredTensor, box: Box, buffers: dict[Box, np.ndarray]) -> str | None:
     """Reads a chunk and copies it where it belongs; the tensor's name when it is not finite."""
     data, where = stored.read(tensor.split, box), f"{stored.key!r} in {stored.path}"
     found = None if np.isfinite(data).all() else where
@@ -234,12 +222,6 @@ def _copy_piece(
             source = tuple(slice(low - c, high - c) for (low, high), (c, _) in zip(common, box))
             buffer[target] = data[source]
     return found
-
-
-def _leaf(params: Params, path: tuple[str, ...]) -> Any:
-    for part in path:
-        params = params[part]
-    return params
 
 
 def save_pretrained(
@@ -285,53 +267,44 @@ def save_pretrained(
 
 
 def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ...], Any]:
-    leaves = {}
+    leaves, given = {}, flatten_dict(params)
     for name, (tensor, layer) in _tensors(config).items():
         shape = (() if layer is None else (config.num_layers,)) + tensor.leaf_shape
-        try:
-            leaf = _leaf(params, tensor.path)
-        except KeyError:
-            raise InputError(f"params lack {'/'.join(tensor.path)}, which holds {name!r}") from None
+        if tensor.path not in given:
+            raise InputError(f"params lack {'/'.join(tensor.path)}, which holds {name!r}")
+        leaves[tensor.path] = leaf = given[tensor.path]
         if leaf.shape != shape:
             raise InputError(f"params {'/'.join(tensor.path)} has shape {leaf.shape}, but its config asks for {shape}")
-        leaves[tensor.path] = leaf
     return leaves
 
 
-def _write_weights(
-    directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype: Any
-) -> None:
+def _write_weights(directory: pathlib.Path, config: DecoderConfig, leaves: dict, max_shard_bytes: int, dtype) -> None:
     import safetensors
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.numpy import save_file
 
-    names = _tensors(config)
-    shards, total, room = [[]], 0, max_shard_bytes
-    for name, (tensor, _) in names.items():
-        size = math.prod(tensor.shape) * np.dtype(dtype or leaves[tensor.path].dtype).itemsize
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(name)
-        room -= size
-        total += size
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    def size(where: tuple[Tensor, int | None]) -> int:
+        return math.prod(where[0].shape) * np.dtype(dtype or leaves[where[0].path].dtype).itemsize
+
+    names, pattern = _tensors(config), WEIGHTS.replace(".", "{suffix}.")
+    split = split_state_dict_into_shards_factory(
+        names, get_storage_size=size, filename_pattern=pattern, max_shard_size=max_shard_bytes
+    )
+    for file, shard in split.filename_to_tensors.items():
         tensors = {}
         for name in shard:
             tensor, layer = names[name]
             leaf = leaves[tensor.path]
             value = np.asarray(leaf if layer is None else leaf[layer])
             tensors[name] = tensor.to_hf(value if dtype in (None, value.dtype) else cast(value, dtype, repr(name)))
-            weight_map[name] = file
         try:
             save_file(tensors, directory / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as e:  # its spelling of a full disk
             raise OSError(str(e)) from None
         # safetensors creates files readable by their owner only, whatever the umask.
         shutil.copymode(directory / "config.json", directory / file)
-    if len(shards) > 1:
-        files.write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if split.is_sharded:
+        files.write_json(directory / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def model_fingerprint(directory: PathLike) -> str:
@@ -347,8 +320,7 @@ def vocabulary_input(name: str, directory: PathLike) -> dict[str, str]:
     """The fingerprint, as an input of a stage, of what else decides which ids model `name` reads and writes: its
     tokenizer and `generation_config.json`."""
     directory = resolve_model(directory, weights=False)
-    generation = directory / "generation_config.json"
-    found = [*tokenizer_files(directory), *([generation] if generation.is_file() else [])]
+    found = [*tokenizer_files(directory), *directory.glob("generation_config.json")]
     return {f"{name}'s tokenizer": files.file_fingerprint(*found)}
 
 

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import target_device
-from selftrain_jax.models import flash_decode
 from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from selftrain_jax.models.contraction import contract, dense
 from selftrain_jax.models.splash import splash_attention
@@ -114,20 +113,19 @@ def attention_implementation(
     device = target_device(mesh)
     capability = float(getattr(device, "compute_capability", 0) or 0)
     most = 256 if capability >= 9 else 128
-    against_cudnn = {
-        f"the device is a {device.platform}, not a GPU": device.platform != "gpu",
-        f"its dtype must be bfloat16 or float16, not {jnp.dtype(dtype).name}": jnp.dtype(dtype).itemsize != 2,
-        f"head_dim={head_dim} must be a multiple of 8, at most {most} on this GPU": head_dim % 8 or head_dim > most,
-        "it cannot keep packed documents apart (document_boundaries)": packed,
-        "it has no soft-cap of scores, which this model asks for": capped,
+    against = {
+        "cudnn": {
+            f"the device is a {device.platform}, not a GPU": device.platform != "gpu",
+            f"its dtype must be bfloat16 or float16, not {jnp.dtype(dtype).name}": jnp.dtype(dtype).itemsize != 2,
+            f"head_dim={head_dim} must be a multiple of 8, at most {most} on this GPU": head_dim % 8 or head_dim > most,
+            "it cannot keep packed documents apart (document_boundaries)": packed,
+            "it has no soft-cap of scores, which this model asks for": capped,
+        },
+        "splash": {f"the device is a {device.platform}, not a TPU": device.platform != "tpu"},
     }
-    against_splash = {f"the device is a {device.platform}, not a TPU": device.platform != "tpu"}
-    reasons = {
-        name: [reason for reason, holds in conditions.items() if holds]
-        for name, conditions in (("cudnn", against_cudnn), ("splash", against_splash))
-    }
+    reasons = {name: [reason for reason, holds in each.items() if holds] for name, each in against.items()}
     if requested == "auto":
-        return next((name for name, against in reasons.items() if not against), "xla")
+        return next((name for name, found in reasons.items() if not found), "xla")
     if reasons.get(requested):
         raise InputError(f"attention={requested!r} is not possible here: {reasons[requested][0]}; use 'auto' or 'xla'")
     return requested
@@ -181,10 +179,10 @@ def causal_attention(
         first = 0 if window is None or branched else max(start - window + 1, 0)
         here, there = slice(start, stop), slice(first, stop)
         if branched:
-            mask = _visible(apart.positions[:, here], apart.positions[:, there], window)
+            mask = _mask(apart.positions[:, here], apart.positions[:, there], window)
             mask &= _equal(apart.branch, here, there) | (apart.branch[:, None, there] == 1)
         else:
-            mask = _visible(jnp.arange(start, stop), jnp.arange(first, stop), window)
+            mask = _mask(jnp.arange(start, stop), jnp.arange(first, stop), window)
             if apart is not None:
                 mask = mask & _equal(apart, here, there)
         blocks.append(_attend(q[:, here], k[:, there], v[:, there], "bskh", mask, scale, cap))
@@ -201,12 +199,9 @@ def cached_attention(
     window: int | None = None,
     cap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled; a single
-    one in half precision on a GPU by `flash_decode`."""
+    """Attention of T new queries, the first at `position`, to a cache whose later slots are not yet filled."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if flash_decode.possible(q, k, target_device()):
-        return flash_decode.flash_decode(q, k, v, position, scale=scale, window=window, cap=cap)
-    mask = _visible(position + jnp.arange(q.shape[1]), jnp.arange(k.shape[2]), window)
+    mask = _mask(position + jnp.arange(q.shape[1]), jnp.arange(k.shape[2]), window)
     return _attend(q, k, v, "bksh", mask, scale, cap)
 
 
@@ -222,9 +217,13 @@ def _attend(q, k, v, stored: str, mask: Bool[Array, "*B T S"], scale: float, cap
     return jnp.einsum(f"bk{g}ts,{stored}->btk{g}h", weights, v).reshape(q.shape)
 
 
-def _visible(queries: Int[Array, "*B T"], keys: Int[Array, "*B S"], window: int | None) -> Bool[Array, "*B T S"]:
+def _mask(queries: Int[Array, "*B T"], keys: Int[Array, "*B S"], window: int | None) -> Bool[Array, "*B T S"]:
     """Which key positions each query position may see."""
-    distance = queries[..., :, None] - keys[..., None, :]
+    return visible(queries[..., :, None] - keys[..., None, :], window)
+
+
+def visible(distance: Int[Array, "*S"], window: int | None) -> Bool[Array, "*S"]:
+    """Whether a query sees the keys that lie `distance` before it."""
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
@@ -252,7 +251,6 @@ def cross_entropy_sum(
 
 def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
     length = hidden.shape[1]
-    chunk = min(chunk, length)
     kernel_used = kernel.astype(hidden.dtype)
 
     def one_chunk(h, target, weight):
@@ -279,9 +277,7 @@ def _cross_entropy_forward(hidden, kernel, targets, weights, chunk, cap):
             part, dh, dk = one_chunk(*xs)
             return (carry[0] + part, carry[1] + dk), dh
 
-        (loss, d_kernel), stacked = jax.lax.scan(
-            body, (loss, d_kernel), (split(hidden), split(targets), split(weights))
-        )
+        (loss, d_kernel), stacked = jax.lax.scan(body, (loss, d_kernel), [*map(split, (hidden, targets, weights))])
         d_hidden.append(jnp.moveaxis(stacked, 0, 1).reshape(hidden.shape[0], scanned, -1))
     if scanned < length:
         part, dh, dk = one_chunk(hidden[:, scanned:], targets[:, scanned:], weights[:, scanned:])

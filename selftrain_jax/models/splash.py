@@ -6,11 +6,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from selftrain_jax.distributed.mesh import RULES, batch_ways
-from selftrain_jax.distributed.settings import MESH_AXES
+from selftrain_jax.distributed.mesh import per_device
 
 _LANES = 128  # the kernel's unit along time, and along a head
 
@@ -33,9 +31,7 @@ def splash_attention(
     """
     head_dim, dtype = q.shape[-1], q.dtype
     segments = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-    mesh = jax.sharding.get_abstract_mesh()
-    on_mesh = not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names)
-    if on_mesh and k.shape[2] % mesh.shape["tensor"]:
+    if k.shape[2] % jax.sharding.get_abstract_mesh().shape.get("tensor", 1):
         k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     q = (q.astype(jnp.float32) * (head_dim**-0.5 if scale is None else scale)).astype(dtype)
     more_time, more_head = -q.shape[1] % _LANES, -head_dim % _LANES
@@ -47,14 +43,8 @@ def splash_attention(
     def local(q, k, v, segments):
         return _kernel(q.shape[1], k.shape[1], q.shape[2], window, cap, interpret)(q, k, v, segments)
 
-    if on_mesh:
-        rows = RULES["batch"] if q.shape[0] % batch_ways(mesh) == 0 else None
-        heads = RULES["heads"] if q.shape[1] % mesh.shape["tensor"] == 0 else None
-        spec = PartitionSpec(rows, heads)
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False
-        )
-    mixed = jnp.swapaxes(local(q, k, v, segments), 1, 2)
+    mixed = per_device(local, q, k, v, segments, axes=[("batch", "heads")] * 3 + [("batch",)])
+    mixed = jnp.swapaxes(mixed, 1, 2)
     return mixed[:, : mixed.shape[1] - more_time, :, :head_dim]
 
 

@@ -42,6 +42,12 @@ RELATIVE_TOLERANCE = 1e-5
 ROUNDING_FACTOR = 4
 """So many times its own rounding may transformers be from us, in a model that amplifies rounding beyond the rest."""
 
+_PAIRS = (
+    ("ours fp32", "transformers fp32"),
+    ("ours bf16", "transformers bf16"),
+    ("ours bf16", "transformers fp32"),
+    ("transformers bf16", "transformers fp32"),
+)
 _LONGEST = 512
 _TEXTS = (
     "The river rose slowly in the night, and by the morning the lower fields were under water. Nobody in the village "
@@ -92,10 +98,8 @@ class Verdict:
     @property
     def first_divergence(self) -> str | None:
         """The first place whose relative gap is not below 1e-5, from the embedding to the output layer."""
-        for name, gap in self.layers:
-            if not gap <= RELATIVE_TOLERANCE:
-                return name
-        return None if self.ok else "output layer"
+        above = (name for name, gap in self.layers if not gap <= RELATIVE_TOLERANCE)
+        return next(above, None if self.ok else "output layer")
 
 
 def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequence[str] = DTYPES) -> Verdict:
@@ -126,14 +130,8 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     prompts = make_prompts(config, directory)
     theirs, their_states = _reference(directory, prompts, "fp32")
     sets = {"transformers fp32": theirs}
-    pairs = [("ours fp32", "transformers fp32")]
     if "bf16" in dtypes:
         sets["transformers bf16"], _ = _reference(directory, prompts, "bf16")
-        pairs += [
-            ("ours bf16", "transformers bf16"),
-            ("ours bf16", "transformers fp32"),
-            ("transformers bf16", "transformers fp32"),
-        ]
 
     _, params = hf.load_pretrained(directory)
     params = jax.device_put(params)
@@ -150,7 +148,7 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
         num_positions=len(theirs),
         largest_logit=float(np.max(np.abs(theirs))),
         rounding=None,
-        logits=tuple(_logit_gap(sets, left, right) for left, right in pairs),
+        logits=tuple(_logit_gap(sets, left, right) for left, right in _PAIRS if {left, right} <= sets.keys()),
         layers=layers,
     )
     if verdict.ok or not np.isfinite(verdict.logits[0].max):
@@ -236,11 +234,11 @@ def _reference(directory: pathlib.Path, prompts: list[np.ndarray], dtype: str) -
         # Some settings name code on the hub that transformers would fetch and run, others ask for a list of any length.
         raw = files.read_json(directory / "config.json", "model configuration")
         config = {name: value for name, value in raw.items() if not re.search("implementation|num_labels", name)}
-        family = FAMILIES[raw["model_type"]]
+        kind, family = transformers.CONFIG_MAPPING[raw["model_type"]], FAMILIES[raw["model_type"]]
         try:
-            model, loading = getattr(transformers, family.model_class).from_pretrained(
+            model, loading = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind].from_pretrained(
                 directory,
-                config=getattr(transformers, family.config_class).from_dict(config),
+                config=kind.from_dict(config),
                 attn_implementation="eager",  # PyTorch's own leaves out the soft-cap of scores
                 dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[dtype],
                 local_files_only=True,
@@ -298,11 +296,9 @@ def format_tables(verdict: Verdict) -> str:
         lines.append(f"{pair:40} {row.max:10.2e} {row.mean:10.2e} {row.same_argmax:12.2%}")
     lines += ["", f"{'hidden states in fp32':40} {'relative gap':>12}"]
     for name, gap in verdict.layers:
-        diverges = name == verdict.first_divergence
-        lines.append(
-            f"{name:40} {gap:12.2e}" + (f"  above {RELATIVE_TOLERANCE:.0e}: diverges here" if diverges else "")
-        )
-        if diverges:
+        lines.append(f"{name:40} {gap:12.2e}")
+        if name == verdict.first_divergence:
+            lines[-1] += f"  above {RELATIVE_TOLERANCE:.0e}: diverges here"
             break
     return "\n".join(lines)
 

@@ -84,10 +84,10 @@ def reference(case):
     import transformers
 
     name, fields = (CASES | MORE)[case]
-    family = FAMILIES[name]
+    kind = transformers.CONFIG_MAPPING[name]
     torch.manual_seed(0)
-    model = getattr(transformers, family.model_class)(getattr(transformers, family.config_class)(**fields)).eval()
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind](kind(**fields)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * parameter.std().nan_to_num(1.0).clamp(min=0.3) * torch.randn(parameter.shape)
-    return family, model
+    return FAMILIES[name], model

@@ -10,24 +10,11 @@ from selftrain_jax.models.families.llama import LLAMA, MISTRAL, SMOLLM3
 from selftrain_jax.models.families.olmo import OLMO2, OLMO3
 from selftrain_jax.models.families.qwen import QWEN2, QWEN3
 
-FAMILIES: dict[str, Family] = {
-    "gpt_neox": GPT_NEOX,
-    "llama": LLAMA,
-    "mistral": MISTRAL,
-    "qwen2": QWEN2,
-    "qwen3": QWEN3,
-    "olmo2": OLMO2,
-    "olmo3": OLMO3,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA3,
-    "gpt2": GPT2,
-    "smollm3": SMOLLM3,
-}
+_ALL = (GPT_NEOX, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, OLMO3, GEMMA2, GEMMA3, GPT2, SMOLLM3)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """`model_type` of config.json, which is `DecoderConfig.family`, -> its table."""
 
-PRESETS: dict[str, DecoderConfig] = {
-    name: config for family in FAMILIES.values() for name, config in family.presets.items()
-}
+PRESETS: dict[str, DecoderConfig] = {name: config for family in _ALL for name, config in family.presets.items()}
 """Shapes of published models, from their config.json."""
 
 
@@ -39,7 +26,6 @@ def published(reference: str) -> DecoderConfig | None:
 
 def preset(name: str) -> DecoderConfig:
     """The named preset; `InputError` listing the names when there is none."""
-    try:
-        return PRESETS[name]
-    except KeyError:
-        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}") from None
+    if name not in PRESETS:
+        raise InputError(f"model preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -6,21 +6,19 @@ from typing import Any, Callable, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.config import DecoderConfig, Layer, LinearScaling, Llama3Scaling, Rotary, YarnScaling
-from selftrain_jax.models.families.tensor import Tensor, linear, norm, table
+from selftrain_jax.models.families.tensor import Tensor, linear, norm, plain, projections
 
-SHAPE = {
+SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "head_dim": "head_dim",
     "intermediate_size": "intermediate_size",
     "max_position_embeddings": "max_position",
-    "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tie_embeddings",
 }
-"""Field of config.json -> attribute of `DecoderConfig`, in most families."""
+"""Field of config.json -> attribute of `DecoderConfig`."""
+SHAPE = SIZES | {"num_key_value_heads": "num_kv_heads", "head_dim": "head_dim", "rms_norm_eps": "norm_eps"}
 
 _SETTABLE = {"num_kv_heads": "kv_heads", "head_dim": "head_size"}  # what a property is computed from
 _SCALINGS = {"default": None, "linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
@@ -34,10 +32,10 @@ _HARMLESS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A table without model code; `selftrain_jax.models.families.FAMILIES` holds one for each `model_type`.
+    """A table without model code; what has a default is like in Llama.
 
     Attributes:
-      config_class, model_class: transformers' names.
+      name: `model_type` of config.json, which is `DecoderConfig.family`.
       switches: attributes of `DecoderConfig` that are the same in all models of the family.
       fields: field of config.json -> attributes of `DecoderConfig` with its value.
       fixed: field of config.json -> the only value that is supported.
@@ -53,12 +51,11 @@ class Family:
       presets: published shapes, by the last part of their hub names in lower case.
     """
 
-    config_class: str
-    model_class: str
+    name: str
     switches: Mapping[str, Any]
-    fields: Mapping[str, str | tuple[str, ...]]
-    fixed: Mapping[str, Any]
-    layer: Callable[[DecoderConfig], dict[str, Tensor]]
+    fields: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=lambda: SHAPE)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"hidden_act": "silu"})
+    layer: Callable[[DecoderConfig], dict[str, Tensor]] = projections
     layered: tuple[str, ...] = ()
     by_type: bool = False
     partial: bool = False
@@ -82,14 +79,12 @@ class Family:
         Raises:
           InputError: a field, by name, that changes what the model computes in a way that is not supported.
         """
-        also = self.write(next(iter(self.presets.values())))
-        only = {name: value for name, value in defaults.items() if not _HARMLESS.fullmatch(name)}
-        for name in (*self.fields, *self.layered, *also):
-            only.pop(name, None)
+        read = {*self.fields, *self.layered, *self.write(next(iter(self.presets.values())))}
+        only = {name: value for name, value in defaults.items() if name not in read and not _HARMLESS.fullmatch(name)}
         for name, supported in (only | dict(self.fixed)).items():
             if (value := getattr(hf, name)) != supported:
                 raise InputError(f"{name}={value!r} is not supported; only {supported!r} is")
-        found = dict(self.switches)
+        found = {"family": self.name, **self.switches}
         for name, ours in self.fields.items():
             for attribute in (ours,) if isinstance(ours, str) else ours:
                 found[_SETTABLE.get(attribute, attribute)] = getattr(hf, name, None)
@@ -98,7 +93,7 @@ class Family:
         return DecoderConfig(**found | self.read(hf) | tokens)
 
     def write_config(self, config: DecoderConfig) -> dict[str, Any]:
-        """The fields of a `config_class`, but for special tokens."""
+        """The fields of transformers' class, but for special tokens."""
         fields = {name: getattr(config, o if isinstance(o, str) else o[0]) for name, o in self.fields.items()}
         return dict(self.fixed) | fields | self._write_pattern(config) | self.write(config)
 
@@ -140,9 +135,9 @@ class Family:
     def tensors(self, config: DecoderConfig, head: bool) -> dict[str, tuple[Tensor, int | None]]:
         """Full name -> (`Tensor`, layer or None), in file order; with `head`, the output layer too."""
         v, d, p = config.vocab_size, config.hidden_size, config.max_position
-        first = {self.embedding_name: table("embed", "embedding", rows=v, columns=d)}
+        first = {self.embedding_name: plain("embed", "embedding", shape=(v, d))}
         if config.learned_positions:
-            first[f"{self.prefix}{self.positions}.weight"] = table("positions", "embedding", rows=p, columns=d)
+            first[f"{self.prefix}{self.positions}.weight"] = plain("positions", "embedding", shape=(p, d))
         names: dict[str, tuple[Tensor, int | None]] = {name: (tensor, None) for name, tensor in first.items()}
         layer = self.layer(config)
         for i in range(config.num_layers):

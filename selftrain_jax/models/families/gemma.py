@@ -17,8 +17,8 @@ _AROUND = {
     "post_feedforward_layernorm": "mlp_out_norm",
 }
 _OWN = dict(activation="gelu_tanh", mlp_bias=False, norm_places="around", norm_offset=1.0, scale_embeddings=True)
-_GEMMA2 = SWITCHES | _OWN | {"family": "gemma2"}
-_GEMMA3 = SWITCHES | _OWN | {"qk_norm": "head", "family": "gemma3_text"}
+_GEMMA2 = SWITCHES | _OWN
+_GEMMA3 = _GEMMA2 | {"qk_norm": "head"}
 
 
 def _read(hf: Any) -> dict[str, Any]:
@@ -37,17 +37,16 @@ def _legacy(config: DecoderConfig) -> dict[str, Any]:
     return legacy_rotary(config) | ({} if local is None else {"rope_local_base_freq": local})
 
 
-_START = dict(bos_token_id=2, eos_token_id=1)
-_SHARED = dict(qkv_bias=False, out_bias=False, norm_eps=1e-6, tie_embeddings=True, attention_scale=256**-0.5, **_START)
+_SHARED = dict(qkv_bias=False, out_bias=False, norm_eps=1e-6, tie_embeddings=True, bos_token_id=2, eos_token_id=1)
+_shape = functools.partial(DecoderConfig, **_SHARED, attention_scale=256**-0.5)
 _CAPS = dict(attention_softcap=50.0, logit_softcap=30.0)
 _IN_TURNS = (Layer(window=4096), Layer())
-_gemma2 = functools.partial(DecoderConfig, **_GEMMA2 | _SHARED, **_CAPS, max_position=8192, pattern=_IN_TURNS)
+_gemma2 = functools.partial(_shape, **_GEMMA2, **_CAPS, max_position=8192, pattern=_IN_TURNS, family="gemma2")
 _FIVE_OF_SIX = (*[Layer(window=512)] * 5, Layer(Rotary(base=1e6)))
-_gemma3 = functools.partial(DecoderConfig, **_GEMMA3 | _SHARED, max_position=32_768, pattern=_FIVE_OF_SIX, kv_heads=1)
+_gemma3 = functools.partial(_shape, **_GEMMA3, max_position=32_768, pattern=_FIVE_OF_SIX, family="gemma3_text")
 
 GEMMA2 = Family(
-    config_class="Gemma2Config",
-    model_class="Gemma2ForCausalLM",
+    name="gemma2",
     switches=_GEMMA2,
     fields=SHAPE
     | {
@@ -68,13 +67,12 @@ GEMMA2 = Family(
 )
 GEMMA3 = dataclasses.replace(
     GEMMA2,
-    config_class="Gemma3TextConfig",
-    model_class="Gemma3ForCausalLM",
+    name="gemma3_text",
     switches=_GEMMA3,
     by_type=True,
     legacy=_legacy,
     presets={
-        "gemma-3-270m": _gemma3(262_144, 640, 18, 4, 2048, head_size=256),
-        "gemma-3-1b-pt": _gemma3(262_144, 1152, 26, 4, 6912, head_size=256),
+        "gemma-3-270m": _gemma3(262_144, 640, 18, 4, 2048, kv_heads=1, head_size=256),
+        "gemma-3-1b-pt": _gemma3(262_144, 1152, 26, 4, 6912, kv_heads=1, head_size=256),
     },
 )

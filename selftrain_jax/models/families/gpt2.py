@@ -6,14 +6,12 @@ from typing import Any
 
 from selftrain_jax.models.config import DecoderConfig, Layer
 from selftrain_jax.models.families.family import Family
-from selftrain_jax.models.families.tensor import Tensor, norm, table, vector
+from selftrain_jax.models.families.tensor import Tensor, norm, plain
 
 _PATTERN = (Layer(None),)
-_SWITCHES = dict(
-    parallel_residual=False, activation="gelu_tanh", learned_positions=True, pattern=_PATTERN, family="gpt2"
-)
+_SWITCHES = dict(parallel_residual=False, activation="gelu_tanh", learned_positions=True, pattern=_PATTERN)
 _START = dict(bos_token_id=50_256, eos_token_id=50_256)
-_shape = functools.partial(DecoderConfig, **_SWITCHES, **_START, max_position=1024, tie_embeddings=True)
+_shape = functools.partial(DecoderConfig, **_SWITCHES, **_START, max_position=1024, tie_embeddings=True, family="gpt2")
 
 
 def _layer(config: DecoderConfig) -> dict[str, Tensor]:
@@ -23,12 +21,12 @@ def _layer(config: DecoderConfig) -> dict[str, Tensor]:
         "attn.c_attn.weight": Tensor(("layers", "qkv", "kernel"), (d, 3 * d), (d, 3, n, h), (0, 1, 2, 3)),
         "attn.c_attn.bias": Tensor(("layers", "qkv", "bias"), (3 * d,), (3, n, h), (0, 1, 2)),
         "attn.c_proj.weight": Tensor(("layers", "out", "kernel"), (d, d), (n, h, d), (0, 1, 2)),
-        "attn.c_proj.bias": vector("layers", "out", "bias", size=d),
+        "attn.c_proj.bias": plain("layers", "out", "bias", shape=(d,)),
         **norm(config, "ln_2", "layers", "mlp_norm"),
-        "mlp.c_fc.weight": table("layers", "up", "kernel", rows=d, columns=f),
-        "mlp.c_fc.bias": vector("layers", "up", "bias", size=f),
-        "mlp.c_proj.weight": table("layers", "down", "kernel", rows=f, columns=d),
-        "mlp.c_proj.bias": vector("layers", "down", "bias", size=d),
+        "mlp.c_fc.weight": plain("layers", "up", "kernel", shape=(d, f)),
+        "mlp.c_fc.bias": plain("layers", "up", "bias", shape=(f,)),
+        "mlp.c_proj.weight": plain("layers", "down", "kernel", shape=(f, d)),
+        "mlp.c_proj.bias": plain("layers", "down", "bias", shape=(d,)),
     }
 
 
@@ -41,8 +39,7 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
 
 
 GPT2 = Family(
-    config_class="GPT2Config",
-    model_class="GPT2LMHeadModel",
+    name="gpt2",
     switches=_SWITCHES,
     fields={
         "vocab_size": "vocab_size",

@@ -3,8 +3,8 @@
 import re
 
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.families.family import Family
-from selftrain_jax.models.families.tensor import Tensor, linear, norm, vector
+from selftrain_jax.models.families.family import SIZES, Family
+from selftrain_jax.models.families.tensor import Tensor, linear, norm, plain
 
 _HEAD = "embed_out.weight"
 
@@ -18,11 +18,11 @@ def _layer(config: DecoderConfig) -> dict[str, Tensor]:
         "attention.query_key_value.weight": Tensor(("layers", "qkv", "kernel"), (3 * d, d), (n, 3, h, d), (3, 1, 0, 2)),
         "attention.query_key_value.bias": Tensor(("layers", "qkv", "bias"), (3 * d,), (n, 3, h), (1, 0, 2)),
         "attention.dense.weight": Tensor(("layers", "out", "kernel"), (d, d), (d, n, h), (1, 2, 0)),
-        "attention.dense.bias": vector("layers", "out", "bias", size=d),
+        "attention.dense.bias": plain("layers", "out", "bias", shape=(d,)),
         "mlp.dense_h_to_4h.weight": linear("layers", "up", "kernel", rows=f, columns=d),
-        "mlp.dense_h_to_4h.bias": vector("layers", "up", "bias", size=f),
+        "mlp.dense_h_to_4h.bias": plain("layers", "up", "bias", shape=(f,)),
         "mlp.dense_4h_to_h.weight": linear("layers", "down", "kernel", rows=d, columns=f),
-        "mlp.dense_4h_to_h.bias": vector("layers", "down", "bias", size=d),
+        "mlp.dense_4h_to_h.bias": plain("layers", "down", "bias", shape=(d,)),
     }
 
 
@@ -32,20 +32,9 @@ def _legacy(config: DecoderConfig) -> dict[str, float]:
 
 
 GPT_NEOX = Family(
-    config_class="GPTNeoXConfig",
-    model_class="GPTNeoXForCausalLM",
-    switches={"family": "gpt_neox"},
-    fields={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_position",
-        "layer_norm_eps": "norm_eps",
-        "use_parallel_residual": "parallel_residual",
-        "tie_word_embeddings": "tie_embeddings",
-    },
+    name="gpt_neox",
+    switches={},
+    fields=SIZES | {"layer_norm_eps": "norm_eps", "use_parallel_residual": "parallel_residual"},
     fixed={"hidden_act": "gelu", "attention_bias": True},
     layer=_layer,
     partial=True,

@@ -6,12 +6,10 @@ import functools
 
 from selftrain_jax.models.config import DecoderConfig, Layer, Llama3Scaling, Rotary
 from selftrain_jax.models.families.family import SHAPE, Family
-from selftrain_jax.models.families.tensor import projections
 
 SWITCHES = dict(norm="rms_norm", parallel_residual=False, fused_qkv=False, activation="silu", gated=True)
 """What most models of today share."""
 NO_BIASES = dict(qkv_bias=False, out_bias=False, mlp_bias=False)
-BEFORE = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
 
 _llama = functools.partial(DecoderConfig, **SWITCHES, **NO_BIASES, family="llama")
 _smollm2 = functools.partial(_llama, max_position=8192, tie_embeddings=True)
@@ -30,12 +28,9 @@ def _long(factor: float) -> tuple[Layer, ...]:
 
 
 LLAMA = Family(
-    config_class="LlamaConfig",
-    model_class="LlamaForCausalLM",
-    switches=SWITCHES | {"family": "llama"},
+    name="llama",
+    switches=SWITCHES,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias"), "mlp_bias": "mlp_bias"},
-    fixed={"hidden_act": "silu"},
-    layer=functools.partial(projections, norms=BEFORE),
     presets={
         "smollm2-135m": _smollm2(49_152, 576, 30, 9, 1536, kv_heads=3, pattern=_rotated(1e5)),
         "smollm2-360m": _smollm2(49_152, 960, 32, 15, 2560, kv_heads=5, pattern=_rotated(1e5)),
@@ -49,9 +44,8 @@ LLAMA = Family(
 )
 MISTRAL = dataclasses.replace(
     LLAMA,
-    config_class="MistralConfig",
-    model_class="MistralForCausalLM",
-    switches=SWITCHES | NO_BIASES | {"family": "mistral"},
+    name="mistral",
+    switches=SWITCHES | NO_BIASES,
     fields=SHAPE,
     layered=("sliding_window",),
     presets={
@@ -62,9 +56,7 @@ MISTRAL = dataclasses.replace(
 _THREE_OF_FOUR = (*_rotated(5e6) * 3, Layer(None))
 SMOLLM3 = dataclasses.replace(
     LLAMA,
-    config_class="SmolLM3Config",
-    model_class="SmolLM3ForCausalLM",
-    switches=SWITCHES | {"family": "smollm3"},
+    name="smollm3",
     layered=("layer_types", "sliding_window", "use_sliding_window", "no_rope_layers"),
     presets={"smollm3-3b-base": _smollm3(128_256, 2048, 36, 16, 11_008, tie_embeddings=True, pattern=_THREE_OF_FOUR)},
 )

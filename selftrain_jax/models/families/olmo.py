@@ -20,11 +20,9 @@ _PATTERN = (*[Layer(_PLAIN, 4096)] * 3, Layer(_YARN))
 _olmo3 = functools.partial(_shape, max_position=65_536, pattern=_PATTERN, family="olmo3")
 
 OLMO2 = Family(
-    config_class="Olmo2Config",
-    model_class="Olmo2ForCausalLM",
-    switches=_SWITCHES | {"family": "olmo2"},
+    name="olmo2",
+    switches=_SWITCHES,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
-    fixed={"hidden_act": "silu"},
     layer=functools.partial(projections, norms=_AFTER),
     presets={
         "olmo-2-0425-1b": _olmo2(100_352, 2048, 16, 16, 8192),
@@ -34,9 +32,7 @@ OLMO2 = Family(
 )
 OLMO3 = dataclasses.replace(
     OLMO2,
-    config_class="Olmo3Config",
-    model_class="Olmo3ForCausalLM",
-    switches=_SWITCHES | {"family": "olmo3"},
+    name="olmo3",
     layered=("layer_types", "sliding_window"),
     by_type=True,
     presets={

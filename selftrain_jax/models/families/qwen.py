@@ -5,26 +5,21 @@ import functools
 
 from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.families.family import SHAPE, Family
-from selftrain_jax.models.families.llama import BEFORE, NO_BIASES, SWITCHES
-from selftrain_jax.models.families.tensor import projections
+from selftrain_jax.models.families.llama import NO_BIASES, SWITCHES
 
-_QWEN2 = SWITCHES | NO_BIASES | {"qkv_bias": True, "family": "qwen2"}
-_QWEN3 = SWITCHES | {"mlp_bias": False, "qk_norm": "head", "family": "qwen3"}
+_QWEN2 = SWITCHES | NO_BIASES | {"qkv_bias": True}
+_QWEN3 = SWITCHES | {"mlp_bias": False, "qk_norm": "head"}
 
 _START = dict(bos_token_id=151_643, eos_token_id=151_643)  # the separator of documents; there is no BOS
 _shape = functools.partial(
     DecoderConfig, norm_eps=1e-6, max_position=32_768, pattern=(Layer(Rotary(base=1e6)),), **_START
 )
-_qwen2 = functools.partial(_shape, **_QWEN2)
-_qwen3 = functools.partial(_shape, **_QWEN3, qkv_bias=False, out_bias=False, kv_heads=8, head_size=128)
+_qwen2 = functools.partial(_shape, **_QWEN2, family="qwen2")
+_qwen3 = functools.partial(_shape, **_QWEN3, qkv_bias=False, out_bias=False, kv_heads=8, head_size=128, family="qwen3")
 
 QWEN2 = Family(
-    config_class="Qwen2Config",
-    model_class="Qwen2ForCausalLM",
+    name="qwen2",
     switches=_QWEN2,
-    fields=SHAPE,
-    fixed={"hidden_act": "silu"},
-    layer=functools.partial(projections, norms=BEFORE),
     layered=("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
     presets={
         "qwen2.5-0.5b": _qwen2(151_936, 896, 24, 14, 4864, kv_heads=2, tie_embeddings=True),
@@ -36,8 +31,7 @@ QWEN2 = Family(
 )
 QWEN3 = dataclasses.replace(
     QWEN2,
-    config_class="Qwen3Config",
-    model_class="Qwen3ForCausalLM",
+    name="qwen3",
     switches=_QWEN3,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
     presets={

@@ -7,6 +7,8 @@ import numpy as np
 
 from selftrain_jax.models.config import DecoderConfig
 
+_BEFORE = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -26,14 +28,9 @@ class Tensor:
         return np.ascontiguousarray(x.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
-def table(*path: str, rows: int, columns: int) -> Tensor:
-    """An embedding, or a kernel that is stored as `[in, out]`, as ours is."""
-    return Tensor(path, (rows, columns), (rows, columns), (0, 1))
-
-
-def vector(*path: str, size: int) -> Tensor:
-    """A bias or a scale."""
-    return Tensor(path, (size,), (size,), (0,))
+def plain(*path: str, shape: tuple[int, ...]) -> Tensor:
+    """What is stored as ours is: an embedding, a bias, a scale, or a kernel as `[in, out]`."""
+    return Tensor(path, shape, shape, tuple(range(len(shape))))
 
 
 def linear(*path: str, rows: int, columns: int) -> Tensor:
@@ -44,10 +41,10 @@ def linear(*path: str, rows: int, columns: int) -> Tensor:
 def norm(config: DecoderConfig, name: str, *path: str) -> dict[str, Tensor]:
     """A norm over the model dimension: `name`.weight and, if it has one, `name`.bias."""
     kinds = {"weight": "scale"} | ({"bias": "bias"} if config.norm == "layer_norm" else {})
-    return {f"{name}.{ours}": vector(*path, kind, size=config.hidden_size) for ours, kind in kinds.items()}
+    return {f"{name}.{ours}": plain(*path, kind, shape=(config.hidden_size,)) for ours, kind in kinds.items()}
 
 
-def projections(config: DecoderConfig, norms: Mapping[str, str]) -> dict[str, Tensor]:
+def projections(config: DecoderConfig, norms: Mapping[str, str] = _BEFORE) -> dict[str, Tensor]:
     """A layer of Llama and its relatives: projections apart, kernels `[out, in]`; `norms` are stored name -> ours."""
     c, d, f, h = config, config.hidden_size, config.intermediate_size, config.head_dim
     found = {}
@@ -58,17 +55,16 @@ def projections(config: DecoderConfig, norms: Mapping[str, str]) -> dict[str, Te
         found[f"{at}.weight"] = Tensor(("layers", name, "kernel"), (size, d), (heads, h, d), (2, 0, 1))
         if c.qkv_bias:
             found[f"{at}.bias"] = Tensor(("layers", name, "bias"), (size,), (heads, h), (0, 1))
-        if name != "v" and c.qk_norm == "head":
-            found[f"self_attn.{name}_norm.weight"] = vector("layers", f"{name}_norm", "scale", size=h)
-        if name != "v" and c.qk_norm == "projection":
-            whole = Tensor(("layers", f"{name}_norm", "scale"), (size,), (heads, h), (0, 1))
-            found[f"self_attn.{name}_norm.weight"] = whole
+        if name != "v" and c.qk_norm != "none":
+            scale = ("layers", f"{name}_norm", "scale")
+            whole = Tensor(scale, (size,), (heads, h), (0, 1))
+            found[f"self_attn.{name}_norm.weight"] = whole if c.qk_norm == "projection" else plain(*scale, shape=(h,))
     heads = c.num_heads
     found["self_attn.o_proj.weight"] = Tensor(("layers", "out", "kernel"), (d, heads * h), (d, heads, h), (1, 2, 0))
     if c.out_bias:
-        found["self_attn.o_proj.bias"] = vector("layers", "out", "bias", size=d)
+        found["self_attn.o_proj.bias"] = plain("layers", "out", "bias", shape=(d,))
     for name, rows, columns in (("gate", f, d), ("up", f, d), ("down", d, f)):
         found[f"mlp.{name}_proj.weight"] = linear("layers", name, "kernel", rows=rows, columns=columns)
         if c.mlp_bias:
-            found[f"mlp.{name}_proj.bias"] = vector("layers", name, "bias", size=rows)
+            found[f"mlp.{name}_proj.bias"] = plain("layers", name, "bias", shape=(rows,))
     return found

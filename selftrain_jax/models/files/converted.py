@@ -88,29 +88,31 @@ def load(directory: pathlib.Path, config: DecoderConfig, dtype: np.dtype, shardi
     Raises:
       InputError: the arrays are missing, damaged, or not those of `config`.
     """
-    import orbax.checkpoint as ocp
-
     check(directory, config)
-    try:
-        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((directory / _PARAMS).absolute(), restore_target(config, shardings, dtype))
-    except Exception as e:  # Orbax and its storage layer raise many kinds
-        raise InputError(_damaged(directory, e)) from e
-    _check_range(directory, params, dtype)
-    return params
-
-
-def _check_range(directory: pathlib.Path, params: Params, dtype: np.dtype) -> None:
-    """Raises `InputError` when a cast to `dtype` may have made numbers infinite."""
-    stored = read_record(directory).get("dtype")
-    if not isinstance(stored, str) or not narrower(dtype, jnp.dtype(stored)):
-        return
-    for path, leaf in jax.tree.leaves_with_path(params):
+    with _reading(directory) as (checkpointer, path):
+        params = checkpointer.restore(path, restore_target(config, shardings, dtype))
+    stored = read_record(directory).get("dtype", dtype)
+    for path, leaf in jax.tree.leaves_with_path(params) if narrower(dtype, stored) else ():
         if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
             raise InputError(
                 f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or "
                 f"that are not finite; load it as {stored}"
             )
+    return params
+
+
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path) -> Iterator[tuple[Any, pathlib.Path]]:
+    """Orbax, and what it reads; `InputError` where the arrays are damaged."""
+    import orbax.checkpoint as ocp
+
+    path = directory / _PARAMS
+    try:
+        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
+            yield checkpointer, path.absolute()
+    except Exception as e:  # Orbax and its storage layer raise many kinds
+        text = f"{path} is not a readable Orbax checkpoint ({one_line(e)[:200]}); convert the model again"
+        raise InputError(text) from e
 
 
 def restore_target(config: DecoderConfig, shardings: Params | None, dtype: Any = np.float32) -> Params:
@@ -123,18 +125,12 @@ def restore_target(config: DecoderConfig, shardings: Params | None, dtype: Any =
 
 def check(directory: pathlib.Path, config: DecoderConfig) -> None:
     """Raises `InputError` when the stored arrays are missing or not those of `config`; no array is read."""
-    import orbax.checkpoint as ocp
-
-    try:
-        with quiet_storage(), ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata((directory / _PARAMS).absolute()).item_metadata
+    with _reading(directory) as (checkpointer, path):
+        metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise ValueError("its _METADATA is missing or damaged")
         stored = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(metadata.tree)}
-    except Exception as e:  # as above
-        raise InputError(_damaged(directory, e)) from e
-    wanted = jax.tree.leaves_with_path(param_shapes(config))
-    for path, leaf in wanted:
+    for path, leaf in jax.tree.leaves_with_path(param_shapes(config)):
         name = jax.tree_util.keystr(path)
         if stored.get(name) != leaf.shape:
             raise InputError(
@@ -145,19 +141,12 @@ def check(directory: pathlib.Path, config: DecoderConfig) -> None:
 
 def read_record(directory: pathlib.Path) -> dict[str, Any]:
     """`conversion.json`; `InputError` when it is not one of `save`."""
-    found = files.read_json(directory / _RECORD, "conversion record")
+    path = directory / _RECORD
+    found = files.read_json(path, "conversion record")
     if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
-        raise InputError(f"{directory / _RECORD} has no 'fingerprint'; convert the model again")
+        raise InputError(f"{path} has no 'fingerprint'; convert the model again")
     if found.get("dtype", "float32") not in DTYPES:
-        raise InputError(
-            f"{directory / _RECORD}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again"
-        )
+        raise InputError(f"{path}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again")
     if not isinstance(found.get("source", ""), str):
-        raise InputError(f"{directory / _RECORD}: source={found['source']!r} must be a text; convert the model again")
+        raise InputError(f"{path}: source={found['source']!r} must be a text; convert the model again")
     return found
-
-
-def _damaged(directory: pathlib.Path, error: Exception) -> str:
-    return (
-        f"{directory / _PARAMS} is not a readable Orbax checkpoint ({one_line(error)[:200]}); convert the model again"
-    )

@@ -46,13 +46,13 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     """
     path = resolve_model(directory) / "config.json"
     raw = files.read_json(path, "model configuration")
-    model_type = raw.get("model_type") if isinstance(raw, dict) else None
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        within = raw.get("text_config") if isinstance(raw, dict) else None
+    raw = raw if isinstance(raw, dict) else {}
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
         hint = "; of a model for text and images, only the text model can be used, in a directory of its own"
         raise InputError(
-            f"{path}: model_type={model_type!r} is not supported; supported is {', '.join(FAMILIES)}"
-            + (hint if within else "")
+            f"{path}: model_type={raw.get('model_type')!r} is not supported; supported is {', '.join(FAMILIES)}"
+            + (hint if raw.get("text_config") else "")
         )
     if raw.get("quantization_config") is not None:
         raise InputError(
@@ -66,7 +66,6 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     generation = path.parent / "generation_config.json"
     more = files.read_json(generation, "generation settings") if generation.is_file() else {}
     try:
-        family = FAMILIES[model_type]
         config = _read(family, raw, more if isinstance(more, dict) else {})
     except Exception as e:  # transformers validates with exception classes that differ between its versions
         raise InputError(f"{path}: {one_line(e)}") from None
@@ -77,16 +76,16 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
 
 
 @functools.lru_cache
-def _defaults(config_class: str) -> dict[str, Any]:
+def _defaults(kind: type) -> dict[str, Any]:
     """The fields of a class of transformers, which takes milliseconds to make one of; not to be changed."""
-    return vars(getattr(import_transformers(), config_class)())
+    return vars(kind())
 
 
 def _known(family: Family) -> set[str]:
     """The fields of config.json that are read for a family."""
-    kind = getattr(import_transformers(), family.config_class)
+    kind = import_transformers().CONFIG_MAPPING[family.name]
     labels = {"id2label", "label2id", "problem_type"}  # of classifiers; a large number of them would fill the memory
-    known = {*_defaults(family.config_class), *kind.attribute_map, *_LEGACY}
+    known = {*_defaults(kind), *kind.attribute_map, *_LEGACY}
     return {*known, *family.fields, *family.fixed, *family.layered} - labels
 
 
@@ -103,9 +102,9 @@ def _unread(family: Family, raw: dict[str, Any], config: DecoderConfig) -> list[
 
 
 def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> DecoderConfig:
-    kind, known = getattr(import_transformers(), family.config_class), _known(family)
-    common = _defaults("PretrainedConfig")
-    defaults = {name: value for name, value in _defaults(family.config_class).items() if name not in common}
+    transformers, known = import_transformers(), _known(family)
+    kind, common = transformers.CONFIG_MAPPING[family.name], _defaults(transformers.PretrainedConfig)
+    defaults = {name: value for name, value in _defaults(kind).items() if name not in common}
     hf = kind.from_dict({name: value for name, value in raw.items() if name in known})
     ends = [*_token_ids(hf.eos_token_id, "eos_token_id"), *_token_ids(generation.get("eos_token_id"), "eos_token_id")]
     if not ends:
@@ -132,13 +131,14 @@ def write_config(directory: pathlib.Path, config: DecoderConfig, dtype: str) -> 
     Raises:
       InputError: models of the family cannot be stored with one of the switches (named) of `config`.
     """
-    family = FAMILIES[config.family]
+    family, auto = FAMILIES[config.family], import_transformers().models.auto
+    kind = auto.CONFIG_MAPPING[family.name]
+    model = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.name]
     ends = [config.eos_token_id, *config.stop_token_ids]
     tokens: dict[str, Any] = {"bos_token_id": config.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
-    kind = getattr(import_transformers(), family.config_class)
     if (kind().pad_token_id or 0) >= config.vocab_size:  # of the published model, whose default it is
         tokens["pad_token_id"] = None
-    hf = kind(architectures=[family.model_class], dtype=dtype, **family.write_config(config), **tokens)
+    hf = kind(architectures=[model], dtype=dtype, **family.write_config(config), **tokens)
     written = hf.to_diff_dict() | family.legacy(config)
     found = _read(family, written, {})
     for field in dataclasses.fields(config):

@@ -1,18 +1,19 @@
 """Where a model lies: a local directory, or the cached download of a Hugging Face hub name."""
 
 import errno
+import functools
 import importlib.util
-import json
 import os
 import pathlib
 import re
 
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.files import user_path
-from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS
+from selftrain_jax.models.files.weights import TORCH_WEIGHTS, WEIGHTS, parts_of
 
 # Copies for other programs: onnx/..., original/..., and Mistral's own weight files.
 _IGNORED = ["*/*", "consolidated*"]
+_TORCH_FILES = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -24,12 +25,11 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
     Args:
       name_or_dir: a directory, or a hub name such as `EleutherAI/pythia-14m`.
       revision: branch, tag or commit on the hub (`step1000`, ...); None is the default branch.
-      weights: False fetches the JSON files only (configuration and tokenizer). With True, a revision that has no
-        safetensors files gives its PyTorch checkpoint, provided that PyTorch is installed.
+      weights: False fetches the JSON files only. With True, a revision that has no safetensors files gives its PyTorch
+        checkpoint, provided that PyTorch is installed.
 
     Raises:
-      InputError: no such directory, a revision was given for a local directory, or the hub gave no complete model: the
-        line says why (name, revision, network, rights, disk, ...) and what to do.
+      InputError: there is no such directory, or no complete model on the hub; the line says why and what to do.
     """
     path = user_path(name_or_dir)
     if os.path.isdir(path):
@@ -70,10 +70,9 @@ class _Incomplete(Exception):
 def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathlib.Path:
     import huggingface_hub
 
+    download = functools.partial(huggingface_hub.snapshot_download, name, ignore_patterns=_IGNORED)
     patterns = ["*.json", "*.safetensors"] if weights else ["*.json"]
-    found = pathlib.Path(
-        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
-    )
+    found = pathlib.Path(download(revision=revision, allow_patterns=patterns))
     if not weights or _holds(found, WEIGHTS):
         return found
     if not _holds(found, TORCH_WEIGHTS):
@@ -81,7 +80,7 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
             listed = huggingface_hub.HfApi().list_repo_files(name, revision=found.name)
         except Exception as e:  # without a network, older hub clients return whatever part is cached
             raise _Incomplete from e
-        if not any(_is_part(file, TORCH_WEIGHTS) for file in listed):
+        if not any(map(_TORCH_FILES.fullmatch, listed)):
             raise InputError(
                 f"{model} holds neither {WEIGHTS} nor {TORCH_WEIGHTS}, in one file or several; name a model that does"
             )
@@ -91,27 +90,16 @@ def _fetch(name: str, revision: str | None, model: str, weights: bool) -> pathli
             "torch (or choose a revision with safetensors files)"
         )
     if not _holds(found, TORCH_WEIGHTS):
-        stem, extension = TORCH_WEIGHTS.split(".")
-        patterns = ["*.json", f"{stem}*.{extension}"]
         # The commit that was listed, in case that the branch has moved meanwhile.
-        huggingface_hub.snapshot_download(name, revision=found.name, allow_patterns=patterns, ignore_patterns=_IGNORED)
+        download(revision=found.name, allow_patterns=["*.json", "pytorch_model*.bin"])
     return found
-
-
-def _is_part(file: str, weights: str) -> bool:
-    """Whether `file` is the weight file or one of its shards (`model-00001-of-00002.safetensors`)."""
-    stem, extension = weights.split(".")
-    return re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{extension}", file) is not None
 
 
 def _holds(directory: pathlib.Path, weights: str) -> bool:
     """Whether the weight file is there, or every shard that its index names."""
-    if (directory / weights).is_file():
-        return True
     try:
-        shards = set(json.loads((directory / f"{weights}.index.json").read_bytes())["weight_map"].values())
-        return bool(shards) and all((directory / shard).is_file() for shard in shards)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return bool(parts_of(directory, weights))
+    except InputError:
         return False
 
 
@@ -123,28 +111,25 @@ def _explain(error: Exception, name: str) -> str:
     while chain[-1].__cause__ is not None:  # what the hub client met first is the cause of what it raised
         chain.append(chain[-1].__cause__)
 
-    def met(*kinds: type) -> bool:
-        return any(isinstance(e, kinds) for e in chain)
-
+    # By name: hub clients from 2.0 on bring an HTTP library of another name, with the same class names.
+    kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
     page = f"{constants.ENDPOINT}/{name}"
     response = next((e.response for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
     status = None if response is None else response.status_code
     # Without a token the hub answers 401, not 404, for a name that does not exist; a bad token it names as such.
     bad_token = status == 401 and "invalid credentials" in response.headers.get("X-Error-Message", "").lower()
-    # Hub clients from 2.0 on bring an HTTP library of another name, with the same class names.
-    kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
     partly = bool(kinds & {"IncompleteSnapshotError", "_Incomplete"})
     cached = "the cache holds only a part of it" if partly else "the cache does not hold it"
     failed = next((e.errno for e in chain if isinstance(e, OSError) and e.errno is not None), None)
 
-    if met(errors.GatedRepoError):
+    if "GatedRepoError" in kinds:
         return f"is gated; accept its terms on {page}, then set HF_TOKEN to a token of that account"
-    if met(errors.RevisionNotFoundError):
+    if "RevisionNotFoundError" in kinds:
         return (
             f"no such branch, tag or commit; see {page}/tree/main for those that exist (Pythia: step0, step1, step2, "
             "step4, ..., step512, step1000, step2000, ..., step143000)"
         )
-    if met(errors.RepositoryNotFoundError) or (status in (401, 404) and not bad_token):
+    if "RepositoryNotFoundError" in kinds or (status in (401, 404) and not bad_token):
         return (
             f"is neither a local directory nor a model on {constants.ENDPOINT}; check the spelling (as in "
             "EleutherAI/pythia-70m), and if it is private, set HF_TOKEN to a token that may read it"
@@ -164,14 +149,14 @@ def _explain(error: Exception, name: str) -> str:
         return (
             f"the disk of the cache {constants.HF_HUB_CACHE} is full; free some space, or set HF_HOME to another disk"
         )
-    if met(PermissionError) and "TransportError" not in kinds:
+    if "PermissionError" in kinds and "TransportError" not in kinds:
         reason = one_line(error)[:120]
         return f"the cache {constants.HF_HUB_CACHE} is not writable ({reason}); set HF_HOME to another folder"
-    if met(errors.OfflineModeIsEnabled):
+    if "OfflineModeIsEnabled" in kinds:
         return f"HF_HUB_OFFLINE is set and {cached}; unset it once to download, or pass a local directory"
     if "RemoteProtocolError" in kinds or "Consistency check failed" in str(error):
         return "the download broke off and what came of that file is not used; run the same command again to finish it"
-    if met(ConnectionError, TimeoutError) or "TransportError" in kinds:
+    if kinds & {"ConnectionError", "TimeoutError", "TransportError"}:
         return (
             f"no connection to {constants.ENDPOINT} and {cached}; check network and proxy, or pass a local "
             "directory, or copy a cache from elsewhere and name it with HF_HOME"

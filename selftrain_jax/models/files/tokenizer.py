@@ -181,7 +181,7 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
     name, unknown_id = tokenizer.unk_token, None if tokenizer.unk_token is None else tokenizer.unk_token_id
     unknown = 0
-    try:
+    with _refusing("the tokenizer cannot read a text"):
         left_out = [c for c, ids in zip(letters, encode_texts(tokenizer, letters)) if not ids]
         for start in range(0, len(pieces), 256):
             batch = pieces[start : start + 256]
@@ -190,25 +190,10 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
                 passages = [text[slice(*span)] for i, span in zip(ids, spans) if i == unknown_id]
                 # Where the text itself names the unknown token, it is read as it is.
                 unknown += sum(not c.isspace() for passage in passages if passage.strip() != name for c in passage)
-    except Exception as e:  # the tokenizers library raises bare Exception
-        raise InputError(f"the tokenizer cannot read a text ({one_line(e)}); use the model's own tokenizer") from None
     if left_out:  # which offsets do not tell: the library counts on as if it had not been there
         whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
         unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)
     return unknown / sum(counts[c] for c in letters)
-
-
-def same_again_share(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> float:
-    """The share of `sequences` of ids that `tokenizer` makes of their own text, first and last id aside: nearly all
-    where it made them, hardly any where another one did (of windows of 64, among Pythia's, SmolLM2's and Gemma 3's, all
-    and at most 5 %)."""
-    again = call_tokenizer(tokenizer, tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=False))
-
-    def joined(ids: Sequence[int]) -> str:
-        return f" {' '.join(map(str, ids))} "
-
-    same = [joined(ids[1:-1]) in joined(found) for ids, found in zip(sequences, again)]
-    return sum(same) / len(same)
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
@@ -238,14 +223,6 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
                 )
         ids += found
     return tuple(ids)
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether `tokenizer` puts its BOS before a text by itself, as those of Gemma and Llama 3 do, and the harness's
-    `hf` model with them; those of Pythia, Qwen and GPT-2 do not."""
-    return tokenizer.bos_token_id is not None and call_tokenizer(tokenizer, ["x"], add_special_tokens=True)[0][:1] == [
-        tokenizer.bos_token_id
-    ]
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:

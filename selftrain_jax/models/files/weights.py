@@ -16,7 +16,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
 
 _SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -58,18 +58,22 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     Raises:
       InputError: there are none, or the index is broken or names a file that is missing.
     """
-    for whole, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
-        if (directory / whole).is_file():
-            return [directory / whole]
-        if (directory / index).is_file():
-            return _indexed_files(directory, directory / index)
+    for whole in (WEIGHTS, TORCH_WEIGHTS):
+        if found := parts_of(directory, whole):
+            return found
     raise InputError(
-        f"{directory} holds no weights ({WEIGHTS}, {INDEX}, {TORCH_WEIGHTS} or {TORCH_INDEX}): the download is "
+        f"{directory} holds no weights ({WEIGHTS}, {TORCH_WEIGHTS}, or either's .index.json): the download is "
         "unfinished, or this is not a model directory"
     )
 
 
-def _indexed_files(directory: pathlib.Path, index: pathlib.Path) -> list[pathlib.Path]:
+def parts_of(directory: pathlib.Path, whole: str) -> list[pathlib.Path]:
+    """The file `whole`, or the shards of its index; none where there is neither. `InputError` as `weight_files`."""
+    index = directory / f"{whole}.index.json"
+    if (directory / whole).is_file():
+        return [directory / whole]
+    if not index.is_file():
+        return []
     value = files.read_json(index, "weight index")
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -185,17 +189,11 @@ def _torch_tensors(path: pathlib.Path) -> Iterator[StoredTensor]:
             fault = f"of shape {tuple(tensor.shape)} is larger than what the file holds of it"
         if fault:
             raise InputError(f"{path}: tensor {key!r} {fault}; export the model again with dense tensors")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        yield StoredTensor(path, str(key), tuple(tensor.shape), dtype, _torch_reader(tensor))
 
+        def read(shape, box, tensor=tensor):
+            part = tensor.detach().reshape(shape)[tuple(slice(*bounds) for bounds in box)]
+            if part.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own, so the bits travel as integers
+                return part.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return part.numpy()
 
-def _torch_reader(tensor: Any) -> Callable[[tuple[int, ...], Box], np.ndarray]:
-    def read(shape, box):
-        import torch
-
-        part = tensor.detach().reshape(shape)[tuple(slice(*bounds) for bounds in box)]
-        if part.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own, so the bits travel as integers
-            return part.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return part.numpy()
-
-    return read
+        yield StoredTensor(path, str(key), tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)

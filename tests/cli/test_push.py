@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from selftrain_jax.cli.push import check_push, push
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.models.files.push import check_push, push
 
 LARGE = (".safetensors", ".parquet")
 
