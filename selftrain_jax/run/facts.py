@@ -1,11 +1,16 @@
 """What the report says that is no measurement: of the text that a run trains on, and of the software."""
 
 import importlib.metadata
+import pathlib
 import platform
 from typing import Any, Mapping
 
+import numpy as np
+
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus
+from selftrain_jax.data.packing import batch_indices
+from selftrain_jax.data.training_set import read_subset
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.settings import TrainConfig
@@ -43,12 +48,24 @@ def size(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def tokens(kind: str, result: Mapping[str, Any], train: TrainConfig) -> int | None:
-    """Tokens that a finished stage of that kind sampled, drew, or trained on: of a training, targets, since the rest of
-    a budget that fills no row or batch is none; None of stages of another kind."""
+def tokens(stage: str, result: Mapping[str, Any], train: TrainConfig, workdir: pathlib.Path) -> int | None:
+    """Tokens that a finished stage of a run in `workdir` sampled, drew, or trained on: of a training, targets, since
+    the rest of a budget that fills no row or batch is none, nor the first token of a document that is kept apart; None
+    of stages of another kind."""
+    kind, _, model = stage.partition("/")
     if kind == "train":
-        return result["step"] * train.batch_size * train.sequence_length
-    return result.get("num_tokens") if kind in ("sample", "subset") else None
+        steps = result["step"]
+        beginnings = _beginnings(steps, train, workdir / "subset" / model) if train.document_boundaries else 0
+        return steps * train.batch_size * train.sequence_length - beginnings
+    return result.get("num_tokens") if kind in ("sample", "sampled", "corpora", "subset") else None
+
+
+def _beginnings(steps: int, train: TrainConfig, subset: pathlib.Path) -> int:
+    """Places in the rows of so many steps where the next token begins another document."""
+    segments, number = read_subset(subset).segment_ids, int(subset.name.rpartition("-")[2])
+    of_rows = np.sum(np.diff(segments, axis=1) != 0, axis=1)
+    order = {"num_rows": len(segments), "batch_size": train.batch_size, "seed": train.seed + number}
+    return sum(int(of_rows[batch_indices(step, **order)].sum()) for step in range(steps))
 
 
 def samples(corpus: Corpus) -> list[dict[str, Any]]:

@@ -33,9 +33,9 @@ def shown(
     if run.config.evaluate.probes:
         found["probes"] = _probes(run, items, masks[0])
     read = {
-        name: facts.tokens(kind, manifest["result"], run.config.train)
+        name: facts.tokens(name, manifest["result"], run.config.train, run.workdir)
         for name, manifest in manifests.items()
-        if (kind := name.partition("/")[0]) in ("sample", "train")
+        if name.partition("/")[0] in ("sample", "train")
     }
     return {"listings": found, "tokens": read, "num_devices": run.mesh.devices.size}
 

@@ -329,7 +329,8 @@ def _costs(study: Study, done: set[str]) -> Rows:
             row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})
             row["count"] += 1
             row["seconds"] += manifest["seconds"]
-            row["tokens"] += facts.tokens(kind, manifest["result"], study.config.train) or 0
+            train = (unit.config or study.config).train  # with the seed of the run
+            row["tokens"] += facts.tokens(name, manifest["result"], train, unit.workdir) or 0
     return [row | {"tokens": row["tokens"] or None} for row in totals.values()]
 
 

@@ -51,7 +51,7 @@ def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():
 def test_the_tokens_of_trainings_are_those_that_were_read(tmp_path):
     """Of 1,100 tokens 17 rows are made, of which two batches of 8 are read, in each of three epochs; twice."""
     results = {"subset": {"num_tokens": 1100}, "train": {"step": 6}, "evaluate": {}, "audit": {"num_documents": 3}}
-    units = [types.SimpleNamespace(name=str(i), workdir=tmp_path / str(i), stages=[]) for i in range(3)]
+    units = [types.SimpleNamespace(name=str(i), workdir=tmp_path / str(i), stages=[], config=None) for i in range(3)]
     for unit in units[:2]:
         for kind, result in results.items():
             unit.stages.append(types.SimpleNamespace(name=f"{kind}/self-0"))
