@@ -13,7 +13,7 @@ from selftrain_jax.evaluation import likelihood
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.suite import limited
 from selftrain_jax.models import hf
-from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
+from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric, grouped
 from selftrain_jax.report.study_data import RELATIONS, UNTRAINED, StudyData
 from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
@@ -25,6 +25,7 @@ from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.tasks import task_unit, task_values
 
 Rows = list[dict[str, Any]]
+MEAN_LENGTH = Metric("mean_length")
 
 _REPLICATES = {
     True: "A seed is another world with other models, samples and order of training: intervals over seeds speak of "
@@ -77,6 +78,7 @@ def study_data(study: Study) -> StudyData:
     notes += _repeated(
         (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
     )
+    notes += _too_small(generations)
     return StudyData(
         title=config.title,
         command=study.command,
@@ -293,16 +295,31 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
 
 
 def _corpus_values(pipeline) -> dict[Metric, float]:
-    """Collapse measures of the text that a generation was trained on, at the size of the training budget.
+    """Collapse measures of the text that a generation was trained on, at the size of the training budget; of less text,
+    which a budget may repeat, those that depend on its size are left out.
 
     In random order: an accumulated corpus begins with its oldest text.
     """
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
-    nll = corpus.manifest["nll"]
+    nll, size = corpus.manifest["nll"], pipeline.config.subset.num_tokens
     order = np.random.default_rng(0).permutation(len(corpus))
-    found = diversity([d.tokens for d in corpus.take(order)], num_tokens=pipeline.config.subset.num_tokens)
+    documents, enough = [d.tokens for d in corpus.take(order)], corpus.manifest["num_tokens"] >= size
+    found = diversity(documents, num_tokens=size if enough else None)
+    found = found if enough else {MEAN_LENGTH.kind: found[MEAN_LENGTH.kind]}
     found |= {"source_nll": nll["mean"]} if nll else {}
     return {Metric(kind): value for kind, value in found.items()}
+
+
+def _too_small(generations: Sequence[dict[str, Any]]) -> list[str]:
+    """The note on texts of generations that have fewer tokens than the budget."""
+    names = "student", "mode", "generation", "seed"
+    few = [
+        "{} {} generation {} seed {}".format(*place)
+        for place, rows in grouped(generations, *names).items()
+        if {row["metric"] for row in rows} & {MEAN_LENGTH, Metric("entropy")} == {MEAN_LENGTH}
+    ]
+    what = "Fewer tokens than the budget (start tokens not counted), so that no distinct n-grams and entropy are given"
+    return [f"{what}: {', '.join(few)}."] if few else []
 
 
 def _models(study: Study) -> Rows:

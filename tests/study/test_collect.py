@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.records import write_record
+from selftrain_jax.data.corpus import Document, write_corpus
+from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect, rules
@@ -62,6 +64,23 @@ def test_the_tokens_of_trainings_are_those_that_were_read(tmp_path):
     study = types.SimpleNamespace(units=units, config=types.SimpleNamespace(train=train))
     tokens = {row["stage"]: row["tokens"] for row in collect._costs(study, {"0", "1"})}
     assert tokens == {"subset": 2 * 1100, "train": 2 * 2 * 8 * 64 * 3, "evaluate": None, "audit": None}
+
+
+@pytest.mark.parametrize("budget", [18, 19])
+def test_a_corpus_smaller_than_a_budget_that_repeats_it_ends_no_study(tmp_path, budget):
+    """Nine documents of two tokens: their n-grams are compared at 18 tokens, and at no more."""
+    documents = [Document(i, np.array([3, 4 + i], np.int32), None, "length", "a b") for i in range(9)]
+    write_corpus(tmp_path / "corpus", documents, {})
+    config = types.SimpleNamespace(subset=SubsetConfig(num_tokens=budget))
+    pipeline = types.SimpleNamespace(main="self", config=config, corpus_path=lambda arm: tmp_path / "corpus")
+    found = collect._corpus_values(pipeline)
+    assert found[Metric("mean_length")] == 2
+    place = {"student": "A", "mode": "replace", "generation": 1, "seed": 0}
+    notes = collect._too_small([{**place, "metric": metric, "value": value} for metric, value in found.items()])
+    if budget == 18:
+        assert found[Metric("distinct_1")] == pytest.approx(10 / 18) and notes == []
+    else:
+        assert set(found) == {Metric("mean_length")} and notes[0].endswith(": A replace generation 1 seed 0.")
 
 
 def test_a_suite_that_is_not_judged_by_plain_accuracy_counts_in_the_mean_as_any_other():
