@@ -51,9 +51,10 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
     read = [row for row in joined if (row["student"], row["arm"], row["seed"]) not in unread]
     correlations = _within(read)
     notes = []
-    if utility and max(row["num_replicates"] for row in utility) < 2:
+    seeds = [{row["seed"] for row in pair} for pair in grouped(of(results, CAPABILITY), *PAIR).values()]
+    if seeds and len(set.union(*seeds)) < 2:
         notes.append("One seed alone: there are no intervals over seeds, and no finding can be told from chance.")
-    if len({row["num_replicates"] for row in utility}) > 1:
+    if any(found != seeds[0] for found in seeds):
         notes.append("Some pairs lack seeds: means over pairs are then over different pairs in different seeds.")
     if _temperatures_differ(results):
         notes.append(

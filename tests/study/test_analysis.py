@@ -42,6 +42,15 @@ def test_one_seed_has_no_interval_and_proves_nothing():
     )
 
 
+def test_pairs_of_other_seeds_are_told_though_each_has_as_many():
+    """Two pairs, each done in one seed: the mean of their relation has an interval, over different pairs."""
+    rows = rows_of(CAPABILITY, {("a", FAMILY): [0.6, 0.5], ("b", FAMILY): [0.5, 0.7]})
+    rows = [row for row in rows if (row["arm"], row["seed"]) in (("a", 0), ("b", 1))]
+    found = analysis.analyse(rows, [])
+    assert [row["num_replicates"] for row in found.utility] == [1, 1] and found.by_relation[0]["low"] is not None
+    assert [note.split(":")[0] for note in found.notes] == ["Some pairs lack seeds"]
+
+
 def test_a_star_stands_for_all_arms_together():
     """One arm of twelve at p = 0.02 is what chance gives; at p < 0.004 it is marked."""
     values = {(f"{i}", FAMILY): [0.5 - x, 0.5, 0.5 + x] for i, x in enumerate(np.linspace(0.01, 0.02, 11))}
