@@ -82,7 +82,7 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
         proxies=joined,
         correlations=_correlations(read, correlations),
         selectivity=_selectivity(results),
-        verdicts=rules.judge(results, correlations, memory) if utility else [],
+        verdicts=rules.judge(results, correlations, memory, read) if utility else [],
         older_verdicts=rules_1.judge(results, joined) if utility else [],
         notes=notes,
     )

@@ -27,11 +27,23 @@ REPRODUCED, REFUTED, UNDECIDED, CANNOT = "reproduced", "not reproduced", "inconc
 NOT_SPECIFIC = "not specific"
 
 
-def judge(results: Sequence[Row], correlations: Mapping[str, Correlation], memory: Sequence[Row]) -> Rows:
-    """Three rows of `StudyData.verdicts`; `correlations` by proxy, `memory` as `StudyData.memory`."""
+def judge(
+    results: Sequence[Row], correlations: Mapping[str, Correlation], memory: Sequence[Row], proxies: Sequence[Row]
+) -> Rows:
+    """Three rows of `StudyData.verdicts`; `correlations` by proxy, of the rows `proxies`, of which some seeds may lack
+    theirs; `memory` as `StudyData.memory`."""
     seeds = len({row["seed"] for row in results})
-    found = (relational(results), proxies_fail(correlations, seeds), decoupling(results, memory))
+    found = (relational(results), proxies_fail(correlations, _ranked_seeds(proxies)), decoupling(results, memory))
     return [row | {"rules": VERSION, "seeds": seeds} for row in found]
+
+
+def _ranked_seeds(proxies: Sequence[Row]) -> int:
+    """In how many seeds there are texts to rank, for the proxy of which that is in the fewest."""
+    seeds: dict[str, set] = {}
+    ranked = (row for row in proxies if row["proxy"] in JUDGED and row["relation"] in RELATIONS)
+    for (proxy, _, _, seed), texts in grouped(ranked, "proxy", "student", "condition", "seed").items():
+        seeds.setdefault(proxy, set()).update({seed} if len(texts) > 1 else ())
+    return min((len(of) for of in seeds.values() if of), default=0)
 
 
 def _verdict(finding: str, claim: str, evidence: Rows, verdict: str, reason: str) -> dict[str, Any]:

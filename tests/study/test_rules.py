@@ -115,6 +115,12 @@ def test_few_sources_or_one_seed_tell_nothing_of_proxies():
     assert one["verdict"] == "inconclusive" and "One seed" in one["reason"]
 
 
+def test_proxies_of_one_seed_alone_decide_nothing_however_many_seeds_were_trained():
+    results, measured = proxies(lambda utility, noise: utility)
+    found = analysis.analyse(results, [row for row in measured if row["seed"] == 0]).verdicts[1]
+    assert (found["verdict"], found["reason"]) == ("inconclusive", "One seed alone.")
+
+
 def test_likelihood_enters_as_bits_per_byte_and_relational_proxies_not_at_all():
     results, measured = proxies(lambda utility, noise: utility)
     kinds = ("nll", "excess_nll", "unknown_share", "bits_per_byte")
