@@ -74,7 +74,7 @@ def of_run(config: RunConfig, student: DecoderConfig, flops: float, devices: int
     return (
         f"  hours on all of them together: {', '.join(parts)} (sample.num_samples documents of full length and "
         f"subset.num_tokens x train.epochs, for every arm and subset, at {_used()} of the peak; not counted: lab, "
-        "evaluation and audit)"
+        "planting, recovery, evaluation and audit)"
     )
 
 
