@@ -206,6 +206,7 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {_FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
     chosen, rest = _of_split(name, path, files, split)
+    _check_card(name, path, chosen, split)
     _look_for_copies(f"import source {name}", chosen)
     rest += [file for file in found if has_ending(file, _DATA) and file.name not in _ABOUT and file not in files]
     if rest:
@@ -253,6 +254,41 @@ def _of_split(
     if not chosen:
         raise InputError(f"import split={split!r}: the files of {name} are of the splits {known}; or name a file")
     return chosen, [file for file, found in splits.items() if not found]
+
+
+def _check_card(name: str, path: pathlib.Path, chosen: Collection[pathlib.Path], split: str) -> None:
+    """Raises `InputError` where the data set's card tells several configurations apart, or gives the split other files
+    than `chosen`."""
+    from huggingface_hub import repocard
+
+    card = path / "README.md"
+    try:
+        about = repocard.metadata_load(card) if card.is_file() else None
+        configs = (about or {}).get("configs") or []
+        parts = {str(config["config_name"]): config.get("data_files") for config in configs}
+    except Exception:  # no card of a data set; the library of cards, YAML and encodings raise their own
+        return
+    if len(parts) > 1:
+        raise InputError(
+            f"import source {name}: {card.name} tells the configurations {', '.join(parts)} apart; name the file or "
+            "folder of one of them"
+        )
+    told = next(iter(parts.values()), None)
+    told = told if isinstance(told, list) else [told] if told else []
+    by_split = [of if isinstance(of, Mapping) else {"split": "train", "path": of} for of in told]
+    wanted = _SPLITS.get(split.lower(), split)
+    paths = [of.get("path") for of in by_split if _SPLITS.get(str(of.get("split")).lower(), of.get("split")) == wanted]
+    patterns = [text for of in paths for text in (of if isinstance(of, list) else [of])]
+    if not all(isinstance(text, str) and text and text[0] != "/" and "**" not in text for text in patterns):
+        return
+    matched = {file for text in patterns for file in path.glob(text) if file.is_file()}
+    given = {file for file in matched if not hidden(file.relative_to(path))}
+    if by_split and given != set(chosen):
+        listed = named([file.relative_to(path) for file in sorted(given.symmetric_difference(chosen))])
+        raise InputError(
+            f"import source {name}: the files of split={split!r} are not those that {card.name} gives it ({listed}); "
+            "name a file, or a folder below"
+        )
 
 
 def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:

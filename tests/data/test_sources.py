@@ -118,6 +118,38 @@ def test_any_folder_is_split_as_the_datasets_library_does(names):
                 texts(folder, split)
 
 
+CARD = "---\nconfigs:\n{}\n---\n# Data\n"
+
+
+def test_configurations_that_a_card_tells_apart_are_not_read_as_one(tmp_path):
+    """As of wikitext, where the one holds the other; the `datasets` library asks which."""
+    for name in ("small", "large"):
+        write_file(tmp_path / name / "train-00000-of-00001.jsonl", [name])
+    assert texts(tmp_path) == ["large", "small"]
+    told = "\n".join(
+        f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}/*" for n in ("small", "large")
+    )
+    (tmp_path / "README.md").write_text(CARD.format(told))
+    with pytest.raises(InputError, match="tells the configurations small, large apart"):
+        texts(tmp_path)
+    assert texts(tmp_path / "small") == ["small"]
+
+
+@pytest.mark.parametrize(
+    "path, right", [("data/a.jsonl", False), ('["data/a.jsonl", "data/b*"]', True), ('"**"', True)]
+)
+def test_the_files_that_a_card_gives_a_split_are_those_that_are_read(tmp_path, path, right):
+    for name in "ab":
+        write_file(tmp_path / "data" / f"{name}.jsonl", [name])
+    told = f"- config_name: default\n  data_files:\n  - split: train\n    path: {path}"
+    (tmp_path / "README.md").write_text(CARD.format(told))
+    if right:
+        assert texts(tmp_path) == ["a", "b"]
+    else:
+        with pytest.raises(InputError, match=r"not those that README.md gives it \(data/b.jsonl\)"):
+            texts(tmp_path)
+
+
 def test_a_part_of_a_word_is_no_split(tmp_path):
     for name in ("latest", "trainer", "devils", "retest"):
         write_file(tmp_path / f"{name}.jsonl", [name])
