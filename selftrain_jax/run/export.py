@@ -17,6 +17,7 @@ from selftrain_jax.report.metric import kind
 from selftrain_jax.report.tables import interval, number
 from selftrain_jax.run.names import TWIN
 from selftrain_jax.run.references import check_current, open_run, student_directory
+from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -106,9 +107,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     if model not in pipeline.models:
         raise InputError(f"run {workdir} has no model {model!r}; it has {', '.join(pipeline.models)}")
     student = student_directory(pipeline)
-    settings = dataclasses.asdict(pipeline.config)
-    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
-    shown |= {"title": pipeline.config.heading, "model": model}
+    shown, settings = _shown(pipeline.config, model), dataclasses.asdict(pipeline.config)
     if model == "twin":
         raise InputError(f"model='twin' of {workdir} is a Hugging Face directory already: {pipeline.model_path(TWIN)}")
     check_current(pipeline, *([] if model == "base" else [f"train/{model}", "report"]))
@@ -134,6 +133,14 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     return config, params, student, _card(config.family, name, shown, model, measured)
 
 
+def _shown(config: RunConfig, model: str) -> dict[str, Any]:
+    """The settings that the card of a model of a run names."""
+    settings = dataclasses.asdict(config)
+    shown = {field: settings[field] for field in ("title", "source", "student", "revision", "audit", "subset", "train")}
+    shown |= {"plant": settings["plant"]} if config.plant else {}
+    return shown | {"title": config.heading, "model": model}
+
+
 def _card(family: str, name: str, settings: dict[str, Any], model: str, measured: list[str]) -> str:
     """The text of `README.md`: what the model is, the lines on what was measured, and the settings that made it."""
     base = settings.get("student") or settings["source"]
@@ -144,6 +151,8 @@ def _card(family: str, name: str, settings: dict[str, Any], model: str, measured
     lines = [*front, "tags:", "- selftrain_jax", f"- {family}", "---", "", f"# {literal(name)}", ""]
     settings = without_places(settings)
     base = literal(settings.get("student") or settings["source"])
+    if settings.get("plant"):
+        base += ", trained on text in which sequences were planted (`plant` below)"
     if model and model != "base":
         lines += [
             f"{base}, fine-tuned without any prompt by selftrain_jax {__version__} (model `{model}` of the run "
