@@ -36,6 +36,7 @@ class Family:
 
     Attributes:
       name: `model_type` of config.json, which is `DecoderConfig.family`.
+      model_class: transformers' name of it, which transformers itself tells only where PyTorch is.
       switches: attributes of `DecoderConfig` that are the same in all models of the family.
       fields: field of config.json -> attributes of `DecoderConfig` with its value.
       fixed: field of config.json -> the only value that is supported.
@@ -52,6 +53,7 @@ class Family:
     """
 
     name: str
+    model_class: str
     switches: Mapping[str, Any]
     fields: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=lambda: SHAPE)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"hidden_act": "silu"})

@@ -47,6 +47,7 @@ _gemma3 = functools.partial(_shape, **_GEMMA3, max_position=32_768, pattern=_FIV
 
 GEMMA2 = Family(
     name="gemma2",
+    model_class="Gemma2ForCausalLM",
     switches=_GEMMA2,
     fields=SHAPE
     | {
@@ -68,6 +69,7 @@ GEMMA2 = Family(
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     name="gemma3_text",
+    model_class="Gemma3ForCausalLM",
     switches=_GEMMA3,
     by_type=True,
     legacy=_legacy,

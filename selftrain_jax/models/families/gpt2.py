@@ -40,6 +40,7 @@ def _write(config: DecoderConfig) -> dict[str, Any]:
 
 GPT2 = Family(
     name="gpt2",
+    model_class="GPT2LMHeadModel",
     switches=_SWITCHES,
     fields={
         "vocab_size": "vocab_size",

@@ -33,6 +33,7 @@ def _legacy(config: DecoderConfig) -> dict[str, float]:
 
 GPT_NEOX = Family(
     name="gpt_neox",
+    model_class="GPTNeoXForCausalLM",
     switches={},
     fields=SIZES | {"layer_norm_eps": "norm_eps", "use_parallel_residual": "parallel_residual"},
     fixed={"hidden_act": "gelu", "attention_bias": True},

@@ -29,6 +29,7 @@ def _long(factor: float) -> tuple[Layer, ...]:
 
 LLAMA = Family(
     name="llama",
+    model_class="LlamaForCausalLM",
     switches=SWITCHES,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias"), "mlp_bias": "mlp_bias"},
     presets={
@@ -45,6 +46,7 @@ LLAMA = Family(
 MISTRAL = dataclasses.replace(
     LLAMA,
     name="mistral",
+    model_class="MistralForCausalLM",
     switches=SWITCHES | NO_BIASES,
     fields=SHAPE,
     layered=("sliding_window",),
@@ -57,6 +59,7 @@ _THREE_OF_FOUR = (*_rotated(5e6) * 3, Layer(None))
 SMOLLM3 = dataclasses.replace(
     LLAMA,
     name="smollm3",
+    model_class="SmolLM3ForCausalLM",
     layered=("layer_types", "sliding_window", "use_sliding_window", "no_rope_layers"),
     presets={"smollm3-3b-base": _smollm3(128_256, 2048, 36, 16, 11_008, tie_embeddings=True, pattern=_THREE_OF_FOUR)},
 )

@@ -21,6 +21,7 @@ _olmo3 = functools.partial(_shape, max_position=65_536, pattern=_PATTERN, family
 
 OLMO2 = Family(
     name="olmo2",
+    model_class="Olmo2ForCausalLM",
     switches=_SWITCHES,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
     layer=functools.partial(projections, norms=_AFTER),
@@ -33,6 +34,7 @@ OLMO2 = Family(
 OLMO3 = dataclasses.replace(
     OLMO2,
     name="olmo3",
+    model_class="Olmo3ForCausalLM",
     layered=("layer_types", "sliding_window"),
     by_type=True,
     presets={

@@ -19,6 +19,7 @@ _qwen3 = functools.partial(_shape, **_QWEN3, qkv_bias=False, out_bias=False, kv_
 
 QWEN2 = Family(
     name="qwen2",
+    model_class="Qwen2ForCausalLM",
     switches=_QWEN2,
     layered=("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
     presets={
@@ -32,6 +33,7 @@ QWEN2 = Family(
 QWEN3 = dataclasses.replace(
     QWEN2,
     name="qwen3",
+    model_class="Qwen3ForCausalLM",
     switches=_QWEN3,
     fields=SHAPE | {"attention_bias": ("qkv_bias", "out_bias")},
     presets={

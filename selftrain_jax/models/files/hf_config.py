@@ -131,14 +131,13 @@ def write_config(directory: pathlib.Path, config: DecoderConfig, dtype: str) -> 
     Raises:
       InputError: models of the family cannot be stored with one of the switches (named) of `config`.
     """
-    family, auto = FAMILIES[config.family], import_transformers().models.auto
-    kind = auto.CONFIG_MAPPING[family.name]
-    model = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.name]
+    family = FAMILIES[config.family]
+    kind = import_transformers().CONFIG_MAPPING[family.name]
     ends = [config.eos_token_id, *config.stop_token_ids]
     tokens: dict[str, Any] = {"bos_token_id": config.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
     if (kind().pad_token_id or 0) >= config.vocab_size:  # of the published model, whose default it is
         tokens["pad_token_id"] = None
-    hf = kind(architectures=[model], dtype=dtype, **family.write_config(config), **tokens)
+    hf = kind(architectures=[family.model_class], dtype=dtype, **family.write_config(config), **tokens)
     written = hf.to_diff_dict() | family.legacy(config)
     found = _read(family, written, {})
     for field in dataclasses.fields(config):
