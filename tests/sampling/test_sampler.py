@@ -91,7 +91,6 @@ def test_documents_end_at_eos_or_at_the_limit(corpus):
     assert all(np.histogram(corpus.lengths[corpus.stopped], [0, 33, 65, 81])[0]) and 3 < (~corpus.stopped).sum() < 60
 
 
-@pytest.mark.everywhere
 @pytest.mark.parametrize("dtype, precision", [("float32", "highest"), ("bfloat16", None)])
 def test_fp32_sampling_is_not_tf32_on_accelerators(params, monkeypatch, dtype, precision):
     class Asked(BaseException):
@@ -106,6 +105,7 @@ def test_fp32_sampling_is_not_tf32_on_accelerators(params, monkeypatch, dtype, p
         sample(params, CONFIG, WHOLE, KEY, IDS, batch_size=64, dtype=dtype)
 
 
+@pytest.mark.everywhere
 def test_padded_rows_of_the_vocabulary_are_never_emitted(params, corpus):
     assert corpus.tokens.max() < VOCAB_LIMIT
     free = sample(params, CONFIG, WHOLE, KEY, range(8), batch_size=64)
