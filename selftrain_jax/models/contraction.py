@@ -18,23 +18,30 @@ def contract(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> F
     row in memory and the result is fp32. Others it computes in fp32, three times as slowly, and a result that is to be
     transposed not at all. So the factors are written as it wants them.
     """
-    if a.dtype != jnp.bfloat16 or target_device().platform != "cpu":
-        return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
-        return jax.lax.optimization_barrier(jnp.einsum(equation, a, b, preferred_element_type=jnp.float32))
-    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if not _half_on_cpu(a):
+        return einsum(equation, a, b)
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jax.lax.optimization_barrier(einsum(equation, a, b))
+    left, right, out = _axes(equation)
     sizes = dict(zip(left + right, a.shape + b.shape))
     rows, summed, columns = (
         [x for x in axes if x in among] for axes, among in ((left, out), (left, right), (right, out))
     )
     a, b = jnp.einsum(f"{left}->{''.join(rows + summed)}", a), jnp.einsum(f"{right}->{''.join(summed + columns)}", b)
     inner = math.prod(sizes[x] for x in summed)
-    product = jnp.matmul(
-        _row_major(a.reshape(-1, inner)), _row_major(b.reshape(inner, -1)), preferred_element_type=jnp.float32
-    )
-    product = _row_major(product).reshape([sizes[x] for x in rows + columns])
-    return jnp.einsum(f"{''.join(rows + columns)}->{out}", product)
+    product = _row_major(einsum("mk,kn->mn", _row_major(a.reshape(-1, inner)), _row_major(b.reshape(inner, -1))))
+    return jnp.einsum(f"{''.join(rows + columns)}->{out}", product.reshape([sizes[x] for x in rows + columns]))
+
+
+def _axes(equation: str) -> tuple[str, str, str]:
+    """The letters of both factors and of the product."""
+    factors, out = equation.split("->")
+    return *factors.split(","), out
+
+
+def _half_on_cpu(x: Float[Array, "..."]) -> bool:
+    return x.dtype == jnp.bfloat16 and target_device().platform == "cpu"
 
 
 def _row_major(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
@@ -44,9 +51,7 @@ def _row_major(x: Float[Array, "M N"]) -> Float[Array, "M N"]:
 def dense(equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."]) -> Float[Array, "..."]:
     """`einsum(equation, x, kernel)` in the dtype of `x`, and so its gradients."""
     kernel = kernel.astype(x.dtype)
-    if x.dtype != jnp.bfloat16 or target_device().platform != "cpu":
-        return jnp.einsum(equation, x, kernel)
-    return _dense(equation, x, kernel)
+    return _dense(equation, x, kernel) if _half_on_cpu(x) else jnp.einsum(equation, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -59,8 +64,7 @@ def _forward(equation, x, kernel):
 
 
 def _backward(equation, saved, cotangent):
-    (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
-    x, kernel = saved
+    (x, kernel), (left, right, out) = saved, _axes(equation)
     d_x = contract(f"{out},{right}->{left}", cotangent, kernel)
     return d_x.astype(x.dtype), contract(f"{left},{out}->{right}", x, cotangent).astype(kernel.dtype)
 
