@@ -65,8 +65,8 @@ def configure_jax() -> None:
 
 
 def exact_matmuls(dtype: Any) -> ContextManager:
-    """A context in which products of fp32 matrices are: accelerators otherwise take TF32 or bf16 for them, which moves
-    logits by far more than rounding does. Half precision is left as it is."""
+    """A context in which fp32 matrices are multiplied in fp32: accelerators otherwise take TF32 or bf16 for it, which
+    moves logits by far more than rounding does. Half precision is left as it is."""
     return jax.default_matmul_precision("highest") if jnp.dtype(dtype) == jnp.float32 else contextlib.nullcontext()
 
 
