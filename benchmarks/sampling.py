@@ -17,6 +17,7 @@ bytes which must be read would take at the measured copy bandwidth, over ours; a
 the measured peak memory."""
 
 import argparse
+import contextlib
 import os
 import time
 
@@ -34,7 +35,9 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
     from selftrain_jax.sampling import memory, placement, sampler
     from selftrain_jax.sampling.settings import SamplingConfig
 
-    mesh = make_mesh(devices=jax.devices()[:1])
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", arguments.devices)
+    mesh = make_mesh(devices=jax.devices()[: arguments.devices])
     dtype = jnp.dtype(arguments.dtype)
     config, params = hf.load_pretrained(arguments.directory, mesh=mesh, dtype=dtype)
     settings = SamplingConfig(
@@ -156,6 +159,7 @@ def main() -> None:
     sides.add_arguments(parser, ("eager", "static", "ctranslate2"))
     parser.add_argument("--batch", type=lambda text: text if text == "auto" else int(text), default=64)
     parser.add_argument("--length", type=int, default=256, help="tokens per document")
+    parser.add_argument("--devices", type=int, default=1, help="that share the batch, ours; on a CPU they are threads")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
     arguments = parser.parse_args()
