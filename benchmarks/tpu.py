@@ -98,7 +98,7 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
             ways = training["ways"]
             bounds = ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items())
             step = (
-                f"{training['rows'] // ways} rows a chip | {training['arguments'] / 2**30:.2f} + "
+                f"{_rows_a_chip(training['rows'] // ways)} | {training['arguments'] / 2**30:.2f} + "
                 f"{training['temporaries'] / 2**30:.2f} GiB | {_rows(training['largest'], ways)} | "
                 f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB | {bounds} | "
                 f"{training['tokens_per_second']:,.0f}"
@@ -111,8 +111,12 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
+def _rows_a_chip(count: int) -> str:
+    return f"{count} row{'s' * (count > 1)} a chip"
+
+
 def _rows(count: int | None, ways: int) -> str:
-    return "not known" if count is None else f"{count:,} ({count // ways} a chip)"
+    return {None: "not known", 0: "none"}.get(count) or f"{count:,} ({count // ways} a chip)"
 
 
 def plot(found: dict[str, dict], path: str) -> None:
