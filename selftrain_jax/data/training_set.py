@@ -44,8 +44,10 @@ def write_subset(
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
-    read = [documents[i].text for i in np.unique(order)[:1000]] if text.texts or retokenized else []
-    if (unknown := unknown_share(load_tokenizer(student), read)) > UNKNOWN_TOLD:
+    read = [documents[i] for i in np.unique(order)[:1000]]
+    if not (retokenized or any(getattr(document, "log_probs", None) is None for document in read)):
+        read = []  # ids that a model drew are no reading of a text
+    if (unknown := unknown_share(load_tokenizer(student), [document.text for document in read])) > UNKNOWN_TOLD:
         warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]
