@@ -198,9 +198,11 @@ def _unit_lines(study: Study) -> Iterator[str]:
     failures, done = Failures(study.workdir / "failed", study.config), 0
     for unit in study.units:
         states = [stages.state(unit.workdir, stage) for stage in unit.stages]
-        far = failures.reason(unit.name)
+        far, stale = failures.reason(unit.name), stages.stale(unit.workdir, unit.stages, models=False)
         if far is not None:
             state = "failed"
+        elif stale:
+            state, far = "stale", next(iter(stale.values())).why
         elif set(states) == {"done"}:
             state, done = "done", done + 1
         else:
