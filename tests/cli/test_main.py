@@ -331,6 +331,14 @@ def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
     assert last.startswith(f"1 of {len(units)} units done")
 
 
+@pytest.mark.parametrize("command, config", [("run", "tiny.py"), ("study", "tiny_study.py")])
+def test_no_work_begins_where_arrays_cannot_be_stored(tmp_path, capsys, command, config):
+    workdir = tmp_path / "a[b]"
+    assert run(command, f"--config={pathlib.Path(TINY).with_name(config)}", f"--workdir={workdir}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "so that arrays cannot be stored below it: rename it" in error and not workdir.exists()
+
+
 def test_status_watches_until_nobody_is_at_work(tmp_path, monkeypatch, capsys):
     """What is shown again is what has changed; the run ends while the watcher waits for the third time."""
     held_by, waits = contextlib.ExitStack(), []
