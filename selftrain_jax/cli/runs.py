@@ -17,7 +17,7 @@ from selftrain_jax.cli.config import KEPT, load_config, reference_of
 from selftrain_jax.cli.hours import time_left
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, visible
-from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.files import check_no_pattern, fingerprint
 from selftrain_jax.core.lock import in_use
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         trained = [stage for stage in plan if stage.name.startswith("train/")]
         if is_wanted("train") and any(stages.state(pipeline.home, stage) != "done" for stage in trained):
             pipeline.check_attention()
+            check_no_pattern(pipeline.home)
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
@@ -198,9 +199,11 @@ def _unit_lines(study: Study) -> Iterator[str]:
     failures, done = Failures(study.workdir / "failed", study.config), 0
     for unit in study.units:
         states = [stages.state(unit.workdir, stage) for stage in unit.stages]
-        far = failures.reason(unit.name)
+        far, stale = failures.reason(unit.name), stages.stale(unit.workdir, unit.stages, models=False)
         if far is not None:
             state = "failed"
+        elif stale:
+            state, far = "stale", next(iter(stale.values())).why
         elif set(states) == {"done"}:
             state, done = "done", done + 1
         else:

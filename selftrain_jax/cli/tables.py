@@ -37,7 +37,7 @@ def compare(arguments: argparse.Namespace) -> int:
         raise InputError("compare needs two or more runs, each once")
     configure_jax()
     runs = [_open(user_path(workdir), "report") for workdir in arguments.workdirs]
-    names = [run.home.name for run in runs]
+    names = [os.path.basename(os.path.abspath(run.home)) for run in runs]  # "." has a name, too
     if len(set(names)) < len(names):
         names = list(arguments.workdirs)
     found = Comparison(names, list(map(tables.read_report, runs)))

@@ -58,6 +58,13 @@ def absolute(path: str | os.PathLike) -> pathlib.PurePath:
     return as_path(path) if is_remote(path) else pathlib.Path(path).absolute()
 
 
+def check_no_pattern(path: str | os.PathLike) -> None:
+    """Raises `InputError` where the whole of `path` reads as a pattern of file names: below it Orbax would look by that
+    pattern for what it has just written, find nothing, or files of others, and end without a word."""
+    if found := [c for c in "*?[" + "\\" * (os.sep == "/") if c in os.fspath(absolute(path))]:
+        raise InputError(f"{absolute(path)} holds {found[0]!r}, so that arrays cannot be stored below it: rename it")
+
+
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one, never a part of it."""
     path = as_path(path)

@@ -25,6 +25,8 @@ from selftrain_jax.models.files.tokenizer import (
     unknown_share,
 )
 
+_READ = 1000
+"""Documents of a subset in which unknown text is looked for, evenly spread."""
 _PLENTY = 8
 """Characters for each token of a budget: text takes more tokens than one in so many."""
 
@@ -44,8 +46,11 @@ def write_subset(
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
-    read = [documents[i].text for i in np.unique(order)[:1000]] if text.texts or retokenized else []
-    if (unknown := unknown_share(load_tokenizer(student), read)) > UNKNOWN_TOLD:
+    different = np.unique(order)
+    read = [documents[different[i]] for i in np.linspace(0, len(different) - 1, min(len(different), _READ), dtype=int)]
+    if not (retokenized or any(getattr(document, "log_probs", None) is None for document in read)):
+        read = []  # ids that a model drew are no reading of a text
+    if (unknown := unknown_share(load_tokenizer(student), [document.text for document in read])) > UNKNOWN_TOLD:
         warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
     drawn = [tokens[i] for i in order]
     drawn[-1] = drawn[-1][:last_length]

@@ -16,7 +16,7 @@ from selftrain_jax.data.matching import SuffixIndex, characters
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.memorization import Probe
-from selftrain_jax.models.files.tokenizer import encode_texts
+from selftrain_jax.models.files.tokenizer import encode_texts, unknown_tokens
 
 TOKENS, CHARACTERS = "tokens", "characters"
 _AT_ONCE = 1 << 19
@@ -24,6 +24,8 @@ _AT_ONCE = 1 << 19
 _CONTEXT = 200
 """Characters (or tokens) shown on either side of a run."""
 _CURVE_POINTS = 40
+_NOTHING = np.iinfo(np.int32).max
+"""In known text, what the tokenizer has no token for: it equals nothing, not another such text either."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,11 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
       InputError: a file that `load_texts` refuses, or that has no text so long.
     """
     texts = load_texts(path)
-    ids = functools.partial(encode_texts, tokenizer, texts)
+
+    def ids():
+        unknown = list(unknown_tokens(tokenizer))
+        return [np.where(np.isin(of, unknown), _NOTHING, of) for of in map(np.array, encode_texts(tokenizer, texts))]
+
     return _known(name, "", list(map(_plain, texts)), ids, tokens if tokenizer else 0, chars, path)
 
 

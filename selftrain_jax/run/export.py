@@ -37,6 +37,7 @@ def convert(source: str, directory: pathlib.Path, *, revision: str | None = None
     """
     _check_dtype(dtype)
     files.check_new_directory(directory, "converted model")
+    files.check_no_pattern(directory)
     model = resolve_model(source, revision)
     _check_tokenizer(model, hf.check_pretrained(model))
     config, params = hf.load_pretrained(model, dtype=dtype)

@@ -33,8 +33,10 @@ def audit(workdir, arm: str) -> dict[str, Any]:
 
 
 def origin(corpus: Corpus) -> dict[str, Any]:
-    """The imported source of a given corpus, or the model that another run sampled."""
-    return {name: value for name, value in corpus.manifest["provenance"].items() if name in ("source", "model")}
+    """The imported source of a given corpus, or the model that another run sampled; of several corpora put together,
+    that of the newest, and how many these are."""
+    shown = ("source", "model", "accumulated")
+    return {name: value for name, value in corpus.manifest["provenance"].items() if name in shown}
 
 
 def size(corpus: Corpus) -> dict[str, Any]:

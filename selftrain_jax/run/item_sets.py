@@ -43,6 +43,7 @@ def item_sets(
             read = [evaluate.max_chars, evaluate.max_length, evaluate.context_len]
             return [file(f"texts.{metric.item}"), tokenizer, *read]
         attack = [evaluate.nonmembers, evaluate.recall_shots] if metric.item else []
+        attack = [evaluate.nonmembers] if metric.kind == "exposure" else attack
         return [file("probes"), tokenizer, attack, chosen(metric)]
 
     known = dict.fromkeys(metrics)

@@ -92,10 +92,11 @@ def _card(name: str, corpus: Corpus, audit: dict[str, Any] | None) -> str:
     front = ["---", "tags:", "- selftrain_jax", *(["- synthetic"] if "model" in made else []), "configs:"]
     front += ["- config_name: default", "  data_files:", "  - split: train", f"    path: {json.dumps(_PARQUET)}", "---"]
     who = literal(made["model"]) if "model" in made else "another generator"
+    several = f"of {made['accumulated']} corpora, the newest of which was " if "accumulated" in made else ""
     length = manifest["length"]
     lines = [*front, "", f"# {literal(name)}", ""]
     lines += [
-        f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, written by {who}"
+        f"{manifest['num_documents']:,} documents, {manifest['num_tokens']:,} tokens, {several}written by {who}"
         + (" after its start alone (`start_ids` below), without any prompt." if "model" in made else "."),
         f"Length {length['mean']:.1f} tokens on average, {length['min']} to {length['max']}. "
         f"Written out by selftrain_jax {__version__}.",

@@ -55,6 +55,7 @@ def run_study(
     if report_only:
         _report(study, say)
         return
+    files.check_no_pattern(study.workdir)
     for run in study.first_runs.values():
         run.pipeline.check_attention()
     save_config(study.workdir, config, "study.json")

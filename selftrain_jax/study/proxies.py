@@ -13,7 +13,7 @@ from selftrain_jax.distributed.mesh import local_mesh
 from selftrain_jax.evaluation import proxies, suite
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer, unknown_tokens
 from selftrain_jax.report.study_data import MOST_UNKNOWN
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage, read_manifest
@@ -65,7 +65,8 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
     nll, counts = proxies.corpus_nll(scorer, model, ids)
     # The last token may be EOS, which some tokenizers take for unknown text, too.
-    unknown = sum(int(np.sum(x[:-1] == tokenizer.unk_token_id)) for x in ids) / max(sum(len(x) for x in ids), 1)
+    unread = list(unknown_tokens(tokenizer))
+    unknown = sum(int(np.isin(x[:-1], unread).sum()) for x in ids) / max(sum(len(x) for x in ids), 1)
     values = {"nll": nll.sum() / counts.sum(), "unknown_share": unknown}
     values["bits_per_byte"] = proxies.bits_per_byte(nll, texts)
     recorded = [getattr(documents[i], "log_probs", None) for i in chosen]

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError, InputWarning, PeerLost, RunStopped, one_line
-from selftrain_jax.core.files import absolute, is_remote
+from selftrain_jax.core.files import absolute, check_no_pattern, is_remote
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.models.config import DecoderConfig
@@ -41,6 +41,7 @@ class Checkpoints:
 
         self._ocp, self._keep = ocp, keep
         self._path = absolute(directory)
+        check_no_pattern(self._path)
         self._open()
 
     def _open(self) -> None:

@@ -312,20 +312,31 @@ def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
 
     config = load_config(str(pathlib.Path(TINY).with_name("tiny_study.py")), study=True)
     units = Study(config, tmp_path).units
-    for number, file in enumerate(["manifest.json", "manifest.json", "started.json"]):
+    for number, (file, left) in enumerate([("manifest.json", []), ("manifest.json", ["gone"]), ("started.json", [])]):
         unit = units[number]
         for stage in unit.stages:
             folder = unit.workdir / stage.name
             folder.mkdir(parents=True)
-            write_json(folder / file, {"settings": stage.settings, "fingerprint": "", "seconds": 30.0})
+            inputs = {**stage.externals(), **dict.fromkeys(stage.after, "")}
+            record = {"settings": stage.settings, "inputs": inputs, "files": left}
+            write_json(folder / file, record | {"fingerprint": "", "seconds": 30.0})
     Failures(tmp_path / "failed", config).write(units[3].name, "the loss is not finite")
     write_json(tmp_path / "study.json", dataclasses.asdict(config))
     assert run("status", f"--workdir={tmp_path}") == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    states = ["done", "done", "started", "failed", *["waiting"] * (len(units) - 4)]
+    states = ["done", "stale", "started", "failed", *["waiting"] * (len(units) - 4)]
     assert [line.split()[0] for line in lines] == states
+    assert lines[1] == f"stale    {units[1].name}: gone is gone from its folder"
     assert lines[3] == f"failed   {units[3].name}: the loss is not finite"
-    assert last.startswith(f"2 of {len(units)} units done")
+    assert last.startswith(f"1 of {len(units)} units done")
+
+
+@pytest.mark.parametrize("command, config", [("run", "tiny.py"), ("study", "tiny_study.py")])
+def test_no_work_begins_where_arrays_cannot_be_stored(tmp_path, capsys, command, config):
+    workdir = tmp_path / "a[b]"
+    assert run(command, f"--config={pathlib.Path(TINY).with_name(config)}", f"--workdir={workdir}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "so that arrays cannot be stored below it: rename it" in error and not workdir.exists()
 
 
 def test_status_watches_until_nobody_is_at_work(tmp_path, monkeypatch, capsys):

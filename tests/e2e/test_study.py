@@ -98,6 +98,19 @@ def test_a_unit_whose_files_are_gone_is_named_before_any_work(finished, selftrai
     assert "[" not in done.stdout
 
 
+def test_a_table_says_which_runs_it_lacks(finished, selftrain, tmp_path):
+    moved = shutil.copytree(finished[0], tmp_path / "moved")
+    arguments = "metrics", moved, f"--out={tmp_path / 'm.jsonl'}"
+    whole = selftrain.command(*arguments)
+    assert whole.returncode == 0 and "warning" not in whole.stderr
+    (moved / "runs/A_small-0/evaluate/real-0/items.npz").unlink()
+    done = selftrain.command(*arguments)
+    assert done.returncode == 0
+    assert "1 of 1 runs are left out, or arms of them, since not done or stale: A_small-0" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == {None, "A_small", "B", "shuffled"}
+
+
 def test_a_changed_setting_is_named_before_any_work(finished, selftrain):
     workdir, _ = finished
     before = selftrain.contents(workdir / "report")

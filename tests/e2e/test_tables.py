@@ -37,7 +37,7 @@ def test_a_run_becomes_tables_that_say_what_its_report_says(selftrain, finished,
     assert compared >= 4 * 5
 
 
-def test_a_run_beside_its_copy_differs_in_nothing(selftrain, finished, copy_of, tmp_path):
+def test_a_run_beside_its_copy_differs_in_nothing(selftrain, finished, copy_of, tmp_path, monkeypatch):
     copy = copy_of(*ALL)
     settings = json.loads((finished[0] / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(settings))
@@ -45,6 +45,10 @@ def test_a_run_beside_its_copy_differs_in_nothing(selftrain, finished, copy_of, 
     assert done.returncode == 0, done.stderr
     assert "No setting differs." in done.stdout and "COMPARABLE" not in done.stdout
     assert "control (real text):" in done.stdout and (tmp_path / "c.html").read_text().startswith("<!DOCTYPE html>")
+    with monkeypatch.context() as inside:
+        inside.chdir(finished[0])
+        done = selftrain.command("compare", ".", copy, f"--out={tmp_path / 'c.csv'}")
+    assert done.returncode == 0 and set(pd.read_csv(tmp_path / "c.csv").run) == {finished[0].name, copy.name}
     shutil.rmtree(copy / "report")
     for arguments, words in (
         (("compare", finished[0]), "needs two or more runs"),

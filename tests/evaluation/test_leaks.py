@@ -67,6 +67,14 @@ def test_text_in_another_form_is_the_same_text(tmp_path, known, text):
         assert (row["leaking"], row["most"]) == (1, len(text))
 
 
+def test_what_has_no_token_repeats_nothing(tokenizer, tmp_path):
+    """One unknown text is not another, though the ids are the same."""
+    write_jsonl(tmp_path / "known.jsonl", [{"text": "p q r s t a b c d u"}])
+    documents = [Document(0, "v w x y z v"), Document(1, "v w a b c d z")]
+    [row] = leaks.find_leaks(documents, leaks.known_texts("k", tmp_path / "known.jsonl", tokenizer, 4, 0), tokenizer)
+    assert row["leaking"] == 1 and row["most"] == 4 and row["shown"][0]["run"] == "a b c d"
+
+
 def test_a_corpus_is_searched_exactly_in_tokens_and_characters(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(leaks, "_AT_ONCE", 200)  # several batches
     rng = np.random.default_rng(0)

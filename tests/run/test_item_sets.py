@@ -12,6 +12,7 @@ from selftrain_jax.run import item_sets
 
 NLL, SUITE, GROUP = Metric("nll", "wiki"), Metric("capability", "sciq"), group_extraction("repeats=8")
 LEFT, ATTACK = Metric("left_tokens", held_out="run"), Metric("membership_auc", "loss")
+EXPOSURE = Metric("exposure", group=GROUP.group, repeats=GROUP.repeats)
 SETTINGS = {"texts": {"wiki": "w.txt"}, "multiple_choice": {"sciq": "s.jsonl"}, "probes": "p.jsonl"}
 HELD = np.array([True, True, False, True])
 
@@ -36,7 +37,7 @@ def items(monkeypatch):
             {EXTRACTION: np.ones(4, bool), HELD_OUT: mask, GROUP: np.arange(4) > 1} for mask in map(np.asarray, held)
         ]
         base = Items(probes={"index": np.arange(4), "exact": np.array(exact, bool)})
-        metrics = [NLL, SUITE, EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK, NLL]
+        metrics = [NLL, SUITE, EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK, EXPOSURE, NLL]
         return {name: about["items"] for name, about in item_sets.item_sets(run, metrics, masks, base).items()}
 
     return found
@@ -52,13 +53,13 @@ def items(monkeypatch):
         ({"held": (HELD, [True] * 4)}, {HELD_OUT, LEFT}),
         ({"exact": (1, 1, 1, 1)}, {LEFT}),
         ({"exact": (1, 0, 0, 1)}, set()),  # that one is not held out
-        ({"tokenizer": "u"}, {NLL, EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK}),
+        ({"tokenizer": "u"}, {NLL, EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK, EXPOSURE}),
         ({"limit": 10}, {SUITE}),
         ({"max_chars": 10}, {NLL}),
-        ({"nonmembers": "repeats=0"}, {ATTACK}),
+        ({"nonmembers": "repeats=0"}, {ATTACK, EXPOSURE}),  # whose rank is one among these
         ({"inputs": {"multiple_choice.sciq": "s2"}.items()}, {SUITE}),
         ({"inputs": {"lab/world": "other"}.items()}, set()),
-        ({"inputs": {"probes": "p2"}.items()}, {EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK}),
+        ({"inputs": {"probes": "p2"}.items()}, {EXTRACTION, HELD_OUT, GROUP, LEFT, ATTACK, EXPOSURE}),
     ],
 )
 def test_the_fingerprint_changes_with_the_items_and_with_nothing_else(items, change, differ):

@@ -77,6 +77,13 @@ def test_what_the_audit_left_out_is_marked_and_counted(tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def test_of_accumulated_text_the_newest_alone_is_called_the_models(tmp_path):
+    write(tmp_path / "corpus", PROVENANCE | {"accumulated": 2})
+    publish(tmp_path / "corpus", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "3 documents, 5 tokens, of 2 corpora, the newest of which was written by `tiny" in card
+
+
 def test_imported_text_is_not_called_a_models(tmp_path):
     write(tmp_path / "corpus", {"source": "texts.jsonl", "tokenizer": "m"}, measured=False)
     publish(tmp_path / "corpus", tmp_path / "out")

@@ -269,3 +269,11 @@ def test_a_save_that_fails_is_one_line_also_when_orbax_says_it_while_closing(tmp
         with Checkpoints(tmp_path / "checkpoints") as checkpoints:
             for name in names:
                 monkeypatch.setattr(checkpoints._manager, name, full)
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "a\\b"])
+def test_a_folder_whose_path_is_a_pattern_is_refused(tmp_path, name):
+    """Orbax looks for what it wrote by a pattern, finds nothing below such a folder, and leaves the arrays out."""
+    with pytest.raises(InputError, match="so that arrays cannot be stored below it: rename it"):
+        Checkpoints(tmp_path / name)
+    assert not (tmp_path / name).exists()

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -167,6 +168,17 @@ def call_tokenizer(tokenizer: Any, texts: Sequence[str], **options: Any) -> list
         return tokenizer(list(texts), **{"add_special_tokens": False, "verbose": False} | options)["input_ids"]
 
 
+def unknown_tokens(tokenizer: Any) -> dict[int, str]:
+    """id -> token that `tokenizer` makes of text that it has no token for: that of its own model, which the settings
+    beside `tokenizer.json` need not name, and that of these."""
+    backend = tokenizer.backend_tokenizer
+    names = {getattr(backend.model, "unk_token", None), tokenizer.unk_token}
+    if type(backend.model).__name__ == "Unigram":  # says it in its file alone
+        model = json.loads(backend.to_str())["model"]
+        names.add(None if model["unk_id"] is None else model["vocab"][model["unk_id"]][0])
+    return {i: name for name in names - {None} if (i := backend.token_to_id(name)) is not None}
+
+
 def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     """The share of the characters of `texts`, white space aside, that `tokenizer` leaves out or makes its unknown token
     of; 0 without any. (Tokens would not do: one may stand for a whole unknown passage, or for none.)
@@ -179,17 +191,16 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
     if not letters:
         return 0.0
     pieces = [text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE)]
-    name, unknown_id = tokenizer.unk_token, None if tokenizer.unk_token is None else tokenizer.unk_token_id
-    unknown = 0
+    names, unknown = unknown_tokens(tokenizer), 0
     with _refusing("the tokenizer cannot read a text"):
         left_out = [c for c, ids in zip(letters, encode_texts(tokenizer, letters)) if not ids]
         for start in range(0, len(pieces), 256):
             batch = pieces[start : start + 256]
             found = tokenizer(batch, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             for text, ids, spans in zip(batch, found["input_ids"], found["offset_mapping"]):
-                passages = [text[slice(*span)] for i, span in zip(ids, spans) if i == unknown_id]
+                passages = [(names[i], text[slice(*span)]) for i, span in zip(ids, spans) if i in names]
                 # Where the text itself names the unknown token, it is read as it is.
-                unknown += sum(not c.isspace() for passage in passages if passage.strip() != name for c in passage)
+                unknown += sum(not c.isspace() for name, of in passages if of.strip() != name for c in of)
     if left_out:  # which offsets do not tell: the library counts on as if it had not been there
         whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
         unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)

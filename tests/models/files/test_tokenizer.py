@@ -24,6 +24,7 @@ from selftrain_jax.models.files.tokenizer import (
     read_tokenizer,
     start_ids,
     unknown_share,
+    unknown_tokens,
 )
 from selftrain_jax.models.hf import vocabulary_input
 from selftrain_jax.models.verify import make_prompts
@@ -137,12 +138,25 @@ def test_ids_between_which_there_are_holes(tmp_path):
 UNREAD = [("a b c", 0.0), ("a z b zz", 3 / 5), ("数学", 1.0), ("? a", 0.0), ("  \n", 0.0), ("", 0.0)]
 
 
+@pytest.mark.parametrize("named", ["?", None])  # tokenizer.json alone is enough
 @pytest.mark.parametrize("text, share", UNREAD, ids=[repr(text) for text, _ in UNREAD])
-def test_characters_without_a_token_of_their_own_are_unknown(text, share):
+def test_characters_without_a_token_of_their_own_are_unknown(text, share, named):
     made = Tokenizer(models.WordLevel({"a": 0, "?": 2, "b": 50, "c": 90}, unk_token="?"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token=named)
     assert unknown_share(tokenizer, [text]) == share
+
+
+def test_the_unknown_token_is_that_of_the_model():
+    unigram = models.Unigram([("a", -1.0), ("<unk>", 0.0)], unk_id=1)
+    for model, known in (
+        (models.BPE({"a": 0, "<u>": 1}, [], unk_token="<u>"), {1: "<u>"}),
+        (models.BPE({"a": 0}, []), {}),
+        (unigram, {1: "<unk>"}),
+        (models.Unigram([("a", -1.0)]), {}),
+    ):
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
+        assert unknown_tokens(tokenizer) == known
 
 
 def test_bytes_are_never_unknown(tokenizer, monkeypatch):
