@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from typing import Any, Iterable, Iterator
+from typing import IO, Any, Iterable, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError, one_line, visible
 from selftrain_jax.core.lock import held
@@ -67,15 +68,22 @@ def check_no_pattern(path: str | os.PathLike) -> None:
 
 def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes `data` so that a reader sees the old file or the whole new one, never a part of it."""
+    with _atomic(path) as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def _atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     path = as_path(path)
-    payload = data.encode() if isinstance(data, str) else data
     if is_remote(path):  # an object in a bucket appears whole
-        path.write_bytes(payload)
+        buffer = io.BytesIO()
+        yield buffer
+        path.write_bytes(buffer.getvalue())
         return
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # nobody can have put a link there
     try:
         with open(temporary, "xb") as f:
-            f.write(payload)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -209,6 +217,14 @@ def read_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:
             f"{what} {path} is missing or damaged ({one_line(e)[:200]}): remove {os.path.dirname(path)} and run the "
             "same command again"
         ) from None
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` file, whole or not at all; `read_arrays` reads it."""
+    import numpy as np
+
+    with _atomic(path) as f:
+        np.savez(f, **arrays)
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -53,15 +53,13 @@ def pack(documents: Iterable[Int[np.ndarray, " n"]], *, bos_token_id: int, seque
             )
         pieces += [bos, document.astype(np.int32, copy=False)]
         lengths.append(packed_length(len(document)))
-    stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    num_rows = max(len(stream) - 1, 0) // sequence_length
+    total = sum(lengths)
+    num_rows = max(total - 1, 0) // sequence_length
     used = num_rows * sequence_length + 1 if num_rows else 0
-    return PackedRows(
-        tokens=_rows(stream[:used], sequence_length),
-        segment_ids=_rows(segments[:used], sequence_length),
-        dropped_tokens=len(stream) - used,
-    )
+    # One stream after the other: both at once are as large as the rows.
+    tokens = _rows(np.concatenate(pieces)[:used] if pieces else np.zeros(0, np.int32), sequence_length)
+    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return PackedRows(tokens, _rows(segments[:used], sequence_length), dropped_tokens=total - used)
 
 
 def _rows(stream: np.ndarray, sequence_length: int) -> np.ndarray:

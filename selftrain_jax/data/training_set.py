@@ -1,14 +1,14 @@
 """From clean documents to the rows that one model trains on."""
 
-import io
+import dataclasses
 import pathlib
 import warnings
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.core.files import read_arrays, write_atomic
+from selftrain_jax.core.files import read_arrays, write_arrays
 from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.data.corpus import Corpus, Document
 from selftrain_jax.data.packing import PackedRows, pack
@@ -72,7 +72,7 @@ def check_budget(text: TrainingText, student: str | pathlib.Path, settings: Subs
     repeated too often. It looks no further where there is plenty."""
     documents = text.documents()
     read = documents.texts() if isinstance(documents, Corpus) else documents
-    if sum(map(len, {document.text for document in read})) < _PLENTY * settings.num_tokens:
+    if sum(_distinct(document.text for document in read).values()) < _PLENTY * settings.num_tokens:
         provenance = documents.manifest["provenance"] if isinstance(documents, Corpus) else None
         tokens, _ = _tokens(documents, provenance, text, student, settings.retokenize)
         _draw(documents, tokens, settings, 0, str(text.corpus or text.texts))
@@ -87,9 +87,14 @@ def _draw(
 ) -> tuple[np.ndarray, int, int]:
     """What `draw_subset` returns, and how many different texts were drawn; refused where those are too few."""
     order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index, name)
-    num_distinct = len({documents[i].text for i in np.unique(order)})  # a text may hold copies
+    num_distinct = len(_distinct(documents[i].text for i in np.unique(order)))  # a text may hold copies
     check_repetition(name, len(order), num_distinct, settings)
     return order, last_length, num_distinct
+
+
+def _distinct(texts: Iterable[str]) -> dict[int, int]:
+    """Hash -> characters of each different text: all texts of a large corpus do not fit into memory."""
+    return {hash(text): len(text) for text in texts}
 
 
 def student_documents(
@@ -160,10 +165,8 @@ def same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -
 
 def write_rows(rows: PackedRows, directory: pathlib.Path) -> None:
     """Writes `rows.npz` into `directory`, which is made when missing; `read_subset` reads it."""
-    buffer = io.BytesIO()
-    np.savez(buffer, tokens=rows.tokens, segment_ids=rows.segment_ids, dropped_tokens=rows.dropped_tokens)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(directory / "rows.npz", buffer.getvalue())
+    write_arrays(directory / "rows.npz", {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows)})
 
 
 def read_subset(directory: pathlib.Path) -> PackedRows:

@@ -1,7 +1,6 @@
 """One evaluated model, item by item, so that models can be compared in pairs afterwards."""
 
 import dataclasses
-import io
 import json
 import pathlib
 from typing import Any, Sequence
@@ -9,7 +8,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import json_text, read_arrays, write_atomic
+from selftrain_jax.core.files import json_text, read_arrays, write_arrays
 from selftrain_jax.core.settings import look
 
 _FILE = "items.npz"
@@ -99,10 +98,8 @@ class Items:
             arrays["members"] = self.members
         if self.parts:
             arrays["parts"] = np.array(json_text(self.parts))
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / _FILE, buffer.getvalue())
+        write_arrays(directory / _FILE, arrays)
 
     @classmethod
     def earlier(cls, directory: pathlib.Path) -> "Items":

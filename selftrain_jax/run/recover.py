@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import io
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from selftrain_jax.core.files import write_atomic
+from selftrain_jax.core.files import write_arrays
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.evaluation import memorization, suite
@@ -44,9 +43,7 @@ def recover_stage(run: RunNames, model: str) -> Stage:
                 extraction = memorization.extract(scorer, probes, bos_token_id=bos)
                 found |= {f"{prefix}/{column}": getattr(extraction, column) for column in ("exact", "log_prob")}
             if is_local(run.mesh) or job.is_first():
-                buffer = io.BytesIO()
-                np.savez(buffer, **found)
-                write_atomic(recovery_file(directory, step), buffer.getvalue())
+                write_arrays(recovery_file(directory, step), found)
 
         train(
             lambda: load_model(run, model, run.mesh)[1],
