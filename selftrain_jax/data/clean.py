@@ -9,7 +9,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_json, write_json
 from selftrain_jax.data.audit import audit, load_benchmark_texts
-from selftrain_jax.data.corpus import Corpus, read_corpus, summarize
+from selftrain_jax.data.corpus import Corpus, Selection, read_corpus, summarize
 from selftrain_jax.data.records import Document, Text
 from selftrain_jax.data.settings import AuditConfig
 from selftrain_jax.data.texts import load_texts
@@ -107,5 +107,7 @@ def kept_documents(
             f"audited in {audited}: restore it, or audit it again"
         )
     left_out = set(found["left_out"])
-    provenance = documents.manifest["provenance"] if isinstance(documents, Corpus) else None
-    return [document for document in documents if document.id not in left_out], provenance
+    if not isinstance(documents, Corpus):
+        return [document for document in documents if document.id not in left_out], None
+    kept = [i for i, document in enumerate(documents) if document.id not in left_out] if left_out else None
+    return documents if kept is None else Selection(documents, kept), documents.manifest["provenance"]

@@ -294,6 +294,27 @@ class Corpus(collections.abc.Sequence):
         return f"{what}: remove {made} and run the command that writes it again, which draws this shard alone"
 
 
+class Selection(collections.abc.Sequence):
+    """The documents at some `positions` of a corpus, read when asked for."""
+
+    def __init__(self, corpus: Corpus, positions: Sequence[int]):
+        self._corpus, self._positions = corpus, np.asarray(positions, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index):
+        chosen = self._positions[index]
+        return list(self._corpus.take(chosen)) if isinstance(index, slice) else self._corpus[chosen]
+
+    def __iter__(self) -> Iterator[Document]:
+        return self._corpus.take(self._positions)
+
+    def take(self, positions: Sequence[int]) -> Iterator[Document]:
+        """As `Corpus.take`; positions are those of the selection."""
+        return self._corpus.take(self._positions[positions])
+
+
 def read_corpus(path: str | os.PathLike) -> Corpus:
     """The finished corpus in `path`; `InputError` where it is missing, unfinished or damaged."""
     path = pathlib.Path(path)

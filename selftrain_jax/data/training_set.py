@@ -1,9 +1,10 @@
 """From clean documents to the rows that one model trains on."""
 
+import collections.abc
 import dataclasses
 import pathlib
 import warnings
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +32,24 @@ _PLENTY = 8
 """Characters for each token of a budget: text takes more tokens than one in so many."""
 
 
+class StudentTokens(collections.abc.Sequence):
+    """The token ids that a student reads of each document, without BOS; those of a corpus are read when asked for.
+
+    Attributes:
+      lengths: int64 `[documents]`.
+      take: from positions, the ids of the documents there, one after the other.
+    """
+
+    def __init__(self, lengths: Iterable[int], take: Callable[[Sequence[int]], Iterator[np.ndarray]]):
+        self.lengths, self.take = np.fromiter(lengths, np.int64), take
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return next(self.take([range(len(self))[index]]))
+
+
 def write_subset(
     audited: pathlib.Path,
     text: TrainingText,
@@ -47,17 +66,18 @@ def write_subset(
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
     different = np.unique(order)
-    read = [documents[different[i]] for i in np.linspace(0, len(different) - 1, min(len(different), _READ), dtype=int)]
+    spread = np.linspace(0, len(different) - 1, min(len(different), _READ), dtype=int)
+    read = list(_take(documents, different[spread]))
     if not (retokenized or any(getattr(document, "log_probs", None) is None for document in read)):
         read = []  # ids that a model drew are no reading of a text
     if (unknown := unknown_share(load_tokenizer(student), [document.text for document in read])) > UNKNOWN_TOLD:
         warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
-    drawn = [tokens[i] for i in order]
-    drawn[-1] = drawn[-1][:last_length]
+    ends = [None] * (len(order) - 1) + [last_length]
+    drawn = (ids[:end] for ids, end in zip(tokens.take(order), ends))
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
     write_rows(rows, directory)
     return {
-        "num_documents": len(drawn),
+        "num_documents": len(order),
         "num_distinct": num_distinct,
         "num_tokens": settings.num_tokens,
         "num_rows": len(rows.tokens),
@@ -80,16 +100,23 @@ def check_budget(text: TrainingText, student: str | pathlib.Path, settings: Subs
 
 def _draw(
     documents: Sequence[Document] | Sequence[Text],
-    tokens: list[np.ndarray],
+    tokens: "StudentTokens",
     settings: SubsetConfig,
     index: int,
     name: str,
 ) -> tuple[np.ndarray, int, int]:
     """What `draw_subset` returns, and how many different texts were drawn; refused where those are too few."""
-    order, last_length = draw_subset(np.array([len(t) for t in tokens]), settings, index, name)
-    num_distinct = len(_distinct(documents[i].text for i in np.unique(order)))  # a text may hold copies
+    order, last_length = draw_subset(tokens.lengths, settings, index, name)
+    texts = (document.text for document in _take(documents, np.unique(order)))
+    num_distinct = len(_distinct(texts))  # a text may hold copies
     check_repetition(name, len(order), num_distinct, settings)
     return order, last_length, num_distinct
+
+
+def _take(documents: Sequence[Any], positions: np.ndarray) -> Iterator[Any]:
+    """Those of a corpus in batches."""
+    taken = getattr(documents, "take", None)
+    return taken(positions) if taken else (documents[i] for i in positions)
 
 
 def _distinct(texts: Iterable[str]) -> dict[int, int]:
@@ -99,7 +126,7 @@ def _distinct(texts: Iterable[str]) -> dict[int, int]:
 
 def student_documents(
     audited: pathlib.Path, text: TrainingText, student: str | pathlib.Path, retokenize: bool | str
-) -> tuple[Sequence[Document] | Sequence[Text], list[np.ndarray], bool]:
+) -> tuple[Sequence[Document] | Sequence[Text], StudentTokens, bool]:
     """The documents of `text` that the audit let through; the token ids that the student reads of each: BOS is not
     among them, EOS is where the document ended, the student's one EOS, whichever stop token was drawn; and whether a
     corpus was tokenized anew for that.
@@ -122,7 +149,7 @@ def _tokens(
     text: TrainingText,
     student: str | pathlib.Path,
     retokenize: bool | str,
-) -> tuple[list[np.ndarray], bool]:
+) -> tuple[StudentTokens, bool]:
     config, tokenizer = hf.load_config(student), load_tokenizer(student)
     check_tokenizer(config, tokenizer)
     if provenance is not None and retokenize == "auto":
@@ -131,15 +158,22 @@ def _tokens(
         encoded = encode_texts(tokenizer, [d.text for d in documents])
         ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
         tokens = [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
-        return tokens, provenance is not None
+        return StudentTokens(map(len, tokens), lambda positions: (tokens[i] for i in positions)), provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
-    for document in documents:
-        if document.tokens.size and not 0 <= document.tokens.min() <= document.tokens.max() < config.vocab_size:
-            raise InputError(
-                f"corpus {text.corpus}, document {document.id}: its token ids reach beyond the student's "
-                f"{config.vocab_size}; set subset.retokenize=True to train on its text"
-            )
-    return [_with_end(d, config.eos_token_id) for d in documents], False
+
+    def checked():
+        for document in documents:
+            if document.tokens.size and not 0 <= document.tokens.min() <= document.tokens.max() < config.vocab_size:
+                raise InputError(
+                    f"corpus {text.corpus}, document {document.id}: its token ids reach beyond the student's "
+                    f"{config.vocab_size}; set subset.retokenize=True to train on its text"
+                )
+            yield len(document.tokens)
+
+    def take(positions):
+        return (_with_end(document, config.eos_token_id) for document in documents.take(positions))
+
+    return StudentTokens(checked(), take), False
 
 
 def _with_end(document: Document, eos_token_id: int) -> np.ndarray:
