@@ -95,11 +95,11 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
         training, sampling = row.get("training"), row.get("sampling")
         step = "does not fit | | | | |"
         if training:
-            ways = training["ways"]
+            ways, most = training["ways"], training["largest"] if "compiled" in training else None
             bounds = ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items())
             step = (
                 f"{_rows_a_chip(training['rows'] // ways)} | {training['arguments'] / 2**30:.2f} + "
-                f"{training['temporaries'] / 2**30:.2f} GiB | {_rows(training['largest'], ways)} | "
+                f"{training['temporaries'] / 2**30:.2f} GiB | {_rows(most, ways)} | "
                 f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB | {bounds} | "
                 f"{training['tokens_per_second']:,.0f}"
             )
@@ -116,7 +116,7 @@ def _rows_a_chip(count: int) -> str:
 
 
 def _rows(count: int | None, ways: int) -> str:
-    return {None: "not known", 0: "none"}.get(count) or f"{count:,} ({count // ways} a chip)"
+    return {None: "not compiled", 0: "none"}.get(count) or f"{count:,} ({count // ways} a chip)"
 
 
 def plot(found: dict[str, dict], path: str) -> None:

@@ -4,6 +4,7 @@ not there: what they take, what they send, and how fast they can be at best."""
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import os
 from typing import Any, Callable
 
@@ -23,6 +24,8 @@ from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.settings import TrainConfig
 
+_TRIES = 4
+"""Sizes compiled in search of the largest slice, beside the first two."""
 TPUS = tuple(name for name, device in ACCELERATORS.items() if device.interconnect)
 
 
@@ -161,6 +164,7 @@ def _training(
     if not (programs := _that_fit(step, (ways, 4 * ways))):
         return None
     rows, program = max(programs.items())
+    largest = _largest(step, programs, ways, TRAIN_HEADROOM * device.memory)
     again = 4 / 3 if train.remat else 1
     flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
     moved = program.arguments + program.output + 2 * program.temporaries
@@ -169,7 +173,7 @@ def _training(
         "ways": ways,
         "slices": accumulated,
         "length": length,
-        **_largest(programs, ways, TRAIN_HEADROOM * device.memory),
+        **largest,
         **_used(program, device, flops, moved, accumulated * rows * length),
     }
 
@@ -231,8 +235,8 @@ def report(found: dict[str, Any]) -> str:
         "assumed: operations of the model (a training that recomputes does a third more) at the data sheet's "
         f"{device.flops / 1e12:.0f} TFLOP/s; arguments read and output written once, temporaries written and read once "
         f"(sampling: arguments read at every step) at {device.bandwidth / 1e9:.0f} GB/s; rings over all links at "
-        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time. The largest slice is on a straight line "
-        "through two compiled sizes, the largest wave takes cache and temporaries by the row: both extrapolated."
+        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time. The largest slice was compiled; the "
+        "largest wave is extrapolated: cache and temporaries by the row."
     )
     return "\n".join(lines)
 
@@ -250,15 +254,42 @@ def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) ->
     return programs
 
 
-def _largest(programs: dict[int, Program], ways: int, budget: float) -> dict[str, Any]:
-    """The most rows that fit the budget, None where that cannot be told: a small model, of which a few rows more change
-    nothing."""
-    (few, low), (many, high) = min(programs.items()), max(programs.items())
-    if few == many:
-        return {"per_row": None, "budget": budget, "largest": few if low.total <= budget else 0}
-    slope = (high.total - low.total) / (many - few)
-    most = Line(low.total - slope * few, slope).largest(budget, ways) if slope > 0 else None
-    return {"per_row": slope, "budget": budget, "largest": most}
+def _largest(
+    compile_rows: Callable[[int], Program], programs: dict[int, Program], ways: int, budget: float
+) -> dict[str, Any]:
+    """The most rows that were compiled and fit the budget: found by up to `_TRIES` further sizes.
+
+    A straight line through two sizes says what to compile next, no more: with few rows another part of the step may be
+    the one that takes most memory (a large vocabulary's weights, gathered, rather than activations), and where memory
+    is short the compiler takes less.
+    """
+    totals: dict[int, float] = {rows: program.total for rows, program in programs.items()}
+    if len(totals) == 1:
+        totals[4 * ways] = math.inf
+    for _ in range(_TRIES):
+        most = max((rows for rows, total in totals.items() if total <= budget), default=0)
+        least = min((rows for rows, total in totals.items() if total > budget), default=math.inf)
+        if least - most <= ways or totals.get(most, 0) > 0.95 * budget:
+            break
+        line = _through([(rows, total) for rows, total in totals.items() if total < math.inf], budget)
+        asked = line.largest(budget, ways) if line else math.inf
+        if least == math.inf:
+            asked = min(max(asked, most + ways), 8 * most)
+        elif not most < asked < least:
+            asked = (most + least) // 2 // ways * ways
+        totals[asked] = found[asked].total if (found := _that_fit(compile_rows, (asked,))) else math.inf
+    most = max((rows for rows, total in totals.items() if total <= budget), default=0)
+    line = _through([(rows, total) for rows, total in totals.items() if total < math.inf], budget)
+    return {"per_row": line.per_row if line else None, "budget": budget, "largest": most, "compiled": totals.get(most)}
+
+
+def _through(totals: list[tuple[int, float]], budget: float) -> Line | None:
+    """The line through the two sizes that come nearest to the budget; None where more rows take no more memory."""
+    if len(totals) < 2:
+        return None
+    (few, low), (many, high) = sorted(sorted(totals, key=lambda point: abs(point[1] - budget))[:2])
+    slope = (high - low) / (many - few)
+    return Line(low - slope * few, slope) if slope > 0 else None
 
 
 def _used(program: Program, device: Accelerator, flops: float, moved: float, tokens: int) -> dict[str, Any]:
@@ -287,16 +318,11 @@ def _lines(found: dict[str, Any], text: str) -> list[str]:
         "  in place of arguments": "aliased",
     }
     lines = [f"  {name:34}{found[key] / 2**30:9.3f} GiB" for name, key in kinds.items()]
-    most, budget = found["largest"], f"in {found['budget'] / 2**30:.1f} GiB"
-    if found["per_row"] is None:
-        budget = "the next size compiled does not fit"
-    else:
+    if found["per_row"] is not None:
         rows = f"each further {found['ways']} rows"
         lines.append(f"  {rows:34}{found['per_row'] * found['ways'] / 2**30:9.3f} GiB")
-    if most is None:
-        lines.append(f"  largest {text.split(':')[0]}: not known, since four times the rows take no more memory")
-    else:
-        lines.append(f"  largest {text.format(most)} ({budget})")
+    compiled = f"compiled: {found['compiled'] / 2**30:.1f} GiB " if found.get("compiled") else ""
+    lines.append(f"  largest {text.format(found['largest'])} ({compiled}in {found['budget'] / 2**30:.1f} GiB)")
     for kind, one in sorted(found["traffic"].items(), key=lambda item: -item[1]["received"]):
         times = f"{kind}, {one['count']} times"
         lines.append(f"  {times:34}{one['received'] / 2**30:9.3f} GiB received")

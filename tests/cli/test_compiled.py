@@ -68,23 +68,46 @@ def test_the_slowest_bounds_the_speed():
     apart = dataclasses.replace(program, traffic=program.traffic | {"all-reduce between slices": Traffic(1, 20.0)})
     found = compiled._used(apart, chip, flops=200.0, moved=150.0, tokens=80)
     assert found["seconds"]["network"] == 5 and found["seconds"]["interconnect"] == 4
-    text = compiled._lines(found | compiled._largest({4: program, 16: program}, 4, 0) | {"ways": 4}, "slice: {} rows")
+    largest = {"per_row": None, "budget": 3 * 2**30, "largest": 32, "compiled": 2**31, "ways": 4}
+    text = compiled._lines(found | largest, "slice: {} rows")
     assert text[-1].endswith("interconnect 4 s, network 5 s: at most 16 tokens/s over all devices")
-    assert "  largest slice: not known, since four times the rows take no more memory" in text
+    assert "  largest slice: 32 rows (compiled: 2.0 GiB in 3.0 GiB)" in text
 
 
-def test_the_largest_lies_on_the_line_and_what_does_not_compile_does_not_fit():
+@pytest.mark.parametrize(
+    ("total", "most"),
+    [
+        (lambda rows: 100 + 15 * rows, 60),  # a straight line
+        (lambda rows: max(400 + rows, 20 * rows), 48),  # another part of the step takes most where rows are few
+        (lambda rows: 100 + 15 * min(rows, 20) + 8 * max(rows - 20, 0), 92),  # the compiler takes less where it must
+        (lambda rows: 500, 8**4 * 16),  # no rows at all: it ends
+        (lambda rows: 990 * rows, 0),
+    ],
+)
+def test_the_largest_slice_was_compiled_and_fits(total, most):
+    compiled_sizes = []
+
     def program(rows):
-        if rows > 16:
+        compiled_sizes.append(rows)
+        return Program(total(rows), 0, 0, 0, {})
+
+    found = compiled._largest(program, {4: program(4), 16: program(16)}, 4, 1000.0)
+    assert found["largest"] in (0, *compiled_sizes) and len(compiled_sizes) <= 2 + compiled._TRIES
+    assert found["largest"] <= most and (not most or total(found["largest"]) > 950 or found["largest"] == most)
+    assert found["compiled"] == (total(found["largest"]) if most else None)
+
+
+def test_what_does_not_compile_does_not_fit():
+    def program(rows):
+        if rows > 17:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Program(100 + 10 * rows, 5 * rows, 0, 0, {})
 
     both = compiled._that_fit(program, (4, 16))
     assert sorted(both) == [4, 16]
-    assert compiled._largest(both, 4, 1000.0) == {"per_row": 15, "budget": 1000, "largest": 60}
     one = compiled._that_fit(program, (8, 32))
-    assert compiled._largest(one, 4, 1000.0) == {"per_row": None, "budget": 1000, "largest": 8}
-    assert compiled._largest(one, 4, 100.0)["largest"] == 0
+    assert list(one) == [8] and compiled._largest(program, one, 8, 1000.0)["largest"] == 16
+    assert compiled._largest(program, one, 8, 100.0)["largest"] == 0
     assert compiled._that_fit(program, (32, 64)) == {}
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         compiled._that_fit(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
