@@ -266,28 +266,28 @@ def _largest(
     totals: dict[int, float] = {rows: program.total for rows, program in programs.items()}
     if len(totals) == 1:
         totals[4 * ways] = math.inf
-    for _ in range(_TRIES):
+    for tries in range(_TRIES + 1):
         most = max((rows for rows, total in totals.items() if total <= budget), default=0)
         least = min((rows for rows, total in totals.items() if total > budget), default=math.inf)
-        if least - most <= ways or totals.get(most, 0) > 0.95 * budget:
+        line = _through(totals, budget)
+        if tries == _TRIES or least - most <= ways or totals.get(most, 0) > 0.95 * budget:
             break
-        line = _through([(rows, total) for rows, total in totals.items() if total < math.inf], budget)
         asked = line.largest(budget, ways) if line else math.inf
         if least == math.inf:
             asked = min(max(asked, most + ways), 8 * most)
         elif not most < asked < least:
             asked = (most + least) // 2 // ways * ways
         totals[asked] = found[asked].total if (found := _that_fit(compile_rows, (asked,))) else math.inf
-    most = max((rows for rows, total in totals.items() if total <= budget), default=0)
-    line = _through([(rows, total) for rows, total in totals.items() if total < math.inf], budget)
     return {"per_row": line.per_row if line else None, "budget": budget, "largest": most, "compiled": totals.get(most)}
 
 
-def _through(totals: list[tuple[int, float]], budget: float) -> Line | None:
-    """The line through the two sizes that come nearest to the budget; None where more rows take no more memory."""
-    if len(totals) < 2:
+def _through(totals: dict[int, float], budget: float) -> Line | None:
+    """The line through the two sizes that come nearest to the budget, of those that compiled; None where more rows take
+    no more memory."""
+    known = [(rows, total) for rows, total in totals.items() if total < math.inf]
+    if len(known) < 2:
         return None
-    (few, low), (many, high) = sorted(sorted(totals, key=lambda point: abs(point[1] - budget))[:2])
+    (few, low), (many, high) = sorted(sorted(known, key=lambda point: abs(point[1] - budget))[:2])
     slope = (high - low) / (many - few)
     return Line(low - slope * few, slope) if slope > 0 else None
 

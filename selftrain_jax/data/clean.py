@@ -109,5 +109,7 @@ def kept_documents(
     left_out = set(found["left_out"])
     if not isinstance(documents, Corpus):
         return [document for document in documents if document.id not in left_out], None
-    kept = [i for i, document in enumerate(documents) if document.id not in left_out] if left_out else None
-    return documents if kept is None else Selection(documents, kept), documents.manifest["provenance"]
+    provenance = documents.manifest["provenance"]
+    if not left_out:
+        return documents, provenance
+    return Selection(documents, [i for i, document in enumerate(documents) if document.id not in left_out]), provenance

@@ -1,4 +1,4 @@
-"""Training subsets of an exact number of tokens."""
+"""Training subsets of an exact number of tokens, and samples that are evenly spread."""
 
 import warnings
 
@@ -76,3 +76,8 @@ def _draw_with_replacement(costs: np.ndarray, num_tokens: int, bits: np.random.P
         drawn.append((uniform * len(costs)).astype(np.int64))
         missing -= int(costs[drawn[-1]].sum())
     return np.concatenate(drawn)
+
+
+def evenly_spread(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the indices below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))

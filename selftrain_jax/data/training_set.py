@@ -15,7 +15,7 @@ from selftrain_jax.data.corpus import Corpus, Document
 from selftrain_jax.data.packing import PackedRows, pack
 from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
-from selftrain_jax.data.subset import check_repetition, draw_subset
+from selftrain_jax.data.subset import check_repetition, draw_subset, evenly_spread
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import (
     UNKNOWN_TOLD,
@@ -66,8 +66,7 @@ def write_subset(
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
     different = np.unique(order)
-    spread = np.linspace(0, len(different) - 1, min(len(different), _READ), dtype=int)
-    read = list(_take(documents, different[spread]))
+    read = list(_take(documents, different[evenly_spread(len(different), _READ)]))
     if not (retokenized or any(getattr(document, "log_probs", None) is None for document in read)):
         read = []  # ids that a model drew are no reading of a text
     if (unknown := unknown_share(load_tokenizer(student), [document.text for document in read])) > UNKNOWN_TOLD:
@@ -99,11 +98,7 @@ def check_budget(text: TrainingText, student: str | pathlib.Path, settings: Subs
 
 
 def _draw(
-    documents: Sequence[Document] | Sequence[Text],
-    tokens: "StudentTokens",
-    settings: SubsetConfig,
-    index: int,
-    name: str,
+    documents: Sequence[Document] | Sequence[Text], tokens: StudentTokens, settings: SubsetConfig, index: int, name: str
 ) -> tuple[np.ndarray, int, int]:
     """What `draw_subset` returns, and how many different texts were drawn; refused where those are too few."""
     order, last_length = draw_subset(tokens.lengths, settings, index, name)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.audit import contaminated_items
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
@@ -329,8 +330,3 @@ def _counts(texts: Mapping[str, list[str]], config: DecoderConfig, tokenizer: An
     ids = [likelihood.encode_all(tokenizer, documents) for documents in texts.values()]
     flat = [np.asarray(document, np.int64) for documents in ids for document in documents]
     return np.bincount(np.concatenate(flat), minlength=config.vocab_size)
-
-
-def evenly_spread(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the indices below `count`, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int))

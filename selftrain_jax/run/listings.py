@@ -6,9 +6,9 @@ import numpy as np
 
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.evaluation import memorization
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.suite import evenly_spread
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import Listing

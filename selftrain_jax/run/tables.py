@@ -17,6 +17,7 @@ import pyarrow.parquet
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_json, write_atomic, write_jsonl
 from selftrain_jax.core.rows import has_ending, read_rows
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.evaluation import likelihood, suite
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.models import hf
@@ -160,7 +161,7 @@ def _items(run: RunNames) -> Iterator[dict[str, Any]]:
 
     for setting, suites in (("multiple_choice", questions), ("minimal_pairs", pairs), ("last_words", words)):
         for name, rows in suites.items():
-            chosen = suite.evenly_spread(len(rows), evaluate.limit or len(rows))
+            chosen = evenly_spread(len(rows), evaluate.limit or len(rows))
             rows = [rows[i] for i in chosen]
             numbers = chosen + 1
             if setting == "minimal_pairs":  # of which those of one sentence are left out

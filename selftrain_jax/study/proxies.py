@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.data.packing import pack
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.data.training_set import student_documents
 from selftrain_jax.distributed.mesh import local_mesh
 from selftrain_jax.evaluation import proxies, suite
@@ -61,15 +62,16 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     held_out = [text for texts in real.values() for text in texts]
     audited, text = run.workdir / "audit" / arm, run.training_text(arm)
     documents, tokens, _ = student_documents(audited, text, directory, run.config.subset.retokenize)
-    chosen = suite.evenly_spread(len(tokens), settings.num_documents)
-    texts, ids = [documents[i].text for i in chosen], [tokens[i] for i in chosen]
+    chosen = evenly_spread(len(tokens), settings.num_documents)
+    read, ids = [documents[i] for i in chosen], list(tokens.take(chosen))
+    texts = [document.text for document in read]
     nll, counts = proxies.corpus_nll(scorer, model, ids)
     # The last token may be EOS, which some tokenizers take for unknown text, too.
     unread = list(unknown_tokens(tokenizer))
     unknown = sum(int(np.isin(x[:-1], unread).sum()) for x in ids) / max(sum(len(x) for x in ids), 1)
     values = {"nll": nll.sum() / counts.sum(), "unknown_share": unknown}
     values["bits_per_byte"] = proxies.bits_per_byte(nll, texts)
-    recorded = [getattr(documents[i], "log_probs", None) for i in chosen]
+    recorded = [getattr(document, "log_probs", None) for document in read]
     if all(log_probs is not None for log_probs in recorded) and unknown <= MOST_UNKNOWN:
         source_nll = -np.array([x.sum(dtype=np.float64) for x in recorded])
         values["excess_nll"] = proxies.excess_nll(nll, source_nll, sum(map(len, recorded)))
@@ -91,4 +93,4 @@ def _texts(questions: dict[str, list], pairs: dict[str, list], words: dict[str, 
     ]
     kinds += [[row["sentence_good"] for row in rows] for rows in pairs.values()]
     kinds += [[row["text"] for row in rows] for rows in words.values()]
-    return [rows[i] for rows in kinds for i in suite.evenly_spread(len(rows), limit)]
+    return [rows[i] for rows in kinds for i in evenly_spread(len(rows), limit)]
