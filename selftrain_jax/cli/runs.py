@@ -28,8 +28,9 @@ from selftrain_jax.report.tables import format_table, terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.settings import RunConfig
-from selftrain_jax.study.execute import Failures, run_study
+from selftrain_jax.study.execute import run_study
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.failures import Failures
 from selftrain_jax.study.settings import StudyConfig
 from selftrain_jax.training.log import check_wandb
 
@@ -196,7 +197,7 @@ def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[s
 
 def _unit_lines(study: Study) -> Iterator[str]:
     """How every unit of a study stands, and how long the rest takes one unit after the other."""
-    failures, done = Failures(study.workdir / "failed", study.config), 0
+    failures, done = Failures(study), 0
     for unit in study.units:
         states = [stages.state(unit.workdir, stage) for stage in unit.stages]
         far, stale = failures.reason(unit.name), stages.stale(unit.workdir, unit.stages, models=False)

@@ -19,6 +19,7 @@ from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.failures import NEEDS_FAILED, Failures
 from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
@@ -63,12 +64,12 @@ def study_data(study: Study) -> StudyData:
     found = analysis.analyse(results, proxies, memory)
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
     notes = [_REPLICATES[config.lab is not None], *found.notes]
-    if missing := len(study.units) - len(done):
-        notes.insert(
-            0,
-            f"{missing} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
+    if missing := [unit.name for unit in study.units if unit.name not in done]:
+        notes[:0] = [
+            f"{len(missing)} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
-        )
+            *_failed(Failures(study), missing),
+        ]
     if lacking:
         notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
     for run in runs:
@@ -107,6 +108,14 @@ def study_data(study: Study) -> StudyData:
         ],
         **vars(found) | {"notes": notes},
     )
+
+
+def _failed(failures: Failures, missing: Iterable[str]) -> list[str]:
+    """The note on units that failed, each of those that are their cause with its reason."""
+    reasons = {name: reason for name in missing if (reason := failures.reason(name)) is not None}
+    in_vain = set(map(NEEDS_FAILED.format, reasons))
+    causes = [f"{name}: {reason}" for name, reason in reasons.items() if reason not in in_vain]
+    return [f"{len(reasons)} unit{'s' * (len(reasons) > 1)} failed: {'; '.join(causes)}."] if reasons else []
 
 
 def _repeated(drawn: Iterable[tuple[str, int, int]]) -> list[str]:

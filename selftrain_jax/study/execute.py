@@ -11,7 +11,6 @@ from typing import Callable, Sequence
 from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError, told
 from selftrain_jax.core.lock import held
-from selftrain_jax.core.records import read_same, write_record
 from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
@@ -20,6 +19,7 @@ from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import save_config
 from selftrain_jax.study.collect import study_data
 from selftrain_jax.study.expand import Study
+from selftrain_jax.study.failures import NEEDS_FAILED, Failures
 from selftrain_jax.study.model import Unit
 from selftrain_jax.study.settings import StudyConfig
 from selftrain_jax.training.loop import TrainingDiverged
@@ -79,35 +79,13 @@ def run_study(
         )
 
 
-class Failures:
-    """Marks in `folder` of units that failed under these settings; what failed under others may go well now."""
-
-    def __init__(self, folder: pathlib.Path, config: StudyConfig):
-        self._folder, self._asked = folder, {"study": files.fingerprint(config)}
-
-    def _path(self, unit: str) -> pathlib.Path:
-        return self._folder / f"{unit.replace('/', '_').replace(': ', '_')}.json"
-
-    def forget(self, unit: str) -> None:
-        self._path(unit).unlink(missing_ok=True)
-
-    def write(self, unit: str, reason: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_record(self._path(unit), self._asked, reason=reason)
-
-    def reason(self, unit: str) -> str | None:
-        """Why the unit failed; None where it did not."""
-        mark = read_same(self._path(unit), self._asked)
-        return mark and mark["reason"]
-
-
 class Execution:
     """One process at the units of a study; `say` is told what happens, line by line."""
 
     def __init__(self, study: Study, say: Say):
         self._units, self._say = study.units, say
         self._by_name = {unit.name: unit for unit in study.units}
-        self._failures = Failures(study.workdir / "failed", study.config)
+        self._failures = Failures(study)
 
     def do(self, mine: Sequence[int]) -> list[str]:
         """Does the units of these numbers; waits for others where it needs them.
@@ -157,7 +135,7 @@ class Execution:
         for name in names:
             while not self._by_name[name].done():
                 if self._failures.reason(name) is not None:
-                    raise InputError(f"needs {name}, which failed")
+                    raise InputError(NEEDS_FAILED.format(name))
                 if told is None or time.monotonic() - told > REMIND_SECONDS:
                     self._say(
                         f"{title}: waiting for {name}, the work of another shard; if none runs any more, start it "

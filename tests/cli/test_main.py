@@ -307,11 +307,12 @@ def test_status_looks_at_no_weights(tmp_path, monkeypatch, capsys):
 
 
 def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
-    from selftrain_jax.study.execute import Failures
     from selftrain_jax.study.expand import Study
+    from selftrain_jax.study.failures import Failures
 
     config = load_config(str(pathlib.Path(TINY).with_name("tiny_study.py")), study=True)
-    units = Study(config, tmp_path).units
+    study = Study(config, tmp_path)
+    units = study.units
     for number, (file, left) in enumerate([("manifest.json", []), ("manifest.json", ["gone"]), ("started.json", [])]):
         unit = units[number]
         for stage in unit.stages:
@@ -320,7 +321,7 @@ def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
             inputs = {**stage.externals(), **dict.fromkeys(stage.after, "")}
             record = {"settings": stage.settings, "inputs": inputs, "files": left}
             write_json(folder / file, record | {"fingerprint": "", "seconds": 30.0})
-    Failures(tmp_path / "failed", config).write(units[3].name, "the loss is not finite")
+    Failures(study).write(units[3].name, "the loss is not finite")
     write_json(tmp_path / "study.json", dataclasses.asdict(config))
     assert run("status", f"--workdir={tmp_path}") == 0
     *lines, last = capsys.readouterr().out.splitlines()

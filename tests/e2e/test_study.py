@@ -148,6 +148,7 @@ def test_what_fails_is_told_and_the_rest_is_done(selftrain, tmp_path):
     assert "units failed, the rest is done" in last and "A_small-0: A_small" in last
     data = found(tmp_path)
     assert not [row for row in data["utility"] if row["arm"] != "none"] and "units are not done" in data["notes"][0]
+    assert "units failed: A_small-0: A_small: " in data["notes"][1] and ", which failed" not in data["notes"][1]
     assert (tmp_path / "failed").is_dir() and (tmp_path / "corpora" / "0" / "B" / "manifest.json").is_file()
 
 
