@@ -17,21 +17,22 @@ def figures(data: ReportData, hues: Mapping[str, int]) -> list[svg.Figure]:
     longest prefixes where they differ."""
     if not data.along:
         return []
-    texts = {row["text"] for row in data.along}
+    texts, of = {row["text"] for row in data.along}, data.along[0]["texts"]
+    left_out = "" if len(texts) == of else f" Drawn: {len(texts)} of {of} texts, the first with enough probes."
     groups = list(dict.fromkeys(row["group"] for row in data.along))
     if len(texts) == 1:
         named = [(row["model"] + f", {row['group']}" * (len(groups) > 1), row) for row in data.along]
-        return [_strips(f"{kind.capitalize()} along the text", kind, named, hues) for kind in _KINDS]
+        return [_strips(f"{kind.capitalize()} along the text", kind, named, hues, left_out) for kind in _KINDS]
     made = []
     for model in dict.fromkeys(row["model"] for row in data.along):
         rows = [(str(row["text"]), row) for row in data.along if (row["model"], row["group"]) == (model, groups[-1])]
         title = f"along the texts, {label(model)}" + f", {groups[-1]}" * (len(groups) > 1)
-        made += [_strips(f"{kind.capitalize()} {title}", kind, rows, hues) for kind in _KINDS]
+        made += [_strips(f"{kind.capitalize()} {title}", kind, rows, hues, left_out) for kind in _KINDS]
     return made
 
 
 def _strips(
-    title: str, kind: str, rows: Sequence[tuple[str, Mapping[str, Any]]], hues: Mapping[str, int]
+    title: str, kind: str, rows: Sequence[tuple[str, Mapping[str, Any]]], hues: Mapping[str, int], left_out: str
 ) -> svg.Figure:
     def draw(axes):
         for y, (_, row) in enumerate(rows):
@@ -48,7 +49,8 @@ def _strips(
 
     return svg.figure(
         title,
-        f"The darker, the higher the {_KINDS[kind]}; without colour: below 5 %. Overlapping windows share tokens.",
+        f"The darker, the higher the {_KINDS[kind]}; without colour: below 5 %. Overlapping windows share tokens."
+        + left_out,
         draw,
         max(1.6, 0.9 + 0.26 * len(rows)),
         numbers="report.json",

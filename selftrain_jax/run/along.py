@@ -14,11 +14,12 @@ _MAX_CELLS = 800
 
 
 def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
-    """Rows {"model", "text", "group", "edges", "extraction", "likelihood"}: of each text (numbered from 1 in the order
-    of the probes) a strip of equal cells, with token counts as their edges [C + 1]; the share of its probes that is
-    extracted [C], and the probability per token of their suffixes, exp(mean log-probability) [C]. A probe is where its
-    suffix begins; None where there is none. Probes that all begin at one place, as those of planted passages, whose
-    offset is not one in the passage's text, are no strip.
+    """Rows {"model", "text", "texts", "group", "edges", "extraction", "likelihood"}: of each text (its number from 1 in
+    the order of the probes, of so many) a strip of equal cells, with token counts as their edges [C + 1]; the share of
+    its probes that is extracted [C], and the probability per token of their suffixes, exp(mean log-probability) [C]. A
+    probe is where its suffix begins; None where there is none. Drawn are the first `MAX_TEXTS` of those with
+    `LEAST_PROBES` probes. Probes that all begin at one place, as those of planted passages, whose offset is not one in
+    the passage's text, are no strip.
 
     Args:
       models: the items of each model, one of each subset, of which the mean is taken.
@@ -31,12 +32,13 @@ def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
     places = np.unique(np.stack([base["cluster"], base["suffix_at"]])[:, known], axis=1)[0]
     several = np.isin(texts, places[1:][places[1:] == places[:-1]])
     drawn = texts[(sizes >= LEAST_PROBES) & several][:MAX_TEXTS]
+    all_texts = np.unique(base["cluster"])
     groups = list(dict.fromkeys(base["group"].tolist()))
     # Of one text every group and model has a strip in the same picture.
     strips = len(drawn) if len(drawn) > 1 else len(groups) * len(models)
     most = max(min(_MAX_CELLS // max(strips, 1), 120), 10)
     rows = []
-    for number, text in enumerate(drawn, 1):
+    for text in drawn:
         of_text = (base["cluster"] == text) & (base["suffix_at"] >= 0)
         places, ends = base["suffix_at"][of_text], (base["suffix_at"] + base["length"])[of_text]
         count = min(most, len(set(places.tolist())))
@@ -47,7 +49,8 @@ def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
             exact = [items.probes["exact"][chosen].astype(float) for items in found]
             per_token = [(items.probes["log_prob"] / items.probes["length"])[chosen] for items in found]
             strip = {"extraction": _means(cell, exact, count), "likelihood": _means(cell, per_token, count, np.exp)}
-            rows.append({"model": model, "text": number, "group": group, "edges": edges.tolist(), **strip})
+            which = {"text": int(np.searchsorted(all_texts, text)) + 1, "texts": len(all_texts)}
+            rows.append({"model": model, **which, "group": group, "edges": edges.tolist(), **strip})
     return rows
 
 

@@ -422,7 +422,7 @@ def test_known_text_in_what_models_wrote_is_shown_with_the_documents():
 def test_whole_texts_are_strips_and_heat_maps(texts):
     """Of one text every model and prefix in one picture, of several one a model, of the longest prefix."""
     rows = [
-        {"model": m, "text": text, "group": group, "edges": [8.0, 20.0, 32.0, 44.0]}
+        {"model": m, "text": text, "texts": 3, "group": group, "edges": [8.0, 20.0, 32.0, 44.0]}
         | {"extraction": [0.0, 1.0, None], "likelihood": [0.1, 0.55, None]}
         for text in range(1, texts + 1)
         for m in ("base", "self")
@@ -438,6 +438,7 @@ def test_whole_texts_are_strips_and_heat_maps(texts):
         names = ("base model", "self-generated text")
         assert list(figures) == [f"{kind} along the texts, {name}, prefix=8" for name in names for kind in kinds]
     for figure in figures.values():
+        assert ("Drawn: 1 of 3 texts, the first with enough probes." in figure.caption) == (texts == 1)
         drawn = re.findall(r"fill: var\(--hue\d\)(?:; fill-opacity: ([\d.]+))?", figure.svg)
         assert set(drawn) == ({""} if figure.title.startswith("Extraction") else {"0.1", "0.6"})
     Page(report.render_html(data))

@@ -18,15 +18,16 @@ def measured(seed, texts, groups=("prefix=4", "prefix=8")):
 
 
 def test_cells_hold_the_probes_that_begin_in_them():
-    texts = {3: 200, 9: LEAST_PROBES, 11: LEAST_PROBES // 2 - 1}
+    texts = {3: 200, 7: LEAST_PROBES // 2 - 1, 9: LEAST_PROBES}
     models = {"base": [measured(0, texts)], "self": [measured(1, texts), measured(2, texts)]}
     rows = along_texts(models)
     assert [(row["model"], row["text"], row["group"]) for row in rows] == [
-        (model, text, group) for text in (1, 2) for model in models for group in ("prefix=4", "prefix=8")
+        (model, text, group) for text in (1, 3) for model in models for group in ("prefix=4", "prefix=8")
     ]
     for row in rows:
+        assert row["texts"] == 3
         probes = [items.probes for items in models[row["model"]]]
-        edges, cluster, at = row["edges"], (3, 9)[row["text"] - 1], probes[0]["suffix_at"]
+        edges, cluster, at = row["edges"], (3, 7, 9)[row["text"] - 1], probes[0]["suffix_at"]
         assert edges[0] == 8 and edges[-1] == 8 + 3 * (texts[cluster] - 1) + 5
         assert len(edges) - 1 == min(texts[cluster], 120)
         of_text = (probes[0]["cluster"] == cluster) & (probes[0]["group"] == row["group"])
