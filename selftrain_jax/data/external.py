@@ -9,16 +9,19 @@ import numpy as np
 from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import has_text
-from selftrain_jax.data.corpus import CorpusWriter, Document
+from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
 from selftrain_jax.data.sources import Source, open_source
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import (
+    UNKNOWN_SOUGHT,
     check_tokenizer,
     encode_texts,
     known_ids,
     load_tokenizer,
     tokenizer_fingerprint,
+    warn_of_unknown,
 )
 
 _SHARD_SIZE = 1024
@@ -54,6 +57,9 @@ def import_corpus(
 
     Returns:
       The corpus manifest.
+
+    Warns:
+      InputWarning: the tokenizer does not know part of the texts.
     """
     directory = files.user_path(directory)
     if limit is not None and limit < 1:
@@ -81,7 +87,10 @@ def import_corpus(
         with contextlib.closing(_documents(opened, field, ids, tokenizer, end, special)) as documents:
             for index, _ in writer.missing_shards():
                 writer.write_shard(index, next(documents))
-        return writer.finalize(provenance)
+        manifest = writer.finalize(provenance)
+    read = read_corpus(directory).take(evenly_spread(len(ids), UNKNOWN_SOUGHT))
+    warn_of_unknown(opened.name, tokenizer, [document.text for document in read])
+    return manifest
 
 
 def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:

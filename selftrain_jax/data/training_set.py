@@ -3,12 +3,11 @@
 import collections.abc
 import dataclasses
 import pathlib
-import warnings
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_arrays, write_arrays
 from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.data.corpus import Corpus, Document
@@ -18,16 +17,14 @@ from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset, evenly_spread
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import (
-    UNKNOWN_TOLD,
+    UNKNOWN_SOUGHT,
     check_tokenizer,
     encode_texts,
     load_tokenizer,
     tokenizer_fingerprint,
-    unknown_share,
+    warn_of_unknown,
 )
 
-_READ = 1000
-"""Documents of a subset in which unknown text is looked for, evenly spread."""
 _PLENTY = 8
 """Characters for each token of a budget: text takes more tokens than one in so many."""
 
@@ -66,11 +63,10 @@ def write_subset(
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
     different = np.unique(order)
-    read = list(_take(documents, different[evenly_spread(len(different), _READ)]))
+    read = list(_take(documents, different[evenly_spread(len(different), UNKNOWN_SOUGHT)]))
     if not (retokenized or any(getattr(document, "log_probs", None) is None for document in read)):
         read = []  # ids that a model drew are no reading of a text
-    if (unknown := unknown_share(load_tokenizer(student), [document.text for document in read])) > UNKNOWN_TOLD:
-        warnings.warn(InputWarning(f"{name}: {unknown:.1%} of it is unknown to the student's tokenizer"), stacklevel=2)
+    unknown = warn_of_unknown(name, load_tokenizer(student), [document.text for document in read])
     ends = [None] * (len(order) - 1) + [last_length]
     drawn = (ids[:end] for ids, end in zip(tokens.take(order), ends))
     rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)

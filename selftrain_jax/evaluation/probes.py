@@ -15,7 +15,7 @@ from selftrain_jax.data.tables import read_table
 from selftrain_jax.data.texts import check_strings, load_texts
 from selftrain_jax.evaluation.likelihood import encode_all
 from selftrain_jax.models.files.hub import check_hub_name
-from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, load_tokenizer, unknown_share
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer, warn_of_unknown
 
 _ABOUT = ("id", "index", "group", "cluster", "document", "offset")
 """What a row of text pairs may say of itself beside them, as a probe file does."""
@@ -53,7 +53,7 @@ def convert_arrays(
         raise InputError(f"{path} holds the id {ids[strange].max()}, which the tokenizer of {source} does not have")
 
     texts = [old.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in arrays]
-    _warn_of_unknown(f"text of {prefixes} and {suffixes}", new, [text for half in texts for text in half])
+    warn_of_unknown(f"text of {prefixes} and {suffixes}", new, [text for half in texts for text in half])
     joined = encode_all(new, [a + b for a, b in zip(*texts)])
     rows: list[dict[str, Any]] = [
         {"prefix": prefix, "suffix": suffix}
@@ -93,7 +93,7 @@ def text_probes(path: str | os.PathLike, target: str, out: str | os.PathLike) ->
     if not rows:
         raise InputError(f"pairs of texts {path} holds no pairs")
     prefixes, wholes = [row["prefix"] for row in rows], [row["prefix"] + row["suffix"] for row in rows]
-    _warn_of_unknown(f"pairs of texts {path}", tokenizer, wholes)
+    warn_of_unknown(f"pairs of texts {path}", tokenizer, wholes)
     written, broken = [], []
     for number, (row, *ids) in enumerate(zip(rows, *(encode_all(tokenizer, texts) for texts in (prefixes, wholes))), 1):
         prefix, suffix = ids[0], ids[1][len(ids[0]) :]
@@ -153,7 +153,7 @@ def window_probes(
     check_seed("probes", seed)
     _check_counts(prefix_length=prefixes[0], suffix_length=suffix_length, stride=stride, limit=limit)
     tokenizer, texts = load_tokenizer(target), load_texts(path)
-    _warn_of_unknown(f"text set {path}", tokenizer, texts)
+    warn_of_unknown(f"text set {path}", tokenizer, texts)
     documents = encode_texts(tokenizer, texts)
     places = [(i, at) for i, ids in enumerate(documents) for at in range(0, len(ids) - length + 1, stride)]
     if not places:
@@ -236,11 +236,6 @@ def _open_dataset(source: str, split: str) -> Any:
             f"{what}, split {split!r}, cannot be loaded ({one_line(e)[:200]}); it needs the Hugging Face hub or its "
             "cache: elsewhere, give a folder that datasets' save_to_disk wrote"
         ) from None
-
-
-def _warn_of_unknown(what: str, tokenizer: Any, texts: Sequence[str]) -> None:
-    if (share := unknown_share(tokenizer, texts)) > UNKNOWN_TOLD:
-        warnings.warn(InputWarning(f"{what}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=3)
 
 
 def _check_counts(**counts: int | None) -> None:

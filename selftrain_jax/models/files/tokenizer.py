@@ -7,18 +7,21 @@ import json
 import os
 import pathlib
 import re
+import warnings
 from typing import Any, Iterator, Sequence
 
 import numpy as np
 
 from selftrain_jax.core import files
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hub import resolve_model
 
 _TOKENIZER = "tokenizer.json"
 UNKNOWN_TOLD = 0.001
 """`unknown_share` from which on users are told."""
+UNKNOWN_SOUGHT = 1000
+"""Documents of a corpus in which it is looked for, evenly spread."""
 _PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
 _ADDED = "added_tokens.json"  # older tokenizers have it: token -> id, all of it copied
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", _ADDED)
@@ -205,6 +208,13 @@ def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
         whole = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
         unknown += sum(rest.count(c) for text in texts for rest in [whole.sub("", text)] for c in left_out)
     return unknown / sum(counts[c] for c in letters)
+
+
+def warn_of_unknown(what: str, tokenizer: Any, texts: Sequence[str]) -> float:
+    """`unknown_share`, which users are told from `UNKNOWN_TOLD` on."""
+    if (share := unknown_share(tokenizer, texts)) > UNKNOWN_TOLD:
+        warnings.warn(InputWarning(f"{what}: {share:.1%} of it is unknown to the tokenizer"), stacklevel=3)
+    return share
 
 
 def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer: Any) -> tuple[int, ...]:
