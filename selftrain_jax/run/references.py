@@ -104,6 +104,8 @@ def _is_run(settings: Any) -> bool:
 def open_run(workdir: pathlib.Path) -> Pipeline:
     """The run in `workdir`, from the settings that it keeps; `InputError` when that is no run."""
     place = Workdir(workdir)
+    if (place.path / "study.json").is_file():
+        raise InputError(f"{workdir} is the folder of a study: name one of its runs, a folder in {place.path / 'runs'}")
     settings = files.read_json(place.path / "config.json", "run (config.json of a workdir)")
     if not _is_run(settings):
         raise InputError(
