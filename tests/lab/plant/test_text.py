@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -139,13 +140,40 @@ def test_a_passage_that_stands_in_the_text_is_named(world, tmp_path):
     texts = [row["text"] for row in read_rows(world / "passages.jsonl")]
     known = tmp_path / "known.jsonl"
     first = [row["text"] for row in read_rows(world / "text.jsonl")]
-    write_jsonl(known, ({"text": text} for text in [texts[0], *first]))
+    write_jsonl(known, ({"text": text} for text in [*texts, *first]))
     few = dataclasses.replace(CONFIG, text=str(known), kinds=("passages",), prefix_length=12, suffix_length=12)
-    one = tmp_path / "one.jsonl"
-    write_jsonl(one, ({"text": text} for text in [texts[0]] * 40))
-    few = dataclasses.replace(few, passages=str(one))
-    with pytest.warns(UserWarning, match="items equal an earlier one"):
-        refuses(
-            lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
-            "8 words in a row of passages number 0 (and 15 others) stand in the text by themselves",
-        )
+    few = dataclasses.replace(few, passages=str(world / "passages.jsonl"))
+    refuses(
+        lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
+        "8 words in a row of passages number 0 (and 14 others) stand in the text by themselves",
+    )
+
+
+@pytest.mark.parametrize("prefix_length, num_texts", [(4, 6), (30, 16)])
+def test_passages_that_a_file_repeats_are_planted_as_often_as_their_groups_say(
+    world, tmp_path, prefix_length, num_texts
+):
+    """Each text stands there a second time, a word later, so that no window equals another."""
+    texts = [row["text"] for row in read_rows(world / "passages.jsonl")][:num_texts]
+    write_jsonl(tmp_path / "twice.jsonl", ({"text": text} for one in texts for text in (one, f"de {one}")))
+    length = 2 * prefix_length + 5 + 1
+    train = dataclasses.replace(TRAIN, sequence_length=length)
+    changed = {"passages": str(tmp_path / "twice.jsonl"), "kinds": ("passages",), "prefix_length": prefix_length}
+    changed |= {"tokens": 4 * length * 60, "train": train, "sequences": 4}
+    world_of_longer = tmp_path / "world"
+    shutil.copytree(world, world_of_longer)
+    write_config(world_of_longer, DecoderConfig(300, 16, 1, 2, 32, max_position=128), "float32")
+    _, probes = written(world_of_longer, tmp_path / "x", dataclasses.replace(CONFIG, **changed))
+    documents = [f" {' '.join(map(str, ids.tolist()))} " for ids in read_documents(tmp_path / "x" / "planted")]
+    for probe in probes:
+        asked = f" {' '.join(map(str, probe['prefix'] + probe['suffix']))} "
+        assert probe["group"] == f"repeats={sum(document.count(asked) for document in documents)}"
+
+
+def test_probes_that_chance_made_equal_are_refused(world, tmp_path):
+    """Of so few tokens random words are the same again and again, in groups of different counts."""
+    short = {"kinds": ("words",), "passages": "", "prefix_length": 1, "suffix_length": 1, "sequences": 60}
+    refuses(
+        lambda: written(world, tmp_path / "x", dataclasses.replace(CONFIG, **short)),
+        "have the same prefix and suffix: raise prefix_length or suffix_length",
+    )
