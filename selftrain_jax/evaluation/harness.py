@@ -7,7 +7,8 @@ PyTorch. Importing this module needs the extra `eval`."""
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Sequence
+import warnings
+from typing import Any, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core import progress
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.generation import Generation, read_generation
@@ -177,6 +178,7 @@ class HarnessModel(LM):
     def _log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         keys = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
         distinct = list(dict.fromkeys(keys))
+        self._warn_of_cut(len(context) + len(tail) - 1 for context, tail in distinct)
         sequences = [np.array((context + tail)[-self.max_length - 1 :], np.int32) for context, tail in distinct]
         starts = [len(sequence) - len(tail) for sequence, (_, tail) in zip(sequences, distinct)]
         scores = self._score(sequences, starts) if sequences else []
@@ -184,6 +186,15 @@ class HarnessModel(LM):
             key: (float(s.log_probs.sum(dtype=np.float64)), bool(s.hits.all())) for key, s in zip(distinct, scores)
         }
         return [found[key] for key in keys]
+
+    def _warn_of_cut(self, lengths: Iterable[int], room: int | None = None) -> None:
+        lengths, room = list(lengths), self.max_length if room is None else room
+        if cut := sum(length > room for length in lengths):
+            what = (
+                f"{cut} of {len(lengths)} different prompts are longer than the {room} tokens that the model's context"
+            )
+            more = "has for them, and lose their beginning: examples in the prompt, or of the question itself"
+            warnings.warn(f"tasks: {what} {more}", InputWarning, stacklevel=3)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The text that follows each context, cut before the first of the request's `until` strings and before any of
@@ -208,6 +219,7 @@ class HarnessModel(LM):
                 owners = list(groups.values())
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])
                 room = self.max_length - generation.max_new_tokens
+                self._warn_of_cut((len(ids) for ids in prompts), room)
                 prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
                 rows = min(self.batch_size, 1 << (len(prompts) - 1).bit_length())
 

@@ -59,13 +59,15 @@ SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
 
 def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
     """The `SHARES` of the tasks asked for by name; of a group those of the whole alone, of what has no figure of the
-    whole (a tag) those of each of its tasks. The first of each has the rule "acc"."""
+    whole (a tag, some groups) those of each of its tasks. The first of each has the rule "acc"."""
     values: dict[Metric, float] = {}
     for task in tasks:
         rows = [row for row in task["rows"] if row["metric"] in SHARES and row["value"] is not None]
-        rows = [row for row in rows if row["task"] == task["name"]] or rows
+        whole = [row for row in rows if row["task"] == task["name"]]
+        rows = whole or [row for row in rows if row["n"] is not None]  # else tasks would count again in a group's mean
         for row in sorted(rows, key=lambda row: SHARES.index(row["metric"])):
-            item = f"{row['task']}, {row['num_fewshot'] or 0}-shot"  # which tells it from a suite in a file
+            shots = "mixed shots" if row["num_fewshot"] is None else f"{row['num_fewshot']}-shot"
+            item = f"{row['task']}, {shots}"  # which tells it from a suite in a file
             rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
             first = Metric("capability", item)
             values[dataclasses.replace(first, rule=rule) if first in values else first] = row["value"]

@@ -11,7 +11,7 @@ from selftrain_jax.distributed.settings import MeshConfig
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
 from lm_eval.api.instance import Instance
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.evaluation.generation import Generation, read_generation
 from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import hf
@@ -54,7 +54,8 @@ def requests(kind, arguments):
 
 
 def test_log_likelihoods_are_those_of_one_plain_pass(model, params):
-    found = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    with pytest.warns(InputWarning, match="tasks: 2 of 8 different prompts are longer than the 48 tokens"):
+        found = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
     encode = model.tokenizer.encode
     for (context, continuation), (value, greedy) in zip(PAIRS, found):
         whole = encode(context + continuation)
@@ -106,7 +107,8 @@ def test_rolling_scores_every_token_once_with_the_longest_context(model, params)
 def test_generation_is_greedy_cut_and_left_truncated(model, params):
     settings = {"until": [], "max_gen_toks": 12}
     contexts = ["the cat", "what is the answer", LONG, "a dog", "the cat"]
-    found = model.generate_until(requests("generate_until", [(c, settings) for c in contexts]), True)
+    with pytest.warns(InputWarning, match="tasks: 1 of 4 different prompts are longer than the 36 tokens"):
+        found = model.generate_until(requests("generate_until", [(c, settings) for c in contexts]), True)
     for context, text in zip(contexts, found):
         ids = model.tokenizer.encode(context)[-(CONFIG.max_position - 12) :]
         count = len(ids)

@@ -43,6 +43,21 @@ def test_a_task_counts_by_its_first_share_of_right_answers_a_group_by_its_mean_a
     assert collect._with_tasks(suites, {}, "base") == suites
 
 
+def test_of_groups_in_a_group_without_a_figure_each_task_counts_once():
+    """As the harness's `leaderboard`, whose groups have figures while the whole has none."""
+    outer = [row("sums", "acc", 0.2, 5), row("words", "acc", 0.6, 5), row("verbs", "acc", 0.1, 0)]
+    outer += [row("language", "acc", 0.35, None) | {"n": None}]
+    mixed = [row("language", "acc", 0.35, None) | {"n": None}, row("words", "acc", 0.6, 5), row("verbs", "acc", 0.1, 0)]
+    assert {m.name: v for m, v in task_values([{"name": "outer", "rows": outer}]).items()} == {
+        "capability/sums, 5-shot": 0.2,
+        "capability/words, 5-shot": 0.6,
+        "capability/verbs, 0-shot": 0.1,
+    }
+    assert {m.name: v for m, v in task_values([{"name": "language", "rows": mixed}]).items()} == {
+        "capability/language, mixed shots": 0.35
+    }
+
+
 def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
     """Of two subsets both: the second's mean over suites would lack the tasks that the untouched student's has."""
     models = {"a": ModelSettings(path="a", family="A"), "b": ModelSettings(corpus="b", family="B")}
