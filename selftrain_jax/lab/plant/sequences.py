@@ -7,10 +7,12 @@ import re
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.audit import ngrams, words
 from selftrain_jax.data.packing import addressed_bits, permutation
+from selftrain_jax.evaluation import memorization
 from selftrain_jax.lab.plant.settings import KINDS, PlantConfig
 from selftrain_jax.models.files.tokenizer import encode_texts
 
@@ -90,6 +92,14 @@ def _check_different(config: PlantConfig, sequences: Sequence[PlantedSequence]) 
                 f"plant: {other.kind} number {other.number} and {one.kind} number {one.number} have the same prefix "
                 "and suffix: raise prefix_length or suffix_length, or take another text or another plant.seed"
             )
+
+
+def standing_in(
+    documents: Sequence[np.ndarray], sequences: Sequence[np.ndarray], tokenizer: Any
+) -> Bool[np.ndarray, " sequences"]:
+    """Which of the sequences have `NGRAM` words in a row that stand in a document; of fewer words, all their ids."""
+    wholes = [memorization.Probe(ids[:1], ids[1:]) for ids in sequences]
+    return ~memorization.held_out(wholes, documents, tokenizer, (NGRAM,))[NGRAM]
 
 
 Draw = Callable[[int], int]

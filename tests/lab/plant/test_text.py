@@ -10,9 +10,11 @@ import pytest
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.training_set import read_documents, read_subset
-from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.plant.relearn import read_planted, relearning_rows
+from selftrain_jax.lab.plant.settings import PlantConfig, RecoveryConfig
 from selftrain_jax.lab.plant.text import write_planted_text
 from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
+from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import load_tokenizer
@@ -168,6 +170,18 @@ def test_passages_that_a_file_repeats_are_planted_as_often_as_their_groups_say(
     for probe in probes:
         asked = f" {' '.join(map(str, probe['prefix'] + probe['suffix']))} "
         assert probe["group"] == f"repeats={sum(document.count(asked) for document in documents)}"
+
+
+def test_a_text_for_relearning_that_holds_what_is_measured_is_refused(world, planted):
+    directory, _, _ = planted
+    found, model = read_planted(directory / "probes.jsonl"), hf.load_config(world)
+    config = RecoveryConfig(steps=2, train=dataclasses.replace(TRAIN, batch_size=2))
+    read = load_tokenizer(world)
+    assert len(relearning_rows(config, found, world / "text.jsonl", model, read).tokens) == 4
+    refuses(
+        lambda: relearning_rows(config, found, world / "passages.jsonl", model, read),
+        "8 words in a row of 8 of the 24 planted sequences that are measured",
+    )
 
 
 def test_probes_that_chance_made_equal_are_refused(world, tmp_path):
