@@ -26,12 +26,12 @@ def figures(data: ReportData, hues: Mapping[str, int]) -> list[svg.Figure]:
     for model in dict.fromkeys(row["model"] for row in data.along):
         rows = [(str(row["text"]), row) for row in data.along if (row["model"], row["group"]) == (model, groups[-1])]
         title = f"along the texts, {label(model)}" + f", {groups[-1]}" * (len(groups) > 1)
-        made += [_strips(f"{kind.capitalize()} {title}", kind, rows, hues) for kind in _KINDS]
+        made += [_strips(f"{kind.capitalize()} {title}", kind, rows, hues, several=True) for kind in _KINDS]
     return made
 
 
 def _strips(
-    title: str, kind: str, rows: Sequence[tuple[str, Mapping[str, Any]]], hues: Mapping[str, int]
+    title: str, kind: str, rows: Sequence[tuple[str, Mapping[str, Any]]], hues: Mapping[str, int], several: bool = False
 ) -> svg.Figure:
     def draw(axes):
         for y, (_, row) in enumerate(rows):
@@ -48,7 +48,8 @@ def _strips(
 
     return svg.figure(
         title,
-        f"The darker, the higher the {_KINDS[kind]}; without colour: below 5 %. Overlapping windows share tokens.",
+        f"The darker, the higher the {_KINDS[kind]}; without colour: below 5 %. Overlapping windows share tokens."
+        + " Texts are numbered as they come among the probes; those of few probes are left out." * several,
         draw,
         max(1.6, 0.9 + 0.26 * len(rows)),
         numbers="report.json",

@@ -15,10 +15,10 @@ _MAX_CELLS = 800
 
 def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
     """Rows {"model", "text", "group", "edges", "extraction", "likelihood"}: of each text (numbered from 1 in the order
-    of the probes) a strip of equal cells, with token counts as their edges [C + 1]; the share of its probes that is
-    extracted [C], and the probability per token of their suffixes, exp(mean log-probability) [C]. A probe is where its
-    suffix begins; None where there is none. Probes that all begin at one place, as those of planted passages, whose
-    offset is not one in the passage's text, are no strip.
+    of the probes, those that are not drawn included) a strip of equal cells, with token counts as their edges [C + 1];
+    the share of its probes that is extracted [C], and the probability per token of their suffixes, exp(mean
+    log-probability) [C]. A probe is where its suffix begins; None where there is none. Probes that all begin at one
+    place, as those of planted passages, whose offset is not one in the passage's text, are no strip.
 
     Args:
       models: the items of each model, one of each subset, of which the mean is taken.
@@ -36,7 +36,7 @@ def along_texts(models: Mapping[str, Sequence[Items]]) -> list[dict[str, Any]]:
     strips = len(drawn) if len(drawn) > 1 else len(groups) * len(models)
     most = max(min(_MAX_CELLS // max(strips, 1), 120), 10)
     rows = []
-    for number, text in enumerate(drawn, 1):
+    for number, text in zip((np.searchsorted(texts, drawn) + 1).tolist(), drawn):
         of_text = (base["cluster"] == text) & (base["suffix_at"] >= 0)
         places, ends = base["suffix_at"][of_text], (base["suffix_at"] + base["length"])[of_text]
         count = min(most, len(set(places.tolist())))

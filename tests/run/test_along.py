@@ -40,6 +40,11 @@ def test_cells_hold_the_probes_that_begin_in_them():
             assert likelihood == pytest.approx(np.exp(per_token)) and 0 < likelihood < 1
 
 
+def test_a_text_keeps_its_number_where_an_earlier_one_has_too_few_probes():
+    rows = along_texts({"base": [measured(0, {2: 3, 5: 20, 30: LEAST_PROBES // 2 - 1, 41: 9})]})
+    assert [row["text"] for row in rows[::2]] == [2, 4]
+
+
 def test_nothing_is_drawn_where_places_or_texts_are_not_known():
     items = measured(0, {1: 20})
     assert along_texts({"base": [items]})
