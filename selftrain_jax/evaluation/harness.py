@@ -6,6 +6,7 @@ PyTorch. Importing this module needs the extra `eval`."""
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import warnings
 from typing import Any, Iterable, Sequence
@@ -238,11 +239,15 @@ class HarnessModel(LM):
         return answers
 
     def _continue(self, generation: Generation, prompts: list[np.ndarray], places: list[int], rows: int) -> list[str]:
+        # Decoded text no longer holds special tokens, such as <|im_end|> where it is not the model's own stop token.
+        ends = {self._special_ids[stop] for stop in generation.until if stop in self._special_ids}
+
         def decode(ids):
-            return self.tokenizer.decode(ids, skip_special_tokens=True)
+            kept = itertools.takewhile(lambda i: i not in ends, map(int, ids))
+            return self.tokenizer.decode(list(kept), skip_special_tokens=True)
 
         def finished(row, ids):
-            return any(stop in decode(ids) for stop in generation.until if stop)
+            return any(int(i) in ends for i in ids) or any(stop in decode(ids) for stop in generation.until if stop)
 
         keys = None
         if generation.sampling is not None:
@@ -267,6 +272,10 @@ class HarnessModel(LM):
                 text = text.split(stop)[0] if stop else text
             texts.append(text)
         return texts
+
+    @functools.cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @functools.cached_property
     def _decoding_config(self) -> DecoderConfig:

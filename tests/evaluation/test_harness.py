@@ -124,6 +124,21 @@ def test_generation_is_greedy_cut_and_left_truncated(model, params):
     assert stopped == found[0].split(stop)[0]
 
 
+def test_a_special_token_may_end_generated_text(params, directory):
+    """As <|im_end|>, which tasks name, in the tokenizer of a base model that stops at another token."""
+    settings = {"until": [], "max_gen_toks": 12}
+    plain = HarnessModel(params, CONFIG, directory, batch_size=8)
+    (text,) = plain.generate_until(requests("generate_until", [("the cat", settings)]), True)
+    ids = plain.tokenizer.encode(text)
+    stop = next(i for i in ids[1:] if ids.index(i) and plain.tokenizer.decode([i]).strip())
+    special = transformers.AutoTokenizer.from_pretrained(directory)
+    special.add_special_tokens({"additional_special_tokens": [special.convert_ids_to_tokens(stop)]})
+    name = special.added_tokens_decoder[stop].content
+    model = HarnessModel(params, CONFIG, special, batch_size=8)
+    (found,) = model.generate_until(requests("generate_until", [("the cat", settings | {"until": [name]})]), True)
+    assert found == plain.tokenizer.decode(ids[: ids.index(stop)]) != text
+
+
 def test_drawn_text_depends_on_seed_and_place_alone(model, params, directory):
     settings = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.5, "top_k": 0}
     asked = requests("generate_until", [("the cat", settings)] * 3 + [("a dog", settings)])
