@@ -5,6 +5,7 @@ from typing import Any, Callable, Sequence
 
 from jax.sharding import Mesh
 
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.evaluation import harness_tasks
 from selftrain_jax.evaluation.task_book import TaskBook, expand
 from selftrain_jax.report.metric import Metric
@@ -21,6 +22,13 @@ def task_book(settings: TaskSettings) -> TaskBook:
     book = TaskBook(names, settings.include_path or None, allowed)
     book.check(names, allowed)
     return book
+
+
+def _own_tasks(settings: TaskSettings) -> str:
+    """A hash of what decides the items of the tasks in files of one's own; those of the harness are its version's."""
+    book = TaskBook([], settings.include_path, settings.confirm_run_unsafe_code)
+    known = set(book.manager.all_tasks)
+    return fingerprint([book.definition(r.name) for r in expand(settings.names, None) if r.name in known])
 
 
 def task_unit(run: Run, model: str) -> str:
@@ -48,7 +56,8 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         return {"tasks": [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]}
 
     def externals():
-        return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+        found = {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+        return found | ({"tasks": _own_tasks(settings)} if settings.include_path else {})
 
     return Stage(name, dataclasses.asdict(settings) | {"dtype": evaluate.dtype}, (), work, externals)
 
