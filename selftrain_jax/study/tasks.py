@@ -59,7 +59,8 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         found = {"model": read_manifest(run.workdir, stage)["fingerprint"]}
         return found | ({"tasks": _own_tasks(settings)} if settings.include_path else {})
 
-    return Stage(name, dataclasses.asdict(settings) | {"dtype": evaluate.dtype}, (), work, externals)
+    asked = dataclasses.asdict(settings) | {"dtype": evaluate.dtype}
+    return Stage(name, asked, (), work, externals, unnoted=("tasks",))
 
 
 SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
