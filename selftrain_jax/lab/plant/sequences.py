@@ -4,17 +4,18 @@ Each is a pure function of (seed, kind, number) and of what it is made from, wha
 
 import dataclasses
 import re
+import warnings
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.audit import ngrams, words
 from selftrain_jax.data.packing import addressed_bits, permutation
 from selftrain_jax.evaluation import memorization
 from selftrain_jax.lab.plant.settings import KINDS, PlantConfig
-from selftrain_jax.models.files.tokenizer import encode_texts
+from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, unknown_share
 
 CONTENT, PLACE, NEUTRAL = range(3)
 """The streams of random bits of a sequence; the two last ones have the copy behind its number."""
@@ -61,15 +62,21 @@ def make_sequences(
 
     Raises:
       InputError: too few different words or windows, a biography shorter than a sequence, or two equal probes.
+
+    Warns:
+      InputWarning: the tokenizer has no tokens for a part of what is written.
     """
     count, found = len(config.counts) * config.sequences, []
     for kind in config.kinds:
         if kind == "passages":
-            made = _windows(config, tokenizer, passages, count)
+            written, made = passages, _windows(config, tokenizer, passages, count)
         else:
             write = _words_of(texts, config.length) if kind == "words" else _biography
-            drawn = [write(_draws(config.seed, kind, number)) for number in range(count)]
-            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, drawn)]
+            written = [write(_draws(config.seed, kind, number)) for number in range(count)]
+            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, written)]
+        if (unknown := unknown_share(tokenizer, written)) > UNKNOWN_TOLD:
+            what = f"plant kind {kind!r}: {unknown:.1%} of its text is unknown to the tokenizer"
+            warnings.warn(f"{what}, so that memory of the rest is measured", InputWarning, stacklevel=2)
         for number, (tokens, document) in enumerate(made):
             if len(tokens) < config.length:
                 raise InputError(

@@ -3,14 +3,19 @@
 import dataclasses
 import pathlib
 import shutil
+import warnings
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.training_set import read_documents, read_subset
 from selftrain_jax.lab.plant.relearn import read_planted, relearning_rows
+from selftrain_jax.lab.plant.sequences import make_sequences
 from selftrain_jax.lab.plant.settings import PlantConfig, RecoveryConfig
 from selftrain_jax.lab.plant.text import write_planted_text
 from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
@@ -170,6 +175,22 @@ def test_passages_that_a_file_repeats_are_planted_as_often_as_their_groups_say(
     for probe in probes:
         asked = f" {' '.join(map(str, probe['prefix'] + probe['suffix']))} "
         assert probe["group"] == f"repeats={sum(document.count(asked) for document in documents)}"
+
+
+def test_what_the_tokenizer_cannot_write_of_a_kind_is_told(world):
+    """Biographies name what no word-level tokenizer of a small world knows."""
+    numbers = [str(n) for n in range(2000)]
+    vocabulary = {
+        word: i for i, word in enumerate(["<unk>", *"was born on in . , The raised beside a".split(), *numbers])
+    }
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    few = dataclasses.replace(CONFIG, kinds=("biographies",), passages="", counts=(0, 1), prefix_length=2)
+    with pytest.warns(InputWarning, match="plant kind 'biographies': [6-9].\\..% of its text is unknown"):
+        make_sequences(few, tokenizer, [])
+    with warnings.catch_warnings(action="error"):
+        make_sequences(few, load_tokenizer(world), [])
 
 
 def test_a_text_for_relearning_that_holds_what_is_measured_is_refused(world, planted):
