@@ -23,7 +23,11 @@ class SuffixIndex:
 
     def __init__(self, sequences: Sequence[np.ndarray]):
         arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
-        self.sequences = list({array.tobytes(): array for array in arrays}.values())
+        first: dict[bytes, int] = {}
+        for number, array in enumerate(arrays):
+            first.setdefault(array.tobytes(), number)
+        self._numbers = list(first.values())
+        self.sequences = [arrays[number] for number in self._numbers]
         # Each ends in a number of its own: what is behind it then needs no sorting.
         parts = [np.append(sequence, np.int32(-1 - i)) for i, sequence in enumerate(self.sequences)]
         self._text = np.concatenate(parts) if parts else np.zeros(0, np.int32)
@@ -57,8 +61,8 @@ class SuffixIndex:
         return lengths, places
 
     def sequence_of(self, place: int) -> int:
-        """Which of `sequences` a place is in."""
-        return int(np.searchsorted(self._starts, place, "right")) - 1
+        """Which of the sequences that were given a place is in, from 0; of equal ones the first."""
+        return self._numbers[int(np.searchsorted(self._starts, place, "right")) - 1]
 
     def _bound(self, low, high, offset: int, wanted, before) -> np.ndarray:
         """The first suffix of each range whose element at `offset` is not `before` the wanted one."""

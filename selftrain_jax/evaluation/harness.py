@@ -6,8 +6,10 @@ PyTorch. Importing this module needs the extra `eval`."""
 
 import dataclasses
 import functools
+import itertools
 import pathlib
-from typing import Any, Sequence
+import warnings
+from typing import Any, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core import progress
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.generation import Generation, read_generation
@@ -177,6 +179,7 @@ class HarnessModel(LM):
     def _log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         keys = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
         distinct = list(dict.fromkeys(keys))
+        self._warn_of_cut(len(context) + len(tail) - 1 for context, tail in distinct)
         sequences = [np.array((context + tail)[-self.max_length - 1 :], np.int32) for context, tail in distinct]
         starts = [len(sequence) - len(tail) for sequence, (_, tail) in zip(sequences, distinct)]
         scores = self._score(sequences, starts) if sequences else []
@@ -184,6 +187,15 @@ class HarnessModel(LM):
             key: (float(s.log_probs.sum(dtype=np.float64)), bool(s.hits.all())) for key, s in zip(distinct, scores)
         }
         return [found[key] for key in keys]
+
+    def _warn_of_cut(self, lengths: Iterable[int], room: int | None = None) -> None:
+        lengths, room = list(lengths), self.max_length if room is None else room
+        if cut := sum(length > room for length in lengths):
+            what = (
+                f"{cut} of {len(lengths)} different prompts are longer than the {room} tokens that the model's context"
+            )
+            more = "has for them, and lose their beginning: examples in the prompt, or of the question itself"
+            warnings.warn(f"tasks: {what} {more}", InputWarning, stacklevel=3)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The text that follows each context, cut before the first of the request's `until` strings and before any of
@@ -208,6 +220,7 @@ class HarnessModel(LM):
                 owners = list(groups.values())
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])
                 room = self.max_length - generation.max_new_tokens
+                self._warn_of_cut((len(ids) for ids in prompts), room)
                 prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
                 rows = min(self.batch_size, 1 << (len(prompts) - 1).bit_length())
 
@@ -226,11 +239,15 @@ class HarnessModel(LM):
         return answers
 
     def _continue(self, generation: Generation, prompts: list[np.ndarray], places: list[int], rows: int) -> list[str]:
+        # Decoded text no longer holds special tokens, such as <|im_end|> where it is not the model's own stop token.
+        ends = {self._special_ids[stop] for stop in generation.until if stop in self._special_ids}
+
         def decode(ids):
-            return self.tokenizer.decode(ids, skip_special_tokens=True)
+            kept = itertools.takewhile(lambda i: i not in ends, map(int, ids))
+            return self.tokenizer.decode(list(kept), skip_special_tokens=True)
 
         def finished(row, ids):
-            return any(stop in decode(ids) for stop in generation.until if stop)
+            return any(int(i) in ends for i in ids) or any(stop in decode(ids) for stop in generation.until if stop)
 
         keys = None
         if generation.sampling is not None:
@@ -255,6 +272,10 @@ class HarnessModel(LM):
                 text = text.split(stop)[0] if stop else text
             texts.append(text)
         return texts
+
+    @functools.cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @functools.cached_property
     def _decoding_config(self) -> DecoderConfig:

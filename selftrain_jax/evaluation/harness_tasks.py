@@ -166,13 +166,13 @@ def _plain(value: Any) -> Any:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and metric: "task", "num_fewshot", "filter", "metric", "value" (None: not finite), "stderr"
-    (None: not known), "n".
+    """One row per task and metric: "task", "num_fewshot" (None: of a group whose tasks differ), "filter", "metric",
+    "value" (None: not finite), "stderr" (None: not known), "n" (None: of a group).
     """
     table = []
     for result in results:
         for task, metrics in (result["results"] | result.get("groups", {})).items():
-            shots = result["n-shot"].get(task, result["num_fewshot"])
+            shots = _shots(result, task)
             count = result["n-samples"].get(task, {}).get("effective")
             for key, value in metrics.items():
                 metric, comma, filter_name = key.partition(",")
@@ -191,6 +191,15 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     }
                 )
     return table
+
+
+def _shots(result: dict[str, Any], task: str) -> int | None:
+    """Examples in the prompt; of a group those of its tasks, of which the harness forgets groups in groups."""
+    members = result.get("group_subtasks", {}).get(task)
+    if not members:
+        return result["n-shot"].get(task, result["num_fewshot"])
+    found = {_shots(result, member) for member in members}
+    return found.pop() if len(found) == 1 else None
 
 
 def format_table(table: Sequence[dict[str, Any]]) -> str:

@@ -124,7 +124,7 @@ def find_leaks(
     - "runs" of `least` that are part of no longer one, several in some documents;
     - "median" and "most", of the documents' longest runs; "curve": [[length, share of documents with so long a run]];
     - "shown": the `show` longest that leak, one a document, {"id", "length", "begin", "before", "run", "after",
-      "sequence"}.
+      "sequence"}, the last one of `Known.sequences` that holds the run, from 0.
 
     Documents are read once, some at a time; 8 bytes are kept of each for every one of `known`.
 

@@ -191,8 +191,8 @@ def alike(a: str, b: str) -> bool:
 
 
 def _of_targets(row: Any) -> Any:
-    """A row of TruthfulQA with "choices" and "gold"; any other row as it is."""
-    targets = row.get("mc1_targets") if isinstance(row, dict) else None
+    """A row of TruthfulQA with "choices" and "gold"; any other row as it is, one that has these already too."""
+    targets = row.get("mc1_targets") if isinstance(row, dict) and not row.keys() & {"choices", "gold"} else None
     if not isinstance(targets, dict) or list(targets.values()).count(1) != 1:
         return row
     return row | {"choices": list(targets), "gold": list(targets.values()).index(1)}

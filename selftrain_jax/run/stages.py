@@ -42,6 +42,7 @@ class Stage:
       grows: settings that may be raised, or name more, later; the stage then goes on from what is there.
       settled: those, as dotted names, of which more would have been made only while it was at work; a stage that is
         done stays as it is.
+      unnoted: inputs that earlier versions did not note; a record without them is as good as ever.
       again: whether it is cheap, and so done anew each time, whatever is there.
       together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
         alone.
@@ -59,6 +60,7 @@ class Stage:
     machine: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
     settled: Sequence[str] = ()
+    unnoted: Sequence[str] = ()
     again: bool = False
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
@@ -91,9 +93,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     """Raises `InputError` naming the first setting in which a stage on disk differs from the one asked for; then, the
     first reason for which a `wanted` stage could not be done."""
     for stage in stages:
-        records = (
-            [] if stage.again else [_read(workdir / stage.name / file) for file in RECORDS]
-        )  # a broken one is told
+        records = [] if stage.again else [_read(workdir / stage.name / file) for file in RECORDS]  # tells broken ones
         if record := next(filter(None, records), None):
             _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
@@ -194,7 +194,7 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
     for name, now in _outside(stage, models).items():
-        more = name not in record["inputs"] and (stage.grows or stage.settled)
+        more = name not in record["inputs"] and (stage.grows or stage.settled or name in stage.unnoted)
         if record["inputs"].get(name) != now and not more:
             return Stale(f"its input {name} has changed since")
     if stage.again and record["settings"] != plain(stage.settings):

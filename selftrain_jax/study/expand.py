@@ -322,7 +322,7 @@ class Study:
             if grown & set(unit.needs) and any(stages.state(unit.workdir, s) != "waiting" for s in unit.stages):
                 raise InputError(
                     f"{min(grown & set(unit.needs))} has less than is asked for, and {unit.name} was made from it: set "
-                    "num_samples back, or name another --workdir"
+                    "back what was raised or added (num_samples, suites), or name another --workdir"
                 )
             grown |= {unit.name} if any(stages.grown(unit.workdir, stage) for stage in unit.stages) else set()
         self._check_models()

@@ -7,6 +7,7 @@ from typing import Callable
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.data.training_set import student_documents
@@ -23,11 +24,20 @@ from selftrain_jax.study.settings import ProxySettings
 
 def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, mesh: Callable[[], Mesh]) -> Stage:
     """The stage that measures the proxies of one arm of a run; its result is {proxy: value}."""
+    evaluate, train = run.config.evaluate, run.config.train
+    files = {setting: path for setting, path in evaluate.files().items() if setting != "probes"}
+    read = [evaluate.limit, evaluate.max_chars, train.sequence_length, train.document_boundaries]
 
     def externals():
-        return {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
+        audited = {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
+        return audited | run.file_inputs(files) | {"read": fingerprint([*read, run.config.subset.retokenize])}
 
-    return Stage(name, dataclasses.asdict(settings), (), lambda _: measure(settings, run, arm, mesh()), externals)
+    def work(_):
+        return measure(settings, run, arm, mesh())
+
+    models = functools.partial(run.model_input, "student", run.student)
+    unnoted = (*files, "read", "student", "student's tokenizer")
+    return Stage(name, dataclasses.asdict(settings), (), work, externals, models, unnoted=unnoted)
 
 
 def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dict[str, float]:

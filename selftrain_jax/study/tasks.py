@@ -5,6 +5,7 @@ from typing import Any, Callable, Sequence
 
 from jax.sharding import Mesh
 
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.evaluation import harness_tasks
 from selftrain_jax.evaluation.task_book import TaskBook, expand
 from selftrain_jax.report.metric import Metric
@@ -21,6 +22,13 @@ def task_book(settings: TaskSettings) -> TaskBook:
     book = TaskBook(names, settings.include_path or None, allowed)
     book.check(names, allowed)
     return book
+
+
+def _own_tasks(settings: TaskSettings) -> str:
+    """A hash of what decides the items of the tasks in files of one's own; those of the harness are its version's."""
+    book = TaskBook([], settings.include_path, settings.confirm_run_unsafe_code)
+    known = set(book.manager.all_tasks)
+    return fingerprint([book.definition(r.name) for r in expand(settings.names, None) if r.name in known])
 
 
 def task_unit(run: Run, model: str) -> str:
@@ -48,9 +56,11 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         return {"tasks": [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]}
 
     def externals():
-        return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+        found = {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+        return found | ({"tasks": _own_tasks(settings)} if settings.include_path else {})
 
-    return Stage(name, dataclasses.asdict(settings) | {"dtype": evaluate.dtype}, (), work, externals)
+    asked = dataclasses.asdict(settings) | {"dtype": evaluate.dtype}
+    return Stage(name, asked, (), work, externals, unnoted=("tasks",))
 
 
 SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
@@ -59,13 +69,15 @@ SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")
 
 def task_values(tasks: Sequence[dict[str, Any]]) -> dict[Metric, float]:
     """The `SHARES` of the tasks asked for by name; of a group those of the whole alone, of what has no figure of the
-    whole (a tag) those of each of its tasks. The first of each has the rule "acc"."""
+    whole (a tag, some groups) those of each of its tasks. The first of each has the rule "acc"."""
     values: dict[Metric, float] = {}
     for task in tasks:
         rows = [row for row in task["rows"] if row["metric"] in SHARES and row["value"] is not None]
-        rows = [row for row in rows if row["task"] == task["name"]] or rows
+        whole = [row for row in rows if row["task"] == task["name"]]
+        rows = whole or [row for row in rows if row["n"] is not None]  # else tasks would count again in a group's mean
         for row in sorted(rows, key=lambda row: SHARES.index(row["metric"])):
-            item = f"{row['task']}, {row['num_fewshot'] or 0}-shot"  # which tells it from a suite in a file
+            shots = "mixed shots" if row["num_fewshot"] is None else f"{row['num_fewshot']}-shot"
+            item = f"{row['task']}, {shots}"  # which tells it from a suite in a file
             rule = row["metric"] + (f" ({row['filter']})" if row["filter"] != "none" else "")
             first = Metric("capability", item)
             values[dataclasses.replace(first, rule=rule) if first in values else first] = row["value"]

@@ -11,7 +11,7 @@ from selftrain_jax.distributed.settings import MeshConfig
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
 from lm_eval.api.instance import Instance
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.evaluation.generation import Generation, read_generation
 from selftrain_jax.evaluation.harness import HarnessModel
 from selftrain_jax.models import hf
@@ -54,7 +54,8 @@ def requests(kind, arguments):
 
 
 def test_log_likelihoods_are_those_of_one_plain_pass(model, params):
-    found = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    with pytest.warns(InputWarning, match="tasks: 2 of 8 different prompts are longer than the 48 tokens"):
+        found = model.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
     encode = model.tokenizer.encode
     for (context, continuation), (value, greedy) in zip(PAIRS, found):
         whole = encode(context + continuation)
@@ -106,7 +107,8 @@ def test_rolling_scores_every_token_once_with_the_longest_context(model, params)
 def test_generation_is_greedy_cut_and_left_truncated(model, params):
     settings = {"until": [], "max_gen_toks": 12}
     contexts = ["the cat", "what is the answer", LONG, "a dog", "the cat"]
-    found = model.generate_until(requests("generate_until", [(c, settings) for c in contexts]), True)
+    with pytest.warns(InputWarning, match="tasks: 1 of 4 different prompts are longer than the 36 tokens"):
+        found = model.generate_until(requests("generate_until", [(c, settings) for c in contexts]), True)
     for context, text in zip(contexts, found):
         ids = model.tokenizer.encode(context)[-(CONFIG.max_position - 12) :]
         count = len(ids)
@@ -120,6 +122,21 @@ def test_generation_is_greedy_cut_and_left_truncated(model, params):
     stop = found[0][2]
     stopped = model.generate_until(requests("generate_until", [(contexts[0], settings | {"until": stop})]), True)[0]
     assert stopped == found[0].split(stop)[0]
+
+
+def test_a_special_token_may_end_generated_text(params, directory):
+    """As <|im_end|>, which tasks name, in the tokenizer of a base model that stops at another token."""
+    settings = {"until": [], "max_gen_toks": 12}
+    plain = HarnessModel(params, CONFIG, directory, batch_size=8)
+    (text,) = plain.generate_until(requests("generate_until", [("the cat", settings)]), True)
+    ids = plain.tokenizer.encode(text)
+    stop = next(i for i in ids[1:] if ids.index(i) and plain.tokenizer.decode([i]).strip())
+    special = transformers.AutoTokenizer.from_pretrained(directory)
+    special.add_special_tokens({"additional_special_tokens": [special.convert_ids_to_tokens(stop)]})
+    name = special.added_tokens_decoder[stop].content
+    model = HarnessModel(params, CONFIG, special, batch_size=8)
+    (found,) = model.generate_until(requests("generate_until", [("the cat", settings | {"until": [name]})]), True)
+    assert found == plain.tokenizer.decode(ids[: ids.index(stop)]) != text
 
 
 def test_drawn_text_depends_on_seed_and_place_alone(model, params, directory):

@@ -138,6 +138,28 @@ def test_other_settings_are_other_results(model, folder, tmp_path):
     assert len(list((tmp_path / "tasks").iterdir())) == 2
 
 
+def test_the_examples_of_a_group_are_those_of_its_tasks_or_unknown_where_they_differ(model, folder, tmp_path):
+    """In groups of groups, too, and where the harness keeps a task at 0 whatever is asked for."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for name, shots in (("none", "num_fewshot: 0\n"), ("two", "num_fewshot: 2\n"), ("more", "num_fewshot: 2\n")):
+        text = CHOICE.format(folder=folder).replace("tiny_choice", name)
+        (own / f"{name}.yaml").write_text(text + shots)
+    whole = "aggregate_metric_list: [{metric: acc}]\n"
+    (own / "same.yaml").write_text(f"group: same\ntask: [two, more]\n{whole}")
+    (own / "mixed.yaml").write_text(f"group: mixed\ntask: [none, two]\n{whole}")
+    (own / "outer.yaml").write_text(f"group: outer\ntask: [mixed, none]\n{whole}")
+
+    def shots(out, *options):
+        assert evaluate(model, own, tmp_path / out, *options, tasks="same,mixed,outer") == 0
+        rows = json.loads((tmp_path / out / "results.json").read_text())["metrics"]
+        return {row["task"]: row["num_fewshot"] for row in rows}
+
+    assert shots("own-numbers") == {"same": 2, "mixed": None, "outer": None, "none": 0, "two": 2, "more": 2}
+    found = shots("one", "--num-fewshot=1")
+    assert found == {"same": 1, "mixed": None, "outer": None, "none": 0, "two": 1, "more": 1}
+
+
 @pytest.mark.parametrize(
     "tasks, options, words",
     [

@@ -370,6 +370,9 @@ def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
     assert [(row["question"], row["choices"], row["gold"]) for row in found] == [
         (f"what {i}?", ["no", "yes", "both"], 1) for i in range(2)
     ]
+    own = [row | {"choices": ["perhaps", "never"], "gold": 0} for row in rows]  # which says what is asked
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    assert likelihood.load_multiple_choice(tmp_path / "own.json") == own
 
 
 def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):

@@ -43,6 +43,21 @@ def test_a_task_counts_by_its_first_share_of_right_answers_a_group_by_its_mean_a
     assert collect._with_tasks(suites, {}, "base") == suites
 
 
+def test_of_groups_in_a_group_without_a_figure_each_task_counts_once():
+    """As the harness's `leaderboard`, whose groups have figures while the whole has none."""
+    outer = [row("sums", "acc", 0.2, 5), row("words", "acc", 0.6, 5), row("verbs", "acc", 0.1, 0)]
+    outer += [row("language", "acc", 0.35, None) | {"n": None}]
+    mixed = [row("language", "acc", 0.35, None) | {"n": None}, row("words", "acc", 0.6, 5), row("verbs", "acc", 0.1, 0)]
+    assert {m.name: v for m, v in task_values([{"name": "outer", "rows": outer}]).items()} == {
+        "capability/sums, 5-shot": 0.2,
+        "capability/words, 5-shot": 0.6,
+        "capability/verbs, 0-shot": 0.1,
+    }
+    assert {m.name: v for m, v in task_values([{"name": "language", "rows": mixed}]).items()} == {
+        "capability/language, mixed shots": 0.35
+    }
+
+
 def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
     """Of two subsets both: the second's mean over suites would lack the tasks that the untouched student's has."""
     models = {"a": ModelSettings(path="a", family="A"), "b": ModelSettings(corpus="b", family="B")}
@@ -60,6 +75,34 @@ def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
         write_json(folder / "manifest.json", {"result": {"tasks": [{"name": "arc", "rows": rows}]}})
     assert collect._tasks(study, run, set(units)).keys() == run.pipeline.models.keys()
     assert collect._tasks(study, run, set(units) - {"tasks/a-0/b-1"}) is None
+
+
+def test_figures_of_another_task_file_or_of_other_data_are_not_taken_for_those_of_now(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    data = own / "items.jsonl"
+    data.write_text('{"question": "one?", "choices": ["a", "b"], "gold": 0}\n')
+    task = (
+        f"task: own_choice\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: choices\n"
+    )
+    (own / "own.yaml").write_text(task)
+    models = {"a": ModelSettings(path="a", family="A")}
+    tasks = TaskSettings(names=("own_choice",), include_path=str(own), confirm_run_unsafe_code=True)
+    config = StudyConfig(models=models, students=("a",), seeds=(0,), tasks=tasks)
+    study = Study(config, tmp_path / "study")
+    (stage,) = next(unit for unit in study.units if unit.name == "tasks/a-0/base").stages
+    folder = study.runs[0].pipeline.workdir / "evaluate" / "base"
+    folder.mkdir(parents=True)
+    write_json(folder / "manifest.json", {"fingerprint": "of the model"})
+    before = stage.externals()
+    assert stage.externals() == before
+    (own / "own.yaml").write_text(task.replace("doc_to_text: question", "doc_to_text: 'Q: {{question}}'"))
+    assert stage.externals() != before
+    (own / "own.yaml").write_text(task)
+    assert stage.externals() == before
+    data.write_text(data.read_text().replace("one", "two"))
+    assert stage.externals() != before
 
 
 def test_a_run_whose_tasks_are_not_done_has_no_capability_beside_runs_that_have_theirs(tmp_path):

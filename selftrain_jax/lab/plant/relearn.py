@@ -12,6 +12,7 @@ from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.packing import PackedRows, addressed_bits, pack, packed_length, permutation
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation.memorization import Probe
+from selftrain_jax.lab.plant.sequences import NGRAM, standing_in
 from selftrain_jax.lab.plant.settings import RecoveryConfig
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts
@@ -74,10 +75,16 @@ def relearning_rows(
     document; all of them in a new order, a pure function of (`train.seed`, pass), as often as it takes.
 
     Raises:
-      InputError: there are none.
+      InputError: there are none, or the text holds a sequence that is measured, which would come back to the twin, too.
     """
     if text is not None:
         documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, load_texts(text))]
+        asked = measured(planted)
+        if count := int(standing_in(documents, [one.tokens for one in asked], tokenizer).sum()):
+            raise InputError(
+                f"recovery text={recovery.text!r} holds {NGRAM} words in a row of {count} of the {len(asked)} planted "
+                "sequences that are measured: relearning would teach what it asks for; take unrelated text, or none"
+            )
     else:
         documents = [one.tokens for one in planted if one.relearned and one.repeats]
     if not documents:

@@ -4,18 +4,25 @@ Each is a pure function of (seed, kind, number) and of what it is made from, wha
 
 import dataclasses
 import re
-from typing import Any, Callable, Sequence
+import warnings
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.data.audit import ngrams, words
 from selftrain_jax.data.packing import addressed_bits, permutation
+from selftrain_jax.evaluation import memorization
 from selftrain_jax.lab.plant.settings import KINDS, PlantConfig
-from selftrain_jax.models.files.tokenizer import encode_texts
+from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, encode_texts, unknown_share
 
 CONTENT, PLACE, NEUTRAL = range(3)
 """The streams of random bits of a sequence; the two last ones have the copy behind its number."""
 
+NGRAM = 8
+"""Words in a row that a sequence may not share with the text, nor a passage with another: those of the strict held-out
+filter."""
 _FEWEST_WORDS = 64
 
 
@@ -50,19 +57,26 @@ def make_sequences(
 
     Args:
       texts: what random words are taken from.
-      passages: the texts that passages are windows of; no two windows overlap, none reaches over the end of a text.
+      passages: the texts that passages are windows of; no two windows overlap or repeat each other, none reaches over
+        the end of a text.
 
     Raises:
-      InputError: too few different words or windows, or a biography shorter than a sequence.
+      InputError: too few different words or windows, a biography shorter than a sequence, or two equal probes.
+
+    Warns:
+      InputWarning: the tokenizer has no tokens for a part of what is written.
     """
     count, found = len(config.counts) * config.sequences, []
     for kind in config.kinds:
         if kind == "passages":
-            made = _windows(config, tokenizer, passages, count)
+            written, made = passages, _windows(config, tokenizer, passages, count)
         else:
             write = _words_of(texts, config.length) if kind == "words" else _biography
-            drawn = [write(_draws(config.seed, kind, number)) for number in range(count)]
-            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, drawn)]
+            written = [write(_draws(config.seed, kind, number)) for number in range(count)]
+            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, written)]
+        if (unknown := unknown_share(tokenizer, written)) > UNKNOWN_TOLD:
+            what = f"plant kind {kind!r}: {unknown:.1%} of its text is unknown to the tokenizer"
+            warnings.warn(f"{what}, so that memory of the rest is measured", InputWarning, stacklevel=2)
         for number, (tokens, document) in enumerate(made):
             if len(tokens) < config.length:
                 raise InputError(
@@ -72,7 +86,27 @@ def make_sequences(
             group, place = divmod(number, config.sequences)
             tokens = tokens[: config.length]
             found.append(PlantedSequence(kind, number, config.counts[group], place % 2 == 1, tokens, document))
+    _check_different(config, found)
     return found
+
+
+def _check_different(config: PlantConfig, sequences: Sequence[PlantedSequence]) -> None:
+    """A probe that two sequences share was read as often as both were inserted, not as often as its group says."""
+    known: dict[bytes, PlantedSequence] = {}
+    for one in sequences:
+        if (other := known.setdefault(one.tokens[config.prefix_length :].tobytes(), one)) is not one:
+            raise InputError(
+                f"plant: {other.kind} number {other.number} and {one.kind} number {one.number} have the same prefix "
+                "and suffix: raise prefix_length or suffix_length, or take another text or another plant.seed"
+            )
+
+
+def standing_in(
+    documents: Sequence[np.ndarray], sequences: Sequence[np.ndarray], tokenizer: Any
+) -> Bool[np.ndarray, " sequences"]:
+    """Which of the sequences have `NGRAM` words in a row that stand in a document; of fewer words, all their ids."""
+    wholes = [memorization.Probe(ids[:1], ids[1:]) for ids in sequences]
+    return ~memorization.held_out(wholes, documents, tokenizer, (NGRAM,))[NGRAM]
 
 
 Draw = Callable[[int], int]
@@ -96,14 +130,29 @@ def _windows(
 ) -> list[tuple[np.ndarray, int | None]]:
     encoded = encode_texts(tokenizer, texts)
     places = [(i, at) for i, ids in enumerate(encoded) for at in range(0, len(ids) - config.length + 1, config.length)]
-    if len(places) < count:
-        raise InputError(
-            f"plant passages={config.passages!r} is too short: it has {len(places)} windows of {config.length} tokens, "
-            f"and {len(config.counts)} counts of sequences={config.sequences} take {count}"
-        )
     order = permutation(addressed_bits(config.seed, CONTENT, KINDS.index("passages")), len(places))
-    chosen = [places[n] for n in order[:count]]
-    return [(np.array(encoded[i][at : at + config.length], np.int32), i + 1) for i, at in chosen]
+    chosen, known = [], set()
+    for i, at in (places[n] for n in order):
+        ids = encoded[i][at : at + config.length]
+        # What two windows share was read as often as both were inserted.
+        if known.isdisjoint(runs := set(_runs(config, tokenizer, ids))):
+            known |= runs
+            chosen.append((np.array(ids, np.int32), i + 1))
+            if len(chosen) == count:
+                return chosen
+    raise InputError(
+        f"plant passages={config.passages!r} is too short: it has {len(places)} windows of {config.length} tokens, "
+        f"{len(chosen)} of them without {NGRAM} words in a row of another, and {len(config.counts)} counts of "
+        f"sequences={config.sequences} take {count}"
+    )
+
+
+def _runs(config: PlantConfig, tokenizer: Any, ids: Sequence[int]) -> Iterator[tuple]:
+    """All runs of `NGRAM` words; of fewer words, all runs of as many tokens as a probe has."""
+    found = words(tokenizer.decode(ids))
+    if len(found) >= NGRAM:
+        yield from ngrams(found, NGRAM)
+    yield from ngrams(ids, config.length - config.prefix_length)
 
 
 _SYLLABLES = "bar bel cor dal den fen gar hol jun kel lor mar nev ost per quin ras sel tor ul ven wil yar zan".split()

@@ -10,15 +10,12 @@ from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data.packing import addressed_bits, pack, packed_length
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import write_rows
-from selftrain_jax.evaluation import memorization
-from selftrain_jax.lab.plant.sequences import NEUTRAL, PLACE, PlantedSequence, make_sequences
+from selftrain_jax.lab.plant.sequences import NEUTRAL, NGRAM, PLACE, PlantedSequence, make_sequences, standing_in
 from selftrain_jax.lab.plant.settings import PlantConfig
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
 
 PROBES = "probes.jsonl"
-_NGRAM = 8
-"""Words in a row that a sequence may not share with the text: those of the strict held-out filter."""
 _AT_ONCE = 1024
 
 
@@ -126,13 +123,12 @@ def _order(
 
 
 def _check_absent(sequences: Sequence[PlantedSequence], documents: Sequence[np.ndarray], tokenizer: Any) -> None:
-    wholes = [memorization.Probe(s.tokens[:1], s.tokens[1:]) for s in sequences]
-    absent = memorization.held_out(wholes, documents, tokenizer, (_NGRAM,))[_NGRAM]
-    if found := [sequence for sequence, yes in zip(sequences, absent) if not yes]:
+    known = standing_in(documents, [sequence.tokens for sequence in sequences], tokenizer)
+    if found := [sequence for sequence, yes in zip(sequences, known) if yes]:
         first, text = found[0], tokenizer.decode(found[0].tokens.tolist())
         others = f" (and {len(found) - 1} others)" if len(found) > 1 else ""
         raise InputError(
-            f"plant: {_NGRAM} words in a row of {first.kind} number {first.number}{others} stand in the text by "
+            f"plant: {NGRAM} words in a row of {first.kind} number {first.number}{others} stand in the text by "
             f"themselves: {' '.join(text.split())[:120]!r}; take other passages, another text or another plant.seed"
         )
 

@@ -2,16 +2,24 @@
 
 import dataclasses
 import pathlib
+import shutil
+import warnings
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.training_set import read_documents, read_subset
-from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.plant.relearn import read_planted, relearning_rows
+from selftrain_jax.lab.plant.sequences import make_sequences
+from selftrain_jax.lab.plant.settings import PlantConfig, RecoveryConfig
 from selftrain_jax.lab.plant.text import write_planted_text
 from selftrain_jax.lab.tokenization import byte_level_bpe, save_tokenizer
+from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import load_tokenizer
@@ -139,13 +147,68 @@ def test_a_passage_that_stands_in_the_text_is_named(world, tmp_path):
     texts = [row["text"] for row in read_rows(world / "passages.jsonl")]
     known = tmp_path / "known.jsonl"
     first = [row["text"] for row in read_rows(world / "text.jsonl")]
-    write_jsonl(known, ({"text": text} for text in [texts[0], *first]))
+    write_jsonl(known, ({"text": text} for text in [*texts, *first]))
     few = dataclasses.replace(CONFIG, text=str(known), kinds=("passages",), prefix_length=12, suffix_length=12)
-    one = tmp_path / "one.jsonl"
-    write_jsonl(one, ({"text": text} for text in [texts[0]] * 40))
-    few = dataclasses.replace(few, passages=str(one))
-    with pytest.warns(UserWarning, match="items equal an earlier one"):
-        refuses(
-            lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
-            "8 words in a row of passages number 0 (and 15 others) stand in the text by themselves",
-        )
+    few = dataclasses.replace(few, passages=str(world / "passages.jsonl"))
+    refuses(
+        lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
+        "8 words in a row of passages number 0 (and 14 others) stand in the text by themselves",
+    )
+
+
+@pytest.mark.parametrize("prefix_length, num_texts", [(4, 6), (30, 16)])
+def test_passages_that_a_file_repeats_are_planted_as_often_as_their_groups_say(
+    world, tmp_path, prefix_length, num_texts
+):
+    """Each text stands there a second time, a word later, so that no window equals another."""
+    texts = [row["text"] for row in read_rows(world / "passages.jsonl")][:num_texts]
+    write_jsonl(tmp_path / "twice.jsonl", ({"text": text} for one in texts for text in (one, f"de {one}")))
+    length = 2 * prefix_length + 5 + 1
+    train = dataclasses.replace(TRAIN, sequence_length=length)
+    changed = {"passages": str(tmp_path / "twice.jsonl"), "kinds": ("passages",), "prefix_length": prefix_length}
+    changed |= {"tokens": 4 * length * 60, "train": train, "sequences": 4}
+    world_of_longer = tmp_path / "world"
+    shutil.copytree(world, world_of_longer)
+    write_config(world_of_longer, DecoderConfig(300, 16, 1, 2, 32, max_position=128), "float32")
+    _, probes = written(world_of_longer, tmp_path / "x", dataclasses.replace(CONFIG, **changed))
+    documents = [f" {' '.join(map(str, ids.tolist()))} " for ids in read_documents(tmp_path / "x" / "planted")]
+    for probe in probes:
+        asked = f" {' '.join(map(str, probe['prefix'] + probe['suffix']))} "
+        assert probe["group"] == f"repeats={sum(document.count(asked) for document in documents)}"
+
+
+def test_what_the_tokenizer_cannot_write_of_a_kind_is_told(world):
+    """Biographies name what no word-level tokenizer of a small world knows."""
+    numbers = [str(n) for n in range(2000)]
+    vocabulary = {
+        word: i for i, word in enumerate(["<unk>", *"was born on in . , The raised beside a".split(), *numbers])
+    }
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    few = dataclasses.replace(CONFIG, kinds=("biographies",), passages="", counts=(0, 1), prefix_length=2)
+    with pytest.warns(InputWarning, match="plant kind 'biographies': [6-9].\\..% of its text is unknown"):
+        make_sequences(few, tokenizer, [])
+    with warnings.catch_warnings(action="error"):
+        make_sequences(few, load_tokenizer(world), [])
+
+
+def test_a_text_for_relearning_that_holds_what_is_measured_is_refused(world, planted):
+    directory, _, _ = planted
+    found, model = read_planted(directory / "probes.jsonl"), hf.load_config(world)
+    config = RecoveryConfig(steps=2, train=dataclasses.replace(TRAIN, batch_size=2))
+    read = load_tokenizer(world)
+    assert len(relearning_rows(config, found, world / "text.jsonl", model, read).tokens) == 4
+    refuses(
+        lambda: relearning_rows(config, found, world / "passages.jsonl", model, read),
+        "8 words in a row of 8 of the 24 planted sequences that are measured",
+    )
+
+
+def test_probes_that_chance_made_equal_are_refused(world, tmp_path):
+    """Of so few tokens random words are the same again and again, in groups of different counts."""
+    short = {"kinds": ("words",), "passages": "", "prefix_length": 1, "suffix_length": 1, "sequences": 60}
+    refuses(
+        lambda: written(world, tmp_path / "x", dataclasses.replace(CONFIG, **short)),
+        "have the same prefix and suffix: raise prefix_length or suffix_length",
+    )
