@@ -37,7 +37,7 @@ class Stage:
       work: does it, in the folder it is given, and returns JSON values for the manifest. It may find its own unfinished
         work there and go on with it.
       externals: fingerprints of the files from outside the workdir that it reads.
-      models: those of the models; dear, or perhaps a download.
+      models: those of the models, and whatever else is dear, or perhaps a download.
       machine: what it takes from the machine, which must not change in the middle of the work.
       grows: settings that may be raised, or name more, later; the stage then goes on from what is there.
       settled: those, as dotted names, of which more would have been made only while it was at work; a stage that is

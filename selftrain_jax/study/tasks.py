@@ -56,11 +56,13 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         return {"tasks": [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]}
 
     def externals():
-        found = {"model": read_manifest(run.workdir, stage)["fingerprint"]}
-        return found | ({"tasks": _own_tasks(settings)} if settings.include_path else {})
+        return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+
+    def own_tasks():  # apart, since it imports the harness
+        return {"tasks": _own_tasks(settings)} if settings.include_path else {}
 
     asked = dataclasses.asdict(settings) | {"dtype": evaluate.dtype}
-    return Stage(name, asked, (), work, externals, unnoted=("tasks",))
+    return Stage(name, asked, (), work, externals, own_tasks, unnoted=("tasks",))
 
 
 SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")

@@ -95,14 +95,15 @@ def test_figures_of_another_task_file_or_of_other_data_are_not_taken_for_those_o
     folder = study.runs[0].pipeline.workdir / "evaluate" / "base"
     folder.mkdir(parents=True)
     write_json(folder / "manifest.json", {"fingerprint": "of the model"})
-    before = stage.externals()
-    assert stage.externals() == before
+    assert stage.externals() == {"model": "of the model"}
+    before = stage.models()
+    assert before and stage.models() == before
     (own / "own.yaml").write_text(task.replace("doc_to_text: question", "doc_to_text: 'Q: {{question}}'"))
-    assert stage.externals() != before
+    assert stage.models() != before
     (own / "own.yaml").write_text(task)
-    assert stage.externals() == before
+    assert stage.models() == before
     data.write_text(data.read_text().replace("one", "two"))
-    assert stage.externals() != before
+    assert stage.models() != before
 
 
 def test_a_run_whose_tasks_are_not_done_has_no_capability_beside_runs_that_have_theirs(tmp_path):
