@@ -78,6 +78,7 @@ def test_every_training_of_a_text_is_put_to_the_tasks(tmp_path):
 
 
 def test_figures_of_another_task_file_or_of_other_data_are_not_taken_for_those_of_now(tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness (extra eval) is not installed")
     own = tmp_path / "own"
     own.mkdir()
     data = own / "items.jsonl"
