@@ -7,12 +7,15 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import re
 import secrets
 import shutil
 import stat
+import struct
+import zipfile
 from typing import IO, Any, Iterable, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError, one_line, visible
@@ -208,10 +211,15 @@ def read_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:
     """The numpy arrays of an `.npz` file of a stage; `InputError` naming `what` when it is missing or damaged."""
     import numpy as np
 
+    with _readable(path, what), np.load(path, allow_pickle=False) as arrays:
+        # By the name in the archive: "x" would find "x.npy.npy" where that is the name of another array.
+        return {name: arrays[f"{name}.npy"] for name in arrays.files}
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike, what: str) -> Iterator[None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            # By the name in the archive: "x" would find "x.npy.npy" where that is the name of another array.
-            return {name: arrays[f"{name}.npy"] for name in arrays.files}
+        yield
     except Exception as e:  # zipfile, zlib and numpy each raise their own
         raise InputError(
             f"{what} {path} is missing or damaged ({one_line(e)[:200]}): remove {os.path.dirname(path)} and run the "
@@ -219,12 +227,51 @@ def read_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:
         ) from None
 
 
-def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
-    """Writes an `.npz` file, whole or not at all; `read_arrays` reads it."""
+def map_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:
+    """As `read_arrays`, but the arrays stay on disk until they are looked at; what is damaged is found at once."""
     import numpy as np
 
-    with _atomic(path) as f:
-        np.savez(f, **arrays)
+    found = {}
+    with _readable(path, what), zipfile.ZipFile(path) as archive, open(path, "rb") as f:
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"bad checksum of {broken}")
+        for member in archive.infolist():
+            # 30 bytes go before its name, then come the extra fields, and then the array as a file of its own.
+            f.seek(member.header_offset + 26)
+            f.seek(sum(struct.unpack("<HH", f.read(4))), os.SEEK_CUR)
+            np.lib.format.read_magic(f)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(f)
+            if dtype.hasobject:
+                raise ValueError(f"{member.filename} holds Python objects")
+            array = np.memmap(path, dtype, "r", f.tell(), shape, "F" if by_columns else "C")
+            found[member.filename.removesuffix(".npy")] = np.asarray(array)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """An array that is made block by block along its first axis."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    blocks: Iterable[Any]
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` file of arrays and `Blocks`, whole or not at all; `read_arrays` and `map_arrays` read it."""
+    import numpy as np
+
+    with _atomic(path) as f, zipfile.ZipFile(f, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                if not isinstance(array, Blocks):
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+                    continue
+                about = {"descr": np.lib.format.dtype_to_descr(np.dtype(array.dtype)), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(member, about | {"shape": array.shape})
+                size = sum(member.write(np.ascontiguousarray(block, array.dtype).tobytes()) for block in array.blocks)
+                if size != math.prod(array.shape) * np.dtype(array.dtype).itemsize:
+                    raise ValueError(f"array {name}: {size} bytes came where its shape is {array.shape}")
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
-from typing import Iterable
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import Blocks
+
+_AT_ONCE = 1 << 20
+"""Tokens of a stream that are cut into rows together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedRows:
-    """The result of `pack`.
+    """The result of `pack`; of `pack_blocks`, with `Blocks` of these arrays.
 
     Attributes:
       tokens: inputs are `tokens[:, :-1]`, targets `tokens[:, 1:]`.
@@ -38,32 +42,62 @@ def pack(documents: Iterable[Int[np.ndarray, " n"]], *, bos_token_id: int, seque
     ones is a target exactly once. A stream of S tokens gives (S - 1) // T rows; none when it is shorter than one row.
     Nothing is added after a document: one that was cut by length has no EOS.
     """
+    documents = list(map(np.asarray, documents))
+    lengths = [document.size for document in documents]
+    packed = pack_blocks(documents, lengths, bos_token_id=bos_token_id, sequence_length=sequence_length)
+    none = np.zeros((0, sequence_length + 1), np.int32)
+    arrays = (np.concatenate([none, *array.blocks]) for array in (packed.tokens, packed.segment_ids))
+    return PackedRows(*arrays, packed.dropped_tokens)
+
+
+def pack_blocks(
+    documents: Iterable[Int[np.ndarray, " n"]], lengths: Sequence[int], *, bos_token_id: int, sequence_length: int
+) -> PackedRows:
+    """`pack` of documents of known `lengths`, which are read while the blocks are taken, some at a time."""
     if sequence_length < 1:
         raise InputError(f"packing sequence_length={sequence_length} must be at least 1")
     if bos_token_id < 0:
         raise InputError(f"packing bos_token_id={bos_token_id} must not be negative")
     bos = np.array([bos_token_id], np.int32)
-    pieces, lengths = [], []
-    for number, document in enumerate(documents):
-        document = np.asarray(document)
-        if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
-            raise InputError(
-                f"packing document {number} has shape {document.shape} and dtype {document.dtype}; it must be a vector "
-                "of token ids"
-            )
-        pieces += [bos, document.astype(np.int32, copy=False)]
-        lengths.append(packed_length(len(document)))
-    total = sum(lengths)
+
+    def tokens():
+        for number, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+            if np.shape(document) != (length,) or (length and document.dtype.kind not in "iu"):
+                raise InputError(
+                    f"packing document {number} has shape {document.shape} and dtype {document.dtype}; it must be a "
+                    f"vector of {length} token ids"
+                )
+            yield from (bos, document.astype(np.int32, copy=False))
+
+    def segments():
+        for number, length in enumerate(lengths):
+            yield np.full(packed_length(length), number, np.int32)
+
+    total = sum(map(packed_length, map(int, lengths)))
     num_rows = max(total - 1, 0) // sequence_length
-    used = num_rows * sequence_length + 1 if num_rows else 0
-    # One stream after the other: both at once are as large as the rows.
-    tokens = _rows(np.concatenate(pieces)[:used] if pieces else np.zeros(0, np.int32), sequence_length)
-    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    return PackedRows(tokens, _rows(segments[:used], sequence_length), dropped_tokens=total - used)
+    shape = num_rows, sequence_length + 1
+    arrays = (Blocks(shape, np.int32, _rows(stream(), sequence_length)) for stream in (tokens, segments))
+    return PackedRows(*arrays, dropped_tokens=total - (num_rows * sequence_length + 1 if num_rows else 0))
 
 
-def _rows(stream: np.ndarray, sequence_length: int) -> np.ndarray:
-    if not len(stream):
+def _rows(stream: Iterable[np.ndarray], sequence_length: int) -> Iterator[np.ndarray]:
+    """The rows of a stream that comes in pieces, some at a time."""
+    held: list[np.ndarray] = []
+    size = 0
+    for piece in stream:
+        held.append(piece)
+        size += len(piece)
+        if size > max(_AT_ONCE, sequence_length):
+            whole = np.concatenate(held)
+            yield (rows := _windows(whole, sequence_length))
+            held = [whole[len(rows) * sequence_length :]]
+            size = len(held[0])
+    if held:
+        yield _windows(np.concatenate(held), sequence_length)
+
+
+def _windows(stream: np.ndarray, sequence_length: int) -> np.ndarray:
+    if len(stream) <= sequence_length:
         return np.zeros((0, sequence_length + 1), np.int32)
     return np.lib.stride_tricks.sliding_window_view(stream, sequence_length + 1)[::sequence_length].copy()
 

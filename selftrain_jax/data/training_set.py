@@ -8,10 +8,10 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import read_arrays, write_arrays
+from selftrain_jax.core.files import map_arrays, write_arrays
 from selftrain_jax.data.clean import TrainingText, kept_documents
 from selftrain_jax.data.corpus import Corpus, Document
-from selftrain_jax.data.packing import PackedRows, pack
+from selftrain_jax.data.packing import PackedRows, pack_blocks
 from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset, evenly_spread
@@ -69,13 +69,14 @@ def write_subset(
     unknown = warn_of_unknown(name, load_tokenizer(student), [document.text for document in read])
     ends = [None] * (len(order) - 1) + [last_length]
     drawn = (ids[:end] for ids, end in zip(tokens.take(order), ends))
-    rows = pack(drawn, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
+    lengths = np.append(tokens.lengths[order[:-1]], last_length)
+    rows = pack_blocks(drawn, lengths, bos_token_id=config.bos_token_id, sequence_length=sequence_length)
     write_rows(rows, directory)
     return {
         "num_documents": len(order),
         "num_distinct": num_distinct,
         "num_tokens": settings.num_tokens,
-        "num_rows": len(rows.tokens),
+        "num_rows": rows.tokens.shape[0],
         "retokenized": retokenized,
         "unknown_share": unknown,
         "dropped_tokens": rows.dropped_tokens,
@@ -195,8 +196,8 @@ def write_rows(rows: PackedRows, directory: pathlib.Path) -> None:
 
 
 def read_subset(directory: pathlib.Path) -> PackedRows:
-    """The rows that `write_rows` left in `directory`."""
-    arrays = read_arrays(directory / "rows.npz", "subset")
+    """The rows that `write_rows` left in `directory`, where they stay until they are looked at."""
+    arrays = map_arrays(directory / "rows.npz", "subset")
     return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 
 

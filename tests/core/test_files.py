@@ -114,14 +114,35 @@ def test_a_missing_file_is_named(tmp_path):
         files.read_json(tmp_path / "gone", "probe file")
 
 
-def test_arrays_read_back_under_their_own_names(tmp_path):
-    np.savez(tmp_path / "a.npz", **{"x": np.arange(3), "x.npy": np.ones(2), "g/é": np.zeros(0)})
-    found = files.read_arrays(tmp_path / "a.npz", "subset")
-    assert {name: array.tolist() for name, array in found.items()} == {"x": [0, 1, 2], "x.npy": [1, 1], "g/é": []}
+@pytest.mark.parametrize("write", [lambda path, arrays: np.savez(path, **arrays), files.write_arrays])
+@pytest.mark.parametrize("read", [files.read_arrays, files.map_arrays])
+def test_arrays_read_back_under_their_own_names(tmp_path, read, write):
+    arrays = {
+        **{"x": np.arange(3), "x.npy": np.ones(2), "g/é": np.zeros(0), "one": np.int64(7)},
+        **{"text": np.array(["a", "bc"]), "columns": np.asfortranarray(np.arange(6).reshape(2, 3))},
+    }
+    write(tmp_path / "a.npz", arrays)
+    found = read(tmp_path / "a.npz", "subset")
+    assert {name: array.tolist() for name, array in found.items()} == {n: a.tolist() for n, a in arrays.items()}
+    assert {name: array.dtype for name, array in found.items()} == {n: a.dtype for n, a in arrays.items()}
 
 
+@pytest.mark.parametrize("read", [files.read_arrays, files.map_arrays])
+def test_an_array_may_come_in_blocks(tmp_path, read):
+    whole = np.arange(35, dtype=np.int32).reshape(7, 5)
+    files.write_arrays(tmp_path / "a.npz", {"x": files.Blocks((7, 5), np.int32, iter([whole[:4], whole[4:]])), "n": 3})
+    found = read(tmp_path / "a.npz", "subset")
+    np.testing.assert_array_equal(found["x"], whole)
+    assert found["x"].dtype == np.int32 and found["n"] == 3
+    before = (tmp_path / "a.npz").read_bytes()
+    with pytest.raises(ValueError, match="array x: 80 bytes came where its shape is"):
+        files.write_arrays(tmp_path / "a.npz", {"x": files.Blocks((7, 5), np.int32, [whole[:4]])})
+    assert (tmp_path / "a.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("read", [files.read_arrays, files.map_arrays])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no archive", "pickled", "gone"])
-def test_damaged_arrays_are_named(tmp_path, damage):
+def test_damaged_arrays_are_named(tmp_path, damage, read):
     path = tmp_path / "stage" / "a.npz"
     path.parent.mkdir()
     np.savez(path, x=np.array([{}]) if damage == "pickled" else np.arange(1000))
@@ -132,7 +153,7 @@ def test_damaged_arrays_are_named(tmp_path, damage):
     if damage == "gone":
         path.unlink()
     with pytest.raises(InputError, match=f"subset {path} is missing or damaged .*remove {path.parent} and run") as e:
-        files.read_arrays(path, "subset")
+        read(path, "subset")
     assert "\n" not in str(e.value)
 
 

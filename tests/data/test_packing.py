@@ -1,10 +1,13 @@
+from unittest import mock
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.data.packing import addressed_bits, batch_indices, pack, packed_length, steps_per_epoch
+from selftrain_jax.data import packing
+from selftrain_jax.data.packing import addressed_bits, batch_indices, pack, pack_blocks, packed_length, steps_per_epoch
 
 
 def make_documents(n=40, seed=0):
@@ -44,15 +47,32 @@ def test_documents_are_recovered_from_their_segments():
 IDS = st.integers(0, 2)  # BOS is 0, so it also ends and sits inside documents
 
 
-@hypothesis.given(st.lists(st.lists(IDS, max_size=30), max_size=8), st.integers(1, 16))
-def test_any_documents_are_recovered(documents, sequence_length):
-    """Of no token, of one, and longer than a row."""
-    packed = pack([np.array(d, np.int32) for d in documents], bos_token_id=0, sequence_length=sequence_length)
+@hypothesis.given(st.lists(st.lists(IDS, max_size=30), max_size=8), st.integers(1, 16), st.integers(1, 60))
+def test_any_documents_are_recovered(documents, sequence_length, at_once):
+    """Of no token, of one, and longer than a row, or than what is cut together."""
+    with mock.patch.object(packing, "_AT_ONCE", at_once):
+        packed = pack([np.array(d, np.int32) for d in documents], bos_token_id=0, sequence_length=sequence_length)
     owners = [i for i, document in enumerate(documents) for _ in range(len(document) + 1)]
     for rows, stream in ((packed.tokens, stream_of(documents, 0)), (packed.segment_ids, owners)):
         used = len(stream) - packed.dropped_tokens
         assert [*rows[:1, 0], *rows[:, 1:].ravel()] == stream[:used] and (rows[1:, 0] == rows[:-1, -1]).all()
         assert packed.dropped_tokens < sequence_length or packed.dropped_tokens == len(stream) <= sequence_length
+
+
+def test_blocks_come_while_documents_are_read(monkeypatch):
+    monkeypatch.setattr(packing, "_AT_ONCE", 20)
+    documents, read = make_documents(), []
+    whole = pack(documents, bos_token_id=0, sequence_length=5)
+    lengths = [len(document) for document in documents]
+    packed = pack_blocks((read.append(1) or d for d in documents), lengths, bos_token_id=0, sequence_length=5)
+    assert packed.tokens.shape == packed.segment_ids.shape == whole.tokens.shape and not read
+    blocks = [(block, len(read)) for block in packed.tokens.blocks]
+    assert all(len(block) <= (20 + 12) // 5 for block, _ in blocks) and blocks[0][1] < len(documents) / 4
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in blocks]), whole.tokens)
+    np.testing.assert_array_equal(np.concatenate([*packed.segment_ids.blocks]), whole.segment_ids)
+    other = pack_blocks(documents, [*lengths[:-1], lengths[-1] + 1], bos_token_id=0, sequence_length=5)
+    with pytest.raises(InputError, match="document 39 has shape"):
+        list(other.tokens.blocks)
 
 
 def test_an_exact_multiple_plus_one_drops_nothing():
