@@ -136,11 +136,13 @@ def _contrasts(results: Sequence[Row]) -> Rows:
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
-    """Each proxy beside the utility of its text at its condition; it was measured once for all of these."""
+    """Each proxy beside the utility of its text at its condition; it was measured once for all of these.
+
+    Utilities are rounded: one that is reached by other sums must tie, and ranks tell apart what differs at all."""
     names = "student", "arm", "seed", "condition"
     groups = grouped(of(results, CAPABILITY), *names)
     trained = ((row, groups.get(tuple(row[name] for name in names))) for row in proxies)
-    return [{**row, "utility": float(np.mean([change(r) for r in group]))} for row, group in trained if group]
+    return [{**row, "utility": round(float(np.mean([*map(change, group)])), 12)} for row, group in trained if group]
 
 
 def _is_unread(row: Row) -> bool:

@@ -65,6 +65,8 @@ def test_a_study_ends_with_its_tables(finished):
         "tfidf_similarity",
         "gradient_alignment",
     }
+    excess = {row["arm"]: row["value"] for row in data["proxies"] if row["proxy"] == "excess_nll"}
+    assert excess.pop("A_small") == 0 and all(excess.values())  # of its own text, whatever rounding says
     assert {row["generation"] for row in data["generations"]} == {0, 1, 2}
     assert {row["mode"] for row in data["generations"]} == {"replace", "accumulate"}
     assert {row["step"] for row in data["curves"]} >= {0}
