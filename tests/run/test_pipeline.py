@@ -68,6 +68,21 @@ def test_a_revision_is_that_of_source_and_student_alone(tmp_path, monkeypatch):
         Pipeline(RunConfig(source=str(tmp_path), revision="step7"), tmp_path).check_files()
 
 
+@pytest.mark.parametrize(
+    "setting, other",
+    [
+        ("controls.last.source", {"controls": {"last": ControlSettings(source="a/m")}}),
+        ("evaluate.reference", {"evaluate": EvaluateSettings(probes="p", nonmembers="n", reference="a/m")}),
+    ],
+)
+def test_another_revision_of_the_student_is_not_taken_for_its_own(tmp_path, monkeypatch, setting, other):
+    monkeypatch.setattr(names, "resolve_model", lambda name, revision=None: tmp_path / str(revision))
+    run = Pipeline(RunConfig(source="a/m", revision="step7", **other), tmp_path)
+    assert run.references()[setting] == "a/m"
+    with pytest.raises(InputError, match=f"setting {setting}='a/m' has the name of source or student"):
+        run.check_files()
+
+
 def test_the_seed_of_the_last_subset_is_a_seed():
     of = {"source": "x", "subset": SubsetConfig(num_subsets=2)}
     RunConfig(**of, train=TrainConfig(seed=2**63 - 2))
