@@ -13,7 +13,7 @@ from typing import Any, Mapping
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint
+from selftrain_jax.core.files import file_fingerprint, fingerprint
 from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data.clean import TrainingText
 from selftrain_jax.distributed import mesh
@@ -24,6 +24,7 @@ from selftrain_jax.run.settings import ControlSettings, RunConfig
 LAB, PLANT = MADE = ("lab:", "plant:")
 """Begin the names of models and files that the lab, and the stage `plant`, make."""
 PLANTED, TWIN = f"{PLANT}planted", f"{PLANT}twin"
+ENDS = "{}'s BOS and EOS"
 
 
 SHUFFLED = "shuffled"
@@ -167,3 +168,10 @@ class RunNames:
 
     def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
         return {} if reference.startswith(MADE) else hf.vocabulary_input(name, self.model_path(reference))
+
+    def ends_input(self, name: str, reference: str) -> dict[str, str]:
+        """What a model of another config.json begins and ends documents with, by the name `ENDS`."""
+        if reference.startswith(MADE):
+            return {}
+        config = hf.load_config(self.model_path(reference))
+        return {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}

@@ -9,10 +9,12 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.records import plain
 from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
-from selftrain_jax.run import names
+from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.run import names, stages
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.training.settings import TrainConfig
@@ -81,6 +83,33 @@ def test_another_revision_of_the_student_is_not_taken_for_its_own(tmp_path, monk
     assert run.references()[setting] == "a/m"
     with pytest.raises(InputError, match=f"setting {setting}='a/m' has the name of source or student"):
         run.check_files()
+
+
+@pytest.mark.parametrize("name, planted", [("subset/real-0", False), ("plant/text", True)])
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+def test_rows_that_begin_or_end_documents_otherwise_than_the_student_are_stale(tmp_path, name, planted, field):
+    """Rows hold both ids. A record of a version that did not note them is as good as ever."""
+    model = write_checkpoint(tmp_path / "model", old_tensors())
+    write_tokenizer(model)
+    (tmp_path / "real.jsonl").write_text('{"text": "a b c"}')
+    text = str(tmp_path / "real.jsonl")
+    plant = build(PlantConfig, {"text": text}) if planted else None
+    run = Pipeline(RunConfig(source=str(model), controls={"real": ControlSettings(texts=text)}, plant=plant), tmp_path)
+    stage = next(stage for stage in run.stages() if stage.name == name)
+    inputs = {**stage.externals(), **stage.models(), **dict.fromkeys(stage.after, "of the one before")}
+    (tmp_path / name).mkdir(parents=True)
+
+    def why(noted):
+        record = {"settings": plain(dict(stage.settings)), "inputs": noted, "fingerprint": "x", "files": {}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(record))
+        return [found.why for found in stages.stale(tmp_path, [stage]).values()]
+
+    assert why(inputs) == []
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {field: 3}))
+    (found,) = why(inputs)
+    assert "'s BOS and EOS has changed since" in found
+    assert why({name: value for name, value in inputs.items() if "BOS" not in name}) == []
 
 
 def test_the_seed_of_the_last_subset_is_a_seed():
