@@ -111,9 +111,12 @@ class RunNames:
         return mesh.local_mesh(self.mesh)
 
     def path(self, reference: str) -> pathlib.Path:
-        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
+        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world, "lab:probes.jsonl" beside the
+        student, in whose ids it is, where the lab makes that."""
         if reference.startswith(LAB):
-            return self.workdir / "lab" / "world" / reference.removeprefix(LAB)
+            file, of_lab = reference.removeprefix(LAB), self.untouched.startswith(LAB)
+            folder = self.untouched.removeprefix(LAB) if of_lab and file == "probes.jsonl" else "world"
+            return self.workdir / "lab" / folder / file
         if reference.startswith(PLANT):
             return self.workdir / "plant" / "text" / reference.removeprefix(PLANT)
         return pathlib.Path(reference)

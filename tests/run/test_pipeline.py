@@ -14,6 +14,7 @@ from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
 from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.settings import LabConfig
 from selftrain_jax.run import names, stages
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
@@ -110,6 +111,16 @@ def test_rows_that_begin_or_end_documents_otherwise_than_the_student_are_stale(t
     (found,) = why(inputs)
     assert "'s BOS and EOS has changed since" in found
     assert why({name: value for name, value in inputs.items() if "BOS" not in name}) == []
+
+
+@pytest.mark.parametrize("student, folder", [("lab:base", "base"), ("lab:other", "other"), ("models/x", "world")])
+def test_probes_of_the_lab_are_in_ids_of_the_student(tmp_path, student, folder):
+    """The lab's models may have other tokenizers than its world."""
+    evaluate = EvaluateSettings(texts={"fresh": "lab:validation.jsonl"}, probes="lab:probes.jsonl")
+    run = Pipeline(RunConfig(source="lab:other", student=student, lab=LabConfig(), evaluate=evaluate), tmp_path)
+    assert run.path(evaluate.probes) == tmp_path / "lab" / folder / "probes.jsonl"
+    assert run.path(evaluate.texts["fresh"]) == tmp_path / "lab" / "world" / "validation.jsonl"
+    assert f"lab/{folder}" in next(stage for stage in run.stages() if stage.name == "evaluate/base").after
 
 
 def test_the_seed_of_the_last_subset_is_a_seed():
