@@ -60,6 +60,8 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
         notes.append(
             "Some sources lack temperatures that others have: relations are then compared over different temperatures."
         )
+    if _conditions_differ(results):
+        notes.append("Some texts lack conditions that others have: means by relation are over different ones.")
     if unread:
         pairs = sorted({f"{student} of {arm}" for student, arm, _ in unread})
         notes.append(
@@ -97,6 +99,14 @@ def _temperatures_differ(results: Sequence[Row]) -> bool:
             place = row["student"], row["condition"], row["seed"]
             found.setdefault(place, {}).setdefault(source, set()).add(temperature)
     return any(other != one for one, *others in map(dict.values, found.values()) for other in others)
+
+
+def _conditions_differ(results: Sequence[Row]) -> bool:
+    """Whether a student was trained on one text at other conditions than on another."""
+    trained = [row for row in of(results, CAPABILITY) if row["relation"] not in UNTRAINED]
+    by_student = [grouped(rows, "arm").values() for rows in grouped(trained, "student").values()]
+    found = [[{row["condition"] for row in rows} for rows in texts] for texts in by_student]
+    return any(conditions != texts[0] for texts in found for conditions in texts)
 
 
 def _utility(results: Sequence[Row]) -> Rows:

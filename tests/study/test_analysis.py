@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import CONTROLS, UNTRAINED
 from selftrain_jax.study import analysis
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from tests.study.made import FAMILY, LINEAGE, SELF, many_pairs, proxies_of, rows_of, study
@@ -175,6 +175,16 @@ def test_what_is_left_out_is_noted():
     found = analysis.analyse(rows, unread)
     assert any("S, seed 1" in note for note in found.notes) and any("S of arm self" in note for note in found.notes)
     assert found.selectivity[0]["num_replicates"] == 2
+
+
+def test_relations_over_different_conditions_are_noted():
+    """Of a text that one condition lacks in every seed; students that no text has trained have one condition alone."""
+    rows = rows_of(CAPABILITY, {("A", SELF): [0.5, 0.6], ("B", FAMILY): [0.5, 0.6]})
+    rows = [row | {"condition": name} for row in rows for name in ("1 token", "2 tokens")]
+    rows += [row | {"arm": "noise", "relation": UNTRAINED[1]} for row in rows if row["condition"] == "1 token"]
+    for lacking in (None, ("A", "1 token"), ("B", "2 tokens")):
+        found = analysis.analyse([row for row in rows if (row["arm"], row["condition"]) != lacking], [])
+        assert any("lack conditions" in note for note in found.notes) is (lacking is not None)
 
 
 def test_relations_over_different_temperatures_are_noted():
