@@ -70,7 +70,7 @@ def _write(arguments: argparse.Namespace, make: Callable[..., pa.Table], stage: 
     configure_jax()
     workdir = user_path(arguments.workdir)
     if (workdir / "study.json").is_file():
-        table = study_table(workdir, make)
+        table = study_table(workdir, make, stage)
     else:
         table = make(_open(workdir, stage))
     tables.write_table(table, arguments.out)

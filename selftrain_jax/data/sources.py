@@ -170,6 +170,13 @@ def _tfds(name: str, split: str) -> Source:
             splits = builder.info.splits
         if split.split("[")[0] not in splits:
             raise InputError(f"import split={split!r}: {name} has the splits {', '.join(splits)}")
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
+            # TFDS reads a slice that ends one before its begin as one without an end.
+            if part.to is not None and part.to <= (part.from_ or 0):
+                raise InputError(
+                    f"import split={split!r}: the slice of {part.splitname} from {part.from_ or 0} to {part.to} is "
+                    f"empty; {name} has {splits[part.splitname].num_examples:,} items there"
+                )
         files = [os.fspath(file) for file in splits[split].filepaths]
         for file in files:
             inside(builder.data_path, os.path.relpath(file, builder.data_path), f"import source {name}")

@@ -308,11 +308,12 @@ def _write_weights(directory: pathlib.Path, config: DecoderConfig, leaves: dict,
 
 
 def model_fingerprint(directory: PathLike) -> str:
-    """A hash of `config.json` and the weight files; a converted directory has that of its source and dtype."""
+    """A hash of `config.json` and the weight files; a converted directory has that of its source and dtype,
+    as long as nobody edits its `config.json`."""
     directory = resolve_model(directory)
     load_config(directory)
     if converted.is_converted(directory):
-        return converted.read_record(directory)["fingerprint"]
+        return converted.fingerprint(directory)
     return files.file_fingerprint(directory / "config.json", *weight_files(directory))
 
 

@@ -179,7 +179,7 @@ class Metric:
         """Its name in report.json, study.json and tables: "extraction/held_out/repeats=64", "nll/wiki"."""
         held_out = {None: "", RUN: "held_out"}.get(self.held_out, f"held_out={self.held_out}")
         suffix = "" if self.suffix is None else f"suffix={self.suffix}"
-        offset = "" if self.offset is None else f"offset={self._offset}"
+        offset = "" if self.offset is None else f"offset={self.offset_words}"
         parts = [part for part in (self._item, held_out, suffix, self._samples, offset, self.group) if part]
         return "/".join([self.kind, *(parts or ["all"] * kind(self.kind).of_probes)])
 
@@ -194,7 +194,7 @@ class Metric:
             {None: "", RUN: "held-out"}.get(self.held_out, weaker),
             "" if self.suffix is None else f"first {self.suffix} tokens",
             self._samples,
-            "" if self.offset is None else f"offset {self._offset}",
+            "" if self.offset is None else f"offset {self.offset_words}",
             self.group_words,
         )
         return ", ".join(filter(None, parts)) or "all probes" * kind(self.kind).of_probes
@@ -244,7 +244,7 @@ class Metric:
         return "n={},p={:g}".format(*self.samples) if self.samples else ""
 
     @property
-    def _offset(self) -> str:
+    def offset_words(self) -> str:
         first, last = self.offset
         return "unknown" if first < 0 else f"{first}+" if last is None else f"{first}-{last}"
 

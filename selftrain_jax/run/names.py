@@ -13,7 +13,7 @@ from typing import Any, Mapping
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint
+from selftrain_jax.core.files import file_fingerprint, fingerprint
 from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data.clean import TrainingText
 from selftrain_jax.distributed import mesh
@@ -24,6 +24,7 @@ from selftrain_jax.run.settings import ControlSettings, RunConfig
 LAB, PLANT = MADE = ("lab:", "plant:")
 """Begin the names of models and files that the lab, and the stage `plant`, make."""
 PLANTED, TWIN = f"{PLANT}planted", f"{PLANT}twin"
+ENDS = "{}'s BOS and EOS"
 
 
 SHUFFLED = "shuffled"
@@ -110,9 +111,12 @@ class RunNames:
         return mesh.local_mesh(self.mesh)
 
     def path(self, reference: str) -> pathlib.Path:
-        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world."""
+        """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world, "lab:probes.jsonl" beside the
+        student, in whose ids it is, where the lab makes that."""
         if reference.startswith(LAB):
-            return self.workdir / "lab" / "world" / reference.removeprefix(LAB)
+            file, of_lab = reference.removeprefix(LAB), self.untouched.startswith(LAB)
+            folder = self.untouched.removeprefix(LAB) if of_lab and file == "probes.jsonl" else "world"
+            return self.workdir / "lab" / folder / file
         if reference.startswith(PLANT):
             return self.workdir / "plant" / "text" / reference.removeprefix(PLANT)
         return pathlib.Path(reference)
@@ -167,3 +171,10 @@ class RunNames:
 
     def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
         return {} if reference.startswith(MADE) else hf.vocabulary_input(name, self.model_path(reference))
+
+    def ends_input(self, name: str, reference: str) -> dict[str, str]:
+        """What a model of another config.json begins and ends documents with, by the name `ENDS`."""
+        if reference.startswith(MADE):
+            return {}
+        config = hf.load_config(self.model_path(reference))
+        return {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}

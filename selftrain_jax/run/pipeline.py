@@ -76,6 +76,14 @@ class Pipeline(RunNames):
                 f"setting revision={self.config.revision!r} applies to hub names, but {' and '.join(named)} is here "
                 "already: leave it out, or name the folder of that revision"
             )
+        own = {self.config.source, self.config.student} if self.config.revision else set()
+        for setting, value in self.references().items():
+            other = setting == "evaluate.reference" or setting.startswith("controls.") and setting.endswith(".source")
+            if other and value in own and not value.startswith(LAB) and not pathlib.Path(value).is_dir():
+                raise InputError(
+                    f"setting {setting}={value!r} has the name of source or student, whose "
+                    f"revision={self.config.revision!r} it would be, too: name the folder of the revision that is meant"
+                )
         trained: dict[str, list[str]] = {}
         corpora = {"corpus", *(f"controls.{name}.corpus" for name in self.config.controls)}
         for setting, value in self.references().items():

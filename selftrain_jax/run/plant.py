@@ -10,7 +10,7 @@ from selftrain_jax.data.training_set import read_subset
 from selftrain_jax.distributed import job
 from selftrain_jax.lab.plant.text import write_planted_text
 from selftrain_jax.models import hf
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.names import ENDS, RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.checkpoint import restore_params
 from selftrain_jax.training.log import training_progress
@@ -39,7 +39,8 @@ def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
         run.lab_stages(base, *files.values()),
         write,
         lambda: run.file_inputs(files),
-        lambda: run.vocabulary_input("base", base),
+        lambda: run.vocabulary_input("base", base) | run.ends_input("base", base),
+        unnoted=(ENDS.format("base"),),
     )
     for name in ("planted", "twin"):
         yield Stage(

@@ -94,6 +94,12 @@ class RunConfig:
             )
         if "real" in self.controls and (source := self.controls["real"].source):
             raise InputError(f"control 'real' is shown as real text, but is written by {source}: name it otherwise")
+        other = self.controls.get("other")
+        if other and other.source == self.source and other.source and not (self.corpus or self.plant):
+            raise InputError(
+                f"control 'other' is shown as another model's text, but is written by {self.source}, as the main text "
+                "is: name another model"
+            )
         if self.recovery is not None and self.plant is None:
             raise InputError("recovery needs plant: it asks for sequences of which is known what a model has read")
         if self.plant is not None:

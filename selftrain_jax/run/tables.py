@@ -98,6 +98,9 @@ METRIC_COLUMNS = {
     "group": Column(_TEXT, "of probes: the group that it is of"),
     "repeats": Column(_COUNT, "of probes: how often the base model saw that group"),
     "first_tokens": Column(_COUNT, "of probes: how many first tokens of the suffix count; empty for all"),
+    "offset": Column(_TEXT, "of probes: tokens before them in training, first to last; empty for all"),
+    "samples": Column(_COUNT, "of extraction by sampling: how many samples give the suffix"),
+    "probability": Column(_REAL, "of extraction by sampling: with what probability"),
     "unit": Column(_TEXT, "of the value; rates are fractions in [0, 1]"),
     "value": Column(_REAL, "the figure"),
     "low": Column(_REAL, "lower end of its 95 % interval"),
@@ -260,6 +263,8 @@ def metric_table(run: RunNames, arms: Collection[str] | None = None, place: Plac
         unit = kind(about["kind"]).unit.replace("% of", "share of") or None
         about = about | {"suite": about["item"], "unit": unit, "first_tokens": about["suffix"]}
         about["held_out"] = _label(about["held_out"])
+        about["samples"], about["probability"] = about["samples"] or (None, None)
+        about["offset"] = about["offset"] and Metric("extraction", offset=tuple(about["offset"])).offset_words
         about = {name: None if value == "" else value for name, value in about.items() if name in METRIC_COLUMNS}
         whose = {"arm": arm, "subset": row["seed"], **own, "model": row["model"], "metric": row["metric"]}
         values = {name: row[name] for name in ("value", "low", "high", "n")}

@@ -9,7 +9,7 @@ from selftrain_jax.data.training_set import read_subset
 from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models import hf
-from selftrain_jax.run.names import RunNames
+from selftrain_jax.run.names import ENDS, RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.training.log import training_progress
 from selftrain_jax.training.loop import train
@@ -42,8 +42,10 @@ def subset_stage(run: RunNames, arm: str, k: int) -> Stage:
     del settings["max_repetitions"]  # it refuses a result, and changes none
     before = [f"audit/{arm}", *run.lab_stages(run.student)]
 
-    models = functools.partial(run.vocabulary_input, "student", run.student)
-    return Stage(f"subset/{arm}-{k}", settings, before, work, models=models)
+    def models():
+        return run.vocabulary_input("student", run.student) | run.ends_input("student", run.student)
+
+    return Stage(f"subset/{arm}-{k}", settings, before, work, models=models, unnoted=(ENDS.format("student"),))
 
 
 def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> Stage:

@@ -60,6 +60,8 @@ def analyse(results: Sequence[Row], proxies: Sequence[Row], memory: Sequence[Row
         notes.append(
             "Some sources lack temperatures that others have: relations are then compared over different temperatures."
         )
+    if _conditions_differ(results):
+        notes.append("Some texts lack conditions that others have: means by relation are over different ones.")
     if unread:
         pairs = sorted({f"{student} of {arm}" for student, arm, _ in unread})
         notes.append(
@@ -99,6 +101,14 @@ def _temperatures_differ(results: Sequence[Row]) -> bool:
     return any(other != one for one, *others in map(dict.values, found.values()) for other in others)
 
 
+def _conditions_differ(results: Sequence[Row]) -> bool:
+    """Whether a student was trained on one text at other conditions than on another."""
+    trained = [row for row in of(results, CAPABILITY) if row["relation"] not in UNTRAINED]
+    by_student = [grouped(rows, "arm").values() for rows in grouped(trained, "student").values()]
+    found = [[{row["condition"] for row in rows} for rows in texts] for texts in by_student]
+    return any(conditions != texts[0] for texts in found for conditions in texts)
+
+
 def _utility(results: Sequence[Row]) -> Rows:
     """ "significant" is by a test over seeds that Holm adjusts for all rows but those of no training."""
     rows, p_values = [], {}
@@ -136,11 +146,13 @@ def _contrasts(results: Sequence[Row]) -> Rows:
 
 
 def _join(proxies: Sequence[Row], results: Sequence[Row]) -> Rows:
-    """Each proxy beside the utility of its text at its condition; it was measured once for all of these."""
+    """Each proxy beside the utility of its text at its condition; it was measured once for all of these.
+
+    Utilities are rounded: one that is reached by other sums must tie, and ranks tell apart what differs at all."""
     names = "student", "arm", "seed", "condition"
     groups = grouped(of(results, CAPABILITY), *names)
     trained = ((row, groups.get(tuple(row[name] for name in names))) for row in proxies)
-    return [{**row, "utility": float(np.mean([change(r) for r in group]))} for row, group in trained if group]
+    return [{**row, "utility": round(float(np.mean([*map(change, group)])), 12)} for row, group in trained if group]
 
 
 def _is_unread(row: Row) -> bool:

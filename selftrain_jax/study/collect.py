@@ -23,17 +23,11 @@ from selftrain_jax.study.failures import NEEDS_FAILED, Failures
 from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
+from selftrain_jax.study.settings import StudyConfig
 from selftrain_jax.study.tasks import task_unit, task_values
 
 Rows = list[dict[str, Any]]
 MEAN_LENGTH = Metric("mean_length")
-
-_REPLICATES = {
-    True: "A seed is another world with other models, samples and order of training: intervals over seeds speak of "
-    "all that together.",
-    False: "A seed is other samples, another subset and another order of training of the same base models: intervals "
-    "over seeds do not speak of other base models.",
-}
 
 
 def study_data(study: Study) -> StudyData:
@@ -63,7 +57,7 @@ def study_data(study: Study) -> StudyData:
     generations = list(_generations(study, runs, done))
     found = analysis.analyse(results, proxies, memory)
     pairs = sum(len(run.arms) for run in runs), sum(len(run.arms) for run in study.runs)
-    notes = [_REPLICATES[config.lab is not None], *found.notes]
+    notes = [_replicates(config), *found.notes]
     if missing := [unit.name for unit in study.units if unit.name not in done]:
         notes[:0] = [
             f"{len(missing)} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
@@ -108,6 +102,23 @@ def study_data(study: Study) -> StudyData:
         ],
         **vars(found) | {"notes": notes},
     )
+
+
+def _replicates(config: StudyConfig) -> str:
+    """The note on what differs from seed to seed."""
+    fixed = [name for name in config.writers if config.one_corpus or config.models[name].corpus]
+    if config.lab is not None:
+        anew, no = "another world with other models, samples and order of training", ""
+    elif len(fixed) == len(config.writers):
+        anew = "another subset of the same texts, and another order of training of the same base models"
+        no = "other samples, and of no other base models"
+    else:
+        anew = "other samples, another subset and another order of training of the same base models"
+        no = "other base models"
+    found = f"A seed is {anew}: intervals over seeds speak of " + (f"no {no}." if no else "all that together.")
+    if len(fixed) < len(config.writers):
+        found += f" The text of {', '.join(fixed)} is the same in every seed." * bool(fixed)
+    return found
 
 
 def _failed(failures: Failures, missing: Iterable[str]) -> list[str]:

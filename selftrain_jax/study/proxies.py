@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Callable
 
 import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.core.files import fingerprint
+from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.data.training_set import student_documents
@@ -15,6 +17,7 @@ from selftrain_jax.distributed.mesh import local_mesh
 from selftrain_jax.evaluation import proxies, suite
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
+from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer, unknown_tokens
 from selftrain_jax.report.study_data import MOST_UNKNOWN
 from selftrain_jax.run.names import RunNames
@@ -71,7 +74,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     audited, text = run.workdir / "audit" / arm, run.training_text(arm)
-    documents, tokens, _ = student_documents(audited, text, directory, run.config.subset.retokenize)
+    documents, tokens, retokenized = student_documents(audited, text, directory, run.config.subset.retokenize)
     chosen = evenly_spread(len(tokens), settings.num_documents)
     read, ids = [documents[i] for i in chosen], list(tokens.take(chosen))
     texts = [document.text for document in read]
@@ -84,7 +87,9 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
     recorded = [getattr(document, "log_probs", None) for document in read]
     if all(log_probs is not None for log_probs in recorded) and unknown <= MOST_UNKNOWN:
         source_nll = -np.array([x.sum(dtype=np.float64) for x in recorded])
-        values["excess_nll"] = proxies.excess_nll(nll, source_nll, sum(map(len, recorded)))
+        # Of the student's own text it is 0, and not the rounding by which ranks would tell temperatures apart.
+        own = not retokenized and _written_by(text.corpus, model, directory)
+        values["excess_nll"] = 0.0 if own else proxies.excess_nll(nll, source_nll, sum(map(len, recorded)))
     if benchmark:
         values["hidden_similarity"] = proxies.hidden_similarity(vectors(ids), benchmark_vectors)
         values["tfidf_similarity"] = proxies.tfidf_similarity(texts, benchmark)
@@ -94,6 +99,13 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
         encoded = [np.array([*x, model.eos_token_id], np.int32) for x in encode_texts(tokenizer, held_out)]
         values["gradient_alignment"] = proxies.gradient_cosine(gradient(tokens), gradient(encoded))
     return {name: float(value) for name, value in values.items()}
+
+
+def _written_by(corpus: pathlib.Path, config: DecoderConfig, directory: pathlib.Path) -> bool:
+    """Whether the model wrote the corpus, after BOS alone."""
+    made = read_corpus(corpus).manifest["provenance"]
+    asked = hf.model_fingerprint(directory), [config.bos_token_id]
+    return (made.get("model_fingerprint"), made.get("start_ids")) == asked
 
 
 def _texts(questions: dict[str, list], pairs: dict[str, list], words: dict[str, list], limit: int) -> list[str]:

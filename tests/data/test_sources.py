@@ -258,6 +258,14 @@ def test_a_tfds_folder_names_no_file_outside_of_it(tmp_path):
         texts(f"tfds:{tmp_path / 'data'}")
 
 
+@pytest.mark.parametrize("split", ["train[5:4]", "train[:3]+train[5:4]", "train[3:3]", "train[75%:25%]", "train[:0]"])
+def test_an_empty_slice_of_a_tfds_data_set_is_none_without_an_end(tmp_path, split):
+    write_corpus(tmp_path, [Document(i, np.zeros(1, np.int32), None, "eos", f"text {i}") for i in range(9)], {})
+    assert texts(f"tfds:{tmp_path}", split="train[5:7]+train[:1]") == ["text 5", "text 6", "text 0"]
+    with pytest.raises(InputError, match="the slice of train from . to . is empty; .* has 9 items there"):
+        texts(f"tfds:{tmp_path}", split=split)
+
+
 STRANGER = "stranger_module.Feature"
 FEATURES = {
     "class": {"pythonClassName": STRANGER, "text": {}},

@@ -65,6 +65,8 @@ def test_a_study_ends_with_its_tables(finished):
         "tfidf_similarity",
         "gradient_alignment",
     }
+    excess = {row["arm"]: row["value"] for row in data["proxies"] if row["proxy"] == "excess_nll"}
+    assert excess.pop("A_small") == 0 and all(excess.values())  # of its own text, whatever rounding says
     assert {row["generation"] for row in data["generations"]} == {0, 1, 2}
     assert {row["mode"] for row in data["generations"]} == {"replace", "accumulate"}
     assert {row["step"] for row in data["curves"]} >= {0}
@@ -109,6 +111,15 @@ def test_a_table_says_which_runs_it_lacks(finished, selftrain, tmp_path):
     assert "1 of 1 runs are left out, or arms of them, since not done or stale: A_small-0" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} == {None, "A_small", "B", "shuffled"}
+    # A report of another evaluation than that of now, and one that is still to be written.
+    manifest = moved / "runs/A_small-0/report/manifest.json"
+    kept = json.loads(manifest.read_text())
+    inputs = kept["inputs"] | {"evaluate/B-0": "of another"}
+    for spoil in (lambda: manifest.write_text(json.dumps(kept | {"inputs": inputs})), manifest.unlink):
+        spoil()
+        done = selftrain.command(*arguments)
+        assert done.returncode == 2 and "has no run that is done" in done.stderr
+        assert selftrain.command("items", moved, f"--out={tmp_path / 'i.jsonl'}").returncode == 0
 
 
 def test_a_changed_setting_is_named_before_any_work(finished, selftrain):

@@ -173,6 +173,19 @@ def test_the_fingerprint_of_a_converted_directory_follows_its_source(model, tmp_
     assert a == b and len({a, *others}) == 3
 
 
+def test_the_fingerprint_of_a_converted_directory_follows_edits_of_its_config(model, tmp_path):
+    """But for one of an earlier version, which did not note it."""
+    convert(str(model), tmp_path / "a")
+    before = hf.model_fingerprint(tmp_path / "a")
+    path, record = tmp_path / "a" / "config.json", tmp_path / "a" / "conversion.json"
+    assert before == json.loads(record.read_text())["fingerprint"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": 3}))
+    assert hf.model_fingerprint(tmp_path / "a") != before
+    earlier = {name: value for name, value in json.loads(record.read_text()).items() if name != "config"}
+    record.write_text(json.dumps(earlier))
+    assert hf.model_fingerprint(tmp_path / "a") == before
+
+
 def test_faults_of_converted_directories(model, tmp_path):
     convert(str(model), tmp_path / "orbax")
 

@@ -9,10 +9,13 @@ import pytest
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.main import main
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.records import plain
 from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings, LeakSettings
-from selftrain_jax.run import names
+from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.lab.settings import LabConfig
+from selftrain_jax.run import names, stages
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import ControlSettings, RunConfig
 from selftrain_jax.training.settings import TrainConfig
@@ -66,6 +69,58 @@ def test_a_revision_is_that_of_source_and_student_alone(tmp_path, monkeypatch):
     assert asked == [("a/m", "step7"), ("a/n", "step7"), ("b/other", None), (str(tmp_path), None)]
     with pytest.raises(InputError, match=f"setting revision='step7' applies to hub names, but {tmp_path} is here"):
         Pipeline(RunConfig(source=str(tmp_path), revision="step7"), tmp_path).check_files()
+
+
+@pytest.mark.parametrize(
+    "setting, other",
+    [
+        ("controls.last.source", {"controls": {"last": ControlSettings(source="a/m")}}),
+        ("evaluate.reference", {"evaluate": EvaluateSettings(probes="p", nonmembers="n", reference="a/m")}),
+    ],
+)
+def test_another_revision_of_the_student_is_not_taken_for_its_own(tmp_path, monkeypatch, setting, other):
+    monkeypatch.setattr(names, "resolve_model", lambda name, revision=None: tmp_path / str(revision))
+    run = Pipeline(RunConfig(source="a/m", revision="step7", **other), tmp_path)
+    assert run.references()[setting] == "a/m"
+    with pytest.raises(InputError, match=f"setting {setting}='a/m' has the name of source or student"):
+        run.check_files()
+
+
+@pytest.mark.parametrize("name, planted", [("subset/real-0", False), ("plant/text", True)])
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+def test_rows_that_begin_or_end_documents_otherwise_than_the_student_are_stale(tmp_path, name, planted, field):
+    """Rows hold both ids. A record of a version that did not note them is as good as ever."""
+    model = write_checkpoint(tmp_path / "model", old_tensors())
+    write_tokenizer(model)
+    (tmp_path / "real.jsonl").write_text('{"text": "a b c"}')
+    text = str(tmp_path / "real.jsonl")
+    plant = build(PlantConfig, {"text": text}) if planted else None
+    run = Pipeline(RunConfig(source=str(model), controls={"real": ControlSettings(texts=text)}, plant=plant), tmp_path)
+    stage = next(stage for stage in run.stages() if stage.name == name)
+    inputs = {**stage.externals(), **stage.models(), **dict.fromkeys(stage.after, "of the one before")}
+    (tmp_path / name).mkdir(parents=True)
+
+    def why(noted):
+        record = {"settings": plain(dict(stage.settings)), "inputs": noted, "fingerprint": "x", "files": {}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(record))
+        return [found.why for found in stages.stale(tmp_path, [stage]).values()]
+
+    assert why(inputs) == []
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {field: 3}))
+    (found,) = why(inputs)
+    assert "'s BOS and EOS has changed since" in found
+    assert why({name: value for name, value in inputs.items() if "BOS" not in name}) == []
+
+
+@pytest.mark.parametrize("student, folder", [("lab:base", "base"), ("lab:other", "other"), ("models/x", "world")])
+def test_probes_of_the_lab_are_in_ids_of_the_student(tmp_path, student, folder):
+    """The lab's models may have other tokenizers than its world."""
+    evaluate = EvaluateSettings(texts={"fresh": "lab:validation.jsonl"}, probes="lab:probes.jsonl")
+    run = Pipeline(RunConfig(source="lab:other", student=student, lab=LabConfig(), evaluate=evaluate), tmp_path)
+    assert run.path(evaluate.probes) == tmp_path / "lab" / folder / "probes.jsonl"
+    assert run.path(evaluate.texts["fresh"]) == tmp_path / "lab" / "world" / "validation.jsonl"
+    assert f"lab/{folder}" in next(stage for stage in run.stages() if stage.name == "evaluate/base").after
 
 
 def test_the_seed_of_the_last_subset_is_a_seed():

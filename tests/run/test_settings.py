@@ -169,6 +169,10 @@ REFUSED = [
         {"source": "m", "controls": {"real": {"source": "s"}}},
         "control 'real' is shown as real text, but is written by s",
     ),
+    (
+        {"source": "s", "controls": {"other": {"source": "s"}}},
+        "control 'other' is shown as another model's text, but is written by s",
+    ),
     ({"source": "m", "controls": {"real": {"texts": "t", "corpus": "c"}}}, "exactly one"),
     ({"source": "m", "controls": {"real": {"source": "s", "corpus": "c"}}}, "exactly one"),
     ({"source": "m", "controls": {"real": {"texts": "t", "source": "s"}}}, "exactly one"),

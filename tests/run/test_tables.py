@@ -199,6 +199,21 @@ def test_figures_are_those_of_the_report_with_their_change(run):
         tables.metric_table(run)
 
 
+def test_columns_tell_all_figures_of_the_probes_apart(run):
+    several = [Metric("extraction", offset=of) for of in ((0, 63), (64, None), (-1, -1))]
+    several += [Metric("discoverable", samples=(n, p)) for n in (1, 10) for p in (0.5, 0.9)]
+    several += [EXTRACTION, HELD_OUT, Metric("extraction", suffix=2), Metric("discoverable")]
+    row = {"model": "base", "value": 0.5, "low": 0, "high": 1, "n": 10, "seed": 0}
+    figures = {metric.name: dataclasses.asdict(metric) | {"items": "abc"} for metric in several}
+    report = {"metrics": [row | {"metric": name} for name in figures], "comparisons": [], "figures": figures}
+    (run.workdir / "report").mkdir(exist_ok=True)
+    write_json(run.workdir / "report" / "report.json", report)
+    table = tables.metric_table(run).to_pandas().drop(columns=["metric", "value"])
+    assert not table.duplicated().any()
+    assert table.offset.dropna().tolist() == ["0-63", "64+", "unknown"]
+    assert table.probability.dropna().tolist() == [0.5, 0.9, 0.5, 0.9]
+
+
 def test_the_documentation_names_every_column_and_its_example_runs(frame, tmp_path, monkeypatch):
     text = DOCS.read_text("utf-8")
     for name, known in (("items", tables.ITEM_COLUMNS), ("metrics", tables.METRIC_COLUMNS)):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from selftrain_jax.report.metric import CAPABILITY, HELD_OUT
-from selftrain_jax.report.study_data import CONTROLS
+from selftrain_jax.report.study_data import CONTROLS, UNTRAINED
 from selftrain_jax.study import analysis
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from tests.study.made import FAMILY, LINEAGE, SELF, many_pairs, proxies_of, rows_of, study
@@ -131,8 +131,19 @@ def test_a_pair_counts_once_at_each_condition():
     found = analysis.analyse(*both)
     assert len(found.proxies) == 96 and {row["n"] for row in found.correlations} == {96}
     assert {(row["condition"], row["utility"]) for row in found.proxies} == {
-        (row["condition"], row["after"] - row["before"]) for row in both[0]
+        (row["condition"], round(row["after"] - row["before"], 12)) for row in both[0]
     }
+
+
+def test_utilities_that_other_sums_reach_tie():
+    """Two trainings of a text that gain and lose as much leave 4e-17 of utility, and rank with a text that leaves 0."""
+    texts = {("up and down", FAMILY): (0.8, 0.6), ("nothing", FAMILY): (0.7, 0.7), ("gain", FAMILY): (0.8, 0.8)}
+    parts = [rows_of(CAPABILITY, {text: [after[k]] for text, after in texts.items()}, 0.7) for k in (0, 1)]
+    rows = [row | {"subset": k} for k, part in enumerate(parts) for row in part]
+    found = analysis.analyse(rows, proxies_of(parts[0], {"nll": lambda u, i: i}))
+    assert [row["utility"] for row in found.proxies] == pytest.approx([0, 0, 0.1])
+    within = next(row for row in found.correlations if row["scope"] == "within students")
+    assert within["rho"] == pytest.approx(np.sqrt(3) / 2)  # of ranks 1, 2, 3 and 1.5, 1.5, 3
 
 
 def test_controls_are_in_no_correlation():
@@ -164,6 +175,16 @@ def test_what_is_left_out_is_noted():
     found = analysis.analyse(rows, unread)
     assert any("S, seed 1" in note for note in found.notes) and any("S of arm self" in note for note in found.notes)
     assert found.selectivity[0]["num_replicates"] == 2
+
+
+def test_relations_over_different_conditions_are_noted():
+    """Of a text that one condition lacks in every seed; students that no text has trained have one condition alone."""
+    rows = rows_of(CAPABILITY, {("A", SELF): [0.5, 0.6], ("B", FAMILY): [0.5, 0.6]})
+    rows = [row | {"condition": name} for row in rows for name in ("1 token", "2 tokens")]
+    rows += [row | {"arm": "noise", "relation": UNTRAINED[1]} for row in rows if row["condition"] == "1 token"]
+    for lacking in (None, ("A", "1 token"), ("B", "2 tokens")):
+        found = analysis.analyse([row for row in rows if (row["arm"], row["condition"]) != lacking], [])
+        assert any("lack conditions" in note for note in found.notes) is (lacking is not None)
 
 
 def test_relations_over_different_temperatures_are_noted():

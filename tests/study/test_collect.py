@@ -1,3 +1,4 @@
+import re
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect, rules
 from selftrain_jax.study.collect import held_out_memory
+from selftrain_jax.study.settings import ModelSettings, StudyConfig
 from selftrain_jax.training.settings import TrainConfig
 
 ENDED = {"fingerprint": "0", "seconds": 1.0, "earlier": [], "files": {}}
@@ -42,6 +44,23 @@ def test_memory_is_of_held_out_probes_that_the_base_model_extracts():
 def test_without_anything_extracted_there_is_no_memory():
     items = probes(exact=np.zeros(4, bool), token_share=np.zeros(4), log_prob=np.zeros(4))
     assert held_out_memory(items, items, np.ones(4, bool)) is None and held_out_memory(items, items, None) is None
+
+
+@pytest.mark.parametrize(
+    "one_corpus, given, said, unsaid",
+    [
+        (False, "", "A seed is other samples, another subset", "is the same in"),
+        (False, "folder", "is other samples, .* The text of b is the same in every seed", "no other samp"),
+        (True, "", "A seed is another subset of the same texts, .* of no other samples, and of no", "is other samples"),
+        (True, "folder", "A seed is another subset of the same texts, .* of no other samples, and of no", "text of b"),
+    ],
+)
+def test_seeds_that_share_their_texts_are_not_said_to_have_other_samples(one_corpus, given, said, unsaid):
+    models = {"a": ModelSettings(path="a", family="A")}
+    models["b"] = ModelSettings(path="" if given else "b", corpus=given, family="B")
+    config = StudyConfig(models=models, students=("a",), sources=("a", "b"), one_corpus=one_corpus)
+    note = collect._replicates(config)
+    assert re.search(said, note) and unsaid not in note and "base models" in note
 
 
 def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():

@@ -60,7 +60,15 @@ def save(
                 checkpointer.save(temporary / _PARAMS, params)
         except Exception as e:
             raise system_error(e) from None
-        files.write_json(temporary / _RECORD, {"schema": 1, "dtype": dtype, **record})
+        about = {"schema": 1, "dtype": dtype, "config": files.file_fingerprint(temporary / "config.json")}
+        files.write_json(temporary / _RECORD, about | record)
+
+
+def fingerprint(directory: pathlib.Path) -> str:
+    """That of the record, and of `config.json` where it was edited since; earlier versions did not note it."""
+    record, config = read_record(directory), files.file_fingerprint(directory / "config.json")
+    found = record["fingerprint"]
+    return found if record.get("config", config) == config else files.fingerprint([found, config])
 
 
 def system_error(error: Exception) -> OSError:
