@@ -52,7 +52,8 @@ class Cell:
 
 
 GROWTH = [
-    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (8, 32, 256)),
+    Cell("EleutherAI/pythia-410m", "v6e", 8),
+    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (32, 256)),
     Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "train"),
     *(Cell("EleutherAI/pythia-12b", "v6e", n, what="train") for n in (16, 256)),
     Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "train"),

@@ -25,7 +25,7 @@ from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.settings import TrainConfig
 
 _TRIES = 4
-"""Sizes compiled in search of the largest slice, beside the first two."""
+"""Sizes compiled in search of the largest slice, beside the first."""
 TPUS = tuple(name for name, device in ACCELERATORS.items() if device.interconnect)
 
 
@@ -161,10 +161,10 @@ def _training(
     def step(rows):
         return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
 
-    if not (programs := _that_fit(step, (ways, 4 * ways))):
+    if not (programs := _that_fit(step, (4 * ways,)) or _that_fit(step, (ways,))):
         return None
-    rows, program = max(programs.items())
-    largest = _largest(step, programs, ways, TRAIN_HEADROOM * device.memory)
+    ((rows, program),) = programs.items()
+    largest = _largest(step, rows, program, ways, TRAIN_HEADROOM * device.memory)
     again = 4 / 3 if train.remat else 1
     flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
     moved = program.arguments + program.output + 2 * program.temporaries
@@ -255,38 +255,41 @@ def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) ->
 
 
 def _largest(
-    compile_rows: Callable[[int], Program], programs: dict[int, Program], ways: int, budget: float
+    compile_rows: Callable[[int], Program], rows: int, program: Program, ways: int, budget: float
 ) -> dict[str, Any]:
-    """The most rows that were compiled and fit the budget: found by up to `_TRIES` further sizes.
+    """The most rows that were compiled and fit the budget: found by up to `_TRIES` sizes beside `program`, of `rows`.
 
-    A straight line through two sizes says what to compile next, no more: with few rows another part of the step may be
-    the one that takes most memory (a large vocabulary's weights, gathered, rather than activations), and where memory
-    is short the compiler takes less.
+    A straight line through two sizes (at first from the arguments alone, as if of no rows) says what to compile next,
+    no more: with few rows another part of the step may be the one that takes most memory (a large vocabulary's weights,
+    gathered, rather than activations), and where memory is short the compiler takes less.
     """
-    totals: dict[int, float] = {rows: program.total for rows, program in programs.items()}
-    if len(totals) == 1:
+    totals: dict[int, float] = {0: program.arguments, rows: program.total}
+    if rows < 4 * ways:
         totals[4 * ways] = math.inf
     for tries in range(_TRIES + 1):
-        most = max((rows for rows, total in totals.items() if total <= budget), default=0)
-        least = min((rows for rows, total in totals.items() if total > budget), default=math.inf)
+        most = max((size for size, total in totals.items() if total <= budget), default=0)
+        least = min((size for size, total in totals.items() if total > budget), default=math.inf)
         line = _through(totals, budget)
-        if tries == _TRIES or least - most <= ways or totals.get(most, 0) > 0.95 * budget:
+        if tries == _TRIES or least - most <= ways or totals[most] > 0.95 * budget:
             break
         asked = line.largest(budget, ways) if line else math.inf
         if least == math.inf:
-            asked = min(max(asked, most + ways), 8 * most)
+            asked = min(max(asked, most + ways), 8 * max(most, ways))
         elif not most < asked < least:
             asked = (most + least) // 2 // ways * ways
         totals[asked] = found[asked].total if (found := _that_fit(compile_rows, (asked,))) else math.inf
-    return {"per_row": line.per_row if line else None, "budget": budget, "largest": most, "compiled": totals.get(most)}
+    return {
+        "per_row": line.per_row if line else None,
+        "budget": budget,
+        "largest": most,
+        "compiled": totals[most] if most else None,
+    }
 
 
 def _through(totals: dict[int, float], budget: float) -> Line | None:
     """The line through the two sizes that come nearest to the budget, of those that compiled; None where more rows take
     no more memory."""
     known = [(rows, total) for rows, total in totals.items() if total < math.inf]
-    if len(known) < 2:
-        return None
     (few, low), (many, high) = sorted(sorted(known, key=lambda point: abs(point[1] - budget))[:2])
     slope = (high - low) / (many - few)
     return Line(low - slope * few, slope) if slope > 0 else None
