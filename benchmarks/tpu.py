@@ -38,7 +38,7 @@ class Cell:
     @property
     def name(self) -> str:
         joined = f"{self.tpu_slices} x " * (self.tpu_slices > 1)
-        alone = f", {self.what}" * (self.what != "all")
+        alone = ", step alone" * (self.what == "step")
         return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}{alone}"
 
     @property
@@ -53,10 +53,10 @@ class Cell:
 
 GROWTH = [
     Cell("EleutherAI/pythia-410m", "v6e", 8),
-    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (32, 256)),
-    Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "train"),
-    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="train") for n in (16, 256)),
-    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "train"),
+    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="step") for n in (32, 256)),
+    Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "step"),
+    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="step") for n in (16, 256)),
+    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "step"),
 ]
 CELLS = [*(Cell(model, *place) for place in PLACES for model in MODELS), *GROWTH]
 
@@ -96,7 +96,7 @@ def table(found: dict[str, dict], cells: list[Cell]) -> str:
         training, sampling = row.get("training"), row.get("sampling")
         step = "does not fit | | | | |"
         if training:
-            ways, most = training["ways"], training["largest"] if "compiled" in training else None
+            ways, most = training["ways"], training.get("largest")
             bounds = ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items())
             step = (
                 f"{_rows_a_chip(training['rows'] // ways)} | {training['arguments'] / 2**30:.2f} + "

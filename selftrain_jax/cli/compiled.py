@@ -26,6 +26,8 @@ from selftrain_jax.training.settings import TrainConfig
 
 _TRIES = 4
 """Sizes compiled in search of the largest slice, beside the first."""
+_ENOUGH = 0.9
+"""Of the memory that is planned for: a size that takes so much ends the search."""
 TPUS = tuple(name for name, device in ACCELERATORS.items() if device.interconnect)
 
 
@@ -133,8 +135,9 @@ def measure(
 ) -> dict[str, Any]:
     """What `selftrain plan --compile=WHAT --json` prints, in bytes and seconds per device; takes minutes.
 
-    `training` and `sampling`, of which `what` may be one alone, are None where the least rows do not fit. `rows` are
-    counted over all devices together and spread `ways`; `ways` rows more take `ways * per_row` bytes on each device.
+    `training` and `sampling`, of which `what` may be one alone ("train", without the largest slice "step"; "sample"),
+    are None where the least rows do not fit. `rows` are counted over all devices together and spread `ways`; `ways`
+    rows more take `ways * per_row` bytes on each device.
     """
     slices = len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
     found = {
@@ -147,14 +150,14 @@ def measure(
     }
     device = ACCELERATORS[accelerator]
     if what != "sample":
-        found["training"] = _training(config, train, mesh, device, slices)
-    if what != "train":
+        found["training"] = _training(config, train, mesh, device, slices, search=what != "step")
+    if what in ("all", "sample"):
         found["sampling"] = _sampling(config, sampling, mesh, device, slices, dtype)
     return found
 
 
 def _training(
-    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int
+    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int, search: bool
 ) -> dict[str, Any] | None:
     ways, length, accumulated = batch_ways(mesh), train.sequence_length, 2 if train.grad_accum > 1 else 1
 
@@ -164,7 +167,7 @@ def _training(
     if not (programs := _that_fit(step, (4 * ways,)) or _that_fit(step, (ways,))):
         return None
     ((rows, program),) = programs.items()
-    largest = _largest(step, rows, program, ways, TRAIN_HEADROOM * device.memory)
+    largest = _largest(step, rows, program, ways, TRAIN_HEADROOM * device.memory) if search else {}
     again = 4 / 3 if train.remat else 1
     flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
     moved = program.arguments + program.output + 2 * program.temporaries
@@ -235,8 +238,9 @@ def report(found: dict[str, Any]) -> str:
         "assumed: operations of the model (a training that recomputes does a third more) at the data sheet's "
         f"{device.flops / 1e12:.0f} TFLOP/s; arguments read and output written once, temporaries written and read once "
         f"(sampling: arguments read at every step) at {device.bandwidth / 1e9:.0f} GB/s; rings over all links at "
-        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time. The largest slice was compiled; the "
-        "largest wave is extrapolated: cache and temporaries by the row."
+        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time"
+        + "; the largest slice was compiled" * ("largest" in (found.get("training") or ()))
+        + "; the largest wave is extrapolated: cache and temporaries by the row" * bool(found.get("sampling"))
     )
     return "\n".join(lines)
 
@@ -270,7 +274,7 @@ def _largest(
         most = max((size for size, total in totals.items() if total <= budget), default=0)
         least = min((size for size, total in totals.items() if total > budget), default=math.inf)
         line = _through(totals, budget)
-        if tries == _TRIES or least - most <= ways or totals[most] > 0.95 * budget:
+        if tries == _TRIES or least - most <= ways or totals[most] > _ENOUGH * budget:
             break
         asked = line.largest(budget, ways) if line else math.inf
         if least == math.inf:
@@ -321,11 +325,12 @@ def _lines(found: dict[str, Any], text: str) -> list[str]:
         "  in place of arguments": "aliased",
     }
     lines = [f"  {name:34}{found[key] / 2**30:9.3f} GiB" for name, key in kinds.items()]
-    if found["per_row"] is not None:
+    if found.get("per_row") is not None:
         rows = f"each further {found['ways']} rows"
         lines.append(f"  {rows:34}{found['per_row'] * found['ways'] / 2**30:9.3f} GiB")
-    compiled = f"compiled: {found['compiled'] / 2**30:.1f} GiB " if found.get("compiled") else ""
-    lines.append(f"  largest {text.format(found['largest'])} ({compiled}in {found['budget'] / 2**30:.1f} GiB)")
+    if "largest" in found:
+        compiled = f"compiled: {found['compiled'] / 2**30:.1f} GiB " if found.get("compiled") else ""
+        lines.append(f"  largest {text.format(found['largest'])} ({compiled}in {found['budget'] / 2**30:.1f} GiB)")
     for kind, one in sorted(found["traffic"].items(), key=lambda item: -item[1]["received"]):
         times = f"{kind}, {one['count']} times"
         lines.append(f"  {times:34}{one['received'] / 2**30:9.3f} GiB received")
