@@ -164,9 +164,9 @@ def _training(
     def step(rows):
         return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
 
-    if not (programs := _that_fit(step, (4 * ways,)) or _that_fit(step, (ways,))):
+    if not (first := _first(step, (4 * ways, ways), device.memory)):
         return None
-    ((rows, program),) = programs.items()
+    rows, program = first
     largest = _largest(step, rows, program, ways, TRAIN_HEADROOM * device.memory) if search else {}
     again = 4 / 3 if train.remat else 1
     flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
@@ -193,9 +193,9 @@ def _sampling(
         compiled, known["steps"], known["cache"] = memory.compile_wave(weights, model, sampling, rows, mesh=mesh)
         return Program.of(compiled, mesh.size, slices)
 
-    if not (programs := _that_fit(bucket, (32 * ways,)) or _that_fit(bucket, (8 * ways,))):
+    if not (first := _first(bucket, (32 * ways, 8 * ways), device.memory)):
         return None
-    ((rows, program),) = programs.items()
+    rows, program = first
     steps = known["steps"]
     flops = steps * rows * config.train_flops_per_token(known["cache"]) / 3 / mesh.size
     # Cache and temporaries grow with the rows, weights do not.
@@ -245,17 +245,22 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) -> dict[int, Program]:
-    """Rows -> program, of those sizes that fit into the device memory: the compiler refuses others."""
-    programs = {}
+def _program(compile_rows: Callable[[int], Program], rows: int) -> Program | None:
+    """None where the compiler refuses: the temporaries alone do not fit into the device memory."""
+    try:
+        return compile_rows(rows)
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
+            raise
+        return None
+
+
+def _first(compile_rows: Callable[[int], Program], sizes: tuple[int, ...], room: float) -> tuple[int, Program] | None:
+    """The first of the sizes whose program takes no more than `room`, with it."""
     for rows in sizes:
-        try:
-            programs[rows] = compile_rows(rows)
-        except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
-                raise
-            break
-    return programs
+        if (program := _program(compile_rows, rows)) and program.total <= room:
+            return rows, program
+    return None
 
 
 def _largest(
@@ -281,7 +286,7 @@ def _largest(
             asked = min(max(asked, most + ways), 8 * max(most, ways))
         elif not most < asked < least:
             asked = (most + least) // 2 // ways * ways
-        totals[asked] = found[asked].total if (found := _that_fit(compile_rows, (asked,))) else math.inf
+        totals[asked] = found.total if (found := _program(compile_rows, asked)) else math.inf
     return {
         "per_row": line.per_row if line else None,
         "budget": budget,

@@ -126,12 +126,13 @@ def test_what_does_not_compile_does_not_fit():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Program(100 + 10 * rows, 5 * rows, 0, 0, {})
 
-    one = compiled._that_fit(program, (8, 32))
-    assert list(one) == [8] and compiled._largest(program, 8, one[8], 8, 1000.0)["largest"] == 16
-    assert compiled._largest(program, 8, one[8], 8, 100.0)["largest"] == 0
-    assert compiled._that_fit(program, (32, 64)) == {}
+    rows, one = compiled._first(program, (32, 8), 1000.0)
+    assert rows == 8 and compiled._largest(program, 8, one, 8, 1000.0)["largest"] == 16
+    assert compiled._largest(program, 8, one, 8, 100.0)["largest"] == 0
+    assert compiled._first(program, (16, 8), 300.0)[0] == 8  # what compiles may still be more than there is
+    assert compiled._first(program, (32, 64), 1000.0) is None
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compiled._that_fit(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
+        compiled._program(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), 1)
 
 
 def compiled_for_tpus(program: str, *arguments: str) -> Any:
