@@ -36,10 +36,13 @@ class Cell:
     what: str = "all"
 
     @property
-    def name(self) -> str:
+    def place(self) -> str:
         joined = f"{self.tpu_slices} x " * (self.tpu_slices > 1)
-        alone = f", {self.what}" * (self.what != "all")
-        return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}{alone}"
+        return f"{self.model.split('/')[1]} {joined}{self.accelerator}:{self.chips // self.tpu_slices}"
+
+    @property
+    def name(self) -> str:
+        return self.place + ", step alone" * (self.what == "step")
 
     @property
     def command(self) -> list[str]:
@@ -52,12 +55,13 @@ class Cell:
 
 
 GROWTH = [
-    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="train") for n in (8, 32, 256)),
-    Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "train"),
-    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="train") for n in (16, 256)),
-    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "train"),
+    Cell("EleutherAI/pythia-410m", "v6e", 8),
+    *(Cell("EleutherAI/pythia-410m", "v6e", n, what="step") for n in (32, 256)),
+    Cell("EleutherAI/pythia-410m", "v6e", 64, 2, "step"),
+    *(Cell("EleutherAI/pythia-12b", "v6e", n, what="step") for n in (16, 256)),
+    Cell("EleutherAI/pythia-12b", "v6e", 32, 2, "step"),
 ]
-CELLS = [*(Cell(model, *place) for place in PLACES for model in MODELS), *GROWTH]
+CELLS = list(dict.fromkeys([*(Cell(model, *place) for place in PLACES for model in MODELS), *GROWTH]))
 
 
 def known() -> dict[str, dict]:
@@ -68,7 +72,7 @@ def known() -> dict[str, dict]:
 
 def compile_missing(only: str) -> None:
     """One after the other; each adds a line to the file once it is done."""
-    for cell in dict.fromkeys(CELLS):
+    for cell in CELLS:
         if cell.name in known() or only not in cell.name:
             continue
         begin = time.perf_counter()
@@ -83,36 +87,42 @@ def compile_missing(only: str) -> None:
 
 
 def table(found: dict[str, dict], cells: list[Cell]) -> str:
-    """Markdown: memory and the largest slice and wave by chip, and what bounds the speed at the compiled size."""
-    lines = [
-        "| model, chips | step compiled | memory of a chip | largest slice | received | seconds at least | "
-        "tokens/s at most | largest wave | decode step, s at least |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cell in dict.fromkeys(cells):
-        if (row := found.get(cell.name)) is None:
-            continue
-        training, sampling = row.get("training"), row.get("sampling")
-        step = "does not fit | | | | |"
-        if training:
-            ways, most = training["ways"], training["largest"] if "compiled" in training else None
-            bounds = ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items())
-            step = (
-                f"{_rows_a_chip(training['rows'] // ways)} | {training['arguments'] / 2**30:.2f} + "
-                f"{training['temporaries'] / 2**30:.2f} GiB | {_rows(most, ways)} | "
-                f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB | {bounds} | "
-                f"{training['tokens_per_second']:,.0f}"
-            )
-        wave = "does not fit |" if "sampling" in row else "not compiled |"
-        if sampling:
-            seconds = max(sampling["seconds"].values()) / sampling["steps"]
-            wave = f"{_rows(sampling['largest'], sampling['ways'])} | {seconds:.4f} of {sampling['rows']}"
-        lines.append(f"| {cell.name} | {step} | {wave} |")
+    """Markdown: memory by chip, and what bounds the speed at the compiled size."""
+    lines = [f"| model, chips | {' | '.join(STEP)} |", f"|{'---|' * (1 + len(STEP))}"]
+    lines += [f"| {cell.place} | {' | '.join(_step(found[cell.name]))} |" for cell in cells if cell.name in found]
     return "\n".join(lines)
 
 
-def _rows_a_chip(count: int) -> str:
-    return f"{count} row{'s' * (count > 1)} a chip"
+def largest_table(found: dict[str, dict], cells: list[Cell]) -> str:
+    """Markdown: the same, with the largest slice and wave."""
+    columns = *STEP, "largest slice", "largest wave", "decode step, s at least"
+    lines = [f"| model, chips | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    for row, cell in ((found.get(cell.name), cell) for cell in cells):
+        if row is None:
+            continue
+        training, sampling = row["training"], row["sampling"]
+        rest = [_rows(training.get("largest"), training["ways"]) if training else "", "does not fit", ""]
+        if sampling:
+            seconds = max(sampling["seconds"].values()) / sampling["steps"]
+            rest[1:] = _rows(sampling["largest"], sampling["ways"]), f"{seconds:.4f} of {sampling['rows']}"
+        lines.append(f"| {cell.place} | {' | '.join((*_step(row), *rest))} |")
+    return "\n".join(lines)
+
+
+STEP = "step compiled", "memory of a chip", "received", "seconds at least", "tokens/s at most"
+
+
+def _step(row: dict) -> list[str]:
+    if not (training := row["training"]):
+        return ["does not fit", *[""] * (len(STEP) - 1)]
+    rows = training["rows"] // training["ways"]
+    return [
+        f"{rows} row{'s' * (rows > 1)} a chip",
+        f"{training['arguments'] / 2**30:.2f} + {training['temporaries'] / 2**30:.2f} GiB",
+        f"{sum(kind['received'] for kind in training['traffic'].values()) / 2**30:.1f} GiB",
+        ", ".join(f"{name} {seconds:.3f}" for name, seconds in training["seconds"].items()),
+        f"{training['tokens_per_second']:,.0f}",
+    ]
 
 
 def _rows(count: int | None, ways: int) -> str:
@@ -132,9 +142,9 @@ def plot(found: dict[str, dict], path: str) -> None:
         "GiB of a chip's memory": lambda t: t["total"] / 2**30,
     }
     lines: dict[str, list[tuple[int, dict]]] = {}
-    for cell in sorted(dict.fromkeys(CELLS), key=lambda cell: cell.chips):
+    for cell in sorted(CELLS, key=lambda cell: cell.chips):
         steps = found.get(cell.name, {}).get("training")
-        if steps and cell.model in {other.model for other in GROWTH}:
+        if steps and steps["rows"] == 4 * steps["ways"] and cell.model in {other.model for other in GROWTH}:
             name = f"{cell.model.split('/')[1]}, {cell.accelerator}" + ", two slices" * (cell.tpu_slices > 1)
             lines.setdefault(name, []).append((cell.chips, steps))
     chips = sorted({n for line in lines.values() for n, _ in line})
@@ -157,7 +167,7 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw what is known, compile nothing")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(known(), CELLS[: len(PLACES) * len(MODELS)]), table(known(), GROWTH), sep="\n\n")
+        print(largest_table(known(), [c for c in CELLS if c.what == "all"]), table(known(), GROWTH), sep="\n\n")
     if arguments.plot:
         plot(known(), arguments.plot)
     if not (arguments.table or arguments.plot):

@@ -25,7 +25,9 @@ from selftrain_jax.sampling.settings import SamplingConfig
 from selftrain_jax.training.settings import TrainConfig
 
 _TRIES = 4
-"""Sizes compiled in search of the largest slice, beside the first two."""
+"""Sizes compiled in search of the largest slice, beside the first."""
+_ENOUGH = 0.9
+"""Of the memory that is planned for: a size that takes so much ends the search."""
 TPUS = tuple(name for name, device in ACCELERATORS.items() if device.interconnect)
 
 
@@ -133,8 +135,9 @@ def measure(
 ) -> dict[str, Any]:
     """What `selftrain plan --compile=WHAT --json` prints, in bytes and seconds per device; takes minutes.
 
-    `training` and `sampling`, of which `what` may be one alone, are None where the least rows do not fit. `rows` are
-    counted over all devices together and spread `ways`; `ways` rows more take `ways * per_row` bytes on each device.
+    `training` and `sampling`, of which `what` may be one alone ("train", without the largest slice "step"; "sample"),
+    are None where the least rows do not fit. `rows` are counted over all devices together and spread `ways`; `ways`
+    rows more take `ways * per_row` bytes on each device.
     """
     slices = len({getattr(chip, "slice_index", 0) for chip in mesh.devices.flat})
     found = {
@@ -147,24 +150,24 @@ def measure(
     }
     device = ACCELERATORS[accelerator]
     if what != "sample":
-        found["training"] = _training(config, train, mesh, device, slices)
-    if what != "train":
+        found["training"] = _training(config, train, mesh, device, slices, search=what != "step")
+    if what in ("all", "sample"):
         found["sampling"] = _sampling(config, sampling, mesh, device, slices, dtype)
     return found
 
 
 def _training(
-    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int
+    config: DecoderConfig, train: TrainConfig, mesh: Mesh, device: Accelerator, slices: int, search: bool
 ) -> dict[str, Any] | None:
     ways, length, accumulated = batch_ways(mesh), train.sequence_length, 2 if train.grad_accum > 1 else 1
 
     def step(rows):
         return Program.of(compile_step(config, train, mesh, rows, train.attention), mesh.size, slices)
 
-    if not (programs := _that_fit(step, (ways, 4 * ways))):
+    if not (first := _first(step, (4 * ways, ways), device.memory)):
         return None
-    rows, program = max(programs.items())
-    largest = _largest(step, programs, ways, TRAIN_HEADROOM * device.memory)
+    rows, program = first
+    largest = _largest(step, rows, program, ways, TRAIN_HEADROOM * device.memory) if search else {}
     again = 4 / 3 if train.remat else 1
     flops = accumulated * rows * length * config.train_flops_per_token(length) * again / mesh.size
     moved = program.arguments + program.output + 2 * program.temporaries
@@ -190,9 +193,9 @@ def _sampling(
         compiled, known["steps"], known["cache"] = memory.compile_wave(weights, model, sampling, rows, mesh=mesh)
         return Program.of(compiled, mesh.size, slices)
 
-    if not (programs := _that_fit(bucket, (32 * ways,)) or _that_fit(bucket, (8 * ways,))):
+    if not (first := _first(bucket, (32 * ways, 8 * ways), device.memory)):
         return None
-    ((rows, program),) = programs.items()
+    rows, program = first
     steps = known["steps"]
     flops = steps * rows * config.train_flops_per_token(known["cache"]) / 3 / mesh.size
     # Cache and temporaries grow with the rows, weights do not.
@@ -235,58 +238,67 @@ def report(found: dict[str, Any]) -> str:
         "assumed: operations of the model (a training that recomputes does a third more) at the data sheet's "
         f"{device.flops / 1e12:.0f} TFLOP/s; arguments read and output written once, temporaries written and read once "
         f"(sampling: arguments read at every step) at {device.bandwidth / 1e9:.0f} GB/s; rings over all links at "
-        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time. The largest slice was compiled; the "
-        "largest wave is extrapolated: cache and temporaries by the row."
+        f"{device.interconnect / 1e9:.0f} GB/s{between}; all at the same time"
+        + "; the largest slice was compiled" * ("largest" in (found.get("training") or ()))
+        + "; the largest wave is extrapolated: cache and temporaries by the row" * bool(found.get("sampling"))
     )
     return "\n".join(lines)
 
 
-def _that_fit(compile_rows: Callable[[int], Program], sizes: tuple[int, ...]) -> dict[int, Program]:
-    """Rows -> program, of those sizes that fit into the device memory: the compiler refuses others."""
-    programs = {}
+def _program(compile_rows: Callable[[int], Program], rows: int) -> Program | None:
+    """None where the compiler refuses: the temporaries alone do not fit into the device memory."""
+    try:
+        return compile_rows(rows)
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
+            raise
+        return None
+
+
+def _first(compile_rows: Callable[[int], Program], sizes: tuple[int, ...], room: float) -> tuple[int, Program] | None:
+    """The first of the sizes whose program takes no more than `room`, with it."""
     for rows in sizes:
-        try:
-            programs[rows] = compile_rows(rows)
-        except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e) and "Ran out of memory" not in str(e):
-                raise
-            break
-    return programs
+        if (program := _program(compile_rows, rows)) and program.total <= room:
+            return rows, program
+    return None
 
 
 def _largest(
-    compile_rows: Callable[[int], Program], programs: dict[int, Program], ways: int, budget: float
+    compile_rows: Callable[[int], Program], rows: int, program: Program, ways: int, budget: float
 ) -> dict[str, Any]:
-    """The most rows that were compiled and fit the budget: found by up to `_TRIES` further sizes.
+    """The most rows that were compiled and fit the budget: found by up to `_TRIES` sizes beside `program`, of `rows`.
 
-    A straight line through two sizes says what to compile next, no more: with few rows another part of the step may be
-    the one that takes most memory (a large vocabulary's weights, gathered, rather than activations), and where memory
-    is short the compiler takes less.
+    A straight line through two sizes (at first from the arguments alone, as if of no rows) says what to compile next,
+    no more: with few rows another part of the step may be the one that takes most memory (a large vocabulary's weights,
+    gathered, rather than activations), and where memory is short the compiler takes less.
     """
-    totals: dict[int, float] = {rows: program.total for rows, program in programs.items()}
-    if len(totals) == 1:
+    totals: dict[int, float] = {0: program.arguments, rows: program.total}
+    if rows < 4 * ways:
         totals[4 * ways] = math.inf
     for tries in range(_TRIES + 1):
-        most = max((rows for rows, total in totals.items() if total <= budget), default=0)
-        least = min((rows for rows, total in totals.items() if total > budget), default=math.inf)
+        most = max((size for size, total in totals.items() if total <= budget), default=0)
+        least = min((size for size, total in totals.items() if total > budget), default=math.inf)
         line = _through(totals, budget)
-        if tries == _TRIES or least - most <= ways or totals.get(most, 0) > 0.95 * budget:
+        if tries == _TRIES or least - most <= ways or totals[most] > _ENOUGH * budget:
             break
         asked = line.largest(budget, ways) if line else math.inf
         if least == math.inf:
-            asked = min(max(asked, most + ways), 8 * most)
+            asked = min(max(asked, most + ways), 8 * max(most, ways))
         elif not most < asked < least:
             asked = (most + least) // 2 // ways * ways
-        totals[asked] = found[asked].total if (found := _that_fit(compile_rows, (asked,))) else math.inf
-    return {"per_row": line.per_row if line else None, "budget": budget, "largest": most, "compiled": totals.get(most)}
+        totals[asked] = found.total if (found := _program(compile_rows, asked)) else math.inf
+    return {
+        "per_row": line.per_row if line else None,
+        "budget": budget,
+        "largest": most,
+        "compiled": totals[most] if most else None,
+    }
 
 
 def _through(totals: dict[int, float], budget: float) -> Line | None:
     """The line through the two sizes that come nearest to the budget, of those that compiled; None where more rows take
     no more memory."""
     known = [(rows, total) for rows, total in totals.items() if total < math.inf]
-    if len(known) < 2:
-        return None
     (few, low), (many, high) = sorted(sorted(known, key=lambda point: abs(point[1] - budget))[:2])
     slope = (high - low) / (many - few)
     return Line(low - slope * few, slope) if slope > 0 else None
@@ -318,11 +330,12 @@ def _lines(found: dict[str, Any], text: str) -> list[str]:
         "  in place of arguments": "aliased",
     }
     lines = [f"  {name:34}{found[key] / 2**30:9.3f} GiB" for name, key in kinds.items()]
-    if found["per_row"] is not None:
+    if found.get("per_row") is not None:
         rows = f"each further {found['ways']} rows"
         lines.append(f"  {rows:34}{found['per_row'] * found['ways'] / 2**30:9.3f} GiB")
-    compiled = f"compiled: {found['compiled'] / 2**30:.1f} GiB " if found.get("compiled") else ""
-    lines.append(f"  largest {text.format(found['largest'])} ({compiled}in {found['budget'] / 2**30:.1f} GiB)")
+    if "largest" in found:
+        compiled = f"compiled: {found['compiled'] / 2**30:.1f} GiB " if found.get("compiled") else ""
+        lines.append(f"  largest {text.format(found['largest'])} ({compiled}in {found['budget'] / 2**30:.1f} GiB)")
     for kind, one in sorted(found["traffic"].items(), key=lambda item: -item[1]["received"]):
         times = f"{kind}, {one['count']} times"
         lines.append(f"  {times:34}{one['received'] / 2**30:9.3f} GiB received")

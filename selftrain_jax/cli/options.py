@@ -122,10 +122,11 @@ def _add_runs(commands) -> None:
         nargs="?",
         const="all",
         default="",
-        choices=("train", "sample", "all"),
+        choices=("step", "train", "sample", "all"),
         metavar="WHAT",
-        help="compile the step (train), the sampler (sample) or both (all, the default) for TPUs that are not there: "
-        "memory, largest batch and wave, collectives, a roofline; minutes (pip install 'selftrain_jax[tpu]')",
+        help="compile the train step (step; with its largest batch: train), the sampler (sample) or both (all, the "
+        "default) for TPUs that are not there: memory, largest batch and wave, collectives, a roofline; minutes (pip "
+        "install 'selftrain_jax[tpu]')",
     )
     option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
     option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")

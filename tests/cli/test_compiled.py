@@ -2,6 +2,7 @@
 changes the environment of the one that loads it."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +20,11 @@ from selftrain_jax.cli import main as cli
 from selftrain_jax.cli.compiled import Program, topology_name
 from selftrain_jax.core.accelerators import ACCELERATORS, Accelerator
 from selftrain_jax.core.hlo import Traffic
+from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.settings import MeshConfig
+from selftrain_jax.sampling.settings import SamplingConfig
+from selftrain_jax.training.settings import TrainConfig
+from tests.shapes import SMALL
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ROOT / "tests" / "e2e" / "tiny.py"
@@ -74,13 +80,30 @@ def test_the_slowest_bounds_the_speed():
     assert "  largest slice: 32 rows (compiled: 2.0 GiB in 3.0 GiB)" in text
 
 
+@pytest.mark.parametrize("what, sizes", [("step", [8]), ("train", [8, 32])])
+def test_a_step_alone_is_compiled_once_and_else_up_to_the_memory(what, sizes, monkeypatch):
+    compiled_sizes = []
+
+    def program(*arguments):
+        compiled_sizes.append(arguments[3])
+        return Program(0, 27 * 2**30 * arguments[3] // 30, 0, 0, {})
+
+    monkeypatch.setattr(compiled, "compile_step", program)
+    monkeypatch.setattr(Program, "of", lambda compiled, *_: compiled)
+    monkeypatch.setattr(importlib.metadata, "version", str)
+    mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
+    found = compiled.measure(SMALL, TrainConfig(), SamplingConfig(), mesh, "bfloat16", "v6e", what)
+    assert compiled_sizes == sizes and "sampling" not in found and ("largest" in found["training"]) == (what == "train")
+    assert ("largest slice" in compiled.report(found)) == (what == "train")
+
+
 @pytest.mark.parametrize(
     ("total", "most"),
     [
         (lambda rows: 100 + 15 * rows, 60),  # a straight line
         (lambda rows: max(400 + rows, 20 * rows), 48),  # another part of the step takes most where rows are few
         (lambda rows: 100 + 15 * min(rows, 20) + 8 * max(rows - 20, 0), 92),  # the compiler takes less where it must
-        (lambda rows: 500, 8**4 * 16),  # no rows at all: it ends
+        (lambda rows: 500, 8**3 * 32),  # no more for more rows: it ends
         (lambda rows: 990 * rows, 0),
     ],
 )
@@ -89,11 +112,11 @@ def test_the_largest_slice_was_compiled_and_fits(total, most):
 
     def program(rows):
         compiled_sizes.append(rows)
-        return Program(total(rows), 0, 0, 0, {})
+        return Program(90, total(rows) - 90, 0, 0, {})
 
-    found = compiled._largest(program, {4: program(4), 16: program(16)}, 4, 1000.0)
-    assert found["largest"] in (0, *compiled_sizes) and len(compiled_sizes) <= 2 + compiled._TRIES
-    assert found["largest"] <= most and (not most or total(found["largest"]) > 950 or found["largest"] == most)
+    found = compiled._largest(program, 16, program(16), 4, 1000.0)
+    assert found["largest"] in (0, *compiled_sizes) and len(compiled_sizes) <= 1 + compiled._TRIES
+    assert found["largest"] <= most and (not most or total(found["largest"]) > 900 or found["largest"] == most)
     assert found["compiled"] == (total(found["largest"]) if most else None)
 
 
@@ -103,14 +126,13 @@ def test_what_does_not_compile_does_not_fit():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
         return Program(100 + 10 * rows, 5 * rows, 0, 0, {})
 
-    both = compiled._that_fit(program, (4, 16))
-    assert sorted(both) == [4, 16]
-    one = compiled._that_fit(program, (8, 32))
-    assert list(one) == [8] and compiled._largest(program, one, 8, 1000.0)["largest"] == 16
-    assert compiled._largest(program, one, 8, 100.0)["largest"] == 0
-    assert compiled._that_fit(program, (32, 64)) == {}
+    rows, one = compiled._first(program, (32, 8), 1000.0)
+    assert rows == 8 and compiled._largest(program, 8, one, 8, 1000.0)["largest"] == 16
+    assert compiled._largest(program, 8, one, 8, 100.0)["largest"] == 0
+    assert compiled._first(program, (16, 8), 300.0)[0] == 8  # what compiles may still be more than there is
+    assert compiled._first(program, (32, 64), 1000.0) is None
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        compiled._that_fit(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), (1, 2))
+        compiled._program(lambda rows: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("INTERNAL")), 1)
 
 
 def compiled_for_tpus(program: str, *arguments: str) -> Any:
