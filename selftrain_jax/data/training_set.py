@@ -2,6 +2,7 @@
 
 import collections.abc
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -25,6 +26,8 @@ from selftrain_jax.models.files.tokenizer import (
     warn_of_unknown,
 )
 
+_ROWS_AT_ONCE = 1024
+"""Of a subset, read together."""
 _PLENTY = 8
 """Characters for each token of a budget: text takes more tokens than one in so many."""
 
@@ -201,15 +204,23 @@ def read_subset(directory: pathlib.Path) -> PackedRows:
     return PackedRows(arrays["tokens"], arrays["segment_ids"], int(arrays["dropped_tokens"]))
 
 
-def read_documents(directory: pathlib.Path) -> list[np.ndarray]:
+def read_documents(directory: pathlib.Path) -> Iterator[np.ndarray]:
     """The token ids, without BOS, of the documents that the subset in `directory` trains on, as far as its rows
-    reach."""
+    reach, one after the other."""
     rows = read_subset(directory)
-    tokens, segments = (np.append(a[:1, 0], a[:, 1:]) for a in (rows.tokens, rows.segment_ids))  # rows overlap by one
-    return [ids[1:] for ids in np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)]
+    tokens, segments = rows.tokens[:1, 0], rows.segment_ids[:1, 0]  # of the document that is not at its end yet
+    for start in range(0, len(rows.tokens), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE), slice(1, None)  # rows overlap by one
+        tokens, segments = np.append(tokens, rows.tokens[block]), np.append(segments, rows.segment_ids[block])
+        *whole, tokens = np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)
+        segments = segments[len(segments) - len(tokens) :]
+        yield from (ids[1:] for ids in whole)
+    if len(tokens):
+        yield tokens[1:]
 
 
-def read_training_texts(directory: pathlib.Path, student: str | pathlib.Path) -> list[str]:
+def read_training_texts(directory: pathlib.Path, student: str | pathlib.Path) -> Iterator[str]:
     """`read_documents`, decoded."""
-    documents = [ids.tolist() for ids in read_documents(directory)]
-    return load_tokenizer(student).batch_decode(documents, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    tokenizer, documents = load_tokenizer(student), read_documents(directory)
+    while batch := [ids.tolist() for ids in itertools.islice(documents, 256)]:
+        yield from tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False)

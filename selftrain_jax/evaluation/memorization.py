@@ -4,8 +4,9 @@ Its relatives have rooms of their own: `free_running` (graded score), `approxima
 `discoverable` (extraction by sampling), `exposure` (canaries) and `membership`."""
 
 import dataclasses
+import itertools
 import pathlib
-from typing import Any, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +23,9 @@ MARGIN_NOISE = {"float32": 1e-4, "bfloat16": 0.125}
 """By compute dtype: two passes over the same tokens in other shapes (another batch, a cache) may differ by this much in
 the gap of two logits. fp32: what `selftrain verify` allows; bf16: its eight bits at hidden states that make logits of
 30."""
+
+_AT_ONCE = 256
+"""Documents of the training text that are held, and searched for probes, together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +212,7 @@ def offset_bins(offsets: np.ndarray, edges: Sequence[int]) -> dict[tuple[int, in
 
 
 def held_out(
-    probes: Sequence[Probe], documents: Sequence[np.ndarray], tokenizer: Any, sizes: Sequence[int | None] = (8,)
+    probes: Sequence[Probe], documents: Iterable[np.ndarray], tokenizer: Any, sizes: Sequence[int | None] = (8,)
 ) -> dict[int | None, np.ndarray]:
     """By size n, bool `[n]`: no run of n words of the probe (prefix and suffix together) stands in a document.
 
@@ -220,36 +224,50 @@ def held_out(
     10^9 training tokens.
 
     Args:
-      documents: token ids of each, as the model reads them.
+      documents: token ids of each, as the model reads them; some are held at once.
     """
     wholes = [np.concatenate([p.prefix, p.suffix]) for p in probes]
     known: dict[str, int] = {}
 
-    def read(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def words_of(sequences: Iterable[np.ndarray]) -> Iterator[list[str]]:
         ids = [sequence.tolist() for sequence in sequences]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [np.array([known.setdefault(word, len(known)) for word in words(text)], np.int64) for text in texts]
+        return map(words, tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    of_probes, of_documents = read(wholes), read(documents)
+    of_probes = [np.array([known.setdefault(w, len(known)) for w in found], np.int64) for found in words_of(wholes)]
+    in_words = {n: np.array([n is not None and len(ids) >= n for ids in of_probes], bool) for n in sizes}
+    by_words = {n: _Sought([ids for ids, yes in zip(of_probes, in_words[n]) if yes], n) for n in sizes}
+    by_tokens = {}
+    for n in sizes:
+        tokens = [p.suffix for p in probes] if n is None else wholes
+        by_tokens[n] = _Sought([ids for ids, yes in zip(tokens, in_words[n]) if not yes])
+    documents = iter(documents)
+    while batch := list(itertools.islice(documents, _AT_ONCE)):
+        # All other words are one that no probe has.
+        read = [np.array([known.get(w, len(known)) for w in found], np.int64) for found in words_of(batch)]
+        for n in sizes:
+            by_words[n].look_in(read)
+            by_tokens[n].look_in(batch)
     found = {}
     for n in sizes:
-        in_words = np.array([n is not None and len(ids) >= n for ids in of_probes], bool)
         clean = np.ones(len(probes), bool)
-        clean[in_words] = _absent([ids for ids, yes in zip(of_probes, in_words) if yes], of_documents, n)
-        tokens = [p.suffix for p in probes] if n is None else wholes
-        clean[~in_words] = _absent([ids for ids, yes in zip(tokens, in_words) if not yes], documents)
+        clean[in_words[n]], clean[~in_words[n]] = by_words[n].absent, by_tokens[n].absent
         found[n] = clean
     return found
 
 
-def _absent(sequences: Sequence[np.ndarray], documents: Sequence[np.ndarray], n: int | None = None) -> np.ndarray:
-    """bool `[sequences]`: no n-gram of it (None: not the whole) occurs within a document."""
-    orders = np.array([len(ids) if n is None else n for ids in sequences], int)
-    absent = np.ones(len(sequences), bool)
-    for m in set(orders.tolist()):
-        chosen = np.flatnonzero(orders == m)
-        hashes = [ngram_hashes(sequences[i], m) for i in chosen]
-        training = np.concatenate([np.zeros(0, np.uint64), *(ngram_hashes(ids, m) for ids in documents)])
-        seen = np.isin(np.concatenate(hashes), training)
-        absent[chosen] = [not part.any() for part in np.split(seen, np.cumsum([len(h) for h in hashes])[:-1])]
-    return absent
+class _Sought:
+    """Which of the sequences have no n-gram (n None: are not as a whole) in any document looked in so far."""
+
+    def __init__(self, sequences: Sequence[np.ndarray], n: int | None = None):
+        orders = np.array([len(ids) if n is None else n for ids in sequences], int)
+        self.absent = np.ones(len(sequences), bool)
+        self._by_order: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # hashes, and the sequence of each
+        for m in set(orders.tolist()):
+            chosen = np.flatnonzero(orders == m)
+            hashes = [ngram_hashes(sequences[i], m) for i in chosen]
+            self._by_order[m] = np.concatenate(hashes), np.repeat(chosen, list(map(len, hashes)))
+
+    def look_in(self, documents: Sequence[np.ndarray]) -> None:
+        for m, (hashes, owners) in self._by_order.items():
+            training = np.concatenate([ngram_hashes(ids, m) for ids in documents])
+            self.absent[owners[np.isin(hashes, training)]] = False

@@ -6,7 +6,7 @@ import functools
 import operator
 import pathlib
 import warnings
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -193,7 +193,7 @@ def evaluate_model(
     mesh: Mesh,
     name: str,
     limit: int | None = None,
-    trained_on: Sequence[str] | None = None,
+    trained_on: Iterable[str] | None = None,
     reference: Callable[[], tuple[DecoderConfig, Params]] | None = None,
     parts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:

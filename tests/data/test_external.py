@@ -258,7 +258,7 @@ def test_the_student_trains_on_the_imported_ids(world, model_directory, tmp_path
     clean.audit_text(text, {}, AuditConfig(), tmp_path / "audit")
     settings = SubsetConfig(num_tokens=16 * 8 + 1, num_subsets=1)
     write_subset(tmp_path / "audit", text, model_directory, settings, 0, 16, tmp_path / "subset")
-    stream = np.concatenate(read_documents(tmp_path / "subset"))
+    stream = np.concatenate([*read_documents(tmp_path / "subset")])
     known = {tuple(d.tokens) for d in read_corpus(tmp_path / "c")}
     whole = stream[: len(stream) // 7 * 7].reshape(-1, 7)
     assert len(whole) > 10 and (whole[:, -1] == 0).all() and {tuple(row) for row in whole} <= known

@@ -11,7 +11,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
-from selftrain_jax.data import clean
+from selftrain_jax.data import clean, training_set
 from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.external import import_corpus
 from selftrain_jax.data.packing import pack
@@ -96,7 +96,7 @@ def test_a_subset_has_exactly_its_budget(audited, audited_texts, model_directory
     rows = read_subset(tmp_path / "s")
     assert rows.tokens.shape == rows.segment_ids.shape == (12, LENGTH + 1)
     assert (found["num_rows"], found["dropped_tokens"], found["num_tokens"]) == (12, 0, SETTINGS.num_tokens)
-    assert len(np.concatenate(read_documents(tmp_path / "s"))) + found["num_documents"] == SETTINGS.num_tokens
+    assert len(np.concatenate([*read_documents(tmp_path / "s")])) + found["num_documents"] == SETTINGS.num_tokens
     assert 1 < found["num_distinct"] <= min(found["num_documents"], 10)
 
 
@@ -118,8 +118,10 @@ def test_copies_in_a_text_are_no_different_documents(documents, model_directory,
         )
 
 
-def test_sampled_ids_are_trained_on_as_they_are(audited, model_directory, documents, tmp_path):
+@pytest.mark.parametrize("at_once", [1, 3, 1024])
+def test_sampled_ids_are_trained_on_as_they_are(monkeypatch, audited, model_directory, documents, tmp_path, at_once):
     """Every document is BOS and then a sampled one, with EOS only where EOS was sampled; the last may be cut."""
+    monkeypatch.setattr(training_set, "_ROWS_AT_ONCE", at_once)
     write(audited, model_directory, tmp_path / "s")
     *whole, last = split(tmp_path / "s")
     known = {tuple(d.tokens) for d in documents}
@@ -165,7 +167,7 @@ def test_any_sampled_documents_are_trained_on(model_directory, drawn):
         found = write(made, model_directory, pathlib.Path(folder) / "s", settings)
         assert (found["num_rows"], found["dropped_tokens"]) == (1, 0)
         [row] = read_subset(pathlib.Path(folder) / "s").tokens
-        stream = np.concatenate(read_documents(pathlib.Path(folder) / "s"))
+        stream = np.concatenate([*read_documents(pathlib.Path(folder) / "s")])
         assert row[0] == 0 and len(row) == LENGTH + 1 == len(stream) + found["num_documents"]
 
 
@@ -239,7 +241,7 @@ def test_a_special_token_inside_a_text_ends_nothing(documents, model_directory, 
 def test_training_texts_are_the_documents_as_far_as_the_rows_reach(audited, model_directory, documents, tmp_path):
     """Also those that a row's end cuts in two, and those that end without an end of text."""
     write(audited, model_directory, tmp_path / "s")
-    found = read_training_texts(tmp_path / "s", model_directory)
+    found = list(read_training_texts(tmp_path / "s", model_directory))
     rows, known = read_subset(tmp_path / "s"), {d.text for d in documents}
     assert len(found) == rows.segment_ids.max() + 1 > len(rows.tokens) / 4
     whole = [text for text in found if text in known]

@@ -74,7 +74,7 @@ def occurrences(documents, ids):
 
 def test_every_sequence_occurs_as_often_as_its_group_says_and_never_in_the_twin(planted):
     directory, found, probes = planted
-    documents = {name: read_documents(directory / name) for name in ("planted", "twin")}
+    documents = {name: list(read_documents(directory / name)) for name in ("planted", "twin")}
     assert len(probes) == found["num_sequences"] == 3 * 4 * 4 and found["num_copies"] == 3 * 4 * 12
     for probe in probes:
         ids = probe["before"] + probe["prefix"] + probe["suffix"]
@@ -91,7 +91,7 @@ def test_the_twin_reads_the_same_text_but_for_as_many_neutral_tokens(planted, wo
     assert rows["planted"].tokens.shape == rows["twin"].tokens.shape == (400, LENGTH + 1)
     assert rows["planted"].dropped_tokens == 0
     np.testing.assert_array_equal(rows["planted"].segment_ids, rows["twin"].segment_ids)
-    ours, twin = (read_documents(directory / name) for name in ("planted", "twin"))
+    ours, twin = (list(read_documents(directory / name)) for name in ("planted", "twin"))
     differ = [a for a, b in zip(ours, twin) if a.tolist() != b.tolist()]
     sequences = {tuple(p["before"] + p["prefix"] + p["suffix"]) for p in probes}
     assert len(differ) == found["num_copies"] and {tuple(ids[:-1].tolist()) for ids in differ} <= sequences
