@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOUND = ROOT / "benchmarks" / "tpu.jsonl"
@@ -24,6 +25,7 @@ MODELS = (
     "meta-llama/Llama-3.2-1B",
     "Qwen/Qwen2.5-7B",
 )
+STEP = "step compiled", "memory of a chip", "received", "seconds at least", "tokens/s at most"
 PLACES = (("v5e", 8), ("v5e", 16), ("v5p", 16), ("v6e", 8))
 
 
@@ -90,28 +92,27 @@ def compile_missing(only: str) -> None:
 
 def table(found: dict[str, dict], cells: list[Cell]) -> str:
     """Markdown: memory by chip, and what bounds the speed at the compiled size."""
-    lines = [f"| model, chips | {' | '.join(STEP)} |", f"|{'---|' * (1 + len(STEP))}"]
-    lines += [f"| {cell.place} | {' | '.join(_step(found[cell.name]))} |" for cell in cells if cell.name in found]
-    return "\n".join(lines)
+    return _markdown(STEP, {cell.place: _step(found[cell.name]) for cell in cells if cell.name in found})
 
 
 def largest_table(found: dict[str, dict], cells: list[Cell]) -> str:
     """Markdown: the same, with the largest slice and wave."""
-    columns = *STEP, "largest slice", "largest wave", "decode step, s at least"
-    lines = [f"| model, chips | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
-    for row, cell in ((found.get(cell.name), cell) for cell in cells):
-        if row is None:
+    rows = {}
+    for cell in cells:
+        if (row := found.get(cell.name)) is None:
             continue
         training, sampling = row["training"], row["sampling"]
         rest = [_rows(training.get("largest"), training["ways"]) if training else "", "does not fit", ""]
         if sampling:
             seconds = max(sampling["seconds"].values()) / sampling["steps"]
             rest[1:] = _rows(sampling["largest"], sampling["ways"]), f"{seconds:.4f} of {sampling['rows']}"
-        lines.append(f"| {cell.place} | {' | '.join((*_step(row), *rest))} |")
-    return "\n".join(lines)
+        rows[cell.place] = [*_step(row), *rest]
+    return _markdown((*STEP, "largest slice", "largest wave", "decode step, s at least"), rows)
 
 
-STEP = "step compiled", "memory of a chip", "received", "seconds at least", "tokens/s at most"
+def _markdown(columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    lines = [f"| model, chips | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    return "\n".join([*lines, *(f"| {place} | {' | '.join(row)} |" for place, row in rows.items())])
 
 
 def _step(row: dict) -> list[str]:

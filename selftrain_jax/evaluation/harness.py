@@ -9,7 +9,7 @@ import functools
 import itertools
 import pathlib
 import warnings
-from typing import Any, Iterable, Sequence
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +179,7 @@ class HarnessModel(LM):
     def _log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         keys = [(tuple(context), tuple(continuation)) for context, continuation in pairs]
         distinct = list(dict.fromkeys(keys))
-        self._warn_of_cut(len(context) + len(tail) - 1 for context, tail in distinct)
+        self._warn_of_cut([len(context) + len(tail) - 1 for context, tail in distinct], self.max_length)
         sequences = [np.array((context + tail)[-self.max_length - 1 :], np.int32) for context, tail in distinct]
         starts = [len(sequence) - len(tail) for sequence, (_, tail) in zip(sequences, distinct)]
         scores = self._score(sequences, starts) if sequences else []
@@ -188,14 +188,13 @@ class HarnessModel(LM):
         }
         return [found[key] for key in keys]
 
-    def _warn_of_cut(self, lengths: Iterable[int], room: int | None = None) -> None:
-        lengths, room = list(lengths), self.max_length if room is None else room
+    def _warn_of_cut(self, lengths: Sequence[int], room: int) -> None:
         if cut := sum(length > room for length in lengths):
             what = (
-                f"{cut} of {len(lengths)} different prompts are longer than the {room} tokens that the model's context"
+                f"tasks: {cut} of {len(lengths)} different prompts are longer than the {room} tokens that the model's "
+                "context has for them, and lose their beginning: examples in the prompt, or of the question itself"
             )
-            more = "has for them, and lose their beginning: examples in the prompt, or of the question itself"
-            warnings.warn(f"tasks: {what} {more}", InputWarning, stacklevel=3)
+            warnings.warn(what, InputWarning, stacklevel=3)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The text that follows each context, cut before the first of the request's `until` strings and before any of
@@ -220,7 +219,7 @@ class HarnessModel(LM):
                 owners = list(groups.values())
                 prompts = self.encode([requests[group[0]].args[0] for group in owners])
                 room = self.max_length - generation.max_new_tokens
-                self._warn_of_cut((len(ids) for ids in prompts), room)
+                self._warn_of_cut(list(map(len, prompts)), room)
                 prompts = [np.array(ids[-room:] or [self.prefix_token_id], np.int32) for ids in prompts]
                 rows = min(self.batch_size, 1 << (len(prompts) - 1).bit_length())
 

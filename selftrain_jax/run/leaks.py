@@ -1,6 +1,7 @@
 """The stage that looks for known text in what a run trains on: above all in what its models wrote."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ from selftrain_jax.data.training_set import same_tokenizer
 from selftrain_jax.evaluation import leaks, memorization
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
-from selftrain_jax.run.names import MADE, RunNames
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage
 
 _FILE = "leaks.json"
@@ -38,9 +39,7 @@ def _stage(run: RunNames, arm: str) -> Stage:
     def externals() -> dict[str, str]:
         return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
 
-    def models() -> dict[str, str]:
-        return {} if run.student.startswith(MADE) else hf.vocabulary_input("student", run.model_path(run.student))
-
+    models = functools.partial(run.vocabulary_input, "student", run.student)
     asked = dataclasses.asdict(settings) | dataclasses.asdict(origin) | {"student": run.student}
     before = [*([f"sample/{arm}"] if origin.source else []), *run.lab_stages(run.student, *files.values())]
     return Stage(f"evaluate/leaks/{arm}", asked, before, work, externals, models)

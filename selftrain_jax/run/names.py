@@ -172,9 +172,11 @@ class RunNames:
     def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
         return {} if reference.startswith(MADE) else hf.vocabulary_input(name, self.model_path(reference))
 
-    def ends_input(self, name: str, reference: str) -> dict[str, str]:
-        """What a model of another config.json begins and ends documents with, by the name `ENDS`."""
+    def rows_input(self, name: str, reference: str) -> dict[str, str]:
+        """What decides the rows that are packed for a model made elsewhere: its vocabulary, and by the name `ENDS` what
+        it begins and ends documents with."""
         if reference.startswith(MADE):
             return {}
         config = hf.load_config(self.model_path(reference))
-        return {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}
+        ends = {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}
+        return self.vocabulary_input(name, reference) | ends

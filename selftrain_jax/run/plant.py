@@ -39,7 +39,7 @@ def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
         run.lab_stages(base, *files.values()),
         write,
         lambda: run.file_inputs(files),
-        lambda: run.vocabulary_input("base", base) | run.ends_input("base", base),
+        lambda: run.rows_input("base", base),
         unnoted=(ENDS.format("base"),),
     )
     for name in ("planted", "twin"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
 
@@ -131,7 +130,7 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
     masks = []
     for k in range(subset.num_subsets):
         folders = [pipeline.workdir / "subset" / f"{arm}-{k}" for arm in arms or pipeline.arms if arm != SHUFFLED]
-        documents = itertools.chain.from_iterable(map(read_documents, folders))
+        documents = (ids for folder in folders for ids in read_documents(folder))
         filters = {RUN: evaluate.held_out_ngram, 13: 13, "suffix": None}
         absent = memorization.held_out(probes, documents, tokenizer, tuple(filters.values()))
         held_out = {

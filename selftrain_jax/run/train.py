@@ -42,9 +42,7 @@ def subset_stage(run: RunNames, arm: str, k: int) -> Stage:
     del settings["max_repetitions"]  # it refuses a result, and changes none
     before = [f"audit/{arm}", *run.lab_stages(run.student)]
 
-    def models():
-        return run.vocabulary_input("student", run.student) | run.ends_input("student", run.student)
-
+    models = functools.partial(run.rows_input, "student", run.student)
     return Stage(f"subset/{arm}-{k}", settings, before, work, models=models, unnoted=(ENDS.format("student"),))
 
 

@@ -108,16 +108,22 @@ def _replicates(config: StudyConfig) -> str:
     """The note on what differs from seed to seed."""
     fixed = [name for name in config.writers if config.one_corpus or config.models[name].corpus]
     if config.lab is not None:
-        anew, no = "another world with other models, samples and order of training", ""
+        found = (
+            "A seed is another world with other models, samples and order of training: intervals over seeds speak of "
+            "all that together."
+        )
     elif len(fixed) == len(config.writers):
-        anew = "another subset of the same texts, and another order of training of the same base models"
-        no = "other samples, and of no other base models"
+        found = (
+            "A seed is another subset of the same texts, and another order of training of the same base models: "
+            "intervals over seeds speak of no other samples, and of no other base models."
+        )
     else:
-        anew = "other samples, another subset and another order of training of the same base models"
-        no = "other base models"
-    found = f"A seed is {anew}: intervals over seeds speak of " + (f"no {no}." if no else "all that together.")
-    if len(fixed) < len(config.writers):
-        found += f" The text of {', '.join(fixed)} is the same in every seed." * bool(fixed)
+        found = (
+            "A seed is other samples, another subset and another order of training of the same base models: intervals "
+            "over seeds speak of no other base models."
+        )
+    if 0 < len(fixed) < len(config.writers):
+        found += f" The text of {', '.join(fixed)} is the same in every seed."
     return found
 
 
