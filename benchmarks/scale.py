@@ -3,8 +3,10 @@
     python benchmarks/scale.py
     python benchmarks/scale.py --documents=10000,100000,1000000 --plot=benchmarks/scale.svg
 
-Documents of 700 made-up tokens are written, audited against four made-up benchmarks (4,000 texts of 60 words), drawn
-and packed as a subset of half of their tokens, and imported from a JSON Lines file; each stage in a fresh process.
+Documents of 700 made-up tokens are written; audited against four made-up benchmarks (4,000 texts of 60 words); drawn
+and packed as a subset of half of their tokens, for a student with their tokenizer and for one with another; 1,000
+probes of 32 + 32 tokens are looked for in the first of these subsets, as reports and studies do for their tables; and
+as many documents are imported from a JSON Lines file. Each stage is a fresh process.
 Prints a row per stage and size, and as its last line all of them as JSON. A million documents take 12 GB of disk."""
 
 import argparse
@@ -18,11 +20,13 @@ import time
 import sides
 
 LENGTH, SHARD, END = 700, 4096, "<eos>"
-STAGES = ("write", "audit", "subset", "import")
+STAGES = ("write", "audit", "subset", "retokenized", "held-out", "import")
+STUDENTS = {"subset": "model", "retokenized": "stranger"}
+PROBES, HALF = 1_000, 32
 
 
 def prepare(directory: pathlib.Path) -> None:
-    """A small model with a tokenizer of 2,000 words, and the benchmarks."""
+    """A small model with a tokenizer of 2,000 words, one with a word more, and the benchmarks."""
     import jax
     import numpy as np
     import tokenizers
@@ -34,17 +38,19 @@ def prepare(directory: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlu"))
     words = [END, *dict.fromkeys("".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(2_500))][:2_000]
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=END)
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([END])
-    config = DecoderConfig(
-        vocab_size=len(words), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_position=2048
-    )
-    params = decoder.init_params(config, jax.random.key(0))
-    hf.save_pretrained(directory / "model", config, params)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
-    fast.save_pretrained(directory / "model")
+    for name, spare in (("model", 0), ("stranger", 1)):
+        entries = [*words, *(f"<spare-{i}>" for i in range(spare))]
+        model = tokenizers.models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token=END)
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        tokenizer.add_special_tokens([END])
+        config = DecoderConfig(
+            vocab_size=len(entries), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_position=2048
+        )
+        params = decoder.init_params(config, jax.random.key(0))
+        hf.save_pretrained(directory / name, config, params)
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
+        fast.save_pretrained(directory / name)
     for k in range(4):
         texts = (json.dumps({"text": made_up(rng, words, 60)[1]}) for _ in range(1_000))
         (directory / f"benchmark-{k}.jsonl").write_text("\n".join(texts))
@@ -66,7 +72,8 @@ def run(stage: str, count: int, directory: pathlib.Path) -> None:
     from selftrain_jax.data.corpus import CorpusWriter, Document
     from selftrain_jax.data.external import import_corpus
     from selftrain_jax.data.settings import AuditConfig, SubsetConfig
-    from selftrain_jax.data.training_set import write_subset
+    from selftrain_jax.data.training_set import read_documents, write_subset
+    from selftrain_jax.evaluation.memorization import Probe, held_out
     from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 
     corpus, model = directory / "corpus", directory / "model"
@@ -90,10 +97,14 @@ def run(stage: str, count: int, directory: pathlib.Path) -> None:
         (directory / "audit").mkdir()
         files = {f"b{k}": directory / f"benchmark-{k}.jsonl" for k in range(4)}
         audit_text(text, files, AuditConfig(), directory / "audit")
-    elif stage == "subset":
-        (directory / "subset").mkdir()
-        settings = SubsetConfig(num_tokens=count * LENGTH // 2, num_subsets=1)
-        write_subset(directory / "audit", text, model, settings, 0, 2048, directory / "subset")
+    elif stage in STUDENTS:
+        settings, student = SubsetConfig(num_tokens=count * LENGTH // 2, num_subsets=1), directory / STUDENTS[stage]
+        write_subset(directory / "audit", text, student, settings, 0, 2048, directory / stage)
+    elif stage == "held-out":
+        rng, tokenizer = np.random.default_rng(count), load_tokenizer(model)
+        ids = (made_up(rng, words, 2 * HALF)[0] for _ in range(PROBES))
+        probes = [Probe(drawn[:HALF], drawn[HALF:]) for drawn in ids]
+        held_out(probes, read_documents(directory / "subset"), tokenizer, (8, 13, None))
     else:
         import_corpus(texts, directory / "imported", model)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
@@ -140,7 +151,7 @@ def main() -> None:
                     rows.append({"stage": stage, "documents": count, **json.loads(done.stdout.splitlines()[-1])})
                     seconds, peak = rows[-1]["seconds"], rows[-1]["peak_bytes"] / 2**30
                     cpu = f"{rows[-1]['cpu_seconds'] / count * 1e3:.3f} ms of processor each"
-                    print(f"{stage:8}{count:>10,} documents {seconds:9.1f} s, {cpu}, {peak:.2f} GiB", flush=True)
+                    print(f"{stage:12}{count:>10,} documents {seconds:9.1f} s, {cpu}, {peak:.2f} GiB", flush=True)
     if arguments.plot:
         plot(rows, arguments.plot)
     print(json.dumps(rows))

@@ -112,4 +112,5 @@ def kept_documents(
     provenance = documents.manifest["provenance"]
     if not left_out:
         return documents, provenance
-    return Selection(documents, [i for i, document in enumerate(documents) if document.id not in left_out]), provenance
+    kept = [i for i, document in enumerate(documents.texts()) if document.id not in left_out]
+    return Selection(documents, kept), provenance

@@ -26,8 +26,8 @@ from selftrain_jax.models.files.tokenizer import (
     warn_of_unknown,
 )
 
-_ROWS_AT_ONCE = 1024
-"""Of a subset, read together."""
+_AT_ONCE = 1024
+"""Rows of a subset that are read together, and documents that are tokenized together."""
 _PLENTY = 8
 """Characters for each token of a budget: text takes more tokens than one in so many."""
 
@@ -150,10 +150,16 @@ def _tokens(
     if provenance is not None and retokenize == "auto":
         retokenize = not same_tokenizer(provenance, student)
     if provenance is None or retokenize:
-        encoded = encode_texts(tokenizer, [d.text for d in documents])
-        ends = [[config.eos_token_id] if getattr(d, "stop_reason", "eos") == "eos" else [] for d in documents]
-        tokens = [np.array([*ids, *end], np.int32) for ids, end in zip(encoded, ends)]
-        return StudentTokens(map(len, tokens), lambda positions: (tokens[i] for i in positions)), provenance is not None
+
+        def encoded(positions):
+            for start in range(0, len(positions), _AT_ONCE):
+                batch = list(_take(documents, positions[start : start + _AT_ONCE]))
+                for document, ids in zip(batch, encode_texts(tokenizer, [document.text for document in batch])):
+                    ended = getattr(document, "stop_reason", "eos") == "eos"
+                    yield np.array([*ids, config.eos_token_id] if ended else ids, np.int32)
+
+        # Those drawn are tokenized twice: the ids of a large corpus do not fit into memory.
+        return StudentTokens(map(len, encoded(range(len(documents)))), encoded), provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
 
     def checked():
@@ -209,8 +215,8 @@ def read_documents(directory: pathlib.Path) -> Iterator[np.ndarray]:
     reach, one after the other."""
     rows = read_subset(directory)
     tokens, segments = rows.tokens[:1, 0], rows.segment_ids[:1, 0]  # of the document that is not at its end yet
-    for start in range(0, len(rows.tokens), _ROWS_AT_ONCE):
-        block = slice(start, start + _ROWS_AT_ONCE), slice(1, None)  # rows overlap by one
+    for start in range(0, len(rows.tokens), _AT_ONCE):
+        block = slice(start, start + _AT_ONCE), slice(1, None)  # rows overlap by one
         tokens, segments = np.append(tokens, rows.tokens[block]), np.append(segments, rows.segment_ids[block])
         *whole, tokens = np.split(tokens, np.flatnonzero(np.diff(segments)) + 1)
         segments = segments[len(segments) - len(tokens) :]

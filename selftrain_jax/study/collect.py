@@ -24,10 +24,12 @@ from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
 from selftrain_jax.study.settings import StudyConfig
-from selftrain_jax.study.tasks import task_unit, task_values
+from selftrain_jax.study.tasks import harness_versions, task_unit, task_values
 
 Rows = list[dict[str, Any]]
 MEAN_LENGTH = Metric("mean_length")
+DIVERSITY_TOKENS = 10_000_000
+"""Of larger budgets, so many tokens are looked at for how varied their texts are, which takes 1 GB."""
 
 
 def study_data(study: Study) -> StudyData:
@@ -69,10 +71,13 @@ def study_data(study: Study) -> StudyData:
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
+    notes += harness_versions(study.workdir, (name for name in done if name.startswith("tasks/")))
     notes = list(dict.fromkeys(notes))
     notes += _repeated(
         (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
     )
+    if generations and config.subset.num_tokens > DIVERSITY_TOKENS:
+        notes.append(f"Distinct n-grams and entropy are those of {DIVERSITY_TOKENS:,} tokens, in random documents.")
     notes += _too_small(generations)
     return StudyData(
         title=config.title,
@@ -321,17 +326,22 @@ def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict
 
 
 def _corpus_values(pipeline) -> dict[Metric, float]:
-    """Collapse measures of the text that a generation was trained on, at the size of the training budget; of less text,
-    which a budget may repeat, those that depend on its size are left out.
+    """Collapse measures of the text that a generation was trained on, at the size of the training budget or
+    `DIVERSITY_TOKENS`; of less text, which a budget may repeat, those that depend on its size are left out.
 
     In random order: an accumulated corpus begins with its oldest text.
     """
     corpus = read_corpus(pipeline.corpus_path(pipeline.main))
-    nll, size = corpus.manifest["nll"], pipeline.config.subset.num_tokens
-    order = np.random.default_rng(0).permutation(len(corpus))
-    documents, enough = [d.tokens for d in corpus.take(order)], corpus.manifest["num_tokens"] >= size
-    found = diversity(documents, num_tokens=size if enough else None)
-    found = found if enough else {MEAN_LENGTH.kind: found[MEAN_LENGTH.kind]}
+    nll, size = corpus.manifest["nll"], min(pipeline.config.subset.num_tokens, DIVERSITY_TOKENS)
+    found = {MEAN_LENGTH.kind: corpus.manifest["length"]["mean"]}
+    if corpus.manifest["num_tokens"] >= size:
+        documents, left = [], size
+        for document in corpus.take(np.random.default_rng(0).permutation(len(corpus))):
+            documents.append(document.tokens)
+            left -= len(document.tokens)
+            if left <= 0:
+                break
+        found = diversity(documents, num_tokens=size) | found
     found |= {"source_nll": nll["mean"]} if nll else {}
     return {Metric(kind): value for kind, value in found.items()}
 

@@ -1,7 +1,10 @@
 """Tasks of lm-evaluation-harness in a study: on every untouched student, and on every trained one."""
 
+import collections
 import dataclasses
-from typing import Any, Callable, Sequence
+import importlib.metadata
+import pathlib
+from typing import Any, Callable, Iterable, Sequence
 
 from jax.sharding import Mesh
 
@@ -53,7 +56,8 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         asked = harness_tasks.Settings(**limited, confirm_run_unsafe_code=settings.confirm_run_unsafe_code)
         requests, kept = expand(settings.names, None), directory / "tasks"
         results = harness_tasks.run(requests, task_book(settings), found.fingerprint, kept, asked, make_model)
-        return {"tasks": [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]}
+        rows = [{"name": result["task"], "rows": harness_tasks.rows([result])} for result in results]
+        return {"tasks": rows, "lm_eval": importlib.metadata.version("lm_eval")}
 
     def externals():
         return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
@@ -63,6 +67,14 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
 
     asked = dataclasses.asdict(settings) | {"dtype": evaluate.dtype}
     return Stage(name, asked, (), work, externals, own_tasks, unnoted=("tasks",))
+
+
+def harness_versions(workdir: pathlib.Path, units: Iterable[str]) -> list[str]:
+    """A sentence where the finished task `units` of a study are of different versions of the harness."""
+    found = collections.Counter(read_manifest(workdir, unit)["result"].get("lm_eval", "unknown") for unit in units)
+    versions = ", ".join(f"{version} ({count} models)" for version, count in sorted(found.items()))
+    what = f"Tasks are of different versions of lm-evaluation-harness, which may ask and score differently: {versions}"
+    return [f"{what}; without {workdir / 'tasks'} all are done again by one."] if len(found) > 1 else []
 
 
 SHARES = ("acc", "acc_norm", "exact_match", "math_verify", "pass@1")

@@ -121,7 +121,7 @@ def test_copies_in_a_text_are_no_different_documents(documents, model_directory,
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
 def test_sampled_ids_are_trained_on_as_they_are(monkeypatch, audited, model_directory, documents, tmp_path, at_once):
     """Every document is BOS and then a sampled one, with EOS only where EOS was sampled; the last may be cut."""
-    monkeypatch.setattr(training_set, "_ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(training_set, "_AT_ONCE", at_once)
     write(audited, model_directory, tmp_path / "s")
     *whole, last = split(tmp_path / "s")
     known = {tuple(d.tokens) for d in documents}
@@ -192,6 +192,20 @@ def test_texts_are_tokenized_and_closed(audited_texts, model_directory, document
     tokenizer = load_tokenizer(model_directory)
     assert {tokenizer.decode(d[1:-1]) for d in whole} <= {d.text for d in documents}
     assert all(d[0] == d[-1] == 0 and 0 not in d[1:-1] for d in whole)
+
+
+@pytest.mark.parametrize("kind", ["text of the corpus", "text file"])
+def test_texts_are_tokenized_some_at_a_time(monkeypatch, audited, audited_texts, foreign, tmp_path, kind):
+    """The ids of all would not fit into memory; the rows are the same."""
+    of = audited if kind == "text of the corpus" else audited_texts
+    settings = dataclasses.replace(SETTINGS, retokenize=True)
+    write(of, foreign, tmp_path / "at once", settings)
+    together, encode = [], training_set.encode_texts
+    monkeypatch.setattr(training_set, "encode_texts", lambda t, texts: together.append(len(texts)) or encode(t, texts))
+    monkeypatch.setattr(training_set, "_AT_ONCE", 3)
+    write(of, foreign, tmp_path / "some", settings)
+    assert max(together) == 3 and len(together) > 1
+    assert (tmp_path / "at once" / "rows.npz").read_bytes() == (tmp_path / "some" / "rows.npz").read_bytes()
 
 
 def test_rows_are_the_packed_stream(audited, model_directory, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.records import write_record
-from selftrain_jax.data.corpus import Document, write_corpus
+from selftrain_jax.data.corpus import Corpus, Document, write_corpus
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
@@ -83,6 +83,21 @@ def test_the_tokens_of_trainings_are_those_that_were_read(tmp_path):
     study = types.SimpleNamespace(units=units, config=types.SimpleNamespace(train=train))
     tokens = {row["stage"]: row["tokens"] for row in collect._costs(study, {"0", "1"})}
     assert tokens == {"subset": 2 * 1100, "train": 2 * 2 * 8 * 64 * 3, "evaluate": None, "audit": None}
+
+
+def test_so_many_documents_are_read_as_how_varied_a_corpus_is_takes(tmp_path, monkeypatch):
+    """Not all of them, however large the corpus; the mean length is that of all."""
+    monkeypatch.setattr(collect, "DIVERSITY_TOKENS", 6)
+    documents = [Document(i, np.full(1 + i % 3, 3 + i, np.int32), None, "length", "a b") for i in range(90)]
+    write_corpus(tmp_path / "corpus", documents, {})
+    read, take = [], Corpus.take
+    monkeypatch.setattr(Corpus, "take", lambda corpus, p: (read.append(d) or d for d in take(corpus, p)))
+    config = types.SimpleNamespace(subset=SubsetConfig(num_tokens=100))
+    pipeline = types.SimpleNamespace(main="self", config=config, corpus_path=lambda arm: tmp_path / "corpus")
+    found = collect._corpus_values(pipeline)
+    tokens = np.concatenate([document.tokens for document in read])
+    assert len(tokens[: -len(read[-1].tokens)]) < 6 <= len(tokens)
+    assert found[Metric("distinct_1")] == len(set(tokens[:6].tolist())) / 6 and found[Metric("mean_length")] == 2
 
 
 @pytest.mark.parametrize("budget", [18, 19])

@@ -11,7 +11,7 @@ from selftrain_jax.report.metric import CAPABILITY, Metric
 from selftrain_jax.study import collect
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.settings import ModelSettings, StudyConfig, TaskSettings
-from selftrain_jax.study.tasks import task_book, task_values
+from selftrain_jax.study.tasks import harness_versions, task_book, task_values
 
 
 def row(task, metric, value, shots=0, of="none"):
@@ -122,6 +122,15 @@ def test_a_run_whose_tasks_are_not_done_has_no_capability_beside_runs_that_have_
 
     assert after(of_task)["capability"] == 0.625 and after({})["capability"] == 0.75
     assert after(None).keys() == {"drift", "nll/wiki"}
+
+
+def test_a_study_says_when_its_tasks_are_of_different_versions_of_the_harness(tmp_path):
+    for model, of in (("base", {"lm_eval": "0.4.10"}), ("self-0", {"lm_eval": "0.4.13"}), ("self-1", {})):
+        (tmp_path / "tasks" / model).mkdir(parents=True)
+        write_json(tmp_path / "tasks" / model / "manifest.json", {"result": {"tasks": [], **of}})
+    (note,) = harness_versions(tmp_path, ["tasks/base", "tasks/self-0", "tasks/self-1"])
+    assert ": 0.4.10 (1 models), 0.4.13 (1 models), unknown (1 models); " in note
+    assert harness_versions(tmp_path, ["tasks/base"]) == harness_versions(tmp_path, []) == []
 
 
 def test_tasks_are_checked_before_any_work():
