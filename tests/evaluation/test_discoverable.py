@@ -50,7 +50,11 @@ def sample(params, prefix, key, sampling, num_tokens):
 
 
 @pytest.mark.parametrize(
-    "sampling", [TOP_K, SamplingConfig(temperature=1.3, top_p=0.9, min_new_tokens=0)], ids=["k", "p"]
+    "sampling",
+    [
+        pytest.param(TOP_K, id="k"),
+        pytest.param(SamplingConfig(temperature=1.3, top_p=0.9, min_new_tokens=0), id="p", marks=pytest.mark.large),
+    ],
 )
 def test_20000_samples_agree_with_the_teacher_forced_pass(capsys, params, sampling):
     prefix = np.array([3, 17, 40], np.int32)

@@ -107,23 +107,18 @@ def test_models_of_other_families_agree_with_transformers(tmp_path, case):
 
 
 EXACT = [
-    ("pythia-14m", 2),
-    *(
-        pytest.param(name, layers, marks=pytest.mark.large)
-        for name, layers in [
-            ("pythia-14m", 0),
-            ("pythia-70m", 0),
-            ("pythia-31m", 0),
-            ("pythia-160m", 0),
-            ("pythia-410m", 0),
-            ("pythia-1b", 2),
-            ("pythia-2.8b", 2),
-            ("pythia-12b", 2),
-        ]
-    ),
+    ("pythia-14m", 0),
+    ("pythia-70m", 0),
+    ("pythia-31m", 0),
+    ("pythia-160m", 0),
+    ("pythia-410m", 0),
+    ("pythia-1b", 2),
+    ("pythia-2.8b", 2),
+    ("pythia-12b", 2),
 ]
 
 
+@pytest.mark.large  # test_parity.py has shapes of all kinds
 @pytest.mark.parametrize("name, layers", EXACT)
 def test_published_shapes_agree_with_transformers(name, layers, capsys):
     """Random checkpoints of the exact shapes, saved by transformers; `layers` cuts the depth."""
