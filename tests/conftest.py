@@ -69,8 +69,8 @@ def remove_unused(folder: pathlib.Path) -> None:
 
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# PyTorch's threads wait by spinning: with as many as there are cores in each of the processes of pytest-xdist, they wait
-# for each other's cores.
+# PyTorch's threads wait by spinning: with as many as there are cores in each of the processes of pytest-xdist, they
+# wait for each other's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 _flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):

@@ -19,6 +19,10 @@ STAGES = {
     "recover": "measure how what was planted returns to each model (only configs with recovery)",
     "report": "write report.json, report.html and the before/after table",
 }
+_REDO = (
+    "make anew what was made with other settings or from other files, and all that was made from it; what it was is "
+    "kept until that is done"
+)
 _EPILOG = """\
 settings:
   --config=FILE.py[:ARGUMENT] names a Python file with get_config(); its docstring tells what it does. A name alone is \
@@ -79,12 +83,7 @@ def _add_runs(commands) -> None:
     training.append(stages["train"])
     stages["sample"].add_argument("--show", type=int, default=0, metavar="N", help="print N documents when done")
     training[0].add_argument("--probes", metavar="FILE", help="short for --config.evaluate.probes=FILE")
-    training[0].add_argument(
-        "--redo",
-        action="store_true",
-        help="make anew what was made with other settings or from other files, and all that was made from it; what it "
-        "was is kept until that is done",
-    )
+    training[0].add_argument("--redo", action="store_true", help=_REDO)
     training[0].add_argument(
         "--dry-run", action="store_true", help="say what would be kept, redone and done, and how long it took; no more"
     )
@@ -131,19 +130,21 @@ def _add_runs(commands) -> None:
     option("--tpu-slices", type=int, metavar="N", help="with --compile: slices that the chips lie in (default: 1)")
     option("--json", action="store_true", help="with --compile: as one JSON object, in bytes and seconds")
 
-    option = add(
+    command = add(
         "study",
         "many runs as one experiment: students x sources with controls, proxies, verdicts and a page",
         workdir="the study's folder, on disk",
-    ).add_argument
-    option(
+    )
+    command.add_argument(
         "--shard",
         default="0/1",
         metavar="I/N",
         help="do every N-th unit from I = 0 ... N - 1 on, beside the other shards in the same folder; shard 0 waits "
         "for all and writes the page",
     )
+    option = command.add_mutually_exclusive_group().add_argument
     option("--report", action="store_true", help="do nothing but write the page, from what is done so far")
+    option("--redo", action="store_true", help=_REDO)
 
 
 def _add_tools(commands) -> None:

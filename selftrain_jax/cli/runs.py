@@ -226,7 +226,7 @@ def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequenc
         warnings.warn(InputWarning(sentence), stacklevel=1)
     # What repeats the study, whoever writes its page.
     command = ["selftrain", "study", f"--config={reference}", f"--workdir={arguments.workdir}", *overrides]
-    run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, _say)
+    run_study(config, arguments.workdir, shlex.join(command), arguments.shard, arguments.report, arguments.redo, _say)
     return 0
 
 

@@ -244,7 +244,7 @@ def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) 
     folders = ", ".join(str(workdir / other) for other in found if found[other].outgrown == found[name].outgrown)
     raise InputError(
         f"stage {name} in {workdir} is stale: {found[name].why}; undo that, delete {folders} to have it made anew (as "
-        "`selftrain run --redo` does), or use another --workdir"
+        "--redo of `selftrain run` or `study` does), or use another --workdir"
     )
 
 
@@ -394,7 +394,7 @@ def _before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
 
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
-    way_out = "use another --workdir, or delete that folder and those of the stages after it"
-    if stage.root is None:  # of a run
-        way_out += ", which `selftrain run --redo` does"
+    command = "run" if stage.root is None else "study"
+    way_out = "use another --workdir, or delete that folder and those of the stages after it, which "
+    way_out += f"`selftrain {command} --redo` does"
     refuse_changes(f"stage {stage.name}", found, asked, workdir / stage.name, way_out, kind=kind)

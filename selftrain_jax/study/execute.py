@@ -11,12 +11,14 @@ from typing import Callable, Sequence
 from selftrain_jax.core import files, progress
 from selftrain_jax.core.errors import InputError, told
 from selftrain_jax.core.lock import held
+from selftrain_jax.core.storage import Workdir
 from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
 from selftrain_jax.report.tables import terminal_columns
 from selftrain_jax.run import stages
 from selftrain_jax.run.pipeline import save_config
+from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.collect import study_data
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.failures import NEEDS_FAILED, Failures
@@ -29,9 +31,10 @@ Say = Callable[[str], None]
 
 
 def run_study(
-    config: StudyConfig, workdir: pathlib.Path, command: str, shard: str, report_only: bool, say: Say
+    config: StudyConfig, workdir: pathlib.Path, command: str, shard: str, report_only: bool, redo: bool, say: Say
 ) -> None:
-    """Does the units of shard "I/N" and, in shard 0, writes the page when all shards are done.
+    """Does the units of shard "I/N" and, in shard 0, writes the page when all shards are done; `redo`: also anew what
+    was made with other settings or from other files, and what was made from that.
 
     Raises:
       InputError: bad settings or files, before any work; or units that failed, after all others are done.
@@ -51,7 +54,7 @@ def run_study(
         raise InputError(f"workdir {workdir} is the folder of a run: name another --workdir for the study")
     if report_only and not (study.workdir / "study.json").is_file():
         raise InputError(f"workdir {workdir} holds no study to report on")
-    study.check()
+    check_study(study, redo=redo)
     if report_only:
         _report(study, say)
         return
@@ -68,10 +71,12 @@ def run_study(
                     pass
         progress.note(f"begun: {command}")
         print(f"selftrain: {describe(study.mesh, study.workdir)}, shard {index} of {count}", file=sys.stderr)
-        execution = Execution(study, say)
+        execution = Execution(study, say, redo)
         failures = execution.do([i for i in range(len(study.units)) if i % count == index])
         if index == 0:
             failures = execution.wait_for_all()
+            for place in () if failures else {unit.workdir for unit in study.units}:
+                Workdir(place).redone()
             _report(study, say)
     if failures:
         raise InputError(
@@ -82,8 +87,8 @@ def run_study(
 class Execution:
     """One process at the units of a study; `say` is told what happens, line by line."""
 
-    def __init__(self, study: Study, say: Say):
-        self._units, self._say = study.units, say
+    def __init__(self, study: Study, say: Say, redo: bool = False):
+        self._units, self._say, self._redo = study.units, say, redo
         self._by_name = {unit.name: unit for unit in study.units}
         self._failures = Failures(study)
 
@@ -113,15 +118,23 @@ class Execution:
         return failed
 
     def _do(self, unit: Unit, title: str) -> None:
+        self._move_outdated(unit, title)
         done = unit.done()
         if unit.config is not None:
             save_config(unit.workdir, unit.config)
         if done:
             self._say(f"{title}: done before")
-        todo = {stage.name for stage in unit.stages if not (done and stage.again)}
-        stages.run(unit.workdir, unit.stages, todo.__contains__, functools.partial(self._say_of_stage, title))
+        todo = [stage.name for stage in unit.stages if not (done and stage.again)]
+        for names in [[name] for name in todo] if self._redo else [todo]:
+            stages.run(unit.workdir, unit.stages, names.__contains__, functools.partial(self._say_of_stage, title))
+            self._move_outdated(unit, title)  # what reads a model that was made anew tells that only now
         if not done and (outcome := unit.outcome()):
             self._say(f"{title}: {outcome}")
+
+    def _move_outdated(self, unit: Unit, title: str) -> None:
+        for name, why in reversed(stages.outdated(unit.workdir, unit.stages).items()) if self._redo else ():
+            self._say(f"{title}, {name}: anew, since {why}")
+            Workdir(unit.workdir).keep_until_redone(name)
 
     def _say_of_stage(self, title: str, line: str) -> None:
         """Lines of a run name its own stages; here the unit goes before."""

@@ -26,15 +26,10 @@ from typing import Any, Iterator, Mapping, Sequence
 from jax.sharding import Mesh
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.data.corpus import read_corpus
-from selftrain_jax.data.texts import load_texts
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.evaluation.proxies import sentence_library
 from selftrain_jax.evaluation.settings import SUITES
-from selftrain_jax.models import hf
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
 from selftrain_jax.report.study_data import CONTROLS
 from selftrain_jax.run import stages, summary
 from selftrain_jax.run.names import LAB
@@ -47,8 +42,8 @@ from selftrain_jax.study.controls import FILE, fresh_stage, shuffled_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
 from selftrain_jax.study.proxies import proxies_stage
-from selftrain_jax.study.settings import DATA, Condition, StudyConfig
-from selftrain_jax.study.tasks import task_book, task_unit, tasks_stage
+from selftrain_jax.study.settings import DATA, SEEDS_APART, Condition, StudyConfig
+from selftrain_jax.study.tasks import task_unit, tasks_stage
 from selftrain_jax.study.untouched import copied_base, evaluated_again, evaluated_at_random
 
 
@@ -159,7 +154,7 @@ class Study:
 
         return {
             "mesh": config.mesh,
-            "sample": self._sample(student, seed),
+            "sample": self.sample_settings(student, seed),
             "audit": dataclasses.replace(config.audit, benchmarks=find(config.audit.benchmarks)),
             "subset": dataclasses.replace(config.subset, seed=config.subset.seed + seed, num_tokens=tokens),
             "train": dataclasses.replace(config.train, seed=config.train.seed + seed, optimizer=optimizer),
@@ -172,7 +167,7 @@ class Study:
             "leaks": dataclasses.replace(config.leaks, references=find(config.leaks.references)),
         }
 
-    def _sample(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
+    def sample_settings(self, source: str, seed: int, temperature: float | None = None) -> SampleSettings:
         sample, start = self.config.sample, self.config.models[source].start
         changed = {"start": start} if start else {}
         changed |= {} if temperature is None else {"temperature": temperature}
@@ -193,7 +188,8 @@ class Study:
         model = str(folder / MODEL)
         shared = self._shared(student, seed, next(self.config.conditions()))
         # Other draws than those of the generation before, and no curves.
-        shared["sample"] = self._sample(student, seed + 1000 * (number - 1), next(iter(self.config.temperatures), None))
+        temperature = next(iter(self.config.temperatures), None)
+        shared["sample"] = self.sample_settings(student, seed + SEEDS_APART * (number - 1), temperature)
         shared["evaluate"] = dataclasses.replace(shared["evaluate"], curve_points=0)
         accumulated = {"corpus": str(folder / ACCUMULATED), "student": model}
         main = {"source": model} if mode == "replace" else accumulated
@@ -206,7 +202,7 @@ class Study:
     def units(self) -> list[Unit]:
         """In an order in which each comes after those that it needs."""
         units = [
-            *self._lab_units(),
+            *self.lab_units(),
             *self._shuffled_units(),
             *self._corpus_units(),
             *self._fresh_units(),
@@ -224,7 +220,7 @@ class Study:
         """A stage in the study's own folder."""
         return Unit(stage.name, self.workdir, [stage], needs)
 
-    def _lab_units(self) -> Iterator[Unit]:
+    def lab_units(self) -> Iterator[Unit]:
         for seed in self.config.seeds if self.config.lab else ():
             lineage, files = self.config.lab.with_seed(seed), self.config.files()
             made = lab_stages(lineage, f"lab/{seed}", lambda: self.mesh, models=lineage.models, files=files)
@@ -246,7 +242,7 @@ class Study:
         for seed, source in itertools.product(seeds, sampled):
             model, find = self.model_path(source, seed), functools.partial(self.resolve, source, seed)
             for temperature in self._temperatures(source):
-                name, sample = _corpus_stage(source, seed, temperature), self._sample(source, seed, temperature)
+                name, sample = _corpus_stage(source, seed, temperature), self.sample_settings(source, seed, temperature)
                 made = self._model_needs(source, seed)
                 yield self._unit(sample_stage(name, model, find, sample, lambda: self.mesh, made), *made)
 
@@ -307,63 +303,6 @@ class Study:
             yield Unit(g.name, g.pipeline.workdir, made, (names[g.number - 2],), g.pipeline.config)
 
     # Before any work.
-
-    def check(self) -> None:
-        """Raises `InputError` for changed settings and for models and files that are missing or broken."""
-        for setting, value in self.config.files().items():
-            if value.startswith(DATA) and not pathlib.Path(file := self.path(value, 0, "")).is_file():
-                raise InputError(
-                    f"setting {setting}={value!r}: file not found: {file}; name the folder of these files with "
-                    "--config.data=DIR (docs/studies.md says where they come from), or another file"
-                )
-        grown = set()
-        for unit in self.units:
-            stages.check(unit.workdir, unit.stages)
-            if grown & set(unit.needs) and any(stages.state(unit.workdir, s) != "waiting" for s in unit.stages):
-                raise InputError(
-                    f"{min(grown & set(unit.needs))} has less than is asked for, and {unit.name} was made from it: set "
-                    "back what was raised or added (num_samples, suites), or name another --workdir"
-                )
-            grown |= {unit.name} if any(stages.grown(unit.workdir, stage) for stage in unit.stages) else set()
-        self._check_models()
-        if self.config.tasks.names:
-            task_book(self.config.tasks)
-        if self.config.real and not self.config.real.startswith(LAB):
-            load_texts(self.path(self.config.real, 0, ""))
-        for unit in self._lab_units():
-            for stage in unit.stages:
-                stage.externals()  # which says what is missing or broken
-        for unit in self.units:
-            stages.current(unit.workdir, unit.stages, *(stage.name for stage in unit.stages if not stage.again))
-        if self.config.proxies.sentence_encoder:
-            sentence_library()
-        self._check_files()
-
-    def _check_models(self) -> None:
-        for name, model in self.config.models.items():
-            try:
-                if model.corpus:
-                    read_corpus(model.corpus)
-                elif model.path:
-                    path = self.resolve(name, self.config.seeds[0])
-                    config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
-                    check_tokenizer(config, tokenizer)
-                    if name in self.config.writers:
-                        start_ids(self._sample(name, 0).start, config, tokenizer)
-            except InputError as e:
-                raise InputError(f"models.{name}: {e}") from None
-
-    def _check_files(self) -> None:
-        if self.config.lab is not None:
-            for setting, path in self.config.files().items():
-                if not path.startswith(LAB) and not pathlib.Path(path).is_file():
-                    raise InputError(f"setting {setting}: file not found: {path}")
-            return
-        for student in self.config.students:
-            run = next(run for run in self.runs if run.student == student)
-            config = run.pipeline.config
-            alone = dataclasses.replace(config, corpus="", source=config.student, controls={})
-            Pipeline(alone, run.pipeline.workdir).check_files()
 
 
 def _key(source: str, temperature: float | None) -> str:

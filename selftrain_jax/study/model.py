@@ -31,9 +31,9 @@ class Unit:
     outcome: Callable[[], str] = str
 
     def done(self) -> bool:
-        """Whether every stage is done, and none is stale."""
+        """Whether every stage is done, with the settings of now, and none is stale."""
         done = all(stages.state(self.workdir, stage) == "done" for stage in self.stages)
-        return done and not stages.stale(self.workdir, self.stages)
+        return done and not stages.stale(self.workdir, self.stages, settings=True)
 
 
 @dataclasses.dataclass(frozen=True)

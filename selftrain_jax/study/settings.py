@@ -102,6 +102,10 @@ class GenerationSettings:
             raise InputError(f"generations modes={self.modes} must be some of {', '.join(MODES)}")
 
 
+SEEDS_APART = 1000
+"""Generation g + 1 samples with the seed of generation g and so many more."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Condition:
     """One training budget and learning rate; `name` is "" where the study has no other."""
@@ -178,6 +182,12 @@ class StudyConfig:
         for seed in self.seeds:
             check_seed("study", seed)
         repeated = self.generations.students
+        turns = {seed + SEEDS_APART * turn for seed in self.seeds for turn in range(1, self.generations.count)}
+        if repeated and (shared := turns & set(self.seeds)):
+            raise InputError(
+                f"seeds={self.seeds}: {min(shared)} is that of another one's later generation, which samples with "
+                f"{SEEDS_APART} more; choose seeds that lie nearer to each other"
+            )
         named = {"students": self.students, "sources": self.sources, "generations.students": repeated}
         for kind, names in named.items():
             for name in names:

@@ -131,6 +131,21 @@ def test_a_changed_setting_is_named_before_any_work(finished, selftrain):
 
 
 @pytest.mark.large
+def test_a_study_of_other_settings_is_done_anew_where_asked_for(finished, selftrain, tmp_path):
+    """By two shards, from the stages that the setting is of on; what came before, and what was kept meanwhile, stays
+    as it is or goes."""
+    workdir, setting = shutil.copytree(finished[0], tmp_path / "study"), "--config.train.epochs=1"
+    corpus = workdir / "corpora/0/B/manifest.json"
+    before = corpus.read_bytes()
+    started = [selftrain.start("study", workdir, setting, "--redo", f"--shard={i}/2", config=CONFIG) for i in (0, 1)]
+    ends = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ends
+    assert corpus.read_bytes() == before and not list(workdir.rglob("before-redo"))
+    selftrain.succeeds("study", tmp_path / "fresh", setting, config=CONFIG)
+    assert found(workdir) == found(tmp_path / "fresh")
+
+
+@pytest.mark.large
 def test_two_shards_on_one_folder_find_what_one_process_finds(finished, selftrain, tmp_path):
     processes = [selftrain.start("study", tmp_path, f"--shard={i}/2", config=CONFIG) for i in (0, 1)]
     ends = [process.communicate(timeout=600) for process in processes]
@@ -188,7 +203,7 @@ def test_bad_input_is_refused_before_anything_is_written(selftrain, tmp_path):
 def test_a_job_of_several_processes_is_sent_to_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match="--shard"):
-        run_study(None, tmp_path / "x", "", "0/1", False, print)
+        run_study(None, tmp_path / "x", "", "0/1", False, False, print)
 
 
 def test_study_and_run_name_each_other(selftrain, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.settings import LeakSettings
 from selftrain_jax.models import hf
+from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.settings import GenerationSettings, ModelSettings, StudyConfig
 from tests.models.checkpoints import write_tokenizer
@@ -44,9 +45,9 @@ def test_a_start_that_a_source_cannot_write_is_named_before_any_work(tmp_path):
         models = {"m": ModelSettings(path=str(tmp_path / "m"), family="A", start=start)}
         study = Study(StudyConfig(models=models, students=("m",), sources=("m",)), tmp_path / "study", "")
         if message is None:
-            study.check()
+            check_study(study)
             (corpus,) = [unit for unit in study.units if unit.name == "corpora/0/m"]
             assert corpus.stages[0].settings["start"] == ("a",)
         else:
             with pytest.raises(InputError, match=message):
-                study.check()
+                check_study(study)

@@ -30,6 +30,11 @@ def test_without_sources_each_student_reads_its_own_text_alone():
     assert StudyConfig(**GOOD | {"sources": ("large", "small")}).sources_of("small") == ("small", "large")
 
 
+def test_seeds_far_apart_or_without_later_generations_are_as_good_as_any():
+    for students, seeds in (((), (0, 1000)), (("small",), (0, 3000)), (("small",), (0, 999))):
+        assert build(StudyConfig, {**GOOD, "generations": {"students": students}, "seeds": seeds}).seeds == seeds
+
+
 def test_conditions_are_named_by_what_differs():
     config = StudyConfig(**GOOD, subset=SubsetConfig(num_tokens=7))
     assert [(c.name, c.num_tokens) for c in config.conditions()] == [("", 7)]
@@ -63,6 +68,7 @@ def test_conditions_are_named_by_what_differs():
         ({"temperatures": (-1.0,)}, "must not be negative"),
         ({"generations": {"students": ("other",)}}, "must be both a student and a source"),
         ({"generations": {"count": 0}}, "count=0 must be at least 1"),
+        ({"generations": {"students": ("small",)}, "seeds": (0, 7, 2007)}, "2007 is that of another one's later"),
         ({"generations": {"modes": ("keep",)}}, "must be some of replace, accumulate"),
         ({"proxies": {"num_documents": -1}}, "num_documents=-1 must be at least 0"),
         ({"subset": {"retokenize": "maybe"}}, "retokenize='maybe' must be one of True, False, 'auto'"),
