@@ -24,6 +24,8 @@ _GEMMA3 = _GEMMA2 | {"qk_norm": "head"}
 def _read(hf: Any) -> dict[str, Any]:
     if hf.use_bidirectional_attention:
         raise InputError(f"use_bidirectional_attention={hf.use_bidirectional_attention!r} is not supported")
+    if not hf.query_pre_attn_scalar > 0:
+        raise InputError(f"query_pre_attn_scalar={hf.query_pre_attn_scalar!r} must be positive")
     return {"attention_scale": hf.query_pre_attn_scalar**-0.5}
 
 
