@@ -75,6 +75,10 @@ class Stage:
     progress: Callable[[pathlib.Path], str] = lambda folder: ""
     root: pathlib.Path | None = None
 
+    def by_all(self) -> bool:
+        """Whether all processes of a job do the work."""
+        return self.together() if callable(self.together) else self.together
+
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
     return workdir / name / "manifest.json"
@@ -300,7 +304,7 @@ def run(
     plan = [stage for stage in stages if wanted(stage.name)]
     todo = job.on_first("what is to do", lambda: [s.name for s in plan if state(workdir.path, s) != "done"])
     for stage in plan:
-        if stage.name in todo and stage.together:
+        if stage.name in todo and stage.by_all():
             _refuse_other_inputs(stage)
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
@@ -359,18 +363,17 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     if not job.on_first(f"begin of {stage.name}", begins):
         return
     begin = time.perf_counter()
-    together = stage.together() if callable(stage.together) else stage.together
     local.mkdir(parents=True, exist_ok=True)
     preemption.begins(stage.name)
     try:
-        if together:
+        if stage.by_all():
             workdir.fetch(stage.name, *stage.after)
             _refuse_other_inputs(stage)
             job.barrier(f"all begin {stage.name}")
             with workdir.sending(stage.name):
                 result = stage.work(local) or {}
             job.barrier(f"all are done with {stage.name}")
-        if stage.finish or not together:
+        if stage.finish or not stage.by_all():
             result = job.on_first(stage.name, works)
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
@@ -384,13 +387,10 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
 
 
 def _refuse_other_inputs(stage: Stage) -> None:
-    """Raises `InputError` on all processes of a job where one of them would read other files or models than process 0,
-    which alone notes what is read: each machine may have some of its own under the same path."""
+    """Raises `InputError` on all processes of a job where one of them would read what process 0 does not note."""
     if names := job.differing(lambda: {**_outside(stage, True), **stage.machine()}):
-        raise InputError(
-            f"stage {stage.name}: {', '.join(names)} is not the same for all processes of this job: put the same files "
-            "and models on all machines"
-        )
+        what = f"stage {stage.name}: {', '.join(names)} is not the same for all processes of this job"
+        raise InputError(f"{what}: put the same files and models on all machines")
 
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:

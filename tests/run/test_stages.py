@@ -479,7 +479,7 @@ job.initialize(address, 2, int(number))
 work = lambda directory: (directory / number).write_text("")
 inputs = lambda: {"texts.same": "of one version", "texts.news": read[int(number)]}
 plan = [
-    stages.Stage("audit/self", {}, [], work, lambda: {"benchmarks.of_first": read[int(number)]}),
+    stages.Stage("audit/self", {}, [], work, lambda: {"of_first": read[int(number)]}, together=lambda: False),
     stages.Stage("train/self-0", {}, ["audit/self"], work, inputs, together=True),
 ]
 try:
