@@ -146,6 +146,7 @@ REFUSED = [
     ("mistral", {"sliding_window": 0}, "sliding_window=0"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+    ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0"),
     ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
     ("gemma2", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar=-1"),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),

@@ -73,6 +73,9 @@ GEMMA3 = dataclasses.replace(
     name="gemma3_text",
     model_class="Gemma3ForCausalLM",
     switches=_GEMMA3,
+    fields={name: ours for name, ours in GEMMA2.fields.items() if name != "attn_logit_softcapping"},
+    # transformers has the field, and caps no score by it.
+    fixed=dict(GEMMA2.fixed) | {"attn_logit_softcapping": None},
     by_type=True,
     legacy=_legacy,
     presets={
