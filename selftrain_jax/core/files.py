@@ -198,13 +198,23 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def read_json(path: str | os.PathLike, what: str = "file") -> Any:
     """The JSON value in `path`; `InputError` naming `what` when it is missing or broken."""
     try:
-        return json.loads(as_path(path).read_bytes().decode("utf-8-sig"))
+        return json.loads(as_path(path).read_bytes().decode("utf-8-sig"), object_pairs_hook=fields_once)
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path}") from None
     except OSError as e:
         raise InputError(f"{what} {path} cannot be read ({e.strerror or e})") from None
     except (ValueError, RecursionError) as e:
         raise InputError(f"{what} {path} is not valid JSON: {e}") from None
+
+
+def fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook` of `json.loads`, which by itself takes the last of several values of one field;
+    `ValueError` where they are not the same."""
+    fields = dict(pairs)
+    for name, value in pairs:
+        if fields[name] is not value and fields[name] != value:
+            raise ValueError(f"an object has the field {name!r} twice")
+    return fields
 
 
 def read_arrays(path: str | os.PathLike, what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ setting (`refuse_changes`) or done anew (`read_same`).
 
 import json
 import os
+import pathlib
 from typing import Any, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError
@@ -80,6 +81,15 @@ def without_growth(asked: Mapping[str, Any], found: Mapping[str, Any], name: str
     else:
         more = bool(new) and not old if isinstance(new, str) else new > old
     return {**asked, first: old} if more else asked
+
+
+def before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
+    """`asked`, with paths below `root` as they were `found` where that is the same place of a folder since moved."""
+    if isinstance(asked, Mapping) and isinstance(found, Mapping):
+        return {name: before_moving(value, found.get(name), root) for name, value in asked.items()}
+    if isinstance(asked, str) and isinstance(found, str) and root and asked.startswith(f"{root}/"):
+        return found if found.endswith(asked.removeprefix(str(root))) else asked
+    return asked
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ from typing import IO, Any, Callable, Iterable, Iterator, Sequence
 import regex
 
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.core.files import user_path
+from selftrain_jax.core.files import fields_once, user_path
 
 LINES = tuple(f"{name}{packed}" for name in (".jsonl", ".jsonlines", ".ndjson") for packed in ("", ".gz"))
 ROWS = (*LINES, ".json", ".json.gz")
@@ -154,19 +154,11 @@ def _is_json(text: str) -> bool:
 
 def _parsed(data: bytes, where_is: str) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=fields_once)
     except UnicodeDecodeError:
         raise InputError(f"{where_is} not valid UTF-8: convert it first") from None
     except (ValueError, RecursionError) as e:
         raise InputError(f"{where_is} not valid JSON ({getattr(e, 'msg', e)})") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"an object has the field {next(n for n in names if names.count(n) > 1)!r} twice")
-    return fields
 
 
 def _lines(f: IO[bytes], where: str) -> Iterator[tuple[str, Any]]:

@@ -118,6 +118,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise InputError(f"setting {where}={value!r} must be a group of settings")
+        if len(set(map(str, value))) < len(value):
+            raise InputError(f"setting {where} has two names that read the same, a text and a number: rename one")
         return {str(name): _convert(arguments[1], item, _join(where, name)) for name, item in value.items()}
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

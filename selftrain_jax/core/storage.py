@@ -173,6 +173,20 @@ class Workdir:
             files |= {p.relative_to(top).as_posix(): _contents(p) for p in sorted(sums) if p.is_file()}
         return files
 
+    def refuse_links(self, name: str) -> None:
+        """Raises `InputError` for a link in the place of the folder `name`, or within it, where work would write;
+        Weights & Biases leaves some of its own."""
+        if self._remote:
+            return
+        folder = self.path / name
+        above = [self.path / part for part in pathlib.PurePath(name).parents if part.name]
+        within = (path for path in folder.rglob("*") if "wandb" not in path.relative_to(folder).parts)
+        if link := next((path for path in (*above, folder, *within) if path.is_symlink()), None):
+            raise InputError(
+                f"{link} is a link, and stages write into their own folders alone: put what it leads to in its place, "
+                "or let the whole workdir lie elsewhere"
+            )
+
     def set_aside(self, name: str) -> pathlib.PurePath:
         """Moves the folder `name` away; returns where it is now, below `replaced`."""
         return self._move(

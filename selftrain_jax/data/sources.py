@@ -4,6 +4,7 @@ A source is read as data: code that lies beside it never runs, and of a table on
 stored. Everything is read item by item, a JSON file that is one value excepted, and may be read several times.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -222,6 +223,9 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         warnings.warn(what, InputWarning, stacklevel=2)
     if kind == "parquet":
         parquet = _parquet(name)
+        if count := _left_out(parquet, chosen):
+            what = f"import source {name}: {count:,} of its texts are marked left_out, by an audit, yet read, too"
+            warnings.warn(InputWarning(f"{what}; to leave them out, write the rest to a file"), stacklevel=2)
         return Source(name, kind, file_fingerprint(*chosen), lambda field: _parquet_rows(parquet, name, chosen, field))
     rows = lambda field: (row for f in chosen for row in read_rows(f, (), "import source"))  # noqa: E731
     return Source(name, kind, file_fingerprint(*chosen), rows)
@@ -320,6 +324,17 @@ def _parquet(name: str) -> Any:
     except ImportError:
         raise InputError(f"import source {name} needs pyarrow: pip install 'selftrain_jax[datasets]'") from None
     return parquet
+
+
+def _left_out(parquet: Any, files: Sequence[pathlib.Path]) -> int:
+    """How many rows `selftrain publish` marked as left out of training."""
+    marks: list[Any] = []
+    with contextlib.suppress(Exception):  # what is damaged is told when its texts are read
+        for file in files:
+            with parquet.ParquetFile(file) as table:
+                for batch in table.iter_batches(_BATCH, columns=["left_out"]):
+                    marks += [row.get("left_out") for row in batch.to_pylist()]
+    return sum(mark is True for mark in marks)
 
 
 def _parquet_rows(parquet: Any, name: str, files: Sequence[pathlib.Path], field: str) -> Iterator[dict[str, Any]]:

@@ -9,13 +9,14 @@ import re
 import socket
 import threading
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from selftrain_jax.core.errors import InputError, PeerLost, RunStopped, one_line
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.distributed import preemption
 
 PEER_TIMEOUT = 30
@@ -290,13 +291,22 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def same_on_all(fingerprint: str) -> bool:
-    """Whether all processes of the job, which all call this, give the same one (of `files.fingerprint`)."""
+def same_on_all(hashed: str) -> bool:
+    """Whether all processes of the job, which all call this, give the same `hashed`, of `files.fingerprint`."""
     if jax.process_count() == 1:
         return True
-    own = np.frombuffer(bytes.fromhex(fingerprint), np.uint8)
+    own = np.frombuffer(bytes.fromhex(hashed), np.uint8)
     with naming_lost_peers("comparing settings with the other processes"):
         return not (multihost_utils.process_allgather(own) != own).any()
+
+
+def differing(look: Callable[[], Mapping[str, str]]) -> list[str]:
+    """The names of which `look`, called by all processes of the job, does not find on all of them what it finds on
+    process 0; it is not called where there is one process."""
+    if jax.process_count() == 1:
+        return []
+    own = dict(look())
+    return [name for name in on_first("names", lambda: sorted(own)) if not same_on_all(fingerprint(own.get(name)))]
 
 
 _uses: collections.Counter = collections.Counter()

@@ -21,7 +21,15 @@ from typing import Any, Callable, Mapping, NoReturn, Sequence
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, is_remote, read_json, write_atomic
-from selftrain_jax.core.records import differences, plain, read_record, refuse_changes, without_growth, write_record
+from selftrain_jax.core.records import (
+    before_moving,
+    differences,
+    plain,
+    read_record,
+    refuse_changes,
+    without_growth,
+    write_record,
+)
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.distributed import job, preemption
 
@@ -66,6 +74,10 @@ class Stage:
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
     progress: Callable[[pathlib.Path], str] = lambda folder: ""
     root: pathlib.Path | None = None
+
+    def by_all(self) -> bool:
+        """Whether all processes of a job do the work."""
+        return self.together() if callable(self.together) else self.together
 
 
 def manifest_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -115,7 +127,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
 def _but_for_growth(stage: Stage, record: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of a stage, with those that have grown, and paths in a folder that was moved, as recorded."""
     found = record["settings"]
-    asked = _before_moving(plain(stage.settings), found, stage.root)
+    asked = before_moving(plain(stage.settings), found, stage.root)
     for name in (*stage.grows, *(stage.settled if "fingerprint" in record else ())):
         asked = without_growth(asked, found, name)
     return asked
@@ -272,7 +284,7 @@ def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     record = stage.grows and _read(manifest_path(workdir, stage.name))
     if not record:
         return False
-    asked = _before_moving(plain(stage.settings), record["settings"], stage.root)
+    asked = before_moving(plain(stage.settings), record["settings"], stage.root)
     return any(record["settings"].get(name) != asked[name] for name in stage.grows)
 
 
@@ -284,11 +296,16 @@ def run(
     What was made from less than is asked for now is set aside, in the folder `replaced`, and made anew.
 
     Raises:
-      InputError: a setting or an input differs from what is on disk, or a stage is not done that a wanted one needs;
-        before any of them begins.
+      InputError: a setting or an input differs from what is on disk, or between the processes of a job, or a stage is
+        not done that a wanted one needs; before any of them begins.
     """
     workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
     job.on_first("check of the workdir", lambda: check(workdir.path, stages, wanted))
+    plan = [stage for stage in stages if wanted(stage.name)]
+    todo = job.on_first("what is to do", lambda: [s.name for s in plan if state(workdir.path, s) != "done"])
+    for stage in plan:
+        if stage.name in todo and stage.by_all():
+            _refuse_other_inputs(stage)
     for number, stage in enumerate(stages, 1):
         if wanted(stage.name):
             if stage.again:  # a file may have changed while earlier stages were at work
@@ -321,7 +338,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
                 say(f"{title}: {found[stage.name].why}; what it was is kept in {workdir.set_aside(stage.name)}")
             else:
                 _refuse_changes(workdir.path, stage, "input", {n: record["inputs"].get(n) for n in machine}, machine)
-        _refuse_links(workdir.path, stage.name)
+        workdir.refuse_links(stage.name)
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
         if manifest_path(workdir.path, stage.name).is_file() and not stage.again:
@@ -346,17 +363,17 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     if not job.on_first(f"begin of {stage.name}", begins):
         return
     begin = time.perf_counter()
-    together = stage.together() if callable(stage.together) else stage.together
     local.mkdir(parents=True, exist_ok=True)
     preemption.begins(stage.name)
     try:
-        if together:
+        if stage.by_all():
             workdir.fetch(stage.name, *stage.after)
+            _refuse_other_inputs(stage)
             job.barrier(f"all begin {stage.name}")
             with workdir.sending(stage.name):
                 result = stage.work(local) or {}
             job.barrier(f"all are done with {stage.name}")
-        if stage.finish or not together:
+        if stage.finish or not stage.by_all():
             result = job.on_first(stage.name, works)
     except InputError:
         # Nothing was made from the bad input: the next attempt may ask for something else.
@@ -369,28 +386,11 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     job.on_first(f"end of {stage.name}", ends)
 
 
-def _refuse_links(workdir: pathlib.PurePath, name: str) -> None:
-    """Raises `InputError` for a link in the place of a stage's folder, or within it, where work would write; Weights &
-    Biases leaves some of its own."""
-    if is_remote(workdir):
-        return
-    folder = workdir / name
-    above = [workdir / part for part in pathlib.PurePath(name).parents if part.name]
-    within = (path for path in folder.rglob("*") if "wandb" not in path.relative_to(folder).parts)
-    if link := next((path for path in (*above, folder, *within) if path.is_symlink()), None):
-        raise InputError(
-            f"{link} is a link, and stages write into their own folders alone: put what it leads to in its place, or "
-            "let the whole workdir lie elsewhere"
-        )
-
-
-def _before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
-    """`asked`, with paths below `root` as they were `found` where that is the same place of a folder since moved."""
-    if isinstance(asked, Mapping) and isinstance(found, Mapping):
-        return {name: _before_moving(value, found.get(name), root) for name, value in asked.items()}
-    if isinstance(asked, str) and isinstance(found, str) and root and asked.startswith(f"{root}/"):
-        return found if found.endswith(asked.removeprefix(str(root))) else asked
-    return asked
+def _refuse_other_inputs(stage: Stage) -> None:
+    """Raises `InputError` on all processes of a job where one of them would read what process 0 does not note."""
+    if names := job.differing(lambda: {**_outside(stage, True), **stage.machine()}):
+        what = f"stage {stage.name}: {', '.join(names)} is not the same for all processes of this job"
+        raise InputError(f"{what}: put the same files and models on all machines")
 
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:

@@ -8,7 +8,6 @@ import warnings
 from typing import Any, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -19,6 +18,7 @@ from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import is_local
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import param_shardings
+from selftrain_jax.models.files.checksums import checksums, first_other
 from selftrain_jax.models.files.converted import quiet_storage, restore_target, system_error
 from selftrain_jax.training.step import TrainState
 
@@ -230,37 +230,8 @@ def _reader(path: pathlib.PurePath, mesh: Mesh | None):
     return ocp.CheckpointManager(path, options=options, item_names=_ITEMS)
 
 
-def checksums(tree: Any) -> np.ndarray:
-    """uint32 `[leaves]`: per array, the sum of its bit patterns, each times an odd number that depends on its place.
-
-    Integer sums come out the same in any order, so a checksum does not depend on the mesh.
-    """
-    leaves = jax.tree.leaves(tree)
-    # One program for all: several at once, each with its own collectives, may wait for each other across processes.
-    # Arrays of the host go to the device one by one.
-    parts = [leaves] if all(isinstance(leaf, jax.Array) for leaf in leaves) else [[leaf] for leaf in leaves]
-    return np.concatenate([_checksums(part) for part in parts])
-
-
-@jax.jit
-def _checksums(leaves):
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
-
-
-def _checksum(x):
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        x = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-    place = jnp.uint32(1)
-    for axis, multiplier in enumerate((2, 65_538, 4_098, 1_030, 262)[: x.ndim]):
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(multiplier)
-    return jnp.sum(x.astype(jnp.uint32) * place, dtype=jnp.uint32)
-
-
 def _compare(tree: Any, expected: Any, path: pathlib.PurePath, what: str) -> None:
-    found = checksums(tree)
-    wrong = np.flatnonzero(found != np.asarray(expected))
-    if wrong.size:
-        name = jax.tree_util.keystr(jax.tree.leaves_with_path(tree)[wrong[0]][0])
+    if name := first_other(tree, expected):
         raise InputError(f"checkpoint {path} is damaged: {what}{name} is not what was saved; {_GO_BACK}")
 
 

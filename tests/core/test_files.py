@@ -109,6 +109,15 @@ def test_broken_json_names_the_file(tmp_path, content):
     assert "\n" not in str(e.value)
 
 
+def test_a_field_with_two_values_is_refused(tmp_path):
+    """A parser takes the last one: settings would not be what somebody reads in the file."""
+    (tmp_path / "f.json").write_text('{"train": {"epochs": 1, "epochs": 2}}')
+    with pytest.raises(InputError, match="f.json is not valid JSON: an object has the field 'epochs' twice"):
+        files.read_json(tmp_path / "f.json", "settings")
+    (tmp_path / "f.json").write_text('{"dtype": "float16", "none": NaN, "dtype": "float16"}')
+    assert files.read_json(tmp_path / "f.json")["dtype"] == "float16"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="probe file not found: .*gone"):
         files.read_json(tmp_path / "gone", "probe file")

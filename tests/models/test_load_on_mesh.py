@@ -186,6 +186,28 @@ def test_the_fingerprint_of_a_converted_directory_follows_edits_of_its_config(mo
     assert hf.model_fingerprint(tmp_path / "a") == before
 
 
+def test_arrays_that_are_not_those_that_were_converted_are_refused(model, tmp_path):
+    """Orbax gives back what is on disk, in the dtype that it is asked for."""
+    values = {name: x + 1 if x.dtype == np.float16 else x for name, x in old_tensors().items()}
+    values["gpt_neox.layers.1.mlp.dense_h_to_4h.bias"][:2] = 6e-8, 65_504  # the smallest and the largest
+    write_checkpoint(model, values)
+    convert(str(model), tmp_path / "orbax")
+    for dtype, mesh in (("float32", mesh_of((1, 4, 2))), ("bfloat16", mesh_of((8, 1, 1))), ("float16", None)):
+        hf.load_pretrained(tmp_path / "orbax", dtype=dtype, mesh=mesh)
+
+    other = write_checkpoint(tmp_path / "other", old_tensors())
+    convert(str(other), tmp_path / "swapped")
+    shutil.copy(tmp_path / "orbax" / "conversion.json", tmp_path / "swapped")
+    flipped = shutil.copytree(tmp_path / "orbax", tmp_path / "flipped")
+    largest = max((f for f in flipped.rglob("*") if f.is_file()), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    for directory in (tmp_path / "swapped", flipped):
+        refuses(lambda: hf.load_pretrained(directory), directory, "is not what was converted")  # noqa: B023
+        refuses(lambda: hf.load_pretrained(directory, dtype="float16", mesh=mesh_of((2, 2, 2))), directory)  # noqa: B023
+
+
 def test_faults_of_converted_directories(model, tmp_path):
     convert(str(model), tmp_path / "orbax")
 
@@ -201,7 +223,8 @@ def test_faults_of_converted_directories(model, tmp_path):
     directory = damaged("no-metadata", lambda d: (d / "params" / "_METADATA").unlink())
     refuses(lambda: hf.load_pretrained(directory), "_METADATA is missing or damaged")
     directory = shutil.copytree(tmp_path / "orbax", tmp_path / "record")
-    for text in ("{}", "[]", "5", "null", '{"fingerprint": "f", "source": 5}', '{"fingerprint": "f", "dtype": "O"}'):
+    broken = ('{"fingerprint": "f", "%s": 5}' % name for name in ("source", "checksums"))
+    for text in ("{}", "[]", "5", "null", *broken, '{"fingerprint": "f", "dtype": "O"}'):
         (directory / "conversion.json").write_text(text)
         refuses(lambda: hf.model_fingerprint(directory), directory / "conversion.json", "convert")
         refuses(lambda: export(directory, tmp_path / "out"), directory / "conversion.json", "convert")

@@ -2,14 +2,16 @@
 
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
 from selftrain_jax.cli import main as cli
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.corpus import CorpusWriter
 from selftrain_jax.data.records import Document
+from selftrain_jax.data.sources import open_source
 from selftrain_jax.run.publish import publish
 
 datasets = pytest.importorskip("datasets")
@@ -45,6 +47,8 @@ def test_a_data_set_holds_every_document_as_it_is(tmp_path, measured):
     log_probs = [d.log_probs.tolist() if measured else [] for d in documents]
     assert [row["log_probs"] or [] for row in rows] == log_probs
     assert {row["left_out"] for row in rows} == {None}
+    with warnings.catch_warnings(action="error"):
+        open_source(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "No audit lies beside this corpus" in card and "No benchmark" not in card, "another run may have looked"
     assert "## Licence" in card and "- synthetic" in card
@@ -61,6 +65,8 @@ def test_what_the_audit_left_out_is_marked_and_counted(tmp_path):
     place.write_text(json.dumps(audit))
     publish(folder, tmp_path / "out")
     assert read(tmp_path / "out", tmp_path)["left_out"] == [False, True, False]
+    with pytest.warns(InputWarning, match="1 of its texts are marked left_out"):
+        assert len([*open_source(tmp_path / "out").texts("text")]) == 3
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     (tmp_path / "link").symlink_to(folder)
     publish(tmp_path / "link", tmp_path / "through a link")

@@ -70,6 +70,7 @@ BAD = [
     ({"needed": 3, "inner": 5}, "setting inner=5 must be a group of settings"),
     ({"needed": 3, "many": 5}, "setting many=5 must be a group of settings"),
     ({"needed": 3, "many": {"x": 5}}, "setting many.x=5 must be a group of settings"),
+    ({"needed": 3, "weights": {1: 1.0, "1": 2.0}}, "setting weights has two names that read the same"),
     ({"needed": 3, "weights": {"a": "b"}}, "setting weights.a='b' must be of type float"),
     ({"needed": 3, "inner": {"names": "ab"}}, "setting inner.names='ab' must be a list"),
     ({"needed": 3, "inner": {"names": ["a", 1]}}, "setting inner.names=1 must be of type str"),

@@ -4,6 +4,9 @@ import json
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +16,9 @@ from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import stages
 from selftrain_jax.run.stages import Stage
 from tests.killing import Killed, kill_at
+from tests.waiting import HANGS
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def plan(sample=None, train=None, text="text v1", calls=None):
@@ -461,3 +467,42 @@ def test_no_stage_writes_through_a_link(tmp_path, linked):
         (tmp_path / "target").mkdir()
     (tmp_path / "elsewhere").symlink_to(tmp_path / "target")
     assert run(tmp_path / "elsewhere", plan()) == ["[1/2] sample/self", "[2/2] train/self-0"]
+
+
+PROCESS = """
+import pathlib, sys
+from selftrain_jax.core.errors import InputError
+from selftrain_jax.distributed import job
+from selftrain_jax.run import stages
+address, number, folder, *read = sys.argv[1:]
+job.initialize(address, 2, int(number))
+work = lambda directory: (directory / number).write_text("")
+inputs = lambda: {"texts.same": "of one version", "texts.news": read[int(number)]}
+plan = [
+    stages.Stage("audit/self", {}, [], work, lambda: {"of_first": read[int(number)]}, together=lambda: False),
+    stages.Stage("train/self-0", {}, ["audit/self"], work, inputs, together=True),
+]
+try:
+    stages.run(pathlib.Path(folder), plan, bool, print)
+except InputError as e:
+    print("refused:", e)
+"""
+
+
+@pytest.mark.parametrize("of_second", ["v1", "v2"])
+def test_processes_that_read_different_files_do_not_work_together(tmp_path, of_second):
+    """A file may lie on each machine under the same path, and process 0 alone notes what it is."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    commands = ([sys.executable, "-c", PROCESS, address, n, tmp_path / "run", "v1", of_second] for n in "01")
+    job = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate(timeout=HANGS)[0] for process in job]
+    assert [process.returncode for process in job] == [0, 0]
+    made = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("[01]")}
+    if of_second == "v1":
+        assert made == {"audit/self/0", "train/self-0/0", "train/self-0/1"} and "refused" not in "".join(said)
+    else:  # before any work
+        assert not made
+        assert all("train/self-0: texts.news is not the same for all processes of this job" in text for text in said)

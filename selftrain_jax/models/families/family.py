@@ -101,7 +101,7 @@ class Family:
 
     def _read_pattern(self, hf: Any) -> tuple[Layer, ...]:
         window = hf.sliding_window if "sliding_window" in self.layered else None
-        types = hf.layer_types if "layer_types" in self.layered else [_WINDOWED if window else _FULL]
+        types = hf.layer_types if "layer_types" in self.layered else [_FULL if window is None else _WINDOWED]
         rotated = hf.no_rope_layers if "no_rope_layers" in self.layered else [1] * len(types)
         kinds = [*zip(types, rotated, strict=True)]
         layers = {kind: self._read_layer(hf, *kind, window) for kind in dict.fromkeys(kinds)}

@@ -24,6 +24,8 @@ _GEMMA3 = _GEMMA2 | {"qk_norm": "head"}
 def _read(hf: Any) -> dict[str, Any]:
     if hf.use_bidirectional_attention:
         raise InputError(f"use_bidirectional_attention={hf.use_bidirectional_attention!r} is not supported")
+    if not hf.query_pre_attn_scalar > 0:
+        raise InputError(f"query_pre_attn_scalar={hf.query_pre_attn_scalar!r} must be positive")
     return {"attention_scale": hf.query_pre_attn_scalar**-0.5}
 
 
@@ -71,6 +73,9 @@ GEMMA3 = dataclasses.replace(
     name="gemma3_text",
     model_class="Gemma3ForCausalLM",
     switches=_GEMMA3,
+    fields={name: ours for name, ours in GEMMA2.fields.items() if name != "attn_logit_softcapping"},
+    # transformers has the field, and caps no score by it.
+    fixed=dict(GEMMA2.fixed) | {"attn_logit_softcapping": None},
     by_type=True,
     legacy=_legacy,
     presets={

@@ -20,11 +20,14 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params, param_shapes
+from selftrain_jax.models.files.checksums import checksums, first_other
 from selftrain_jax.models.files.dtypes import DTYPES, narrower
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import copy_tokenizer
 
 _PARAMS, _RECORD = "params", "conversion.json"
+_LOADED = ("float32", "bfloat16", "float16")
+"""Dtypes that checksums are noted in: arrays are cast while they are read."""
 
 
 def is_converted(directory: pathlib.Path) -> bool:
@@ -61,7 +64,14 @@ def save(
         except Exception as e:
             raise system_error(e) from None
         about = {"schema": 1, "dtype": dtype, "config": files.file_fingerprint(temporary / "config.json")}
+        about["checksums"] = {name: _cast_checksums(params, name) for name in _LOADED}
         files.write_json(temporary / _RECORD, about | record)
+
+
+def _cast_checksums(params: Params, dtype: str) -> list[int]:
+    """Those of `params` as they are loaded in `dtype`."""
+    with np.errstate(over="ignore"):  # refused where it is loaded
+        return [int(checksums([leaf.astype(dtype)])[0]) for leaf in jax.tree.leaves(params)]
 
 
 def fingerprint(directory: pathlib.Path) -> str:
@@ -94,18 +104,23 @@ def load(directory: pathlib.Path, config: DecoderConfig, dtype: np.dtype, shardi
     """The parameters with `shardings`, or as numpy arrays with None, cast to `dtype` on the way.
 
     Raises:
-      InputError: the arrays are missing, damaged, or not those of `config`.
+      InputError: the arrays are missing, damaged, or not those of `config`, or not those that were converted; earlier
+        versions did not note these.
     """
     check(directory, config)
     with _reading(directory) as (checkpointer, path):
         params = checkpointer.restore(path, restore_target(config, shardings, dtype))
-    stored = read_record(directory).get("dtype", dtype)
+    record = read_record(directory)
+    stored = record.get("dtype", dtype)
     for path, leaf in jax.tree.leaves_with_path(params) if narrower(dtype, stored) else ():
         if not (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf).all():
             raise InputError(
                 f"{directory}: parameter {jax.tree_util.keystr(path)} holds numbers that {dtype.name} cannot, or "
                 f"that are not finite; load it as {stored}"
             )
+    known = record.get("checksums", {})
+    if dtype.name in known and (name := first_other(params, known[dtype.name])):
+        raise InputError(f"{directory}: parameter {name} is not what was converted; convert the model again")
     return params
 
 
@@ -155,6 +170,8 @@ def read_record(directory: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path} has no 'fingerprint'; convert the model again")
     if found.get("dtype", "float32") not in DTYPES:
         raise InputError(f"{path}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again")
+    if not isinstance(found.get("checksums", {}), dict):
+        raise InputError(f"{path}: checksums are not those that a conversion notes; convert the model again")
     if not isinstance(found.get("source", ""), str):
         raise InputError(f"{path}: source={found['source']!r} must be a text; convert the model again")
     return found
