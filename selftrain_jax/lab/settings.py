@@ -187,7 +187,7 @@ class PretrainConfig:
       parallel_residual, rotary_pct, tie_embeddings: switches of the architecture; `rotary_pct` is the rotated share of
         each head.
       preset: name of a published model ("pythia-14m", "qwen3-0.6b-base"), of any family, that gives hidden_size,
-        num_layers, num_heads and all switches that are not set here; tokens are the lab's own.
+        num_layers, num_heads and all switches that have their default here, set or not; tokens are the lab's own.
     """
 
     hidden_size: int = 64

@@ -53,6 +53,8 @@ class Rotary:
         check_ranges("model rotary", self, {"fraction": (0, 1)})
         if not self.base > 0:
             raise InputError(f"model rotary base={self.base} must be positive")
+        if isinstance(self.scaling, YarnScaling) and not self.base > 1:
+            raise InputError(f"model rotary base={self.base} must be above 1 with YaRN, which divides by its logarithm")
         for name, value in dataclasses.asdict(self.scaling).items() if self.scaling else ():
             if value is not None and not value > 0:
                 raise InputError(f"model rotary scaling {name}={value} must be positive")

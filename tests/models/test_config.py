@@ -8,7 +8,7 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import decoder
-from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
+from selftrain_jax.models.config import DecoderConfig, Layer, Rotary, YarnScaling
 from selftrain_jax.models.families import preset
 
 TOTALS = {  # of the files on the hub
@@ -83,7 +83,12 @@ def test_a_share_of_each_head_is_rotated(fraction, expected):
     assert GOOD.rotary_dim(Rotary(fraction)) == expected
 
 
-@pytest.mark.parametrize("wrong", [{"fraction": 1.5}, {"fraction": -0.25}, {"base": 0.0}])
+YARN = YarnScaling(factor=2.0, original_max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fraction": 1.5}, {"fraction": -0.25}, {"base": 0.0}, {"base": 1.0, "scaling": YARN}]
+)
 def test_rotary_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         Rotary(**wrong)
