@@ -56,7 +56,10 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
             probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
             summary.check_groups(probes, evaluate)
         loaded = load_model(run, model, run.local_mesh)
-        trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer) if run.models[model] else None
+        trained_on = None
+        if run.models[model]:
+            run.place.fetch(f"subset/{model}")  # which processes of a job that only evaluates have not done
+            trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer)
         arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on, "parts": parts()}
         if evaluate.reference:
             path = run.model_path(evaluate.reference)
