@@ -15,11 +15,11 @@ from selftrain_jax.training.log import read_metrics
 
 
 def same_run(selftrain, out, workdir, finished):
-    """Up to the rounding of sums over several devices."""
+    """Up to the rounding of sums over several devices, which a training carries on: some 3e-6 of a likelihood."""
     assert selftrain.table(out) == selftrain.table(finished[1])
     found, wanted = (selftrain.report(folder) for folder in (workdir, finished[0]))
     for row, expected in zip(found["metrics"], wanted["metrics"], strict=True):
-        assert row == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in expected.items()}
+        assert row == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in expected.items()}
 
 
 LAUNCHERS = {
@@ -150,7 +150,8 @@ def test_when_one_dies_the_others_say_so_and_fewer_finish(finished, selftrain, h
         for code, _, err in ended:
             stopped = [line for line in err.splitlines() if line.startswith("selftrain: stopped: ")]
             assert (code, len(stopped)) == (1, 1), err[-3000:]
-            assert f"process {victim} on {socket.gethostname()} is gone" in stopped[0]
+            # With it, perhaps, another that noticed first, and ended.
+            assert re.search(f"process {victim} on {re.escape(socket.gethostname())}.* (is|are) gone", stopped[0])
 
     kill(2, 2, "sample/self/corpus/corpus-")
     assert not (workdir / "sample" / "self" / "manifest.json").exists()

@@ -274,7 +274,7 @@ def _decoupling_power(rng, num_seeds, share, likeness, extracted=60, trials=400)
         scale = 1 / likeness - 1 if likeness else np.inf
         rates = rng.beta(share * scale, (1 - share) * scale, num_seeds) if likeness else np.full(num_seeds, share)
         memory = memory_of(SELF, rng.binomial(extracted, rates).tolist(), 0.1, extracted=extracted)
-        memory += memory_of(REAL, [0] * num_seeds, 0.6)
+        memory += memory_of(REAL, [0] * num_seeds, 0.6, spread=0)  # seeds that do not differ prove nothing
         rows = rows_of(CAPABILITY, {("a", SELF): 0.5 + 0.01 * rng.normal(size=num_seeds)})
         found.append(rules.decoupling(rows, memory)["verdict"] == rules.REPRODUCED)
     return np.mean(found)

@@ -112,7 +112,7 @@ def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mes
         wait_until(lambda: any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")), survivor)
         victim.send_signal(signal.SIGKILL)
         assert survivor.wait(timeout=HANGS) == 1
-        message = f"train stopped: process 1 on {socket.gethostname()} is gone"
+        message = f": process 1 on {socket.gethostname()} is gone"  # in a step, or while it saved
         assert message in log.read_text(), log.read_text()[-3000:]
     finally:
         for process, _ in workers:
