@@ -76,7 +76,7 @@ def test_a_run_killed_in_every_stage_ends_as_if_it_had_not_been(finished, selftr
     assert code == 143 and "selftrain: stopped: SIGTERM came; step " in err and "Traceback" not in err
 
     status = selftrain.succeeds("status", tmp_path).splitlines()
-    assert {line.split()[0] for line in status} == {"done", "started", "waiting"}
+    assert {line.split()[0] for line in status} == {"done", "started", "waiting", "about"}
     out = selftrain.succeeds("run", tmp_path)
     assert selftrain.table(out) == selftrain.table(finished[1])
     assert selftrain.report(tmp_path) == selftrain.report(finished[0])
