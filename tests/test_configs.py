@@ -9,6 +9,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.models.files import hf_config
 from selftrain_jax.report.study_data import CONTROLS, RELATIONS
 from selftrain_jax.run.pipeline import Pipeline
+from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.expand import Study
 from tests.shapes import NARROW
 
@@ -150,7 +151,7 @@ def test_real_models_are_named_by_hub_name_or_directory(tmp_path):
 def test_files_of_the_data_folder_are_named_before_any_work(tmp_path):
     config = load_config(f"{ROOT / 'configs' / 'real.py'}", [f"--config.data={tmp_path}"], study=True)
     with pytest.raises(InputError, match=rf"'data:.*file not found: {tmp_path}/.*name the folder .* --config.data=DIR"):
-        Study(config, tmp_path / "study").check()
+        check_study(Study(config, tmp_path / "study"))
 
 
 # Model -> rows per device step and their length, of what is known; the rest as for the largest.

@@ -24,6 +24,7 @@ from selftrain_jax.lab.text_world import build_text_world, model_tokenizer, trai
 from selftrain_jax.lab.world_files import write_world
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
+from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.expand import Study
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
@@ -313,18 +314,18 @@ def build_tokenizer_stub(size):
 def test_a_study_asks_for_its_text_before_any_work_and_refuses_a_changed_one(source, tmp_path):
     path = str(pathlib.Path(__file__).parents[2] / "configs" / "lab_gpu.py")
     with pytest.raises(InputError, match="lab.text.source"):
-        Study(load_config(path, study=True), tmp_path / "study").check()
+        check_study(Study(load_config(path, study=True), tmp_path / "study"))
     assert not (tmp_path / "study").exists()
 
     copy = tmp_path / "texts.jsonl"
     copy.write_bytes(source.read_bytes())
     study = Study(load_config(path, [f"--config.lab.text.source={copy}"], study=True), tmp_path / "study")
-    study.check()
+    check_study(study)
     world = next(stage for unit in study.units for stage in unit.stages if stage.name == "lab/0/world")
     started = tmp_path / "study" / "lab/0/world" / "started.json"
     started.parent.mkdir(parents=True)
     started.write_text(json.dumps({"settings": world.settings, "inputs": world.externals()}))
-    study.check()
+    check_study(study)
     copy.write_text(copy.read_text().replace("n0 ", "n1000 "))
     with pytest.raises(InputError, match="lab/0/world .*its input source has changed"):
-        study.check()
+        check_study(study)
