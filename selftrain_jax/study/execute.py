@@ -1,5 +1,6 @@
 """Doing a study: its units one after the other, by one process or several (shards), and its page at the end."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -132,9 +133,18 @@ class Execution:
             self._say(f"{title}: {outcome}")
 
     def _move_outdated(self, unit: Unit, title: str) -> None:
-        for name, why in reversed(stages.outdated(unit.workdir, unit.stages).items()) if self._redo else ():
+        if not self._redo:
+            return
+        place, outdated = Workdir(unit.workdir), stages.outdated(unit.workdir, unit.stages)
+        for name, why in reversed(outdated.items()):
             self._say(f"{title}, {name}: anew, since {why}")
-            Workdir(unit.workdir).keep_until_redone(name)
+            place.keep_until_redone(name)
+        # The report of what was: whoever reads a model of the run, perhaps before its new report, would find it stale.
+        beside = (stage for other in self._units if other.workdir == unit.workdir for stage in other.stages)
+        for stage in beside if outdated else ():
+            if stage.again and stages.state(unit.workdir, stage) != "waiting":
+                with contextlib.suppress(FileNotFoundError):  # another shard did it
+                    place.keep_until_redone(stage.name)
 
     def _say_of_stage(self, title: str, line: str) -> None:
         """Lines of a run name its own stages; here the unit goes before."""

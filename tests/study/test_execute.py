@@ -25,14 +25,15 @@ def test_why_a_unit_failed_is_told_and_kept_without_passwords(tmp_path):
 def study_of(workdir, rate, *, broken=False):
     """Three units: the second has a stage that reads what the first noted, and one that reads a file of that stage."""
 
-    def stage(name, settings, externals=dict, models=dict):
+    def stage(name, settings, externals=dict, models=dict, again=False):
         def work(folder):
             if broken and name == "train/a":
                 raise InputError("no such luck")
+            assert again or not (workdir / "report").exists()  # it would be found stale by who reads a model
             (folder / "made.json").write_text(json.dumps([settings, externals()]))
             return {}
 
-        return Stage(name, settings, (), work, externals, models, root=workdir)
+        return Stage(name, settings, (), work, externals, models, again=again, root=workdir)
 
     def noted():
         return {"first": read_manifest(workdir, "sample/a")["fingerprint"]}
@@ -45,6 +46,7 @@ def study_of(workdir, rate, *, broken=False):
         Unit("sample/a", workdir, [stage("sample/a", {"rate": rate})]),
         Unit("train/a", workdir, stages, ("sample/a",)),
         Unit("sample/b", workdir, [stage("sample/b", {"rate": 1})]),
+        Unit("report", workdir, [stage("report", {}, again=True)], ("train/a",)),
     ]
     return types.SimpleNamespace(units=units, workdir=workdir, config={})
 
@@ -54,35 +56,36 @@ STAGES = "sample/a", "train/a", "evaluate/a", "sample/b"
 
 def test_what_other_settings_make_and_what_was_made_from_it_is_done_anew_when_asked_for(tmp_path):
     said = []
-    assert Execution(study_of(tmp_path, 1), said.append).do([0, 1, 2]) == []
+    assert Execution(study_of(tmp_path, 1), said.append).do([0, 1, 2, 3]) == []
     before = {name: read_manifest(tmp_path, name) for name in STAGES}
     changed = study_of(tmp_path, 2)
-    assert [unit.done() for unit in changed.units] == [False, True, True]
-    (failed, _) = Execution(changed, said.append).do([0, 1, 2])
+    assert [unit.done() for unit in changed.units] == [False, True, True, True]
+    failed, *_ = Execution(changed, said.append).do([0, 1, 2, 3])
     assert "setting rate is 2 but" in failed and "which `selftrain study --redo` does" in failed
     assert {name: read_manifest(tmp_path, name) for name in before} == before
 
     said.clear()
-    assert Execution(changed, said.append, redo=True).do([0, 1, 2]) == []
+    assert Execution(changed, said.append, redo=True).do([0, 1, 2, 3]) == []
     assert json.loads((tmp_path / "sample/a/made.json").read_text()) == [{"rate": 2}, {}]
     after = {name: read_manifest(tmp_path, name)["fingerprint"] for name in before}
     assert [after[name] == before[name]["fingerprint"] for name in STAGES] == [False, False, False, True]
     assert said == [
-        "[1/3] sample/a, sample/a: anew, since setting rate is 2 and was 1",
-        "[1/3] sample/a",
-        "[2/3] train/a, train/a: anew, since its input first has changed since",
-        "[2/3] train/a",
-        "[2/3] train/a, evaluate/a: anew, since its input model has changed since",
-        "[2/3] train/a, evaluate/a",
-        "[3/3] sample/b: done before",
+        "[1/4] sample/a, sample/a: anew, since setting rate is 2 and was 1",
+        "[1/4] sample/a",
+        "[2/4] train/a, train/a: anew, since its input first has changed since",
+        "[2/4] train/a",
+        "[2/4] train/a, evaluate/a: anew, since its input model has changed since",
+        "[2/4] train/a, evaluate/a",
+        "[3/4] sample/b: done before",
+        "[4/4] report",
     ]
     assert all(unit.done() for unit in changed.units)
 
 
 def test_what_was_is_kept_until_all_is_done_anew(tmp_path):
-    Execution(study_of(tmp_path, 1), print).do([0, 1, 2])
-    failed = Execution(study_of(tmp_path, 2, broken=True), print, redo=True).do([0, 1, 2])
-    assert failed == ["train/a: no such luck"]
+    Execution(study_of(tmp_path, 1), print).do([0, 1, 2, 3])
+    failed = Execution(study_of(tmp_path, 2, broken=True), print, redo=True).do([0, 1, 2, 3])
+    assert failed[0] == "train/a: no such luck"
     assert json.loads((tmp_path / "before-redo/sample/a/made.json").read_text()) == [{"rate": 1}, {}]
     assert (tmp_path / "before-redo/train/a/made.json").is_file()
-    assert Execution(study_of(tmp_path, 2), print, redo=True).do([0, 1, 2]) == []
+    assert Execution(study_of(tmp_path, 2), print, redo=True).do([0, 1, 2, 3]) == []
