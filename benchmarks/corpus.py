@@ -27,19 +27,7 @@ import time
 
 import sides
 
-END = "<eos>"
 SHARES = ("idle", "decoding", "compiling", "moving", "rest")
-
-
-def write_tokenizer(directory: str, words: int) -> None:
-    import tokenizers
-    import transformers
-
-    vocabulary = {END: 0, **{f"w{i}": i for i in range(1, words)}}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=END))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
-    fast.save_pretrained(directory)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -143,18 +131,17 @@ def main() -> None:
     print("documents  words  temperature  mean length  tokens/s  seconds" + "".join(f"{name:>11}" for name in SHARES))
     rows, shared = [], ("dtype", "length", "least", "batch")
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    paths = os.pathsep.join([str(sides.ROOT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         directory = os.path.join(folder, "model")
         sides.write_checkpoint(arguments.preset, directory, arguments.dtype, str(arguments.layers))
         for words, count, t in itertools.product(arguments.vocabularies, arguments.documents, arguments.temperatures):
             if words:
-                write_tokenizer(directory, words)
+                sides.write_tokenizer(directory, ["<eos>", *(f"w{i}" for i in range(1, words))])
             asked = {name: getattr(arguments, name) for name in shared}
             asked |= {"directory": directory, "documents": count, "temperature": t}
             command = [sys.executable, __file__, f"--one={json.dumps(asked)}"]
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True, env=environment | {"PYTHONPATH": paths}
+                command, stdout=subprocess.PIPE, text=True, check=True, env=environment | {"PYTHONPATH": sides.PATHS}
             )
             row = {"documents": count, "words": words, "temperature": t} | json.loads(done.stdout.splitlines()[-1])
             numbers = f"{row['mean_length']:11.1f}  {row['tokens_per_second']:8,.0f}  {row['seconds']:7.1f}"

@@ -29,8 +29,6 @@ def prepare(directory: pathlib.Path) -> None:
     """A small model with a tokenizer of 2,000 words, one with a word more, and the benchmarks."""
     import jax
     import numpy as np
-    import tokenizers
-    import transformers
 
     from selftrain_jax.models import decoder, hf
     from selftrain_jax.models.config import DecoderConfig
@@ -40,17 +38,12 @@ def prepare(directory: pathlib.Path) -> None:
     words = [END, *dict.fromkeys("".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(2_500))][:2_000]
     for name, spare in (("model", 0), ("stranger", 1)):
         entries = [*words, *(f"<spare-{i}>" for i in range(spare))]
-        model = tokenizers.models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token=END)
-        tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-        tokenizer.add_special_tokens([END])
         config = DecoderConfig(
             vocab_size=len(entries), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_position=2048
         )
         params = decoder.init_params(config, jax.random.key(0))
         hf.save_pretrained(directory / name, config, params)
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
-        fast.save_pretrained(directory / name)
+        sides.write_tokenizer(directory / name, entries)
     for k in range(4):
         texts = (json.dumps({"text": made_up(rng, words, 60)[1]}) for _ in range(1_000))
         (directory / f"benchmark-{k}.jsonl").write_text("\n".join(texts))

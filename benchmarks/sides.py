@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 Work = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
 """What a side does in one round, and figures that it knows at the end."""
@@ -135,6 +136,18 @@ def write_checkpoint(preset: str, directory: str, dtype: str, layers: str) -> No
     hf.save_pretrained(directory, config, params, dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
 
 
+def write_tokenizer(directory: str | os.PathLike, words: Sequence[str]) -> None:
+    """A tokenizer of words between white space, the first of which begins and ends documents."""
+    import tokenizers
+    import transformers
+
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[0], bos_token=words[0])
+    fast.save_pretrained(directory)
+
+
 def load_reference(directory: str, dtype: str):
     """transformers' model of the checkpoint, as `from_pretrained` gives it, on the GPU if there is one; its device."""
     import torch
@@ -193,7 +206,7 @@ class _Side:
         environment = os.environ | {
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": PATHS,
         }
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)

@@ -328,13 +328,14 @@ def _parquet(name: str) -> Any:
 
 def _left_out(parquet: Any, files: Sequence[pathlib.Path]) -> int:
     """How many rows `selftrain publish` marked as left out of training."""
-    marks: list[Any] = []
+    count = 0
     with contextlib.suppress(Exception):  # what is damaged is told when its texts are read
         for file in files:
             with parquet.ParquetFile(file) as table:
-                for batch in table.iter_batches(_BATCH, columns=["left_out"]):
-                    marks += [row.get("left_out") for row in batch.to_pylist()]
-    return sum(mark is True for mark in marks)
+                marked = "left_out" in table.schema_arrow.names
+                for batch in table.iter_batches(_BATCH, columns=["left_out"]) if marked else ():
+                    count += sum(mark is True for mark in batch.column(0).to_pylist())
+    return count
 
 
 def _parquet_rows(parquet: Any, name: str, files: Sequence[pathlib.Path], field: str) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,8 @@ A study is a folder:
     generations/MODE/STUDENT-SEED/G       the loop on its own output: an ordinary run each
     report/                               the study's page and tables
 
-Every unit consists of a run's stages, which are done once, skipped when done, and refused when their settings changed.
+Every unit consists of a run's stages, which are done once, skipped when done, and refused when their settings
+changed, or, where that is asked for, made anew.
 """
 
 import dataclasses

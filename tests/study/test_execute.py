@@ -1,4 +1,4 @@
-"""What a study says of a unit that failed, and leaves for its other shards."""
+"""What a study says of a unit that failed, leaves for its other shards, and makes anew."""
 
 import json
 import types
@@ -23,7 +23,8 @@ def test_why_a_unit_failed_is_told_and_kept_without_passwords(tmp_path):
 
 
 def study_of(workdir, rate, *, broken=False):
-    """Three units: the second has a stage that reads what the first noted, and one that reads a file of that stage."""
+    """Four units: the second has a stage that reads what the first noted, and one that reads a file of that stage; the
+    last is their report."""
 
     def stage(name, settings, externals=dict, models=dict, again=False):
         def work(folder):
