@@ -35,10 +35,15 @@ def begins_with_bos(settings: EvaluateSettings, tokenizer: Any) -> bool:
     """What `settings.add_bos` means for a model with this tokenizer: "auto", that BOS is put before a text where the
     tokenizer does so by itself. Those of Gemma and Llama 3 do, and the harness's `hf` model with them; those of Pythia,
     Qwen and GPT-2 do not."""
-    if settings.add_bos != "auto":
-        return bool(settings.add_bos)
-    bos = tokenizer.bos_token_id
-    return bos is not None and call_tokenizer(tokenizer, ["x"], add_special_tokens=True)[0][:1] == [bos]
+    return put_first(tokenizer) is not None if settings.add_bos == "auto" else bool(settings.add_bos)
+
+
+def put_first(tokenizer: Any) -> int | None:
+    """The id that the tokenizer puts before a text by itself, None without any: its BOS; where it names none, as a
+    `tokenizer.json` alone does not, whatever that is."""
+    alone, whole = (call_tokenizer(tokenizer, ["x"], add_special_tokens=value)[0][:1] for value in (False, True))
+    named = tokenizer.bos_token_id
+    return whole[0] if whole and whole != alone and named in (None, *whole) else None
 
 
 def same_again_share(tokenizer: Any, sequences: Sequence[Sequence[int]]) -> float:
@@ -62,7 +67,10 @@ def read_inputs(
     model."""
     if settings.texts and settings.context_len > (room := read_at_once(settings, config).max_position):
         raise InputError(f"evaluate context_len={settings.context_len} is longer than the model's context of {room}")
-    add_bos = begins_with_bos(settings, tokenizer)
+    add_bos, first = begins_with_bos(settings, tokenizer), put_first(tokenizer)
+    if settings.add_bos == "auto" and first not in (None, config.bos_token_id):
+        what = f"the model's tokenizer puts id {first} before a text, but config.json names bos_token_id"
+        warnings.warn(InputWarning(f"{what}={config.bos_token_id}, which is put before prompts"), stacklevel=2)
 
     def load(reader: Callable, files: Mapping[str, str]) -> dict[str, list]:
         found = {name: reader(find(path)) for name, path in files.items()}

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.settings import build
 from selftrain_jax.evaluation.settings import EvaluateSettings
@@ -104,6 +105,25 @@ def test_whether_bos_is_added_is_asked_of_the_tokenizer(tmp_path, family, value)
     assert begins_with_bos(EvaluateSettings(), tokenizer) == value
     assert begins_with_bos(build(EvaluateSettings, {"add_bos": True}), tokenizer)
     assert not begins_with_bos(build(EvaluateSettings, {"add_bos": False}), tokenizer)
+
+
+@pytest.mark.parametrize("family, value", [*zip(FAMILIES, (True, True, False, False))])
+def test_whether_bos_is_added_is_asked_of_a_tokenizer_that_does_not_name_it(tmp_path, family, value):
+    family(tmp_path)
+    for file in tmp_path.glob("*"):
+        if file.name != "tokenizer.json":
+            file.unlink()
+    assert begins_with_bos(EvaluateSettings(), load_tokenizer(tmp_path)) == value
+
+
+def test_another_bos_than_the_tokenizer_puts_is_told(tmp_path):
+    tokenizer = llama3(tmp_path)
+    first = tokenizer.bos_token_id
+    with pytest.warns(InputWarning, match=f"puts id {first} before a text, but config.json names bos_token_id=7,"):
+        read_inputs(EvaluateSettings(), pathlib.Path, CONFIG, tokenizer)
+    for add_bos, config in (("auto", dataclasses.replace(CONFIG, bos_token_id=first)), (True, CONFIG), (False, CONFIG)):
+        with warnings.catch_warnings(action="error"):
+            read_inputs(build(EvaluateSettings, {"add_bos": add_bos}), pathlib.Path, config, tokenizer)
 
 
 @pytest.mark.parametrize("value", ["yes", "True", 1])
@@ -282,7 +302,8 @@ def test_probes_of_another_tokenizer_are_warned_of(tmp_path, recwarn, make):
     rng, tokenizer = np.random.default_rng(0), make(tmp_path)
     [ids] = encode_texts(tokenizer, ["".join(rng.choice([*"ab \n", "\u00e9"], 800))])
     other = rng.permutation(len(tokenizer.get_vocab()))[ids]
-    config = dataclasses.replace(ONE_LAYER, vocab_size=len(tokenizer.get_vocab()), max_position=32)
+    vocab, bos = len(tokenizer.get_vocab()), tokenizer.bos_token_id
+    config = dataclasses.replace(ONE_LAYER, vocab_size=vocab, bos_token_id=bos, max_position=32)
     for name, read in (("own", ids), ("other", other.tolist())):
         rows = [{"prefix": read[i : i + 8], "suffix": read[i + 8 : i + 16]} for i in range(0, 400, 16)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
