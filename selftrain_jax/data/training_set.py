@@ -21,6 +21,7 @@ from selftrain_jax.models.files.tokenizer import (
     UNKNOWN_SOUGHT,
     check_tokenizer,
     encode_texts,
+    known_ids,
     load_tokenizer,
     tokenizer_fingerprint,
     warn_of_unknown,
@@ -132,7 +133,7 @@ def student_documents(
 
     Raises:
       InputError: corpus and student have different tokenizers, and `retokenize` is False, or the corpus holds ids that
-        the student does not have.
+        the student's does not have.
     """
     documents, provenance = kept_documents(audited, text)
     return documents, *_tokens(documents, provenance, text, student, retokenize)
@@ -162,12 +163,16 @@ def _tokens(
         return StudentTokens(map(len, encoded(range(len(documents)))), encoded), provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
 
+    known = known_ids(config, tokenizer)  # the fingerprint is of tokenizer.json, and the files beside it may add some
+    known[[i for i in config.stop_ids if i < len(known)]] = True
+
     def checked():
         for document in documents:
-            if document.tokens.size and not 0 <= document.tokens.min() <= document.tokens.max() < config.vocab_size:
+            ids = document.tokens
+            if ids.size and not (0 <= ids.min() <= ids.max() < len(known) and known[ids].all()):
                 raise InputError(
-                    f"corpus {text.corpus}, document {document.id}: its token ids reach beyond the student's "
-                    f"{config.vocab_size}; set subset.retokenize=True to train on its text"
+                    f"corpus {text.corpus}, document {document.id}: it holds other ids than the {known.sum()} that the "
+                    "student's tokenizer has; set subset.retokenize=True to train on its text"
                 )
             yield len(document.tokens)
 

@@ -139,17 +139,30 @@ def corpus_of(documents, student, folder):
     return folder / "audited", text
 
 
-@pytest.mark.parametrize("beyond", [-1, 0])
+@pytest.mark.parametrize("beyond", [-1, 0, 15, 16])
 def test_ids_that_the_student_does_not_have_are_refused(documents, model_directory, tmp_path, beyond):
-    """A gather beyond the embedding would take its last row without a word."""
-    vocab_size = json.loads((model_directory / "config.json").read_text())["vocab_size"]
-    drawn = Document(1, np.array([3, vocab_size + beyond, 0], np.int32), None, "eos", "")
+    """A gather beyond the embedding would take its last row without a word; the 16 rows before it stand for nothing."""
+    size = len(load_tokenizer(model_directory).get_vocab())
+    drawn = Document(1, np.array([3, size + beyond, 0], np.int32), None, "eos", "")
     made = corpus_of([drawn], model_directory, tmp_path)
     if beyond < 0:
         assert student_documents(*made, model_directory, False)[1][0].tolist() == drawn.tokens.tolist()
     else:
-        with pytest.raises(InputError, match=f"document 1: its token ids reach beyond the student's {vocab_size}"):
+        with pytest.raises(InputError, match=f"document 1: it holds other ids than the {size} that the student's"):
             student_documents(*made, model_directory, False)
+
+
+def test_a_token_that_a_file_beside_the_source_s_tokenizer_adds_is_refused(model_directory, tmp_path):
+    """Both have the same tokenizer.json."""
+    source = tmp_path / "source"
+    shutil.copytree(model_directory, source)
+    size = len(load_tokenizer(source).get_vocab())
+    (source / "added_tokens.json").write_text(json.dumps({"<new>": size}))
+    assert tokenizer_fingerprint(source) == tokenizer_fingerprint(model_directory)
+    made = corpus_of([Document(0, np.array([3, size, 0], np.int32), None, "eos", "")], source, tmp_path)
+    assert student_documents(*made, source, "auto")[1][0].tolist() == [3, size, 0]
+    with pytest.raises(InputError, match="document 0: it holds other ids than"):
+        student_documents(*made, model_directory, "auto")
 
 
 @hypothesis.given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=40), st.booleans()), min_size=1, max_size=8))
