@@ -101,10 +101,30 @@ def load_tokenizer(directory: str | os.PathLike) -> Any:
         tokenizer = import_transformers().PreTrainedTokenizerFast.from_pretrained(
             path.parent, tokenizer_file=str(path), local_files_only=True, clean_up_tokenization_spaces=False
         )
-        _whole(tokenizer.backend_tokenizer)
+        does, asked = _puts_space(_whole(tokenizer.backend_tokenizer)), tokenizer.init_kwargs.get("add_prefix_space")
         with contextlib.suppress(Exception):  # some fail in use alone; what they have no token for is not meant
             tokenizer(tokenizer.decode(list(range(256))), verbose=False)
+    if None not in (does, asked) and does != asked:
+        text = f"{path} {'puts' if does else 'puts no'} space before a text, although add_prefix_space={asked} stands"
+        text += " beside it, which some classes of transformers follow: ids may differ from theirs"
+        warnings.warn(InputWarning(text), stacklevel=1)  # of one place: said once
     return tokenizer
+
+
+def _puts_space(tokenizer: Any) -> bool | None:
+    """Whether a `tokenizers.Tokenizer` puts a space before every text; None where it has no part that could."""
+    parts = [part for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
+    waiting, found = [json.loads(part.__getstate__()) for part in parts], []
+    while waiting:
+        part = waiting.pop()
+        waiting += [*part.get("normalizers", ()), *part.get("pretokenizers", ())]
+        if part.get("type") == "ByteLevel" and "add_prefix_space" in part:  # there is a normalizer of that name, too
+            found.append(part["add_prefix_space"])
+        elif part.get("type") == "Metaspace":
+            found.append(part.get("prepend_scheme") != "never")
+        elif part.get("type") == "Prepend":
+            found.append(part["prepend"] in (" ", "\u2581"))
+    return any(found) if found else None
 
 
 def read_tokenizer(path: str | os.PathLike) -> Any:

@@ -126,6 +126,42 @@ def test_another_bos_than_the_tokenizer_puts_is_told(tmp_path):
             read_inputs(build(EvaluateSettings, {"add_bos": add_bos}), pathlib.Path, config, tokenizer)
 
 
+def _byte_level_space(tokenizer, puts):
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=puts)
+
+
+def _metaspace(tokenizer, puts):
+    parts = [pre_tokenizers.Digits(), pre_tokenizers.Metaspace(prepend_scheme="first" if puts else "never")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+
+
+def _normalizer(tokenizer, puts):
+    parts = [normalizers.Prepend("\u2581" if puts else "#"), normalizers.Replace(" ", "\u2581")]
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Sequence(parts), None
+
+
+def _without(tokenizer, puts):
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.ByteLevel(), None
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+@pytest.mark.parametrize("puts", [False, True])
+@pytest.mark.parametrize("make", [_byte_level_space, _metaspace, _normalizer, _without])
+def test_a_space_before_texts_that_settings_beside_the_file_deny_is_told(tmp_path, recwarn, make, puts, asked):
+    """As `AutoTokenizer` follows them for the classes of Llama, GPT-2, GPT-NeoX and Qwen 2."""
+    tokenizer = _byte_level()
+    make(tokenizer, puts)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": asked}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    load_tokenizer(tmp_path)
+    told = [str(warning.message) for warning in recwarn if issubclass(warning.category, InputWarning)]
+    assert len(told) == (make is not _without and asked is not None and asked != puts)
+    assert all(
+        f"{'puts' if puts else 'puts no'} space before a text, although add_prefix_space={asked}" in t for t in told
+    )
+
+
 @pytest.mark.parametrize("value", ["yes", "True", 1])
 def test_whether_bos_is_added_is_auto_true_or_false(value):
     with pytest.raises(InputError, match="add_bos"):
