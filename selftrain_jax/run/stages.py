@@ -209,6 +209,8 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
         more = name not in record["inputs"] and (stage.grows or stage.settled or name in stage.unnoted)
         if record["inputs"].get(name) != now and not more:
             return Stale(f"its input {name} has changed since")
+    if stage.again and (gone := record["inputs"].keys() - inputs.keys()):  # what else is in it may depend on that
+        return Stale(f"it was made from {min(gone)} as well, which is no longer asked for")
     if stage.again and record["settings"] != plain(stage.settings):
         outgrown = Stale("its settings have changed since", True)
     for name in missing_files(workdir / stage.name, record.get("files", ())):
@@ -242,10 +244,8 @@ def _predicted(
 
 
 def current(workdir: pathlib.Path, stages: Sequence[Stage], *names: str) -> None:
-    """Raises `InputError` where one of these stages, as far as it is on disk, is stale.
-
-    A report that merely lacks what has come since is as good as ever for what is in it.
-    """
+    """Raises `InputError` where one of these stages, as far as it is on disk, is stale. A report that merely lacks what
+    has come since is as good as ever for what is in it."""
     found, again = stale(workdir, stages), {stage.name for stage in stages if stage.again}
     for name in names:
         if name in found and not (found[name].outgrown and name in again):

@@ -37,11 +37,12 @@ def study_table(workdir: pathlib.Path, make: Callable[..., pa.Table], stage: str
 
 
 def _reported(run: Run) -> bool:
-    """Whether the run has a report, and that of the evaluations of now."""
+    """Whether the run has a report, and that of the evaluations of now, and of no model that is no longer asked for."""
     workdir, names = run.pipeline.workdir, ["evaluate/base"]
     keys = pipeline_arms(run)
     names += [f"evaluate/{model}" for model, where in run.pipeline.models.items() if where and where[0] in keys]
     if not manifest_path(workdir, "report").is_file():
         return False
-    read = read_manifest(workdir, "report")["inputs"]
-    return all(read.get(name) == read_manifest(workdir, name)["fingerprint"] for name in names)
+    read, known = read_manifest(workdir, "report")["inputs"], run.pipeline.stages()[-1].after
+    same = all(read.get(name) == read_manifest(workdir, name)["fingerprint"] for name in names)
+    return same and read.keys() <= set(known)

@@ -122,6 +122,17 @@ def test_a_table_says_which_runs_it_lacks(finished, selftrain, tmp_path):
         assert selftrain.command("items", moved, f"--out={tmp_path / 'i.jsonl'}").returncode == 0
 
 
+def test_a_text_that_is_no_longer_asked_for_stands_in_no_report(finished, selftrain, tmp_path):
+    workdir, out = shutil.copytree(finished[0], tmp_path / "study"), tmp_path / "m.jsonl"
+    report = workdir / "runs/A_small-0/report/report.json"
+    assert "control:B" in report.read_text()
+    selftrain.succeeds("study", workdir, "--config.sources=('A_small',)", config=CONFIG)
+    assert "control:B" not in report.read_text()
+    assert selftrain.command("metrics", workdir, f"--out={out}").returncode == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["model"] for row in rows} == {"base", "corpus", "control:real", "control:shuffled"}
+
+
 def test_a_changed_setting_is_named_before_any_work(finished, selftrain):
     workdir, _ = finished
     before = selftrain.contents(workdir / "report")

@@ -225,6 +225,18 @@ def test_a_report_is_written_again_whatever_was_there(tmp_path):
     assert calls == []
 
 
+def test_a_report_on_what_is_no_longer_asked_for_is_stale(tmp_path):
+    """What it says of the others may depend on that: what is held out, p-values that are adjusted."""
+    run(tmp_path, with_report("T", ("self", "control")))
+    asked = with_report("T")
+    why = "it was made from train/control-0 as well, which is no longer asked for"
+    assert stages.stale(tmp_path, asked)["report"].why == why
+    with pytest.raises(InputError, match=f"stage report .*is stale: {why}"):
+        stages.current(tmp_path, asked, "report")
+    run(tmp_path, asked)
+    assert stages.stale(tmp_path, asked) == {}
+
+
 def test_a_file_of_a_finished_stage_that_is_gone_is_noticed(tmp_path):
     run(tmp_path, plan())
     (tmp_path / "sample/self/result").unlink()
