@@ -40,7 +40,7 @@ def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
         write,
         lambda: run.file_inputs(files),
         lambda: run.rows_input("base", base),
-        unnoted=(ENDS.format("base"),),
+        unnoted=((ENDS.format("base"),),),
     )
     for name in ("planted", "twin"):
         yield Stage(

@@ -50,10 +50,9 @@ class Stage:
       grows: settings that may be raised, or name more, later; the stage then goes on from what is there.
       settled: those, as dotted names, of which more would have been made only while it was at work; a stage that is
         done stays as it is.
-      unnoted: inputs that earlier versions did not note; a record without them is as good as ever.
+      unnoted: groups of inputs that earlier versions did not note; a record without any of one is as good as ever.
       again: whether it is cheap, and so done anew each time, whatever is there.
-      together: in a job of several processes, whether all of them do the work, on the mesh; otherwise process 0 does it
-        alone.
+      together: in a job of several processes, whether all of them do the work, on the mesh, or process 0 does it alone.
       finish: what process 0 does in the folder when all are done with `work`; it then returns the values instead.
       progress: how far the work in the folder is, in words; "" where that is not known.
       root: a folder that settings name paths in, and that may be moved.
@@ -68,7 +67,7 @@ class Stage:
     machine: Callable[[], Mapping[str, str]] = dict
     grows: Sequence[str] = ()
     settled: Sequence[str] = ()
-    unnoted: Sequence[str] = ()
+    unnoted: Sequence[Sequence[str]] = ()
     again: bool = False
     together: bool | Callable[[], bool] = False
     finish: Callable[[pathlib.Path], Mapping[str, Any] | None] | None = None
@@ -205,8 +204,9 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
             if before not in earlier[name]:
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
+    unnoted = [name for group in stage.unnoted if record["inputs"].keys().isdisjoint(group) for name in group]
     for name, now in _outside(stage, models).items():
-        more = name not in record["inputs"] and (stage.grows or stage.settled or name in stage.unnoted)
+        more = name not in record["inputs"] and (stage.grows or stage.settled or name in unnoted)
         if record["inputs"].get(name) != now and not more:
             return Stale(f"its input {name} has changed since")
     if stage.again and (gone := record["inputs"].keys() - inputs.keys()):  # what else is in it may depend on that

@@ -43,7 +43,7 @@ def subset_stage(run: RunNames, arm: str, k: int) -> Stage:
     before = [f"audit/{arm}", *run.lab_stages(run.student)]
 
     models = functools.partial(run.rows_input, "student", run.student)
-    return Stage(f"subset/{arm}-{k}", settings, before, work, models=models, unnoted=(ENDS.format("student"),))
+    return Stage(f"subset/{arm}-{k}", settings, before, work, models=models, unnoted=((ENDS.format("student"),),))
 
 
 def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> Stage:

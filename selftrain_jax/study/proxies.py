@@ -33,13 +33,14 @@ def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, m
 
     def externals():
         audited = {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
-        return audited | run.file_inputs(files) | {"read": fingerprint([*read, run.config.subset.retokenize])}
+        named = {"read": fingerprint([*read, run.config.subset.retokenize]), "files": fingerprint(sorted(files))}
+        return audited | run.file_inputs(files) | named
 
     def work(_):
         return measure(settings, run, arm, mesh())
 
     models = functools.partial(run.model_input, "student", run.student)
-    unnoted = (*files, "read", "student", "student's tokenizer")
+    unnoted = (*files, "read", "student", "student's tokenizer"), ("files",)
     return Stage(name, dataclasses.asdict(settings), (), work, externals, models, unnoted=unnoted)
 
 

@@ -66,7 +66,7 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         return {"tasks": _own_tasks(settings)} if settings.include_path else {}
 
     asked = dataclasses.asdict(settings) | {"dtype": evaluate.dtype}
-    return Stage(name, asked, (), work, externals, own_tasks, unnoted=("tasks",))
+    return Stage(name, asked, (), work, externals, own_tasks, unnoted=(("tasks",),))
 
 
 def harness_versions(workdir: pathlib.Path, units: Iterable[str]) -> list[str]:

@@ -49,6 +49,25 @@ def test_proxies_of_edited_suites_or_texts_are_stale(config, tmp_path, file):
     assert "has changed since" in stages.stale(workdir, [stage], models=False)[stage.name].why
 
 
+def test_proxies_of_suites_that_were_added_or_left_out_are_stale(config, tmp_path):
+    """Also where the files of all others are as they were; a record that does not say is as good as ever."""
+    workdir, evaluate = tmp_path / "study", config.evaluate
+    more = dataclasses.replace(evaluate, last_words={"words": str(tmp_path / "wiki.jsonl")})
+    less = dataclasses.replace(evaluate, texts={})
+    small, whole, large = (
+        the_stage(dataclasses.replace(config, evaluate=one), workdir) for one in (less, evaluate, more)
+    )
+    done(whole, workdir, whole.externals())
+    assert not stages.stale(workdir, [whole], models=False)
+    for other in (small, large):
+        assert "has changed since" in stages.stale(workdir, [other], models=False)[whole.name].why
+    noted = whole.externals()
+    for inputs in ({"audit": noted["audit"]}, {name: value for name, value in noted.items() if name != "files"}):
+        done(whole, workdir, inputs)
+        assert not stages.stale(workdir, [whole], models=False)
+    assert "words has changed since" in stages.stale(workdir, [large], models=False)[whole.name].why
+
+
 def test_proxies_of_fewer_items_or_other_rows_are_stale(config, tmp_path):
     workdir = tmp_path / "study"
     stage = the_stage(config, workdir)
