@@ -19,7 +19,7 @@ from selftrain_jax.run import facts, stages, summary
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
 from selftrain_jax.study.expand import Study
-from selftrain_jax.study.failures import NEEDS_FAILED, Failures
+from selftrain_jax.study.failures import Failures
 from selftrain_jax.study.grid import grid
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.replicates import ABOVE_CHANCE
@@ -37,7 +37,7 @@ def study_data(study: Study) -> StudyData:
     config = study.config
     done = {unit.name for unit in study.units if unit.done()}
     runs = finished_runs(study, done)
-    results, memory, contamination, curves, proxies, lacking = [], [], [], [], [], []
+    results, memory, contamination, curves, proxies, lacking, older = [], [], [], [], [], [], []
     for run in runs:
         who = f"{run.student}-{run.seed}"
         untouched = {("none", UNTRAINED[0]): f"again/{who}"}
@@ -49,7 +49,8 @@ def study_data(study: Study) -> StudyData:
         lacking += [run.name] * (tasks is None)
         for rows, of_run in zip((results, memory, contamination), _results(run, masks, untouched, tasks)):
             rows += of_run
-        curves += _curves(run, masks)
+        of_run, whole = _curves(run, masks)
+        curves, older = curves + of_run, older + [run.name] * (not whole)
         for arm in run.arms:
             name = f"proxies/{run.student}-{run.seed}/{arm.key}"
             if name in done:
@@ -64,10 +65,13 @@ def study_data(study: Study) -> StudyData:
         notes[:0] = [
             f"{len(missing)} of {len(study.units)} units are not done; {pairs[1] - pairs[0]} of {pairs[1]} trained "
             "arms are left out, of their text held-out probes know nothing.",
-            *_failed(Failures(study), missing),
+            *Failures(study).notes(missing),
         ]
     if lacking:
         notes.append(f"Tasks are not done, so that no capability is shown, in {len(lacking)} of {len(runs)} runs.")
+    if older:
+        what = "Curves lack suites or texts that were added after training, and so capability and drift, in"
+        notes.append(f"{what} {len(older)} of {len(runs)} runs.")
     for run in runs:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
@@ -130,14 +134,6 @@ def _replicates(config: StudyConfig) -> str:
     if 0 < len(fixed) < len(config.writers):
         found += f" The text of {', '.join(fixed)} is the same in every seed."
     return found
-
-
-def _failed(failures: Failures, missing: Iterable[str]) -> list[str]:
-    """The note on units that failed, each of those that are their cause with its reason."""
-    reasons = {name: reason for name in missing if (reason := failures.reason(name)) is not None}
-    in_vain = set(map(NEEDS_FAILED.format, reasons))
-    causes = [f"{name}: {reason}" for name, reason in reasons.items() if reason not in in_vain]
-    return [f"{len(reasons)} unit{'s' * (len(reasons) > 1)} failed: {'; '.join(causes)}."] if reasons else []
 
 
 def _repeated(drawn: Iterable[tuple[str, int, int]]) -> list[str]:
@@ -284,17 +280,25 @@ def _chance(pipeline) -> float | None:
     return float(np.mean(rates)) if rates else None
 
 
-def _curves(run: Run, all_masks: list[Masks]) -> Rows:
-    rows = []
+def _curves(run: Run, all_masks: list[Masks]) -> tuple[Rows, bool]:
+    """The rows of `StudyData.curves`, and whether all suites and texts of now were measured. Where not, what is a mean
+    over all of them is left out: elsewhere it is over others."""
+    rows, whole, known = [], True, _measured(Items.load(run.pipeline.workdir / "evaluate" / "base"))
     for subset, masks in enumerate(all_masks):
         for arm, key in zip(run.arms, pipeline_arms(run)):
             base = None
             for step, items in summary.curve(run.pipeline.workdir / "train" / f"{key}-{subset}"):
                 base = base or items  # step 0
                 place = {**_place(run, arm.name, arm.relation), "subset": subset, "step": step}
-                values = _values(items, masks, base=base)
-                rows += [{**place, "metric": metric, "value": value} for metric, value in values.items()]
-    return rows
+                values, same = _values(items, masks, base=base), _measured(items) == known
+                kept = values if same else {m: value for m, value in values.items() if m not in (CAPABILITY, DRIFT)}
+                rows, whole = rows + [{**place, "metric": m, "value": v} for m, v in kept.items()], whole and same
+    return rows, whole
+
+
+def _measured(items: Items) -> tuple[set[str], set[str]]:
+    """Suites and text sets."""
+    return {suite for suite, _ in items.capability}, {*items.nll}
 
 
 def _generations(study: Study, runs: list[Run], done: set[str]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The marks that units of a study leave when they fail, for whoever needs them or reads the page."""
 
 import pathlib
+from typing import Iterable
 
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.records import read_same, write_record
@@ -30,3 +31,10 @@ class Failures:
         """Why the unit failed; None where it did not."""
         mark = read_same(self._path(unit), self._asked)
         return mark and mark["reason"]
+
+    def notes(self, missing: Iterable[str]) -> list[str]:
+        """The note on those of the `missing` units that failed, each of those that are their cause with its reason."""
+        reasons = {name: reason for name in missing if (reason := self.reason(name)) is not None}
+        in_vain = set(map(NEEDS_FAILED.format, reasons))
+        causes = [f"{name}: {reason}" for name, reason in reasons.items() if reason not in in_vain]
+        return [f"{len(reasons)} unit{'s' * (len(reasons) > 1)} failed: {'; '.join(causes)}."] if reasons else []

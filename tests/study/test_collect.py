@@ -63,6 +63,28 @@ def test_seeds_that_share_their_texts_are_not_said_to_have_other_samples(one_cor
     assert re.search(said, note) and unsaid not in note and "base models" in note
 
 
+def test_curves_without_what_was_added_after_training_have_no_means_over_all(tmp_path):
+    """Those are over other suites and texts elsewhere, though they have the same names."""
+    place = types.SimpleNamespace(workdir=tmp_path, main="self", arms=["self"])
+    arm = types.SimpleNamespace(name="a", relation="self", key="a")
+    condition = types.SimpleNamespace(name="")
+    run = types.SimpleNamespace(pipeline=place, arms=(arm,), student="a", condition=condition, seed=0)
+
+    def measured(folder, suites, texts):
+        nll = {name: (np.array([2.0, 4.0]), np.array([1, 2])) for name in texts}
+        capability = {(suite, "acc"): np.array([True, False]) for suite in suites}
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Items(capability=capability, nll=nll, documents={name: np.arange(2) for name in texts}).save(tmp_path / folder)
+
+    for step in (0, 4):
+        measured(f"train/self-0/curve/{step}", ["one"], ["t"])
+    for suites, texts, whole in ((["one"], ["t"], True), (["one", "two"], ["t"], False), (["one"], ["t", "u"], False)):
+        measured("evaluate/base", suites, texts)
+        rows, found = collect._curves(run, [{}])
+        assert found == whole and len(rows) == 2 * (4 if whole else 2)
+        assert whole == any(row["metric"] in (CAPABILITY, collect.DRIFT) for row in rows)
+
+
 def test_a_text_that_repeats_in_one_run_is_noted_whatever_comes_after():
     """The last run, at another budget or seed, does not repeat it."""
     (note,) = collect._repeated([("A", 900, 10), ("real", 10, 10), ("A", 10, 10), ("A", 900, 9)])
