@@ -23,7 +23,7 @@ from selftrain_jax.models.files.tokenizer import (
     encode_texts,
     known_ids,
     load_tokenizer,
-    tokenizer_fingerprint,
+    reads_ids,
     warn_of_unknown,
 )
 
@@ -163,7 +163,7 @@ def _tokens(
         return StudentTokens(map(len, encoded(range(len(documents)))), encoded), provenance is not None
     check_same_tokenizer(f"corpus {text.corpus}", provenance, student)
 
-    known = known_ids(config, tokenizer)  # the fingerprint is of tokenizer.json, and the files beside it may add some
+    known = known_ids(config, tokenizer)  # earlier versions left out of the fingerprint what is beside tokenizer.json
     known[[i for i in config.stop_ids if i < len(known)]] = True
 
     def checked():
@@ -200,7 +200,7 @@ def check_same_tokenizer(corpus: str, provenance: Mapping[str, Any], student: st
 
 def same_tokenizer(provenance: Mapping[str, Any], student: str | pathlib.Path) -> bool:
     """Whether the token ids of a corpus of that provenance are surely those of the student's tokenizer."""
-    return provenance.get("tokenizer_fingerprint") == tokenizer_fingerprint(student)
+    return reads_ids(provenance.get("tokenizer_fingerprint"), student)
 
 
 def write_rows(rows: PackedRows, directory: pathlib.Path) -> None:

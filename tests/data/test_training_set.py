@@ -152,15 +152,34 @@ def test_ids_that_the_student_does_not_have_are_refused(documents, model_directo
             student_documents(*made, model_directory, False)
 
 
-def test_a_token_that_a_file_beside_the_source_s_tokenizer_adds_is_refused(model_directory, tmp_path):
-    """Both have the same tokenizer.json."""
-    source = tmp_path / "source"
-    shutil.copytree(model_directory, source)
-    size = len(load_tokenizer(source).get_vocab())
-    (source / "added_tokens.json").write_text(json.dumps({"<new>": size}))
-    assert tokenizer_fingerprint(source) == tokenizer_fingerprint(model_directory)
-    made = corpus_of([Document(0, np.array([3, size, 0], np.int32), None, "eos", "")], source, tmp_path)
-    assert student_documents(*made, source, "auto")[1][0].tolist() == [3, size, 0]
+def with_added(model_directory, folder, token):
+    """The same model and tokenizer.json, and a file beside it that adds `token`."""
+    shutil.copytree(model_directory, folder)
+    (folder / "added_tokens.json").write_text(json.dumps({token: len(load_tokenizer(model_directory).get_vocab())}))
+    return folder
+
+
+def test_a_token_that_a_file_beside_tokenizer_json_adds_belongs_to_the_tokenizer(model_directory, tmp_path):
+    source, other = (with_added(model_directory, tmp_path / name, f"<{name}>") for name in ("source", "other"))
+    assert len({tokenizer_fingerprint(path) for path in (source, other, model_directory)}) == 3
+    documents = [
+        Document(0, np.array([3, load_tokenizer(source).get_vocab()["<source>"], 0], np.int32), None, "eos", "")
+    ]
+    made = corpus_of(documents, source, tmp_path)
+    assert student_documents(*made, source, "auto")[1][0].tolist() == documents[0].tokens.tolist()
+    for student in (other, model_directory):  # in which that id is another token, or none
+        assert student_documents(*made, student, "auto")[1:][1]
+        with pytest.raises(InputError, match="was made with another tokenizer"):
+            student_documents(*made, student, False)
+    (tmp_path / "plain").mkdir()
+    made = corpus_of([Document(0, np.array([3, 2, 0], np.int32), None, "eos", "")], model_directory, tmp_path / "plain")
+    assert not student_documents(*made, source, "auto")[2]  # the source of which has all ids of the corpus
+
+
+def test_a_token_beside_tokenizer_json_is_refused_in_corpora_that_do_not_say_so(model_directory, tmp_path):
+    """As those of earlier versions."""
+    size = len(load_tokenizer(model_directory).get_vocab())
+    made = corpus_of([Document(0, np.array([3, size, 0], np.int32), None, "eos", "")], model_directory, tmp_path)
     with pytest.raises(InputError, match="document 0: it holds other ids than"):
         student_documents(*made, model_directory, "auto")
 

@@ -150,6 +150,11 @@ def test_the_reference_is_an_input_of_every_evaluation_and_has_the_students_toke
     assert check(models[1]).keys() >= {"student", "reference"}
     with pytest.raises(InputError, match="reference=.*another has another tokenizer than the student"):
         check(models[2])
+    (models[1] / "added_tokens.json").write_text(json.dumps({"<new>": 3}))
+    assert check(models[1])  # which has all tokens of the student
+    (models[0] / "added_tokens.json").write_text(json.dumps({"<other>": 3}))
+    with pytest.raises(InputError, match="reference=.*same has another tokenizer than the student"):
+        check(models[1])
 
 
 def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_path):

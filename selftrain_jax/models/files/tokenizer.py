@@ -155,7 +155,8 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
-    """Raises `InputError` when `tokenizer` has no ids, or ids past the model's embedding rows."""
+    """Raises `InputError` when `tokenizer` has no ids, or ids past the model's embedding rows; users are told where it
+    ends texts with a token that ends no document of the model."""
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not size:
         raise InputError("the tokenizer has an empty vocabulary; use the model's own tokenizer")
@@ -164,6 +165,13 @@ def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
             f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "
             "them; use the model's own tokenizer"
         )
+    named = tokenizer.eos_token_id
+    if named not in (None, *config.stop_ids):
+        text = (
+            f"the model's tokenizer calls {tokenizer.eos_token!r}, id {named}, the end of a text, but config.json and "
+        )
+        text += f"generation_config.json name {', '.join(map(str, config.stop_ids))} (or leave it to a default)"
+        warnings.warn(InputWarning(f"{text}: documents end there, as in transformers' generate"), stacklevel=2)
 
 
 def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:
@@ -267,5 +275,24 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
 
 
 def tokenizer_fingerprint(directory: str | os.PathLike) -> str:
-    """A hash of `tokenizer.json`: equal when two models surely share their token ids."""
-    return files.file_fingerprint(tokenizer_files(directory)[0])
+    """Equal when two models surely share their token ids: a hash of `tokenizer.json`, and, where the files beside it
+    add tokens or make some special, of these."""
+    path, *beside = tokenizer_files(directory)
+    of_file = files.file_fingerprint(path)
+    if not beside:
+        return of_file
+    added = {_description(i, token) for i, token in load_tokenizer(path.parent).added_tokens_decoder.items()}
+    stated = read_tokenizer(path).get_added_tokens_decoder()
+    more = added - {_description(i, token) for i, token in stated.items()}
+    return files.fingerprint([of_file, *sorted(more)]) if more else of_file
+
+
+def _description(i: int, token: Any) -> tuple:
+    return i, token.content, token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
+
+
+def reads_ids(fingerprint: str | None, directory: str | os.PathLike) -> bool:
+    """Whether the ids of the tokenizer of that fingerprint surely stand for the same tokens in that of `directory`,
+    which may add some."""
+    known = [tokenizer_fingerprint(directory), files.file_fingerprint(tokenizer_files(directory)[0])]
+    return fingerprint in known

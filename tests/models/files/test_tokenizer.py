@@ -18,6 +18,7 @@ from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.evaluation.suite import begins_with_bos, read_inputs
 from selftrain_jax.models.files import tokenizer as files_tokenizer
 from selftrain_jax.models.files.tokenizer import (
+    check_tokenizer,
     copy_tokenizer,
     encode_texts,
     known_ids,
@@ -89,6 +90,20 @@ CONFIG = dataclasses.replace(ONE_LAYER, vocab_size=300, bos_token_id=7)
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.__name__)
 def tokenizer(request, tmp_path):
     return request.param(tmp_path)
+
+
+def test_an_end_of_text_that_ends_no_document_is_told(tokenizer):
+    """transformers' `generate`, too, goes by config.json and generation_config.json."""
+    named = tokenizer.eos_token_id
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=named), tokenizer)
+        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=2, stop_token_ids=(named,)), tokenizer)
+        tokenizer.eos_token = None  # as a tokenizer.json alone
+        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=2), tokenizer)
+    tokenizer.eos_token = "<eos>"
+    with pytest.warns(InputWarning, match=f"calls '<eos>', id {named}, the end of a text, but config.json.* name 2, 7"):
+        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=7, stop_token_ids=(2,)), tokenizer)
 
 
 def test_special_tokens_inside_a_text_are_ordinary_characters(tokenizer):
