@@ -75,7 +75,11 @@ def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
 
     Raises:
       InputError: as `copied_files`, or the settings are broken.
+
+    Warns:
+      InputWarning: what was left out adds tokens.
     """
+    left_out: list[str] = []
     for path in copied_files(source):
         data = path.read_bytes()
         if path.name in _EXTRAS:
@@ -83,10 +87,16 @@ def copy_tokenizer(source: str | os.PathLike, directory: pathlib.Path) -> None:
             if not isinstance(settings, dict):
                 raise InputError(f"tokenizer settings {path} must be a JSON object; copy or download it again")
             known = {name: value for name, value in settings.items() if name in _KEYS or path.name == _ADDED}
+            left_out += settings.keys() - known.keys()
             if "auto_map" in settings:
                 known["tokenizer_class"] = "PreTrainedTokenizerFast"
             data = data if known == settings else files.json_text(known, indent=2)
         files.write_atomic(directory / path.name, data)
+    # transformers takes any setting that ends so for one, in others' folders also a password.
+    named = [name for name in left_out if name.endswith("_token")]
+    if named and tokenizer_fingerprint(source) != tokenizer_fingerprint(directory):
+        text = f"tokenizer {source}: {', '.join(sorted(named))} beside it add tokens, and are not copied: the copy has"
+        warnings.warn(InputWarning(f"{text} fewer; name them in extra_special_tokens"), stacklevel=2)
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Any:

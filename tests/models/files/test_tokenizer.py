@@ -106,6 +106,27 @@ def test_an_end_of_text_that_ends_no_document_is_told(tokenizer):
         check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=7, stop_token_ids=(2,)), tokenizer)
 
 
+def test_a_copy_that_lacks_a_token_is_told(tmp_path):
+    """Only settings that are known are copied, and transformers takes any that ends in _token for one."""
+    for name in ("model", "same", "less", "all"):
+        (tmp_path / name).mkdir()
+    pythia(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"image_token": "<|im_end|>", "notes": "kept here"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy_tokenizer(tmp_path / "model", tmp_path / "same")  # which the vocabulary has
+    path.write_text(json.dumps(settings | {"image_token": "<image>"}))
+    with pytest.warns(InputWarning, match="image_token beside it add tokens, and are not copied"):
+        copy_tokenizer(tmp_path / "model", tmp_path / "less")
+    path.write_text(json.dumps(settings | {"extra_special_tokens": {"image_token": "<image>"}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copy_tokenizer(tmp_path / "model", tmp_path / "all")
+    assert "<image>" in load_tokenizer(tmp_path / "all").get_vocab()
+
+
 def test_special_tokens_inside_a_text_are_ordinary_characters(tokenizer):
     text = "ab <eos> a<|im_end|>\n<bos>b"
     special = {tokenizer.get_vocab()[token] for token in SPECIAL}
