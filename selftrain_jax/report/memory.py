@@ -50,11 +50,12 @@ def lines(data: ReportData) -> Iterator[str]:
     if judged := [row for row in data.recovery if "verdict" in row]:
         yield ""
         yield "What was planted and is no longer extracted (docs/rules.md):"
+        several = len({row["seed"] for row in judged}) > 1
         for row in judged:
             what = f"{row['verdict']}: of {row['lost']} lost, {row['why']}"
             if "half_back" in row:
                 what += f"; half is back after {until_half(row['half_back'], row['steps'][-1])} steps"
-            yield f"  {row['model']:<15} {what}"
+            yield f"  {row['model']:<15} " + f"subset {row['seed']}: " * several + what
 
 
 def figures(data: ReportData, hues: Mapping[str, int]) -> list[svg.Figure | None]:
@@ -62,13 +63,14 @@ def figures(data: ReportData, hues: Mapping[str, int]) -> list[svg.Figure | None
     return [*(_by_count(data, hues, name) for name in ("extraction", "exposure")), _curves(data, hues)]
 
 
-def _first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of several subsets the first."""
-    return [row for row in rows if row["seed"] == 0]
+def _first(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Of several subsets the first, and what a caption says of that."""
+    first = [row for row in rows if row["seed"] == 0]
+    return first, " Trained models: of subset 0." * (len(first) < len(rows))
 
 
 def _by_count(data: ReportData, hues: Mapping[str, int], name: str) -> svg.Figure | None:
-    rows = _first([row for row in data.planted if row["kind"] == "all" and row["measure"] == name])
+    rows, left_out = _first([row for row in data.planted if row["kind"] == "all" and row["measure"] == name])
     counts = sorted({row["repeats"] for row in rows})
     if len(counts) < 2:
         return None
@@ -93,11 +95,12 @@ def _by_count(data: ReportData, hues: Mapping[str, int], name: str) -> svg.Figur
         f"How much more {more} than of the twin, which read "
         "the same text without the sequences, by how often they were inserted. Bars: 95 % intervals over sequences."
     )
-    return svg.figure(f"Planted minus twin: {words}", caption, draw)
+    return svg.figure(f"Planted minus twin: {words}", caption + left_out, draw)
 
 
 def _curves(data: ReportData, hues: Mapping[str, int]) -> svg.Figure | None:
-    rows = [row for row in _first(data.recovery) if row.get("extraction")]
+    rows, left_out = _first(data.recovery)
+    rows = [row for row in rows if row.get("extraction")]
     if not rows:
         return None
 
@@ -116,4 +119,4 @@ def _curves(data: ReportData, hues: Mapping[str, int]) -> svg.Figure | None:
         "How fast extraction comes back while a model is trained on other sequences or text, of the planted probes "
         "that base extracts; the line at 50 %: half is back. Bars: 95 % intervals over probes."
     )
-    return svg.figure("Relearning", caption, draw)
+    return svg.figure("Relearning", caption + left_out, draw)

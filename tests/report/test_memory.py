@@ -1,5 +1,6 @@
 """What a page and a table say of planted sequences."""
 
+import dataclasses
 import json
 
 from selftrain_jax.report import memory
@@ -50,6 +51,19 @@ def test_the_table_says_what_planting_caused_and_what_was_judged():
     judged = "hidden: of 28 lost, surely more than 50%; half is back after 2 [0, over 2] steps"
     assert lines[-1] == f"  {'self':<15} {judged}"
     assert list(memory.lines(ReportData("Nothing planted", DATA.metrics))) == []
+
+
+def test_of_several_subsets_each_is_named_and_pictures_say_which_they_show():
+    more = [{**one, "seed": 1} for one in (*DATA.planted, *DATA.recovery) if one["model"] == "self"]
+    several = dataclasses.replace(DATA, recovery=[*DATA.recovery, more[-1]])
+    assert [line.split(":")[0].split() for line in list(memory.lines(several))[-2:]] == [
+        ["self", "subset", "0"],
+        ["self", "subset", "1"],
+    ]
+    hues = {"base": 0, "self": 1}
+    for data, told in ((DATA, False), (several, True)):
+        relearning = memory.figures(data, hues)[-1]
+        assert ("of subset 0" in relearning.caption) == told
 
 
 def test_page_and_files_hold_figures_tables_and_the_verdict(tmp_path):
