@@ -45,6 +45,7 @@ def generate_documents(
         raise InputError(f"num_documents={num_documents} must be at least 0")
     mixture = world.config.mixture if mixture is None else mixture
     check_mixture(mixture)
+    mixture = dict(sorted(mixture.items()))  # settings are the same in any order
     rng = np.random.default_rng([world.config.seed, 1, *str(stream).encode()])
     most = world.config.max_sentences
     template = np.zeros((num_documents, most), np.int64)

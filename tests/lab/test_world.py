@@ -218,6 +218,17 @@ def test_documents_are_short_and_closed_by_end_of_text(world):
     assert lengths.min() >= 8 and lengths.max() <= 37 and 15 < lengths.mean() < 25
 
 
+def test_the_order_of_a_mixture_changes_nothing(world):
+    """Nor does it in the record of a stage, which is taken for the same world."""
+    mixture = world.config.mixture
+    assert list(mixture) != sorted(mixture)
+    told = [
+        document_texts(world, *generate_documents(world, 40, mixture=given))
+        for given in (None, mixture, dict(sorted(mixture.items())), dict(reversed(mixture.items())))
+    ]
+    assert all(texts == told[0] for texts in told)
+
+
 def test_another_mixture_tells_of_other_things(world):
     texts = document_texts(world, *generate_documents(world, 200, mixture={"arithmetic": 1, "facts": 0}))
     assert all(" plus " in text for text in texts)
