@@ -15,6 +15,10 @@ from selftrain_jax.training.settings import TrainConfig
 DOCUMENT_KINDS = ("facts", "geography", "two_step", "arithmetic", "grammar")
 
 
+HELD_OUT_STREAMS = ("validation", "control")
+"""Of a generated world, the draws of documents that no model is pre-trained on."""
+
+
 def check_mixture(mixture: Mapping[str, float]) -> None:
     """Raises `InputError` unless `mixture` gives non-negative weights, not all zero, to known kinds of document."""
     unknown = sorted(set(mixture) - set(DOCUMENT_KINDS))
@@ -296,6 +300,9 @@ class LineageConfig:
         check_ranges("lineage", self, {"validation_documents": 0, "control_documents": 0})
         if self.text is not None:
             self._check_text()
+        elif taken := [name for name, model in self.models.items() if model.stream in HELD_OUT_STREAMS]:
+            stream = self.models[taken[0]].stream
+            raise InputError(f"lineage model {taken[0]!r}: stream={stream!r} is what no model reads; name another one")
 
     def _check_text(self):
         if self.world != WorldConfig():

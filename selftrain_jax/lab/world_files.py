@@ -14,7 +14,7 @@ from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.lab import questions, text_world
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.planted import Planted, extraction_probes
-from selftrain_jax.lab.settings import LineageConfig
+from selftrain_jax.lab.settings import HELD_OUT_STREAMS, LineageConfig
 from selftrain_jax.lab.text_world import TextWorld
 from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
 from selftrain_jax.lab.world import World, build_world
@@ -43,10 +43,8 @@ def write_generated_world(
     Returns:
       Paths by name: "tokenizer" (a folder), one per question suite, "probes", "validation" and, when asked, "control".
     """
-    texts = {
-        stream: document_texts(world, *generate_documents(world, count, stream))
-        for stream, count in (("validation", validation_documents), ("control", control_documents))
-    }
+    counts = zip(HELD_OUT_STREAMS, (validation_documents, control_documents))
+    texts = {stream: document_texts(world, *generate_documents(world, count, stream)) for stream, count in counts}
     return _write(directory, build_tokenizer(world), questions.question_suites(world), world.planted_texts(), texts)
 
 

@@ -210,6 +210,13 @@ def test_a_mixture_of_unknown_documents_is_refused():
         PretrainConfig(mixture={"poems": 1.0})
 
 
+@pytest.mark.parametrize("stream", ["validation", "control"])
+def test_no_model_reads_what_is_held_out_from_all(stream):
+    """With as many documents these are the very ones."""
+    with pytest.raises(InputError, match=f"'a': stream='{stream}' is what no model reads"):
+        LineageConfig(models={"a": PretrainConfig(stream=stream)})
+
+
 def test_too_little_text_for_one_batch_is_refused(train_model, tmp_path):
     little = dataclasses.replace(CONFIG, num_documents=1, include_planted=False)
     with pytest.raises(InputError, match="batch"):
