@@ -166,7 +166,7 @@ def _refusing(what: str) -> Iterator[None]:
 
 def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
     """Raises `InputError` when `tokenizer` has no ids, or ids past the model's embedding rows; users are told where it
-    ends texts with a token that ends no document of the model."""
+    begins or ends texts with another token than the model's documents."""
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if not size:
         raise InputError("the tokenizer has an empty vocabulary; use the model's own tokenizer")
@@ -175,13 +175,14 @@ def check_tokenizer(config: DecoderConfig, tokenizer: Any) -> None:
             f"the tokenizer has {size} ids, but the model's vocab_size={config.vocab_size} embedding rows cannot hold "
             "them; use the model's own tokenizer"
         )
-    named = tokenizer.eos_token_id
-    if named not in (None, *config.stop_ids):
-        text = (
-            f"the model's tokenizer calls {tokenizer.eos_token!r}, id {named}, the end of a text, but config.json and "
-        )
-        text += f"generation_config.json name {', '.join(map(str, config.stop_ids))} (or leave it to a default)"
-        warnings.warn(InputWarning(f"{text}: documents end there, as in transformers' generate"), stacklevel=2)
+    for token, named, ours, what in (
+        (tokenizer.bos_token, tokenizer.bos_token_id, (config.bos_token_id,), "beginning"),
+        (tokenizer.eos_token, tokenizer.eos_token_id, config.stop_ids, "end"),
+    ):
+        if named not in (None, *ours):
+            text = f"the model's tokenizer calls {token!r}, id {named}, the {what} of a text, but config.json and "
+            text += f"generation_config.json name {', '.join(map(str, ours))} (or leave it to a default), which is the "
+            warnings.warn(InputWarning(f"{text}{what} of documents, as in transformers' generate"), stacklevel=2)
 
 
 def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:

@@ -92,18 +92,23 @@ def tokenizer(request, tmp_path):
     return request.param(tmp_path)
 
 
-def test_an_end_of_text_that_ends_no_document_is_told(tokenizer):
+def test_another_beginning_or_end_of_text_than_that_of_documents_is_told(tokenizer):
     """transformers' `generate`, too, goes by config.json and generation_config.json."""
-    named = tokenizer.eos_token_id
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config = dataclasses.replace(CONFIG, bos_token_id=7 if first is None else first, eos_token_id=last)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=named), tokenizer)
-        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=2, stop_token_ids=(named,)), tokenizer)
-        tokenizer.eos_token = None  # as a tokenizer.json alone
+        check_tokenizer(config, tokenizer)
+        check_tokenizer(dataclasses.replace(config, eos_token_id=2, stop_token_ids=(last,)), tokenizer)
+    with pytest.warns(InputWarning, match=f"calls '<eos>', id {last}, the end of a text, but config.json.* name 2, 7"):
+        check_tokenizer(dataclasses.replace(config, eos_token_id=7, stop_token_ids=(2,)), tokenizer)
+    if first is not None:
+        with pytest.warns(InputWarning, match=f", id {first}, the beginning of a text, but config.json.* name 9 "):
+            check_tokenizer(dataclasses.replace(config, bos_token_id=9), tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None  # as a tokenizer.json alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=2), tokenizer)
-    tokenizer.eos_token = "<eos>"
-    with pytest.warns(InputWarning, match=f"calls '<eos>', id {named}, the end of a text, but config.json.* name 2, 7"):
-        check_tokenizer(dataclasses.replace(CONFIG, eos_token_id=7, stop_token_ids=(2,)), tokenizer)
 
 
 def test_a_copy_that_lacks_a_token_is_told(tmp_path):
