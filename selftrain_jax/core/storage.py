@@ -287,6 +287,12 @@ def _contents(file: pathlib.Path) -> str | int | None:
     return file_fingerprint(file) if size <= _SMALL else size
 
 
+def half_redone(folder: pathlib.PurePath, name: str) -> bool:
+    """Whether what a stage left in `folder` was moved away to be made anew, and is not yet."""
+    manifest = f"{name}/{RECORDS[0]}"
+    return (folder / _REDONE / manifest).is_file() and not (folder / manifest).is_file()
+
+
 def missing_files(folder: pathlib.PurePath, names: Iterable[str]) -> list[str]:
     """Which of `names`, files or folders below `folder`, are not there; on disk, also which of them are not what
     `Workdir.result_files` has found, where `names` is that."""

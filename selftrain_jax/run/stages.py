@@ -30,7 +30,7 @@ from selftrain_jax.core.records import (
     without_growth,
     write_record,
 )
-from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
+from selftrain_jax.core.storage import RECORDS, Workdir, half_redone, missing_files
 from selftrain_jax.distributed import job, preemption
 
 
@@ -87,9 +87,8 @@ def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     """The manifest of a finished stage; `InputError` naming the command that makes it otherwise."""
     path = manifest_path(workdir, name)
     if not path.is_file():
-        raise InputError(
-            f"stage {name} is not done in {workdir}: run `selftrain {name.split('/')[0]}` or `selftrain run`"
-        )
+        command = name.split("/")[0]
+        raise InputError(f"stage {name} is not done in {workdir}: run `selftrain {command}` or `selftrain run`")
     return read_json(path, f"manifest of stage {name}")
 
 
@@ -195,6 +194,8 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
         before = record["inputs"].get(name)
         if before is None and (stage.grows or stage.settled):
             continue
+        if stage.again and before and half_redone(workdir, name):
+            return Stale(f"it was made from stage {name}, which --redo began to make anew: run that again")
         if name in found and not found[name].outgrown:
             why = found[name].why
             return Stale(why if found[name].derived else f"it was made from stage {name}, of which {why}", derived=True)
@@ -394,7 +395,6 @@ def _refuse_other_inputs(stage: Stage) -> None:
 
 
 def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
-    command = "run" if stage.root is None else "study"
-    way_out = "use another --workdir, or delete that folder and those of the stages after it, which "
-    way_out += f"`selftrain {command} --redo` does"
+    redo = f"`selftrain {'run' if stage.root is None else 'study'} --redo`"
+    way_out = f"use another --workdir, or delete that folder and those of the stages after it, which {redo} does"
     refuse_changes(f"stage {stage.name}", found, asked, workdir / stage.name, way_out, kind=kind)

@@ -237,6 +237,21 @@ def test_a_report_on_what_is_no_longer_asked_for_is_stale(tmp_path):
     assert stages.stale(tmp_path, asked) == {}
 
 
+def test_a_report_on_what_is_being_made_anew_is_stale(tmp_path):
+    """Until that is done, a redo that was cut off or refused leaves the report of the settings before."""
+    place, changed = Workdir(tmp_path), with_report(sample={"seed": 1})
+    run(tmp_path, with_report())
+    for name in reversed(stages.outdated(tmp_path, changed)):
+        place.keep_until_redone(name)
+    run(tmp_path, changed, lambda name: name == "sample/self")
+    assert stages.state(tmp_path, changed[1]) == "waiting"
+    with pytest.raises(InputError, match="report .*is stale: it was made from stage train/self-0, which --redo began"):
+        stages.current(tmp_path, changed, "report")
+    run(tmp_path, changed)
+    place.redone()
+    stages.current(tmp_path, changed, "report")
+
+
 def test_a_file_of_a_finished_stage_that_is_gone_is_noticed(tmp_path):
     run(tmp_path, plan())
     (tmp_path / "sample/self/result").unlink()
