@@ -39,7 +39,7 @@ def ours(arguments: argparse.Namespace) -> sides.Work:
         config,
         dtype=jnp.dtype(arguments.dtype),
         remat=arguments.remat,
-        unroll=arguments.unroll or default_unroll(config),
+        unroll=arguments.unroll or default_unroll(config, remat=arguments.remat),
         attention=arguments.attention,
     )
     slices = arguments.grad_accum or default_grad_accum(arguments.batch, arguments.length, mesh)

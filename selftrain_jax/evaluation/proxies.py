@@ -23,7 +23,7 @@ from selftrain_jax.distributed.mesh import padded_rows, to_host, with_mesh
 from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
-from selftrain_jax.models.decoder import Decoder, Params, default_unroll, param_shapes, param_shardings
+from selftrain_jax.models.decoder import Decoder, Params, param_shapes, param_shardings
 from selftrain_jax.models.files.hub import check_hub_name
 from selftrain_jax.training.step import accumulated, next_token_loss
 
@@ -315,7 +315,7 @@ def gradient(
 @functools.lru_cache
 def _accumulation(config: DecoderConfig, dtype: np.dtype, mesh: Mesh | None):
     """A jitted zero gradient, and the jitted `(total, params, batch) -> total + gradient of the summed loss`."""
-    model = Decoder(config, dtype=dtype, remat=True, unroll=default_unroll(config, mesh))
+    model = Decoder(config, dtype=dtype, remat=True)
     placement = None if mesh is None else param_shardings(config, mesh)
 
     def zeros():

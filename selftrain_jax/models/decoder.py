@@ -91,22 +91,20 @@ class Affine(nn.Module):
         return out + self.param("bias", named(nn.initializers.zeros, axes), shape).astype(x.dtype)
 
 
-_ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-}
-
-
 class Block(nn.Module):
     """One layer: attention and MLP, side by side (parallel residual) or one after the other.
 
     `rotary` are the tables of `Decoder.enter`, of which it takes the one that `layer` names; `apart` is explained at
-    `ops.causal_attention`."""
+    `ops.causal_attention`.
+
+    For the gradient it keeps what norms and activations read, and computes them again: they are cheap, and what they
+    compute on the way is more than half of all that would be kept. `straight`: where the layers are straight-line code,
+    in which XLA would merge the two computations."""
 
     config: DecoderConfig
     layer: Layer
     attention: str = "auto"
+    straight: bool = False
 
     @nn.compact
     def __call__(self, carry, rotary, apart, position):
@@ -114,18 +112,21 @@ class Block(nn.Module):
         before, after = c.norm_places != "after", c.norm_places != "before"
         x, cache = carry
 
-        normed = Norm(c, name="attention_norm")(x) if before else x
+        normed = self.norm(name="attention_norm")(x) if before else x
         attended, cache = self.attend(normed, cache, rotary, apart, position)
         if after:
-            attended = Norm(c, name="attention_out_norm")(attended)
+            attended = self.norm(name="attention_out_norm")(attended)
         residual = x if c.parallel_residual else x + attended
-        given = self.mlp(Norm(c, name="mlp_norm")(residual) if before else residual)
+        given = self.mlp(self.norm(name="mlp_norm")(residual) if before else residual)
         if after:
-            given = Norm(c, name="mlp_out_norm")(given)
+            given = self.norm(name="mlp_out_norm")(given)
         x = residual + given
         if c.parallel_residual:
             x = x + attended
         return (constrain(x, "batch", "time", None), cache), None
+
+    def norm(self, axes=("embed",), *, name):
+        return nn.remat(Norm, prevent_cse=self.straight)(self.config, axes, name=name)
 
     def attend(self, x, cache, rotary, apart, position):
         """`[B, T, D]` attention output of the normed `x` `[B, T, D]`, and the cache with what it wrote."""
@@ -143,8 +144,8 @@ class Block(nn.Module):
             )
         if c.qk_norm != "none":
             first = {"head": 1, "projection": 0}[c.qk_norm]
-            queries = Norm(c, ("heads", "head_dim")[first:], name="q_norm")(queries)
-            keys = Norm(c, ("kv_heads", "head_dim")[first:], name="k_norm")(keys)
+            queries = self.norm(("heads", "head_dim")[first:], name="q_norm")(queries)
+            keys = self.norm(("kv_heads", "head_dim")[first:], name="k_norm")(keys)
         if self.layer.rotary is not None:
             table = rotary[c.rotaries.index(self.layer.rotary)]
             queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
@@ -168,8 +169,8 @@ class Block(nn.Module):
         def widen(name):
             return Affine("btd,df->btf", (d, f), ("embed", "mlp"), 1, inward, c.mlp_bias, name=name)(x)
 
-        activation = _ACTIVATIONS[c.activation]
-        wide = activation(widen("gate")) * widen("up") if c.gated else activation(widen("up"))
+        activate = jax.checkpoint(ops.activate, prevent_cse=self.straight, static_argnums=0)
+        wide = activate(c.activation, *map(widen, ("gate", "up") if c.gated else ("up",)))
         return Affine("btf,fd->btd", (f, d), ("mlp", "embed"), 1, outward, c.mlp_bias, name="down")(wide)
 
 
@@ -225,7 +226,7 @@ class Decoder(nn.Module):
             length=c.num_layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, c.layer(0), self.attention)
+        )(c, c.layer(0), self.attention, self.unroll > 1)
         self.final_norm = Norm(c)
         if not c.tie_embeddings:
             self.head = _Table("kernel", (c.hidden_size, c.vocab_size), ("embed", "vocab"), stddev)
@@ -264,7 +265,7 @@ class Decoder(nn.Module):
         def run(x, first, count, params):
             for i in range(count):
                 layer = jax.tree.map(lambda leaf: leaf[i], params)  # noqa: B023
-                block = self.block(c, c.layer(first + i), self.attention, parent=None)
+                block = self.block(c, c.layer(first + i), self.attention, self.unroll > 1, parent=None)
                 (x, _), _ = block.apply({"params": layer}, (x, None), rotary, apart, 0)
             return x
 
@@ -360,12 +361,16 @@ _LONG = 2e17
 compile 35 s longer (benchmarks/RESULTS.md)."""
 
 
-def default_unroll(config: DecoderConfig, mesh: jax.sharding.Mesh | None = None, flops: float = 0.0) -> int:
+def default_unroll(
+    config: DecoderConfig, mesh: jax.sharding.Mesh | None = None, flops: float = 0.0, remat: bool = False
+) -> int:
     """Layers per step of the layer scan: all of them, as straight-line code, on a CPU, where it is up to 20 % faster,
     and on a GPU that is to do `flops` operations and more than `_LONG`; else one, so that compile time does not grow
-    with depth."""
+    with depth. One, too, with `remat`: in straight-line code nothing keeps XLA from recomputing all layers before it
+    needs them (a step of pythia-410m, 8 rows of 2,048, fp32, then takes 49 GiB on a CPU, and 5.6 in a loop)."""
     platform = target_device(mesh).platform
-    return config.num_layers if platform == "cpu" or platform == "gpu" and flops > _LONG else 1
+    straight = platform == "cpu" or platform == "gpu" and flops > _LONG
+    return config.num_layers if straight and not remat else 1
 
 
 def _init(config: DecoderConfig, key: jax.Array) -> Params:

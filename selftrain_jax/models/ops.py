@@ -90,6 +90,19 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "*D"], eps: float) -> 
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+_ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+def activate(name: str, x: Float[Array, "*B F"], gated: Float[Array, "*B F"] | None = None) -> Array:
+    """The activation `name` of `x`, times what it gates."""
+    activated = _ACTIVATIONS[name](x)
+    return activated if gated is None else activated * gated
+
+
 def softcap(x: Array, cap: float | None) -> Array:
     """`x`, bent so that it stays within +-`cap` (Gemma 2); `x` itself with None."""
     return x if cap is None else cap * jnp.tanh(x / cap)

@@ -131,7 +131,9 @@ def train(
         model_config,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        unroll=default_unroll(model_config, mesh, num_steps * tokens_per_step * flops_per_token / mesh.size),
+        unroll=default_unroll(
+            model_config, mesh, num_steps * tokens_per_step * flops_per_token / mesh.size, config.remat
+        ),
         attention=config.attention,
     )
     optimizer, train_step = optimizer_and_step(model, config.optimizer, num_steps, mesh, grad_accum)

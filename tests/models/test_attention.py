@@ -181,6 +181,8 @@ def test_layers_are_unrolled_on_a_gpu_that_has_long_to_train():
     )
     with jax.sharding.use_abstract_mesh(gpus):
         assert [default_unroll(SMALL, flops=flops) for flops in (0.0, 1e17, 3e17)] == [1, 1, SMALL.num_layers]
+        assert default_unroll(SMALL, flops=3e17, remat=True) == 1
+    assert default_unroll(SMALL, remat=True) == 1
 
 
 @pytest.mark.parametrize(

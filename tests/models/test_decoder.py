@@ -124,12 +124,31 @@ def test_remat_recomputes_the_layers(params, tokens):
 
     def temporaries(remat):
         config = dataclasses.replace(CONFIG, num_layers=8)
-        loss = next_token_loss(decoder.Decoder(config, remat=remat))
+        unroll = decoder.default_unroll(config, remat=remat)
+        loss = next_token_loss(decoder.Decoder(config, remat=remat, unroll=unroll))
         batch = {"tokens": jax.ShapeDtypeStruct((16, 65), jnp.int32)}
         gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(decoder.param_shapes(config), batch)
         return gradient.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(True) < temporaries(False) / 2
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["gelu", "gated"])
+def test_a_layer_keeps_what_norms_and_activations_read_and_not_what_they_computed(gated):
+    """For the gradient, in bfloat16: what two products read and make, and nothing of a layer's width in fp32."""
+    changes = dict(norm="rms_norm", mlp_bias=False, activation="silu", gated=True, parallel_residual=False)
+    config = dataclasses.replace(CONFIG, intermediate_size=80, **(changes if gated else {}))
+    block = decoder.Block(config, config.layer(0), parent=None)
+    layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), decoder.param_shapes(config)["layers"])
+    x = jax.ShapeDtypeStruct((2, 24, D), jnp.bfloat16)
+
+    def gradient(layer, x):
+        tables = tuple(ops.rotary_tables(jnp.arange(24), config.rotary_dim(r), r) for r in config.rotaries)
+        return jax.vjp(lambda p, x: block.apply({"params": p}, (x, None), tables, None, 0)[0][0], layer, x)[1]
+
+    kept = [leaf for leaf in jax.tree.leaves(jax.eval_shape(gradient, layer, x)) if leaf.shape[:2] == (2, 24)]
+    assert sum(leaf.shape[2:] == (80,) for leaf in kept) == (3 if gated else 2)
+    assert not [leaf for leaf in kept if leaf.shape[2:] == (D,) and leaf.dtype != jnp.bfloat16]
 
 
 def test_no_position_sees_what_comes_after(params, tokens):
