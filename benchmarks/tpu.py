@@ -3,7 +3,8 @@
     python benchmarks/tpu.py                        # compiles what benchmarks/tpu.jsonl lacks; hours of one core
     python benchmarks/tpu.py --only=410m            # of that, what has this in its name
     python benchmarks/tpu.py --table                # prints the tables of docs/launching.md
-    python benchmarks/tpu.py --plot=docs/tpu.png    # draws what the second one says
+    python benchmarks/tpu.py --plot=docs/tpu.png    # draws what the growth table says
+    python benchmarks/tpu.py --estimates            # beside the largest slices and waves: `plan` without the compiler
 
 Each cell is `selftrain plan --compile --json` with the settings of configs/family.py (bfloat16, recomputation, rows of
 2,048 tokens, documents of 1,024) in one slice a step, fsdp over all chips of a TPU slice, data over TPU slices."""
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -132,6 +134,25 @@ def _rows(count: int | None, ways: int) -> str:
     return {None: "not compiled", 0: "none"}.get(count) or f"{count:,} ({count // ways} a chip)"
 
 
+def estimates(found: dict[str, dict], only: str) -> None:
+    """A line for each cell with a largest slice: what `plan` says without the compiler, and over what it says with."""
+    for cell in CELLS:
+        row = found.get(cell.name) or {}
+        if only not in cell.name or not (row.get("training") or {}).get("largest"):
+            continue
+        left_out = ("--tpu-slices", "--compile", "--json")
+        command = [part for part in cell.command if not part.startswith(left_out)]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+        parts = [cell.place]
+        for kind, noun in (("training", "slice"), ("sampling", "wave")):
+            most = re.search(rf"largest {kind} {noun} .*?: (\d+) ", said)
+            if row[kind]:
+                count, compiled = int(most[1]) if most else 0, row[kind]["largest"]
+                parts.append(f"{noun} {count} of {compiled} ({count / compiled:.2f})")
+        print("; ".join(parts), flush=True)
+
+
 def plot(found: dict[str, dict], path: str) -> None:
     """Of the train steps of models in `GROWTH`, against chips: seconds at least, what a chip receives, its memory."""
     import matplotlib
@@ -170,12 +191,15 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name alone")
     parser.add_argument("--table", action="store_true", help="print what is known, compile nothing")
     parser.add_argument("--plot", metavar="FILE", help="draw what is known, compile nothing")
+    parser.add_argument("--estimates", action="store_true", help="compare what is known with `plan` without --compile")
     arguments = parser.parse_args()
     if arguments.table:
         print(largest_table(known(), [c for c in CELLS if c.what == "all"]), table(known(), GROWTH), sep="\n\n")
     if arguments.plot:
         plot(known(), arguments.plot)
-    if not (arguments.table or arguments.plot):
+    if arguments.estimates:
+        estimates(known(), arguments.only)
+    if not (arguments.table or arguments.plot or arguments.estimates):
         compile_missing(arguments.only)
 
 

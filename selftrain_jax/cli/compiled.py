@@ -299,9 +299,8 @@ def _through(totals: dict[int, float], budget: float) -> Line | None:
     """The line through the two sizes that come nearest to the budget, of those that compiled; None where more rows take
     no more memory."""
     known = [(rows, total) for rows, total in totals.items() if total < math.inf]
-    (few, low), (many, high) = sorted(sorted(known, key=lambda point: abs(point[1] - budget))[:2])
-    slope = (high - low) / (many - few)
-    return Line(low - slope * few, slope) if slope > 0 else None
+    line = Line.through(dict(sorted(known, key=lambda point: abs(point[1] - budget))[:2]))
+    return line if line.per_row > 0 else None
 
 
 def _used(program: Program, device: Accelerator, flops: float, moved: float, tokens: int) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 Weights, gradients, optimizer state and cache are closed formulas over shapes and shardings. Activations are not: what
 lives at once is the compiler's choice. So the train step and the decode step are compiled for the mesh on virtual CPU
-devices, at two sizes, without allocating anything, and a straight line goes through what the compiler says. On a GPU or
-TPU take them as an upper estimate: attention kernels there keep no scores, which without recomputation is most of it
-(one H200 took 5.8 GB per row of pythia-1.4b where this says 22)."""
+devices, at a few sizes, without allocating anything, and straight lines go through what the compiler says. Where the
+accelerator has a kernel for attention, something as large stands for it (`models.outline`). docs/launching.md has how
+near that comes to what TPUs' own compiler says."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,15 @@ from jax.sharding import Mesh
 
 from selftrain_jax.cli import compiled, hours
 from selftrain_jax.cli.config import load_config
-from selftrain_jax.cli.programs import TRAIN_HEADROOM, Line, compiling, sampling_weights, train_state, train_temporaries
+from selftrain_jax.cli.programs import (
+    TRAIN_HEADROOM,
+    Line,
+    Lines,
+    compiling,
+    sampling_weights,
+    train_state,
+    train_temporaries,
+)
 from selftrain_jax.core import accelerators
 from selftrain_jax.core.accelerators import Accelerator
 from selftrain_jax.core.errors import InputError
@@ -31,6 +39,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder
 from selftrain_jax.models.families import published
+from selftrain_jax.models.ops import attention_implementation
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.sampling import memory
 from selftrain_jax.sampling.decode import bucket_ends
@@ -54,7 +63,7 @@ class Plan:
     params: int
     gradients: int
     optimizer: int
-    activations: Line
+    activations: Lines
     weights: int
     cache: int
     wave: Line
@@ -119,7 +128,7 @@ def plan_run(
             return json_text({"model": config.student or config.source, "parameters": model.num_params, **measured})
         found = compiled.report(measured)
     else:
-        plan = make_plan(model, config.train, config.sample.sampling(), placed, dtype)
+        plan = make_plan(model, config.train, config.sample.sampling(), placed, dtype, device)
         found = format_plan(plan, placed, config, device, accelerator or "device")
     operations = model.train_flops_per_token(config.train.sequence_length)
     lines = [
@@ -148,24 +157,28 @@ def model_config(config: RunConfig) -> DecoderConfig:
 
 
 def make_plan(
-    config: DecoderConfig, train: TrainConfig, sampling: SamplingConfig, mesh: Mesh, sampling_dtype: str
+    config: DecoderConfig,
+    train: TrainConfig,
+    sampling: SamplingConfig,
+    mesh: Mesh,
+    sampling_dtype: str,
+    device: Accelerator | None = None,
 ) -> Plan:
-    """The plan of one model on `mesh` (virtual devices will do)."""
-    ways = batch_ways(mesh)
-    state = train_state(config, train, mesh)
-    params = memory.device_bytes(state.params)
-    temporary = {rows: train_temporaries(config, train, mesh, rows) for rows in (2 * ways, 4 * ways)}
+    """The plan of one model on `mesh` (virtual devices will do), for devices like `device` or for CPUs."""
+    ways, state = batch_ways(mesh), train_state(config, train, mesh)
+    params, attention = memory.device_bytes(state.params), _attention(config, train, device)
+    taken = {n * ways: train_temporaries(config, train, mesh, n * ways, attention) for n in (1, 8, 16)}
     compiling(f"a decode step (sample), {mesh.size} virtual devices")
     # In fp32 whatever the dtype: a CPU would convert a bfloat16 program's weights, and hold them twice.
     exact, model = sampling_weights(config, mesh, "float32"), Decoder(config)
-    wave = _line({rows: memory.wave_bytes(exact, model, sampling, rows, mesh=mesh) for rows in (8 * ways, 16 * ways)})
+    sizes = (8 * ways, 16 * ways)
+    wave = Line.through({rows: memory.wave_bytes(exact, model, sampling, rows, mesh=mesh) for rows in sizes})
     cache, of_exact = (cache_bytes(config, sampling, mesh, dtype) for dtype in (sampling_dtype, "float32"))
-    activations = _line(temporary)
     return Plan(
         params=params,
         gradients=params,
         optimizer=memory.device_bytes(state.opt_state),
-        activations=Line(activations.at_zero - params, activations.per_row),
+        activations=Lines({rows: temporaries - params for rows, temporaries in taken.items()}),
         weights=memory.device_bytes(sampling_weights(config, mesh, sampling_dtype)),
         cache=cache,
         wave=Line(wave.at_zero, wave.per_row + (cache - of_exact) / ways),
@@ -173,10 +186,13 @@ def make_plan(
     )
 
 
-def _line(found: dict[int, int]) -> Line:
-    (few, low), (many, high) = sorted(found.items())
-    slope = (high - low) / (many - few)
-    return Line(low - slope * few, slope)
+def _attention(config: DecoderConfig, train: TrainConfig, device: Accelerator | None) -> str:
+    """What stands for attention in the step that is compiled for a CPU: XLA's own, or a kernel's outline."""
+    packed, capped = train.document_boundaries, config.attention_softcap is not None
+    if device is None:
+        return "xla"
+    asked = train.attention, train.dtype, config.head_dim, packed, capped
+    return "xla" if attention_implementation(*asked, device=device) == "xla" else "outline"
 
 
 def cache_bytes(config: DecoderConfig, sampling: SamplingConfig, mesh: Mesh, dtype: str) -> int:
@@ -225,8 +241,8 @@ def format_plan(plan: Plan, mesh: Mesh, config: RunConfig, device: Accelerator |
         line("parameters (fp32)", plan.params, "  (student)"),
         line("gradients (fp32)", plan.gradients),
         line("optimizer (AdamW)", plan.optimizer),
-        line(f"activations, slice of {rows}", plan.activations(ways), "  (compiled for a CPU: an upper estimate;"),
-        line(f"  each further {rows}", ways * plan.activations.per_row, "   train.sequence_length, dtype, remat)"),
+        line(f"activations, slice of {rows}", plan.activations(ways), "  (an estimate, compiled for a CPU;"),
+        line(f"  each further {rows}", ways * plan.activations.last.per_row, "   train.sequence_length, dtype, remat)"),
         "sampling",
         line("weights", plan.weights, "  (source, sample.dtype)"),
         line(f"cache, wave of {rows}", plan.cache, "  (sample.max_new_tokens, sample.dtype)"),

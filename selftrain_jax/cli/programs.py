@@ -2,9 +2,11 @@
 
 import dataclasses
 import sys
+from typing import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from selftrain_jax.distributed.mesh import batch_sharding
@@ -26,12 +28,43 @@ class Line:
     at_zero: float
     per_row: float
 
+    @classmethod
+    def through(cls, points: Mapping[int, float]) -> "Line":
+        """Through two (rows, bytes)."""
+        (few, low), (many, high) = sorted(points.items())
+        slope = (high - low) / (many - few)
+        return cls(low - slope * few, slope)
+
     def __call__(self, rows: int) -> float:
         return self.at_zero + self.per_row * rows
 
     def largest(self, budget: float, multiple: int) -> int:
         """The most rows, a multiple of `multiple`, that fit the budget; 0 when none do."""
         return max(int((budget - self.at_zero) / max(self.per_row, 1)) // multiple * multiple, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Straight between the `points` (rows: bytes per device) and on from the last two: with few rows another part of a
+    step may take most than with many."""
+
+    points: Mapping[int, float]
+
+    @property
+    def last(self) -> Line:
+        """From the last but one on."""
+        return Line.through(dict(sorted(self.points.items())[-2:]))
+
+    def __call__(self, rows: int) -> float:
+        sizes, found = zip(*sorted(self.points.items()))
+        return self.last(rows) if rows > sizes[-1] else float(np.interp(rows, sizes, found))
+
+    def largest(self, budget: float, multiple: int) -> int:
+        """The most rows, a multiple of `multiple`, that fit the budget; 0 when none do."""
+        most = max(self.points)
+        if self(most) <= budget:
+            return self.last.largest(budget, multiple)
+        return max((rows for rows in range(multiple, most, multiple) if self(rows) <= budget), default=0)
 
 
 def compiling(what: str) -> None:
@@ -47,9 +80,9 @@ def train_state(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> TrainS
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
 
 
-def train_temporaries(config: DecoderConfig, train: TrainConfig, mesh: Mesh, rows: int) -> int:
+def train_temporaries(config: DecoderConfig, train: TrainConfig, mesh: Mesh, rows: int, attention: str = "xla") -> int:
     """Bytes per device that a train step of slices of `rows` needs beside its state and batch, gradients included."""
-    used = compile_step(config, train, mesh, rows, "xla").memory_analysis()
+    used = compile_step(config, train, mesh, rows, attention).memory_analysis()
     return used.temp_size_in_bytes + max(used.output_size_in_bytes - used.alias_size_in_bytes, 0)
 
 

@@ -11,7 +11,8 @@ class Accelerator:
     """One device, as JAX counts them (a v4 or v5p chip is one).
 
     Attributes:
-      kind: the start of its `jax.Device.device_kind`, without the vendor's name.
+      kind: the start of its `jax.Device.device_kind`, without the vendor's name; "" where nothing but its memory is
+        known.
       flops: dense bfloat16 operations per second.
       gigabytes: device memory, in 10^9 bytes for the A100, H100 and H200 and in GiB for TPUs, as they are sold.
       bandwidth: bytes per second from device memory; of TPUs alone.
@@ -21,7 +22,9 @@ class Accelerator:
         v6e what Google's documentation says of a pod, by its 256 chips; of v4 and v5p assumed, a quarter of a host's
         200 Gbit/s.
       measured: bytes of memory that it is said to have instead; 0 for those of the data sheet.
+      compute_capability: of GPUs, as NVIDIA counts it.
       memory: the memory in bytes.
+      platform: what JAX calls it.
     """
 
     kind: str
@@ -31,17 +34,22 @@ class Accelerator:
     interconnect: float = 0.0
     network: float = 0.0
     measured: int = 0
+    compute_capability: float = 8.0
 
     @property
     def memory(self) -> int:
-        return self.measured or self.gigabytes * (2**30 if self.kind.startswith("TPU") else 10**9)
+        return self.measured or self.gigabytes * (2**30 if self.platform == "tpu" else 10**9)
+
+    @property
+    def platform(self) -> str:
+        return "tpu" if self.kind.startswith("TPU") else "gpu"
 
 
 ACCELERATORS: dict[str, Accelerator] = {
     "A100-40": Accelerator("A100", 312e12, 40),
     "A100-80": Accelerator("A100", 312e12, 80),
-    "H100": Accelerator("H100", 989e12, 80),
-    "H200": Accelerator("H200", 989e12, 141),
+    "H100": Accelerator("H100", 989e12, 80, compute_capability=9.0),
+    "H200": Accelerator("H200", 989e12, 141, compute_capability=9.0),
     "v4": Accelerator("TPU v4", 275e12, 32, 1228e9, 300e9, 6.25e9),
     "v5e": Accelerator("TPU v5 lite", 197e12, 16, 819e9, 200e9, 3.125e9),
     "v5p": Accelerator("TPU v5", 459e12, 95, 2765e9, 600e9, 6.25e9),

@@ -18,6 +18,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import target_device
 from selftrain_jax.models.config import ATTENTION, LinearScaling, Llama3Scaling, Rotary, YarnScaling
 from selftrain_jax.models.contraction import contract, dense
+from selftrain_jax.models.outline import attention_outline
 from selftrain_jax.models.splash import splash_attention
 
 ATTENTION_BLOCK = 256
@@ -109,7 +110,13 @@ def softcap(x: Array, cap: float | None) -> Array:
 
 
 def attention_implementation(
-    requested: str, dtype: Any, head_dim: int, packed: bool, capped: bool = False, mesh: Mesh | None = None
+    requested: str,
+    dtype: Any,
+    head_dim: int,
+    packed: bool,
+    capped: bool = False,
+    mesh: Mesh | None = None,
+    device: Any = None,
 ) -> str:
     """Which back end `requested`, one of `ATTENTION`, means here; "auto" takes the device's own kernel wherever it can.
 
@@ -117,13 +124,14 @@ def attention_implementation(
       packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
       capped: scores go through a soft-cap. cuDNN's kernel has none.
       mesh: for whose devices (default: those of `target_device`).
+      device: for what instead; an `accelerators.Accelerator` will do.
 
     Raises:
       InputError: `requested` is unknown, or cannot be here; the line says why.
     """
     if requested not in ATTENTION:
         raise InputError(f"attention={requested!r} must be one of {', '.join(ATTENTION)}")
-    device = target_device(mesh)
+    device = device or target_device(mesh)
     capability = float(getattr(device, "compute_capability", 0) or 0)
     most = 256 if capability >= 9 else 128
     against = {
@@ -166,7 +174,7 @@ def causal_attention(
 
     "xla": queries go in blocks of `ATTENTION_BLOCK` and each block reads only the keys that it may see, so what the
     mask hides is mostly never computed and the largest temporary is `[B, N, block, T]`. "cudnn": flash attention on a
-    GPU. "splash": `splash.splash_attention`, on a TPU.
+    GPU. "splash": `splash.splash_attention`, on a TPU. (And "outline", which is no setting: `attention_outline`.)
 
     Args:
       apart: ids of segments, of which none sees another; or `Branches`, which "xla" alone can do.
@@ -174,6 +182,8 @@ def causal_attention(
       window: how many positions each one sees, itself included; None: all.
       cap: soft-cap of the scaled scores.
     """
+    if implementation == "outline":
+        return attention_outline(q, k, v)
     branched = isinstance(apart, Branches)
     requested = "xla" if branched else implementation
     chosen = attention_implementation(requested, q.dtype, q.shape[-1], apart is not None, cap is not None)

@@ -94,6 +94,27 @@ def test_what_fits_grows_with_the_memory_and_the_devices():
     assert [line.largest(budget, 4) for budget in (90, 139, 140, 185)] == [0, 0, 4, 8]
 
 
+def test_lines_go_through_what_was_compiled_and_on():
+    lines = plan.Lines({16: 260.0, 2: 100.0, 8: 120.0})
+    assert [lines(rows) for rows in (2, 5, 8, 12, 16, 18)] == [100, 110, 120, 190, 260, 295]
+    assert [lines.largest(budget, 2) for budget in (99, 100, 119, 155, 260, 300, 365)] == [0, 2, 6, 10, 16, 18, 22]
+
+
+def test_a_kernel_for_attention_takes_less_than_scores():
+    """On devices that have one, for what it can do; "xla", packed documents or a CPU has the scores."""
+    config, train = shape(64, 2), TrainConfig(sequence_length=512, remat=False)
+    mesh = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
+    packed = dataclasses.replace(train, document_boundaries=True)
+
+    def row(train, device):
+        device = accelerators.ACCELERATORS.get(device)
+        return plan.make_plan(config, train, SAMPLING, mesh, "bfloat16", device).activations.last.per_row
+
+    scores = row(train, None)
+    assert row(train, "H100") < scores / 2 and row(packed, "v5e") < scores / 2
+    assert row(packed, "H100") > scores and row(dataclasses.replace(train, attention="xla"), "v5e") == scores
+
+
 # Bytes of the fp32 weights, and of a row's keys and values at 1,024 tokens in bf16: 2 x layers x 1,024 x heads x size
 # of a head x 2; both by hand from the published numbers of parameters and config.json.
 PUBLISHED = {
@@ -164,7 +185,7 @@ def test_the_command_prints_the_plan_of_a_config(capsys):
     out, err = capsys.readouterr()
     assert "per device, mesh data=1, fsdp=2, tensor=2:" in out and "4 x v5e, 24.000 GiB each" in out
     assert "hours on all of them together: sample " in out and "(train.batch_size / train.grad_accum)" in out
-    assert err.count("selftrain: compiling a train step of ") == 2 and "compiling a decode step" in err
+    assert err.count("selftrain: compiling a train step of ") == 3 and "compiling a decode step" in err
     for name in ("parameters", "gradients", "optimizer", "activations", "cache", "training slice", "sampling wave"):
         assert name in out
 
@@ -173,7 +194,7 @@ def test_the_plan_says_whether_the_config_fits_and_what_would():
     """A slice needs the state, 3 bytes here, and 1 for each row, within 92 % of the memory."""
     changes = ("train.batch_size=8", "train.grad_accum=0", "sample.batch_size=16")
     config = load_config(str(TINY), [f"--config.{change}" for change in changes])
-    found = plan.Plan(1, 1, 1, plan.Line(0, 1), 1, 1, plan.Line(0, 1), 1)
+    found = plan.Plan(1, 1, 1, plan.Lines({1: 1, 2: 2}), 1, 1, plan.Line(0, 1), 1)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
     def told(size):
