@@ -112,20 +112,20 @@ class Block(nn.Module):
         before, after = c.norm_places != "after", c.norm_places != "before"
         x, cache = carry
 
-        normed = self.norm(name="attention_norm")(x) if before else x
+        normed = self._norm(name="attention_norm")(x) if before else x
         attended, cache = self.attend(normed, cache, rotary, apart, position)
         if after:
-            attended = self.norm(name="attention_out_norm")(attended)
+            attended = self._norm(name="attention_out_norm")(attended)
         residual = x if c.parallel_residual else x + attended
-        given = self.mlp(self.norm(name="mlp_norm")(residual) if before else residual)
+        given = self.mlp(self._norm(name="mlp_norm")(residual) if before else residual)
         if after:
-            given = self.norm(name="mlp_out_norm")(given)
+            given = self._norm(name="mlp_out_norm")(given)
         x = residual + given
         if c.parallel_residual:
             x = x + attended
         return (constrain(x, "batch", "time", None), cache), None
 
-    def norm(self, axes=("embed",), *, name):
+    def _norm(self, axes=("embed",), *, name):
         return nn.remat(Norm, prevent_cse=self.straight)(self.config, axes, name=name)
 
     def attend(self, x, cache, rotary, apart, position):
@@ -144,8 +144,8 @@ class Block(nn.Module):
             )
         if c.qk_norm != "none":
             first = {"head": 1, "projection": 0}[c.qk_norm]
-            queries = self.norm(("heads", "head_dim")[first:], name="q_norm")(queries)
-            keys = self.norm(("kv_heads", "head_dim")[first:], name="k_norm")(keys)
+            queries = self._norm(("heads", "head_dim")[first:], name="q_norm")(queries)
+            keys = self._norm(("kv_heads", "head_dim")[first:], name="k_norm")(keys)
         if self.layer.rotary is not None:
             table = rotary[c.rotaries.index(self.layer.rotary)]
             queries, keys = ops.apply_rotary(queries, *table), ops.apply_rotary(keys, *table)
