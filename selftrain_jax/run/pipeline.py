@@ -7,7 +7,7 @@ refuse is refused before the long work."""
 import dataclasses
 import pathlib
 import warnings
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import as_path, write_json
@@ -137,7 +137,7 @@ class Pipeline(RunNames):
                 leaks.known(self, tokenizer, with_probes=not self.config.plant)
             for name, documents in texts[0].items():
                 for setting, read in trained.items():
-                    if twice := set(filter(has_text, documents)).intersection(read):
+                    if twice := _words(documents) & _words(read):
                         what = f"setting {setting}: {len(twice)} of its texts are in evaluate.texts.{name}, too"
                         warnings.warn(
                             f"{what}, whose figures then speak of text trained on", InputWarning, stacklevel=2
@@ -202,6 +202,11 @@ class Pipeline(RunNames):
             check_same_tokenizer(what, provenance, self.model_path(self.untouched))
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    """The texts that are not blank, with single spaces for all white space."""
+    return {" ".join(text.split()) for text in texts if has_text(text)}
 
 
 def save_config(workdir: pathlib.PurePath, config: object, name: str = "config.json") -> None:

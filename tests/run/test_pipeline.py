@@ -45,7 +45,7 @@ def test_what_is_there_is_made_rows_and_what_was_planted_asked_for_before_anythi
         assert all(order.index(name) < order.index(stage.name) for name in stage.after)
 
 
-@pytest.mark.parametrize("control, shared", [("b a", 1), ("a b", 0)])
+@pytest.mark.parametrize("control, shared", [("b a", 1), ("b\r\na ", 1), ("a b", 0)])
 def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, recwarn, control, shared):
     model = write_checkpoint(tmp_path / "model", old_tensors())
     write_tokenizer(model)
