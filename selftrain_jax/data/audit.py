@@ -8,6 +8,7 @@ Brown et al. 2020 (arXiv:2005.14165, appendix C).
 """
 
 import dataclasses
+import itertools
 import os
 import unicodedata
 import warnings
@@ -262,6 +263,20 @@ def contaminated_items(
     candidates = _candidates(((text, None) for text in documents), phrases)
     found = {phrase for sequence, _ in candidates for phrase in phrases.found_in(sequence)}
     return {name: [not found.isdisjoint(item) for item in items] for name, items in sought.items()}
+
+
+def overlapping(texts: Mapping[str, Sequence[str]], documents: Iterable[str], n: int) -> dict[str, list[bool]]:
+    """By name, for every text: whether `n` words in a row of it (of fewer words, all) stand in a document; of one word
+    or none, False."""
+    sought = {name: [_runs_of(words(text), n) for text in of] for name, of in texts.items()}
+    phrases = Phrases(run for runs in itertools.chain(*sought.values()) for run in runs)
+    candidates = _candidates(((text, None) for text in documents), phrases)
+    found = {phrase for sequence, _ in candidates for phrase in phrases.found_in(sequence)}
+    return {name: [not found.isdisjoint(runs) for runs in of] for name, of in sought.items()}
+
+
+def _runs_of(sequence: Sequence[str], n: int) -> set[tuple[str, ...]]:
+    return set(ngrams(sequence, min(n, len(sequence)))) if len(sequence) > 1 else set()
 
 
 def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = True, template: str = "{question}") -> list[str]:

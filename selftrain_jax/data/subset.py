@@ -46,6 +46,26 @@ def draw_subset(
     return order[: last + 1], int(lengths[order[last]]) - surplus
 
 
+def check_most(num_documents: int, length: int, config: SubsetConfig, name: str) -> None:
+    """Raises `InputError` where so many documents of at most `length` tokens surely are too few for a subset, or would
+    be repeated too often: before they are there.
+
+    Args:
+      name: of the documents.
+    """
+    each = int(packed_length(length))
+    most = num_documents * each
+    what = f"subset num_tokens={config.num_tokens} is more than"
+    ends = f"{name} can have, {each} each with BOS: lower num_tokens, or raise sample.num_samples"
+    if not config.replacement and most < config.num_tokens:
+        raise InputError(f"{what} the {most} tokens that {ends}, or set replacement=True")
+    if config.replacement and config.num_tokens > config.max_repetitions * most:
+        raise InputError(
+            f"{what} max_repetitions={config.max_repetitions:g} times the {most} tokens that {ends}, or "
+            "subset.max_repetitions"
+        )
+
+
 def check_repetition(text: str, num_documents: int, num_distinct: int, config: SubsetConfig) -> None:
     """Raises `InputError`, or warns, when a subset of `num_documents` draws repeats its `num_distinct` documents often.
 

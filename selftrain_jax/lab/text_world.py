@@ -10,14 +10,16 @@ import hashlib
 import os
 import pathlib
 import re
+import warnings
 from typing import Any, Iterator, Mapping, Sequence
 
 import jaxtyping as jt
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import file_fingerprint, user_path
 from selftrain_jax.core.rows import has_ending, has_text, read_rows
+from selftrain_jax.data.audit import overlapping
 from selftrain_jax.data.sources import Source, data_files, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
@@ -29,6 +31,8 @@ from selftrain_jax.models.files.tokenizer import read_tokenizer
 
 BPE_CHARACTERS = 50_000_000
 """Characters at most that the merges of a tokenizer are learned from."""
+NGRAM = 13
+"""Words in a row by which what is held out is looked for in what models read (Brown et al. 2020, arXiv 2005.14165)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +65,9 @@ def build_text_world(config: TextWorldConfig, validation_documents: int, control
 
     Raises:
       InputError: the source is missing, broken, or too small for what is held out.
+
+    Warns:
+      InputWarning: a part of what is held out stands in the streams, too, as where the source holds near copies.
     """
     documents = _in_order(config)
     # At the end of the order, where what is held out never reaches.
@@ -99,7 +106,7 @@ def build_text_world(config: TextWorldConfig, validation_documents: int, control
     windows = take(len(config.planted_repeats), "planted windows", window)
     rest = [*held_out, *documents[tail:]]
     share = len(config.streams)
-    return TextWorld(
+    world = TextWorld(
         config=config,
         tokenizer=tokenizer,
         validation=validation,
@@ -111,6 +118,26 @@ def build_text_world(config: TextWorldConfig, validation_documents: int, control
             for i, name in enumerate(config.streams)
         },
     )
+    _warn_of_copies(world)
+    return world
+
+
+def _warn_of_copies(world: TextWorld) -> None:
+    """Warns of what is held out and stands in the streams by itself, so that models have read it."""
+    windows = [window.prefix + window.suffix for window in world.planted]
+    held_out = {"planted windows": windows, "validation documents": world.validation}
+    for name, rows in world.suites.items():
+        asked = [row.get("sentence_good") or row["question"] + row["choices"][row["gold"]] for row in rows]
+        held_out[f"items of {name}"] = asked
+    streams = (text for texts in world.streams.values() for text in texts)
+    found = overlapping(held_out, streams, NGRAM).items()
+    if told := [f"{sum(of)} of {len(of)} {name}" for name, of in found if any(of)]:
+        what = (
+            f"text world source={world.config.source!r}: {NGRAM} words in a row (of fewer, all) of {', '.join(told)} "
+            "stand in text that models read, too: windows are read more often than repeats says, the rest is not held "
+            "out; leave near copies out of the source"
+        )
+        warnings.warn(InputWarning(what), stacklevel=3)
 
 
 def read_planted(directory: str | os.PathLike) -> list[Planted]:
@@ -167,13 +194,23 @@ def _open(config: TextWorldConfig) -> Source:
 
 
 def _in_order(config: TextWorldConfig) -> list[str]:
-    """Every different text of the source that is not blank, in the order of its hash with the seed."""
-    found = {}
+    """Every different text of the source that is not blank, in the order of its hash with the seed; of texts that white
+    space alone tells apart, the first in that order."""
+    found, known = {}, set()
     for text in _open(config).texts(config.field):
         if has_text(text):
             text = text.strip()
-            found[hashlib.blake2b(f"{config.seed}\0{text}".encode(), digest_size=16).digest()] = text
-    return [found[key] for key in sorted(found)]
+            found[_hash(f"{config.seed}\0{text}")] = text
+    ordered = []
+    for key in sorted(found):
+        if (words := _hash(" ".join(found[key].split()))) not in known:
+            known.add(words)
+            ordered.append(found[key])
+    return ordered
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _first_characters(texts: Iterator[str] | Sequence[str]) -> list[str]:

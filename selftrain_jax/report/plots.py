@@ -20,10 +20,10 @@ _CURVES = {
 
 
 def styles(models: Sequence[str]) -> dict[str, int]:
-    """{model: hue}: the usual models keep theirs, others take the remaining hues in turn."""
+    """{model: hue}: the usual models keep theirs, others take the remaining hues in turn, no two the same."""
     fixed = {"base": 0, "self": 1, "corpus": 1, "control:real": 2, "control:other": 3, "twin": 6}
-    spare = itertools.cycle(range(4, svg.NUM_HUES - ("twin" in models)))
-    return {model: fixed[model] if model in fixed else next(spare) for model in models}
+    spare, others = range(4, svg.NUM_HUES - ("twin" in models)), itertools.count()
+    return {model: fixed[model] if model in fixed else svg.nth(spare, next(others)) for model in models}
 
 
 def figures(data: ReportData) -> list[svg.Figure]:

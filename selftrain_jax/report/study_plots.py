@@ -223,7 +223,7 @@ def _groups(rows, where: str, name: str) -> svg.Figure | None:
     own = [row for row in own if row["arm"] == arm]
     metrics = sorted({row["metric"] for row in own}, key=lambda m: (m.repeats or 0, m.group))
     lines = _lines(own, lambda r: (r["metric"], r["step"]), metrics)
-    looks = {metric: svg.look(_HUES[i % len(_HUES)], metric.group_words) for i, metric in enumerate(lines)}
+    looks = {metric: svg.look(svg.nth(_HUES, i), metric.group_words) for i, metric in enumerate(lines)}
     title = f"{where}: held-out extraction by repetition"
     caption = f"Trained on {arm} (self); by how often a sequence occurs in the pre-training text. {_mean(own)}"
     return _over_steps(title, caption, lines, looks, "extraction, held-out (%)", name)
@@ -262,7 +262,7 @@ def generations(data: StudyData) -> list[svg.Figure]:
 
         def draw(axes):
             for (student, mode), line in lines.items():
-                of, dash = _HUES[known.index(student) % len(_HUES)], modes.index(mode)
+                of, dash = svg.nth(_HUES, known.index(student)), modes.index(mode)
                 style = svg.look(of, f"{shown[student]}, {mode}", ls=("-", (0, (4, 2)), (0, (1, 1)))[dash % 3])
                 hollow = {"mfc": svg.PAPER, "mec": svg.colour(of), "mew": 1.4} if dash % 2 else {}
                 _ranged(axes, line, style | hollow, metric.scale)

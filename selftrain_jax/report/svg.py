@@ -15,7 +15,8 @@ INK, MUTED, GRID, BAND, PAPER = ("#00fd01", "#00fd02", "#00fd03", "#00fd04", "#0
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", BAND: "band", PAPER: "paper"}
 NUM_HUES = 7
 MARKERS = "soD^vPX"
-"""By hue, as `DASHES`: no curve or point is told from another by its colour alone."""
+"""By hue, as `DASHES`: no curve or point is told from another by its colour alone. Hues from `NUM_HUES` on have the
+colours once more, with other markers and dashes."""
 DASHES = ((0, (4, 2)), "-", (0, (6, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), "-", (0, (2, 2)))
 SIZE = (5.2, 3.5)
 """Width and height in inches."""
@@ -35,12 +36,22 @@ class Figure:
 
 def colour(hue: int) -> str:
     """What stands for the page's colour --hue0 ... --hue6 in a drawing."""
-    return f"#00fe{hue:02x}"
+    return f"#00fe{hue % NUM_HUES:02x}"
+
+
+def nth(hues: Sequence[int], number: int) -> int:
+    """The hue of that number, from 0: one of `hues`, behind the last of them again, but with another look."""
+    turn, place = divmod(number, len(hues))
+    return hues[place] + turn * NUM_HUES
 
 
 def look(hue: int, label: str | None = None, **changes) -> dict[str, Any]:
     """How a line of that hue, and the points on it, look: arguments of `axes.plot`."""
-    usual = {"color": colour(hue), "ls": DASHES[hue], "marker": MARKERS[hue], "ms": 6, "mec": PAPER, "mew": 0.6}
+    turn, place = divmod(hue, NUM_HUES)
+    place = (place + 2 * turn) % NUM_HUES
+    usual = {"color": colour(hue), "ls": DASHES[place], "marker": MARKERS[place], "ms": 6, "mec": PAPER, "mew": 0.6}
+    if label and label[0] == "_":  # which no legend of matplotlib's shows
+        label = f"\N{WORD JOINER}{label}"
     return {**usual, "lw": 1.7, "label": label, **changes}
 
 

@@ -1,18 +1,20 @@
 """One run: its stages in order (lab, plant, sample, audit, subset, train, evaluate, report), and what is checked
 before them.
 
-The untouched student is evaluated first: what evaluation refuses is refused before the long work."""
+The untouched student is evaluated first, and what is there already is made rows before anything is sampled: what these
+refuse is refused before the long work."""
 
 import dataclasses
 import pathlib
 import warnings
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import as_path, write_json
 from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.audit import load_benchmark_texts
 from selftrain_jax.data.corpus import read_corpus
+from selftrain_jax.data.subset import check_most
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import check_budget, check_same_tokenizer
 from selftrain_jax.evaluation import suite
@@ -41,17 +43,26 @@ class Pipeline(RunNames):
 
     def stages(self) -> list[Stage]:
         trained = [where for where in self.models.values() if where]
+        given, written = ([arm for arm, o in self.arms.items() if bool(o.source) == made] for made in (False, True))
+        base, after = ([model for model, where in self.models.items() if bool(where) == made] for made in (False, True))
+        recovery = self.config.recovery
+
+        def rows(arms):
+            yield from (audit_stage(self, arm) for arm in arms)
+            yield from (subset_stage(self, arm, k) for arm, k in trained if arm in arms)
+
         stages = [
             *self._lab(),
             *plant_stages(self, self.wandb, self.profile),
-            *(evaluate_stage(self, model) for model, where in self.models.items() if not where),
-            *(self._sample(arm, origin.source) for arm, origin in self.arms.items() if origin.source),
+            *(evaluate_stage(self, model) for model in base),
+            *(recover_stage(self, model) for model in base if recovery),
+            *rows(given),
+            *(self._sample(arm, self.arms[arm].source) for arm in written),
             *leaks.leak_stages(self).values(),
-            *(audit_stage(self, arm) for arm in self.arms),
-            *(subset_stage(self, arm, k) for arm, k in trained),
+            *rows(written),
             *(train_stage(self, arm, k, self.wandb, self.profile) for arm, k in trained),
-            *(evaluate_stage(self, model) for model, where in self.models.items() if where),
-            *(recover_stage(self, model) for model in self.models if self.config.recovery),
+            *(evaluate_stage(self, model) for model in after),
+            *(recover_stage(self, model) for model in after if recovery),
         ]
         return [*stages, report_stage(self, [stage.name for stage in stages])]
 
@@ -126,7 +137,7 @@ class Pipeline(RunNames):
                 leaks.known(self, tokenizer, with_probes=not self.config.plant)
             for name, documents in texts[0].items():
                 for setting, read in trained.items():
-                    if twice := set(filter(has_text, documents)).intersection(read):
+                    if twice := _words(documents) & _words(read):
                         what = f"setting {setting}: {len(twice)} of its texts are in evaluate.texts.{name}, too"
                         warnings.warn(
                             f"{what}, whose figures then speak of text trained on", InputWarning, stacklevel=2
@@ -136,23 +147,28 @@ class Pipeline(RunNames):
         """Raises `InputError` for documents or rows that do not fit a model's context, and for a text too short for one
         batch, or, where it and the student's tokenizer are there, for its budget, before any work."""
         train, lab, plant = self.config.train, self.config.lab, self.config.plant
+        sample, subset = self.config.sample, self.config.subset
 
         def context(model: str) -> int:
             model = self.untouched if model.startswith(PLANT) else model
             made = lab and model.startswith(LAB) and lab.lineage().models.get(model.removeprefix(LAB))
             return (made or hf.load_config(self.model_path(model))).max_position
 
-        check_lengths(train, context(self.student), (self.config.subset.num_tokens - 1) // train.sequence_length)
+        check_lengths(train, context(self.student), (subset.num_tokens - 1) // train.sequence_length)
         for stage in filter(None, (plant, self.config.recovery)):
             check_lengths(stage.train, context(self.student), stage.num_rows)
         for origin in self.arms.values():
             if origin.source:
-                check_length(self.config.sample, context(origin.source))
+                check_length(sample, context(origin.source))
+                # Of tokens that are read as they were drawn; of a text of theirs there may be more.
+                if subset.retokenize is False or subset.retokenize == "auto" and origin.source == self.student:
+                    what = f"the {sample.num_samples} documents of {origin.source} (sample.num_samples)"
+                    check_most(sample.num_samples, sample.num_fed, subset, what)
         reader = self.model_path(self.untouched)  # of what a lab makes, perhaps not yet
         for arm, origin in self.arms.items():
             there = origin.corpus or origin.texts and self.path(origin.texts).is_file()
             if there and (reader / "tokenizer.json").is_file():
-                check_budget(self.training_text(arm), reader, self.config.subset)
+                check_budget(self.training_text(arm), reader, subset)
 
     def check_attention(self) -> None:
         """Raises `InputError` where `train.attention` is not for this device, or not for a student that is there."""
@@ -186,6 +202,11 @@ class Pipeline(RunNames):
             check_same_tokenizer(what, provenance, self.model_path(self.untouched))
         except InputError as e:
             raise InputError(f"setting {setting}: {e}") from None
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    """The texts that are not blank, with single spaces for all white space."""
+    return {" ".join(text.split()) for text in texts if has_text(text)}
 
 
 def save_config(workdir: pathlib.PurePath, config: object, name: str = "config.json") -> None:

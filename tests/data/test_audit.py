@@ -3,10 +3,11 @@ import json
 import random
 import types
 
+import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.data.audit import audit, contaminated_items, load_benchmark_texts, ngrams, words
+from selftrain_jax.data.audit import audit, contaminated_items, load_benchmark_texts, ngrams, overlapping, words
 from selftrain_jax.data.settings import AuditConfig
 
 
@@ -234,6 +235,23 @@ def test_every_string_of_a_row_is_looked_at_however_deep(tmp_path):
     joined = ["plain Smith et al.", *items, "why? so thus no id", "what? this that A B A", "c an answer"]
     joined += ["a right answer and a wrong one", "deeper"]
     assert load_benchmark_texts(path, join_fields=True) == joined
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_texts_that_share_words_in_a_row_with_documents_are_found(n):
+    """Against a look at every place of every document."""
+    rng = np.random.default_rng(n)
+    texts, documents = ([" ".join(rng.choice(list("abcde"), rng.integers(0, 12))) for _ in range(40)] for _ in range(2))
+
+    def stands(text):
+        sought = text.split()
+        runs = [sought[i : i + n] for i in range(max(len(sought) - n, 0) + 1)] if len(sought) > 1 else []
+        split = [document.split() for document in documents]
+        return any(run == d[i : i + len(run)] for run in runs for d in split for i in range(len(d) - len(run) + 1))
+
+    found = overlapping({"some": texts[:15], "others": texts[15:]}, documents, n)
+    assert found["some"] + found["others"] == [stands(text) for text in texts] and 0 < sum(found["others"])
+    assert not all(found["others"])
 
 
 def test_wrong_benchmark_files_are_refused(tmp_path):

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from selftrain_jax.cli.config import load_config
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.settings import build
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
@@ -134,6 +135,38 @@ def numbers():
 def owners(texts):
     """Numbers of the source's documents that the texts come from, found by their words."""
     return {numbers()[tuple(text.split()[:5])] for text in texts if len(text.split()) >= 5}
+
+
+def copied(tmp_path, change):
+    """The world of a source that holds every text twice, the second time changed."""
+    path = tmp_path / "copies.jsonl"
+    texts = [text for one in documents() for text in (one, change(one))]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return build_text_world(config(path), 20)
+
+
+def standing_in_streams(world):
+    """Of windows and validation documents, how many stand in what models read, but for words at their ends."""
+    read = "\n".join(" ".join(text.split()) for texts in world.streams.values() for text in texts)
+    windows = [" ".join((p.prefix + p.suffix).split()[1:-1]) in read for p in world.planted]
+    return sum(windows), sum(" ".join(text.split()) in read for text in world.validation)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t.replace("\n", "\r\n"), lambda t: t.replace(" ", "  ")], ids=["crlf", "two"]
+)
+def test_a_text_is_one_document_whatever_its_white_space(tmp_path, recwarn, change):
+    """Else one of two is held out, and the other one read."""
+    world = copied(tmp_path, change)
+    assert standing_in_streams(world) == (0, 0) and not recwarn
+
+
+def test_what_is_held_out_and_stands_in_near_copies_is_told(tmp_path):
+    with pytest.warns(InputWarning, match="13 words in a row") as told:
+        world = copied(tmp_path, lambda text: text + " Read more.")
+    windows, validation = standing_in_streams(world)
+    found = re.search(r"of (\d+) of 10 planted windows, (\d+) of 20 validation", str(told[0].message))
+    assert 0 < windows <= int(found[1]) and 0 < validation <= int(found[2])
 
 
 def test_the_files_are_a_function_of_text_and_seed(lab, lineage, source, tmp_path):

@@ -346,6 +346,13 @@ def test_held_out_groups_and_graded_scores_have_their_own_rows():
     assert "token share (% of suffix tokens)" in lines
 
 
+@pytest.mark.parametrize("more", [[], ["twin"]])
+def test_no_two_models_of_a_run_look_alike(more):
+    """However many controls there are."""
+    models = ["base", "self", *more, *(f"control:{i}" for i in range(12))]
+    assert len(set(plots.styles(models).values())) == len(models)
+
+
 def test_learning_curves_of_all_subsets_share_the_look_of_their_model():
     points = [{"step": s, "loss": 3.0} for s in range(3)]
     curves = {f"{arm}-{k}": points for arm in ("self", "real") for k in range(3)}

@@ -37,3 +37,15 @@ def test_files_of_the_plotting_library_cannot_stop_a_report(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == draw()
+
+
+def test_no_two_hues_look_alike_and_every_line_is_named(recwarn):
+    """Matplotlib's legend leaves out a name that begins with an underscore, and a line without a name could be any."""
+    hues = [svg.nth(range(4, 7), i) for i in range(9)] + list(range(4))
+    looks = [svg.look(hue, f"{'_' * (hue % 2)}arm{hue} (self)") for hue in hues]
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(hues)
+    assert {look["color"] for look in looks} == {svg.colour(hue) for hue in range(7)}
+    assert len({(look["color"], str(look["ls"])) for look in looks}) == len(hues)
+    page = svg.figure("T", "C", lambda axes: [axes.plot([1, 2], [3, i], **look) for i, look in enumerate(looks)]).svg
+    assert all(f"{'_' * (hue % 2)}arm{hue} (self)</text>" in page for hue in hues) and "#00fe" not in page
+    assert not recwarn

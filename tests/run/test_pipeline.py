@@ -30,7 +30,22 @@ def test_what_evaluation_refuses_is_refused_before_the_long_work(tmp_path):
     assert kinds.index("evaluate") < kinds.index("sample") and kinds[-2:] == ["evaluate", "report"]
 
 
-@pytest.mark.parametrize("control, shared", [("b a", 1), ("a b", 0)])
+def test_what_is_there_is_made_rows_and_what_was_planted_asked_for_before_anything_is_sampled(tmp_path):
+    """A budget that an audited control cannot meet, a text for relearning that holds what is asked for: not behind the
+    long work."""
+    plant = "--config.plant={'text': 'lab:control.jsonl', 'tokens': 65536, 'counts': (0, 1)}"
+    config = load_config(TINY, [plant, "--config.recovery={}", "--config.evaluate.probes="])
+    made = Pipeline(config, tmp_path).stages()
+    order = [stage.name for stage in made]
+    first = order.index("sample/self")
+    assert max(map(order.index, ("audit/real", "subset/real-0", "recover/base", "recover/twin"))) < first
+    assert first < min(map(order.index, ("audit/self", "audit/other", "subset/other-0", "recover/self-0")))
+    assert len(set(order)) == len(order)
+    for stage in made:
+        assert all(order.index(name) < order.index(stage.name) for name in stage.after)
+
+
+@pytest.mark.parametrize("control, shared", [("b a", 1), ("b\r\na ", 1), ("a b", 0)])
 def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, recwarn, control, shared):
     model = write_checkpoint(tmp_path / "model", old_tensors())
     write_tokenizer(model)
@@ -223,6 +238,8 @@ LENGTHS = [
     ("subset.num_tokens=512", "batch_size=8 is more than the 7 packed rows there are"),
     ("train.sequence_length=65", "train sequence_length=65 exceeds the model's context of 64"),
     ("sample.max_new_tokens=65", "max_new_tokens=65 exceeds the model's context of 64 tokens"),
+    ("subset.num_tokens=4097", "subset num_tokens=4097 is more than the 4096 tokens that the 64 documents of lab:base"),
+    ("subset={'num_tokens': 65537, 'retokenize': False}", "more than max_repetitions=16 times the 4096 tokens that"),
 ]
 
 
@@ -231,3 +248,12 @@ def test_what_training_and_sampling_would_refuse_is_refused_before_the_first_sta
     Pipeline(load_config(TINY), tmp_path).check_lengths()
     with pytest.raises(InputError, match=message):
         Pipeline(load_config(TINY, [f"--config.{setting}"]), tmp_path).check_lengths()
+
+
+@pytest.mark.parametrize("num_tokens, settings", [(4096, "'replacement': False"), (16 * 4096, "'retokenize': 'auto'")])
+def test_documents_that_may_be_enough_are_not_refused_before_they_are_there(tmp_path, num_tokens, settings):
+    """The documents of the student at their longest; the text of another model may be more tokens of the student's."""
+    subset = f"--config.subset={{'num_tokens': {num_tokens}, {settings}}}"
+    Pipeline(load_config(TINY, [subset]), tmp_path).check_lengths()
+    unknown = subset.replace(str(num_tokens), "1000000").replace(settings, "'retokenize': True")
+    Pipeline(load_config(TINY, [unknown]), tmp_path).check_lengths()
