@@ -5,9 +5,10 @@ import json
 import os
 import pathlib
 import time
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from selftrain_jax.core import progress
 from selftrain_jax.core.accelerators import PEAK_FLOPS
@@ -61,6 +62,7 @@ class TrainingLog:
         again.
       first, num_steps: finished updates at the start, and at the end.
       tokens_per_step, flops_per_token: for the speed; the latter is `DecoderConfig.train_flops_per_token`.
+      mesh: the devices that train, whose peak and number the speed of each goes by.
       half_precision: whether matrix products run in bfloat16, so that `PEAK_FLOPS` is their peak.
       wandb: project of Weights & Biases; "" for none. The run's id is kept in `wandb.id`, and a resumed run goes on in
         it.
@@ -74,6 +76,7 @@ class TrainingLog:
         num_steps: int,
         tokens_per_step: int,
         flops_per_token: float,
+        mesh: Mesh,
         half_precision: bool,
         description: str,
         wandb: str = "",
@@ -81,7 +84,8 @@ class TrainingLog:
     ):
         self.path = directory / "metrics.jsonl"
         self._tokens_per_step, self._flops_per_token = tokens_per_step, flops_per_token
-        self._peak = peak_flops(jax.devices()[0].device_kind) if half_precision else None
+        self._num_devices = mesh.size
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind) if half_precision else None
         self._last = (first, time.perf_counter())
         self._writes = job.is_first()
         if not self._writes:
@@ -96,12 +100,20 @@ class TrainingLog:
         self._bar = progress.bar(total=num_steps, initial=first, desc=description, unit="step")
         self._wandb = _wandb_run(wandb, directory / "wandb.id", description, dict(settings or {})) if wandb else None
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile takes no time from the training's speed."""
+        begin = time.perf_counter()
+        yield
+        step, last = self._last
+        self._last = (step, last + time.perf_counter() - begin)
+
     def write(self, step: int, metrics: Mapping[str, jax.Array], more: Mapping[str, float]) -> dict[str, float]:
         """Logs the metrics of update number `step` (counted from 1), and `more` beside them; returns the line."""
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         now, (last_step, last_time) = time.perf_counter(), self._last
         speed = (step - last_step) * self._tokens_per_step / (now - last_time)
-        flops = speed * self._flops_per_token / jax.device_count()
+        flops = speed * self._flops_per_token / self._num_devices
         line = {"step": step, **more, **values, "tokens_per_second": speed, "tflops_per_device": flops / 1e12}
         if self._peak:
             line["mfu"] = flops / self._peak

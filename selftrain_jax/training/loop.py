@@ -151,6 +151,7 @@ def train(
         num_steps=num_steps,
         tokens_per_step=tokens_per_step,
         flops_per_token=flops_per_token,
+        mesh=mesh,
         half_precision=config.dtype == "bfloat16",
         description=description,
         wandb=wandb,
@@ -160,7 +161,8 @@ def train(
     trace = _Trace(directory / "profile" if profile else None, first)
     with contextlib.closing(log), contextlib.closing(trace), checkpoints, job.training(description) as told_to_stop:
         if measure and measured and first == 0:
-            measure(0, state.params)
+            with log.paused():
+                measure(0, state.params)
         for step in range(first, num_steps):
             trace.before(step, state)
             with exact_matmuls(config.dtype):
@@ -180,7 +182,8 @@ def train(
                         "clip_norm"
                     )
             if measure and done in measured:
-                measure(done, state.params)
+                with log.paused():
+                    measure(done, state.params)
             if stops:
                 preemption.stop_by_itself()
             if saves:
