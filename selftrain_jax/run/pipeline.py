@@ -101,7 +101,8 @@ class Pipeline(RunNames):
             if setting in corpora:
                 self._check_corpus(setting, value)
             elif value.startswith(MADE):
-                continue
+                if setting.endswith("source"):
+                    self._check_source(setting, value)
             elif setting in ("source", "student", "evaluate.reference") or setting.endswith(".source"):
                 path = self.model_path(value)
                 config, tokenizer = hf.check_pretrained(path), load_tokenizer(path)
@@ -111,10 +112,7 @@ class Pipeline(RunNames):
                 if setting in ("student", "evaluate.reference"):
                     continue
                 start_ids(self.config.sample.start, config, tokenizer)
-                if self._needs_student_tokens:
-                    size = len(tokenizer.get_vocab())
-                    tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
-                    self._check_tokens(setting, f"text of {value}", tokens)
+                self._check_source(setting, value)
             elif not pathlib.Path(value).is_file():
                 raise InputError(f"setting {setting}: file not found: {value}")
             elif setting.startswith("leaks."):
@@ -182,6 +180,13 @@ class Pipeline(RunNames):
             attention_implementation(train.attention, train.dtype, size, train.document_boundaries, capped)
         except InputError as e:
             raise InputError(f"train {e}") from None
+
+    def _check_source(self, setting: str, source: str) -> None:
+        path = self.model_path(source)
+        if self._needs_student_tokens and (path / "tokenizer.json").is_file():
+            size = len(load_tokenizer(path).get_vocab())
+            tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
+            self._check_tokens(setting, f"text of {source}", tokens)
 
     def _check_corpus(self, setting: str, path: str) -> None:
         try:

@@ -90,7 +90,7 @@ def test_a_workdir_that_cannot_be_written(refused, tmp_path):
 
 
 def test_stages_out_of_order(refused, tmp_path):
-    assert "`selftrain sample`" in refused("audit", tmp_path / "new")
+    assert "`selftrain lab`" in refused("audit", tmp_path / "new")
 
 
 def test_truncated_weights(refused, copy_of, base_model):
@@ -126,7 +126,7 @@ def test_an_audit_that_leaves_nothing_can_be_mended_in_place(refused, selftrain,
     benchmark = f"--config.audit.benchmarks.recall={jsonl('benchmark.jsonl', *sampled)}"
     workdir = copy_of("lab", "sample")
     message = refused("audit", workdir, benchmark, "--config.audit.ngram=1")
-    assert "audit (ngram=1, threshold=1) flagged all 64 documents" in message
+    assert "audit (ngram=1, threshold=1) flagged all 100 documents" in message
     selftrain.succeeds("audit", workdir, benchmark, "--config.audit.ngram=1", "--config.audit.threshold=1000")
 
 
