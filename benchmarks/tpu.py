@@ -13,15 +13,15 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 import time
 from typing import Sequence
 
-ROOT = pathlib.Path(__file__).parents[1]
-FOUND = ROOT / "benchmarks" / "tpu.jsonl"
+import sides
+
+FOUND = sides.ROOT / "benchmarks" / "tpu.jsonl"
 MODELS = (
     *(f"EleutherAI/pythia-{size}" for size in ("410m", "1b", "1.4b", "2.8b", "6.9b", "12b")),
     "meta-llama/Llama-3.2-1B",
@@ -51,7 +51,13 @@ class Cell:
     @property
     def command(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "selftrain_jax", "plan", f"--config={ROOT / 'configs/family.py'}:{self.model}"),
+            *(
+                sys.executable,
+                "-m",
+                "selftrain_jax",
+                "plan",
+                f"--config={sides.ROOT / 'configs/family.py'}:{self.model}",
+            ),
             *(f"--accelerator={self.accelerator}", f"--devices={self.chips}", f"--tpu-slices={self.tpu_slices}"),
             f"--mesh=data={self.tpu_slices},fsdp={self.chips // self.tpu_slices}",
             *("--config.train.grad_accum=1", f"--compile={self.what}", "--json"),
@@ -83,7 +89,7 @@ def compile_missing(only: str) -> None:
             continue
         begin = time.perf_counter()
         print(cell.name, file=sys.stderr, flush=True)
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment = os.environ | {"PYTHONPATH": sides.PATHS}
         done = subprocess.run(cell.command, stdout=subprocess.PIPE, text=True, env=environment)
         if done.returncode:
             sys.exit(f"{cell.name}: exit code {done.returncode}")
@@ -142,7 +148,7 @@ def estimates(found: dict[str, dict], only: str) -> None:
             continue
         left_out = ("--tpu-slices", "--compile", "--json")
         command = [part for part in cell.command if not part.startswith(left_out)]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment = os.environ | {"PYTHONPATH": sides.PATHS}
         said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
         parts = [cell.place]
         for kind, noun in (("training", "slice"), ("sampling", "wave")):

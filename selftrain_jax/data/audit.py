@@ -8,11 +8,10 @@ Brown et al. 2020 (arXiv:2005.14165, appendix C).
 """
 
 import dataclasses
-import itertools
 import os
 import unicodedata
 import warnings
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
 import regex
 
@@ -259,24 +258,27 @@ def contaminated_items(
         name: [[tuple(words(text)) for text in item_texts(row, template)[row.get("gold", 0)]] for row in rows]
         for name, rows in suites.items()
     }
-    phrases = Phrases(p for items in sought.values() for item in items for p in item if len(p) > 1)
-    candidates = _candidates(((text, None) for text in documents), phrases)
-    found = {phrase for sequence, _ in candidates for phrase in phrases.found_in(sequence)}
-    return {name: [not found.isdisjoint(item) for item in items] for name, items in sought.items()}
+    return _standing(sought, documents)
 
 
 def overlapping(texts: Mapping[str, Sequence[str]], documents: Iterable[str], n: int) -> dict[str, list[bool]]:
     """By name, for every text: whether `n` words in a row of it (of fewer words, all) stand in a document; of one word
     or none, False."""
-    sought = {name: [_runs_of(words(text), n) for text in of] for name, of in texts.items()}
-    phrases = Phrases(run for runs in itertools.chain(*sought.values()) for run in runs)
+
+    def runs(sequence):
+        return set(ngrams(sequence, min(n, len(sequence)))) if len(sequence) > 1 else set()
+
+    return _standing({name: [runs(words(text)) for text in of] for name, of in texts.items()}, documents)
+
+
+def _standing(
+    sought: Mapping[str, Sequence[Collection[tuple[str, ...]]]], documents: Iterable[str]
+) -> dict[str, list[bool]]:
+    """By name, for every item: whether one of its phrases of two words and more stands in a document."""
+    phrases = Phrases(p for items in sought.values() for item in items for p in item if len(p) > 1)
     candidates = _candidates(((text, None) for text in documents), phrases)
     found = {phrase for sequence, _ in candidates for phrase in phrases.found_in(sequence)}
-    return {name: [not found.isdisjoint(runs) for runs in of] for name, of in sought.items()}
-
-
-def _runs_of(sequence: Sequence[str], n: int) -> set[tuple[str, ...]]:
-    return set(ngrams(sequence, min(n, len(sequence)))) if len(sequence) > 1 else set()
+    return {name: [not found.isdisjoint(item) for item in items] for name, items in sought.items()}
 
 
 def load_benchmark_texts(path: str | os.PathLike, join_fields: bool = True, template: str = "{question}") -> list[str]:
