@@ -221,7 +221,7 @@ def score(
 
     model, rows, ways = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh), padded_rows(1, mesh)
     kernel = attention_implementation(
-        model.attention, dtype, config.head_dim, False, config.attention_softcap is not None, mesh
+        model.attention, dtype, config.head_dim, False, config.attention_softcap is not None, target_device(mesh)
     )
     longest = min(max([_ROW, *map(len, sequences)]), config.max_position) if kernel == "xla" else 0
     laid_out = fans(sequences, starts, longest)

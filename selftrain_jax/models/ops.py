@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
@@ -110,28 +109,21 @@ def softcap(x: Array, cap: float | None) -> Array:
 
 
 def attention_implementation(
-    requested: str,
-    dtype: Any,
-    head_dim: int,
-    packed: bool,
-    capped: bool = False,
-    mesh: Mesh | None = None,
-    device: Any = None,
+    requested: str, dtype: Any, head_dim: int, packed: bool, capped: bool = False, device: Any = None
 ) -> str:
     """Which back end `requested`, one of `ATTENTION`, means here; "auto" takes the device's own kernel wherever it can.
 
     Args:
       packed: documents share rows and must not see each other. cuDNN's kernel has no such mask.
       capped: scores go through a soft-cap. cuDNN's kernel has none.
-      mesh: for whose devices (default: those of `target_device`).
-      device: for what instead; an `accelerators.Accelerator` will do.
+      device: for what (default: `target_device()`); an `accelerators.Accelerator` will do.
 
     Raises:
       InputError: `requested` is unknown, or cannot be here; the line says why.
     """
     if requested not in ATTENTION:
         raise InputError(f"attention={requested!r} must be one of {', '.join(ATTENTION)}")
-    device = device or target_device(mesh)
+    device = device or target_device()
     capability = float(getattr(device, "compute_capability", 0) or 0)
     most = 256 if capability >= 9 else 128
     against = {

@@ -123,7 +123,7 @@ def train(
         model_config.head_dim,
         config.document_boundaries,
         model_config.attention_softcap is not None,
-        mesh,
+        target_device(mesh),
     )
     tokens_per_step = config.batch_size * config.sequence_length
     flops_per_token = model_config.train_flops_per_token(config.sequence_length)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import make_mesh
+from selftrain_jax.distributed.mesh import make_mesh, target_device
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import ops
 from selftrain_jax.models.decoder import default_unroll
@@ -171,7 +171,7 @@ def test_the_devices_of_the_mesh_choose():
     with jax.sharding.use_abstract_mesh(tpus):
         assert ops.attention_implementation(*asked) == "splash"
         assert default_unroll(SMALL) == 1
-        assert ops.attention_implementation(*asked, mesh=make_mesh()) == "xla"
+        assert ops.attention_implementation(*asked, device=target_device(make_mesh())) == "xla"
     assert ops.attention_implementation(*asked) == "xla" and default_unroll(SMALL) == SMALL.num_layers
 
 
