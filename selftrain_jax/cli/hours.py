@@ -1,17 +1,17 @@
-"""How long a study will take, by arithmetic from the shapes of its models, and the rest of a run, by what is done."""
+"""How long a study will take, by arithmetic from the shapes of its models."""
 
 import dataclasses
 import pathlib
-from typing import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Callable, Iterator, Mapping, Sequence
 
-from selftrain_jax.core import accelerators, progress
+from selftrain_jax.core import accelerators
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.families import published
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.settings import RunConfig
-from selftrain_jax.run.stages import Stage, read_manifest, state
+from selftrain_jax.run.stages import Stage
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.generations import MODEL
 from selftrain_jax.study.model import Unit
@@ -110,27 +110,3 @@ def _costs_of_stages(
             shape, tokens = shape_of(settings["student"]), config.subset.num_tokens * settings["epochs"]
             operations = tokens * shape.train_flops_per_token(settings["sequence_length"])
             yield Cost(unit, "train", tokens, operations)
-
-
-def time_left(todo: Iterable[tuple[pathlib.Path, Stage]], outgrown: Collection[str] = ()) -> str:
-    """ "about 12 min 3 s left": what the stages to come take if they take as long as those of their kind that are done;
-    what has none is named. "" where nothing is known, or left.
-
-    Args:
-      todo: stages, each with the folder that it is done in.
-      outgrown: fingerprints of stages that are done, and will be done anew.
-    """
-    took: dict[str, list[float]] = {}
-    left: list[str] = []
-    for workdir, stage in todo:
-        kind = stage.name if stage.name.startswith("lab/") else stage.name.partition("/")[0]
-        manifest = read_manifest(workdir, stage.name) if state(workdir, stage) == "done" else {}
-        if manifest:
-            took.setdefault(kind, []).append(manifest.get("seconds", 0.0))
-        if not stage.again and (not manifest or manifest.get("fingerprint") in outgrown):
-            left.append(kind)
-    seconds = sum(sum(took[kind]) / len(took[kind]) for kind in left if kind in took)
-    unknown = ", ".join(dict.fromkeys(kind for kind in left if kind not in took))
-    if not seconds:
-        return ""
-    return f"about {progress.duration(seconds)} left" + f", and {unknown}, not timed yet" * bool(unknown)

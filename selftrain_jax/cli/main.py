@@ -21,7 +21,7 @@ from selftrain_jax.distributed import preemption
 
 _WITH_CONFIG = {
     **dict.fromkeys(("run", *STAGES), "runs.run"),
-    "status": "runs.status",
+    "status": "status.status",
     "config": "show.config",
     "plan": "plan.plan",
     "study": "runs.study",

@@ -3,38 +3,29 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import shlex
 import sys
-import time
 import warnings
-from typing import Iterator, Mapping, Sequence
+from typing import Sequence
 
 from selftrain_jax import __version__
-from selftrain_jax.cli.config import KEPT, load_config, reference_of
-from selftrain_jax.cli.hours import time_left
+from selftrain_jax.cli.config import load_config, reference_of
+from selftrain_jax.cli.status import outgrown, pipeline_of, time_left
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, visible
 from selftrain_jax.core.files import check_no_pattern, fingerprint
-from selftrain_jax.core.lock import in_use
-from selftrain_jax.core.storage import Workdir
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import configure_jax, describe, find_devices
 from selftrain_jax.report import memory
 from selftrain_jax.report.tables import format_table, terminal_columns
-from selftrain_jax.run import stages
+from selftrain_jax.run import checks, execute, stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.execute import run_study
-from selftrain_jax.study.expand import Study
-from selftrain_jax.study.failures import Failures
-from selftrain_jax.study.settings import StudyConfig
 from selftrain_jax.training.log import check_wandb
-
-WATCH_SECONDS = 2.0
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -64,11 +55,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         holding.enter_context(pipeline.place.held())
         if not redo:
             stages.check(pipeline.home, plan)  # settings first: they are what people change
-        pipeline.check_files()
-        pipeline.check_lengths()
+        checks.check_files(pipeline)
+        checks.check_lengths(pipeline)
         trained = [stage for stage in plan if stage.name.startswith("train/")]
         if is_wanted("train") and any(stages.state(pipeline.home, stage) != "done" for stage in trained):
-            pipeline.check_attention()
+            checks.check_attention(pipeline)
             check_no_pattern(pipeline.home)
         for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
             pipeline.place.keep_until_redone(name)
@@ -90,16 +81,16 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
             for sentence in pipeline.config.lacks() if wanted == "run" else ():
                 warnings.warn(InputWarning(sentence), stacklevel=1)
         todo = [(pipeline.home, stage) for stage in plan if is_wanted(stage.name)]
-        outgrown = _outgrown(pipeline.home, stages.stale(pipeline.home, plan, models=False)) if first else ()
+        grown = outgrown(pipeline.home, stages.stale(pipeline.home, plan, models=False)) if first else ()
 
         def say(line: str) -> None:
             _say(line)
-            if ": " not in line and (left := time_left(todo, outgrown)):  # a stage begins
+            if ": " not in line and (left := time_left(todo, grown)):  # a stage begins
                 print(f"selftrain: {left}", file=sys.stderr, flush=True)
                 progress.note(left)
 
         try:
-            stages.run(pipeline.place, plan, is_wanted, say)
+            execute.run(pipeline.place, plan, is_wanted, say)
         except InputError:
             if was:  # on the first process
                 _take_back(Pipeline(*was, pipeline.place))
@@ -131,12 +122,6 @@ def _take_back(before: Pipeline) -> None:
             save_config(place.path, before.config)
 
 
-def _outgrown(home: pathlib.Path, stale: Mapping[str, stages.Stale]) -> list[str]:
-    """Fingerprints of the `stale` stages that are done, but were made from less than is asked for now."""
-    names = [name for name, why in stale.items() if why.outgrown and stages.manifest_path(home, name).is_file()]
-    return [stages.read_manifest(home, name)["fingerprint"] for name in names]
-
-
 def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
     """What `run --redo` would do with every stage, why, and how long it took when it was done before."""
     changed, seconds = stages.outdated(pipeline.home, plan), {}
@@ -153,68 +138,6 @@ def _say_plan(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> None:
         f"{len(found)} to {todo}" + f" ({sum(found):,.0f} s before)" * (todo != "do") for todo, found in seconds.items()
     )
     _say(f"{', '.join(counts)}" + "; with --redo, what is to be redone is done anew" * bool(changed))
-
-
-def status(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
-    """`selftrain status`: what is done, started and waiting, of a run or a study."""
-    reference = reference_of(arguments, KEPT["study"])
-    config = load_config(reference, overrides, study=None)
-    if isinstance(config, StudyConfig):
-        study = Study(config, arguments.workdir)
-        lines, locks = functools.partial(_unit_lines, study), lambda: study.workdir.glob(".shard-*.lock")
-    else:
-        pipeline = _pipeline_of(config, reference, arguments, argv)
-        plan = pipeline.stages()
-        stages.check(pipeline.home, plan)
-        lines, locks = functools.partial(_state_lines, pipeline, plan), lambda: [pipeline.place.lock]
-    shown = None
-    with contextlib.suppress(KeyboardInterrupt) if arguments.watch else contextlib.nullcontext():
-        while True:
-            at_work = any(map(in_use, locks()))
-            if (now := "\n".join(lines())) != shown:
-                clear = "\x1b[H\x1b[2J" if arguments.watch and sys.stdout.isatty() else ""
-                print(clear + visible(shown := now, keep="\n"), flush=True)
-            if not arguments.watch or not at_work:
-                break
-            time.sleep(WATCH_SECONDS)
-        if arguments.watch:
-            _say("nobody is at work in the folder")
-    return 0
-
-
-def _state_lines(pipeline: Pipeline, plan: Sequence[stages.Stage]) -> Iterator[str]:
-    """How every stage stands, and how long the rest takes."""
-    stale = stages.stale(pipeline.home, plan, models=False)
-    for stage in plan:
-        state = "stale" if stage.name in stale else stages.state(pipeline.home, stage)
-        far = stale[stage.name].why if state == "stale" else ""
-        if state == "started":
-            far = stage.progress(pipeline.home / stage.name)
-        yield f"{state:8} {stage.name}{far and f': {far}'}"
-    if left := time_left([(pipeline.home, stage) for stage in plan], _outgrown(pipeline.home, stale)):
-        yield left
-
-
-def _unit_lines(study: Study) -> Iterator[str]:
-    """How every unit of a study stands, and how long the rest takes one unit after the other."""
-    failures, done = Failures(study), 0
-    for unit in study.units:
-        states = [stages.state(unit.workdir, stage) for stage in unit.stages]
-        far, stale = failures.reason(unit.name), stages.stale(unit.workdir, unit.stages, models=False)
-        if far is not None:
-            state = "failed"
-        elif stale:
-            state, far = "stale", next(iter(stale.values())).why
-        elif set(states) == {"done"}:
-            state, done = "done", done + 1
-        else:
-            state = "waiting" if set(states) == {"waiting"} else "started"
-        if "started" in states and far is None:
-            begun = unit.stages[states.index("started")]
-            far = f"{begun.name} {begun.progress(unit.workdir / begun.name)}".strip()
-        yield f"{state:8} {unit.name}{far and f': {far}' or ''}"
-    left = time_left((unit.workdir, stage) for unit in study.units for stage in unit.stages)
-    yield f"{done} of {len(study.units)} units done" + (left and f"; {left}, by one process")
 
 
 def study(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[str]) -> int:
@@ -238,15 +161,7 @@ def _pipeline(arguments: argparse.Namespace, overrides: Sequence[str], argv: Seq
     if probes := getattr(arguments, "probes", None):
         overrides = [*overrides, f"--config.evaluate.probes={probes}"]
     reference = reference_of(arguments)
-    return _pipeline_of(load_config(reference, overrides), reference, arguments, argv)
-
-
-def _pipeline_of(config: RunConfig, reference: str, arguments: argparse.Namespace, argv: Sequence[str]) -> Pipeline:
-    command = "selftrain " + shlex.join(argv)
-    if arguments.config is None:  # the folder's settings are what repeats it
-        command = shlex.join(["selftrain", "run", f"--config={reference}", "--workdir=NEW"])
-    watched = {name: vars(arguments)[name] for name in ("wandb", "profile") if name in arguments}
-    return Pipeline(config, Workdir(arguments.workdir), command, **watched)
+    return pipeline_of(load_config(reference, overrides), reference, arguments, argv)
 
 
 def _show_documents(corpus: pathlib.Path, count: int) -> None:

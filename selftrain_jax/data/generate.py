@@ -19,6 +19,7 @@ from selftrain_jax.data.corpus import CorpusWriter, Document
 from selftrain_jax.distributed import job
 from selftrain_jax.distributed.mesh import batch_ways, is_local
 from selftrain_jax.models import hf
+from selftrain_jax.models.files.fingerprints import model_fingerprint
 from selftrain_jax.models.files.tokenizer import (
     check_tokenizer,
     known_ids,
@@ -32,13 +33,6 @@ from selftrain_jax.sampling import placement, sampler
 def sampling_dtype(settings) -> str:
     """The name of the dtype that `settings` mean on this machine."""
     return jnp.dtype(placement.default_dtype() if settings.dtype == "auto" else settings.dtype).name
-
-
-def sampling_progress(settings, directory: pathlib.Path) -> str:
-    """ "2,048 of 20,000 documents": how far the corpus in a stage's folder is; "" before its first shard."""
-    shards = len(list((directory / "corpus").glob("corpus-*")))
-    done, total = shards * settings.shard_size, settings.num_samples
-    return f"{min(done, total):,} of {total:,} documents" if shards else ""
 
 
 def sample_corpus(
@@ -118,7 +112,7 @@ def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
     config, tokenizer = hf.load_config(model), load_tokenizer(model)
     provenance = {
         "model": name,
-        "model_fingerprint": hf.model_fingerprint(model),
+        "model_fingerprint": model_fingerprint(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(model),
         "vocab_size": int(known_ids(config, tokenizer).sum()),
         "start_ids": list(start_ids(settings.start, config, tokenizer)),

@@ -16,7 +16,7 @@ from selftrain_jax.data.packing import PackedRows, pack_blocks
 from selftrain_jax.data.records import Text
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.data.subset import check_repetition, draw_subset, evenly_spread
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import (
     UNKNOWN_SOUGHT,
     check_tokenizer,
@@ -62,7 +62,7 @@ def write_subset(
 ) -> dict[str, Any]:
     """Draws subset `index` of the documents of `text` that the audit let through, and writes its packed rows as
     `rows.npz`."""
-    config = hf.load_config(student)
+    config = load_config(student)
     documents, tokens, retokenized = student_documents(audited, text, student, settings.retokenize)
     name = str(text.corpus or text.texts)
     order, last_length, num_distinct = _draw(documents, tokens, settings, index, name)
@@ -146,7 +146,7 @@ def _tokens(
     student: str | pathlib.Path,
     retokenize: bool | str,
 ) -> tuple[StudentTokens, bool]:
-    config, tokenizer = hf.load_config(student), load_tokenizer(student)
+    config, tokenizer = load_config(student), load_tokenizer(student)
     check_tokenizer(config, tokenizer)
     if provenance is not None and retokenize == "auto":
         retokenize = not same_tokenizer(provenance, student)

@@ -25,9 +25,10 @@ from selftrain_jax.models.families import FAMILIES
 from selftrain_jax.models.families.tensor import Tensor
 from selftrain_jax.models.files import converted
 from selftrain_jax.models.files.dtypes import DTYPES, cast, narrower, to_dtype
+from selftrain_jax.models.files.fingerprints import is_converted
 from selftrain_jax.models.files.hf_config import load_config, write_config
 from selftrain_jax.models.files.hub import resolve_model
-from selftrain_jax.models.files.tokenizer import copied_files, copy_tokenizer, tokenizer_files
+from selftrain_jax.models.files.tokenizer import copied_files, copy_tokenizer
 from selftrain_jax.models.files.weights import INDEX, WEIGHTS, Box, StoredTensor, stored_tensors, weight_files
 
 PathLike = str | os.PathLike
@@ -65,7 +66,7 @@ def load_pretrained(
     directory = resolve_model(name_or_dir, revision)
     config = load_config(directory)
     shardings = None if mesh is None else param_shardings(config, mesh, rules)
-    if converted.is_converted(directory):
+    if is_converted(directory):
         return config, converted.load(directory, config, dtype, shardings)
     found = _find_tensors(weight_files(directory), config)
     _check_tied(config, found)
@@ -92,7 +93,7 @@ def check_pretrained(directory: PathLike) -> DecoderConfig:
     """
     directory = resolve_model(directory)
     config = load_config(directory)
-    if converted.is_converted(directory):
+    if is_converted(directory):
         converted.check(directory, config)
     else:
         _find_tensors(weight_files(directory), config)
@@ -305,26 +306,3 @@ def _write_weights(directory: pathlib.Path, config: DecoderConfig, leaves: dict,
         shutil.copymode(directory / "config.json", directory / file)
     if split.is_sharded:
         files.write_json(directory / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-
-
-def model_fingerprint(directory: PathLike) -> str:
-    """A hash of `config.json` and the weight files; a converted directory has that of its source and dtype,
-    as long as nobody edits its `config.json`."""
-    directory = resolve_model(directory)
-    load_config(directory)
-    if converted.is_converted(directory):
-        return converted.fingerprint(directory)
-    return files.file_fingerprint(directory / "config.json", *weight_files(directory))
-
-
-def vocabulary_input(name: str, directory: PathLike) -> dict[str, str]:
-    """The fingerprint, as an input of a stage, of what else decides which ids model `name` reads and writes: its
-    tokenizer and `generation_config.json`."""
-    directory = resolve_model(directory, weights=False)
-    found = [*tokenizer_files(directory), *directory.glob("generation_config.json")]
-    return {f"{name}'s tokenizer": files.file_fingerprint(*found)}
-
-
-def model_inputs(name: str, directory: PathLike) -> dict[str, str]:
-    """The fingerprints, as inputs of a stage, of all that model `name` consists of."""
-    return {name: model_fingerprint(directory)} | vocabulary_input(name, directory)

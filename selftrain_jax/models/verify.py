@@ -25,7 +25,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Block, Decoder, Params
 from selftrain_jax.models.families import FAMILIES
-from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.fingerprints import is_converted
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import (
     call_tokenizer,
@@ -119,7 +119,7 @@ def verify(model: str | os.PathLike, revision: str | None = None, dtypes: Sequen
     if importlib.util.find_spec("torch") is None:
         raise InputError("verify compares with transformers on PyTorch, which is not installed here: pip install torch")
     directory = resolve_model(model, revision)
-    if converted.is_converted(directory):
+    if is_converted(directory):
         raise InputError(f"{directory} holds Orbax arrays, which transformers cannot read: `selftrain export` it first")
     if (directory / "adapter_config.json").is_file() and importlib.util.find_spec("peft"):
         raise InputError(

@@ -1,26 +1,13 @@
 """The stages that measure the models of a run and report on them."""
 
-import functools
-import pathlib
-from typing import Any, Sequence
+from typing import Sequence
 
-from jax.sharding import Mesh
-
-from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.core.records import plain
-from selftrain_jax.data.training_set import read_training_texts
-from selftrain_jax.distributed.mesh import is_local
-from selftrain_jax.evaluation import memorization, suite
 from selftrain_jax.evaluation.settings import SUITES
-from selftrain_jax.models import hf
-from selftrain_jax.models.files.tokenizer import reads_ids, tokenizer_fingerprint
-from selftrain_jax.report import page
-from selftrain_jax.run import summary
 from selftrain_jax.run.leaks import leak_stages
 from selftrain_jax.run.names import TWIN, RunNames
 from selftrain_jax.run.stages import Stage, read_manifest
-from selftrain_jax.training.checkpoint import restore_params
 
 _ADDED_TO = ("texts", *SUITES, "probes")
 """The settings of `evaluate` that may name more later: what is measured already stays."""
@@ -51,21 +38,15 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
         return found
 
     def work(directory):
-        tokenizer = run.model_path(run.student)
-        if evaluate.probes:
-            probes = memorization.load_probes(run.path(evaluate.probes), hf.load_config(tokenizer))
-            summary.check_groups(probes, evaluate)
-        loaded = load_model(run, model, run.local_mesh)
-        trained_on = None
-        if run.models[model]:
-            run.place.fetch(f"subset/{model}")  # which processes of a job that only evaluates have not done
-            trained_on = read_training_texts(run.workdir / "subset" / model, tokenizer)
-        arguments = {"mesh": run.local_mesh, "name": model, "trained_on": trained_on, "parts": parts()}
-        if evaluate.reference:
-            path = run.model_path(evaluate.reference)
-            check_reference(path, tokenizer)
-            arguments["reference"] = functools.partial(hf.load_pretrained, path, mesh=run.local_mesh)
-        return suite.evaluate_model(loaded, tokenizer, evaluate, run.path, directory, **arguments)
+        from selftrain_jax.run.measure import measure
+
+        return measure(run, model, parts(), directory)
+
+    def together() -> bool:
+        """Only where not even the tensor axis fits the devices of one process."""
+        from selftrain_jax.distributed.mesh import is_local
+
+        return not is_local(run.local_mesh)
 
     return Stage(
         f"evaluate/{model}",
@@ -75,17 +56,8 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
         lambda: run.file_inputs(files),
         outside,
         grows=_ADDED_TO,
-        # Only where not even the tensor axis fits the devices of one process.
-        together=lambda: not is_local(run.local_mesh),
+        together=together,
     )
-
-
-def check_reference(reference: pathlib.Path, student: pathlib.Path) -> None:
-    """Raises `InputError` for a model of the reference attack that reads other tokens than the student."""
-    if not reads_ids(tokenizer_fingerprint(student), reference):
-        raise InputError(
-            f"evaluate reference={reference} has another tokenizer than the student: name a model with the same one"
-        )
 
 
 def made_by(run: RunNames, model: str) -> list[str]:
@@ -93,19 +65,13 @@ def made_by(run: RunNames, model: str) -> list[str]:
     return [f"train/{model}"] if run.models[model] else run.lab_stages(TWIN) if model == "twin" else []
 
 
-def load_model(run: RunNames, model: str, mesh: Mesh) -> tuple[Any, Any]:
-    """(config, params on `mesh`) of an evaluated model."""
-    student = run.model_path(run.student)
-    if run.models[model] is None:
-        return hf.load_pretrained(run.model_path(TWIN) if model == "twin" else student, mesh=mesh)
-    config = hf.load_config(student)
-    return config, restore_params(run.checkpoints(model), config, mesh)
-
-
 def report_stage(run: RunNames, before: Sequence[str]) -> Stage:
     """`before`: the names of all other stages, in order."""
 
     def work(directory):
+        from selftrain_jax.report import page
+        from selftrain_jax.run import summary
+
         run.reported = summary.report_data(run, before)
         page.write_report(directory, run.reported)
 

@@ -11,6 +11,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.fingerprints import is_converted, model_fingerprint, read_record
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, load_tokenizer
 from selftrain_jax.report.metric import kind
@@ -41,7 +42,7 @@ def convert(source: str, directory: pathlib.Path, *, revision: str | None = None
     model = resolve_model(source, revision)
     _check_tokenizer(model, hf.check_pretrained(model))
     config, params = hf.load_pretrained(model, dtype=dtype)
-    fingerprint = files.fingerprint([hf.model_fingerprint(model), dtype])
+    fingerprint = files.fingerprint([model_fingerprint(model), dtype])
     record = {"source": str(source), "revision": revision, "fingerprint": fingerprint, "selftrain_jax": __version__}
     converted.save(directory, config, params, record, model if _has_tokenizer(model) else None)
 
@@ -70,12 +71,12 @@ def export(
     _check_dtype(dtype)
     files.check_new_directory(directory, "export directory")
     source = files.user_path(source)
-    if converted.is_converted(source):
+    if is_converted(source):
         if model is not None or step is not None:
             raise InputError(
                 f"model={model!r} and step={step!r} are for runs, but {source} is a converted model; drop them"
             )
-        record = converted.read_record(source)
+        record = read_record(source)
         config, params = hf.load_pretrained(source)
         card = _card(config.family, directory.name, {name: record.get(name) for name in ("source", "revision")}, "", [])
         tokenizer = source if _has_tokenizer(source) else None

@@ -8,8 +8,6 @@ from typing import Any
 from selftrain_jax.core.files import read_json, write_json
 from selftrain_jax.data.corpus import Corpus, corpus_fingerprint
 from selftrain_jax.data.training_set import same_tokenizer
-from selftrain_jax.evaluation import leaks, memorization
-from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage
@@ -29,10 +27,13 @@ def _stage(run: RunNames, arm: str) -> Stage:
     files |= {"texts": origin.texts}
 
     def work(directory: pathlib.Path) -> dict[str, Any]:
+        from selftrain_jax.evaluation.leaks import find_leaks
+        from selftrain_jax.run.known_text import known
+
         student = run.model_path(run.student)
         tokenizer, documents = load_tokenizer(student), run.training_text(arm).documents()
         own = isinstance(documents, Corpus) and same_tokenizer(documents.manifest["provenance"], student)
-        rows = leaks.find_leaks(documents, known(run, tokenizer), tokenizer, encode=not own, show=settings.show)
+        rows = find_leaks(documents, known(run, tokenizer), tokenizer, encode=not own, show=settings.show)
         write_json(directory / _FILE, rows)
         return {"leaking": {f"{row['reference']}/{row['group']}/{row['unit']}": row["leaking"] for row in rows}}
 
@@ -43,22 +44,6 @@ def _stage(run: RunNames, arm: str) -> Stage:
     asked = dataclasses.asdict(settings) | dataclasses.asdict(origin) | {"student": run.student}
     before = [*([f"sample/{arm}"] if origin.source else []), *run.lab_stages(run.student, *files.values())]
     return Stage(f"evaluate/leaks/{arm}", asked, before, work, externals, models)
-
-
-def known(run: RunNames, tokenizer: Any, with_probes: bool = True) -> list[leaks.Known]:
-    """All text that is looked for; `InputError` for a file that is unusable. `with_probes`: whether these are made."""
-    settings = run.config.leaks
-    lengths = settings.least_tokens, settings.least_characters
-    found = [
-        one
-        for name, path in settings.references.items()
-        for one in leaks.known_texts(name, run.path(path), tokenizer, *lengths)
-    ]
-    if settings.probes and with_probes:
-        config = hf.load_config(run.model_path(run.student))
-        probes = memorization.load_probes(run.path(run.config.evaluate.probes), config)
-        found += leaks.known_probes(probes, tokenizer, *lengths)
-    return found
 
 
 def read_leaks(run: RunNames) -> dict[str, list[dict[str, Any]]]:

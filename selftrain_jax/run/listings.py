@@ -9,7 +9,7 @@ from selftrain_jax.data.corpus import Corpus
 from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.evaluation import memorization
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import Listing
 from selftrain_jax.report.metric import HELD_OUT, Metric
@@ -43,7 +43,7 @@ def shown(
 def _probes(run: RunNames, items: Mapping[str, Items], masks: Mapping[Metric, np.ndarray]) -> Listing:
     models = {name: items[name].probes for name, of in run.models.items() if of is None or of[1] == 0}
     student, base = run.model_path(run.student), models["base"]
-    probes = memorization.load_probes(run.path(run.config.evaluate.probes), hf.load_config(student))
+    probes = memorization.load_probes(run.path(run.config.evaluate.probes), load_config(student))
     chosen = evenly_spread(len(probes), MOST_PROBES)
     tokenizer = load_tokenizer(student)
     prefixes, suffixes = (

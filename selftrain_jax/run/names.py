@@ -8,18 +8,19 @@ An *arm* is one training text with everything made from it: the main one, "self"
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Mapping
-
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any, Mapping
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import file_fingerprint, fingerprint
 from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data.clean import TrainingText
-from selftrain_jax.distributed import mesh
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.fingerprints import model_inputs, vocabulary_input
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.run.settings import ControlSettings, RunConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 LAB, PLANT = MADE = ("lab:", "plant:")
 """Begin the names of models and files that the lab, and the stage `plant`, make."""
@@ -101,14 +102,18 @@ class RunNames:
         return named
 
     @functools.cached_property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> "Mesh":
         """All devices, made when a stage first needs them."""
-        return mesh.make_mesh(self.config.mesh)
+        from selftrain_jax.distributed.mesh import make_mesh
+
+        return make_mesh(self.config.mesh)
 
     @functools.cached_property
-    def local_mesh(self) -> Mesh:
+    def local_mesh(self) -> "Mesh":
         """Where each process of a job samples and evaluates by itself; `mesh` in a job of one."""
-        return mesh.local_mesh(self.mesh)
+        from selftrain_jax.distributed.mesh import local_mesh
+
+        return local_mesh(self.mesh)
 
     def path(self, reference: str) -> pathlib.Path:
         """A file named in the config; "lab:suites/x.jsonl" lies in the lab's world, "lab:probes.jsonl" beside the
@@ -167,16 +172,16 @@ class RunNames:
         return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(MADE)}
 
     def model_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(MADE) else hf.model_inputs(name, self.model_path(reference))
+        return {} if reference.startswith(MADE) else model_inputs(name, self.model_path(reference))
 
     def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(MADE) else hf.vocabulary_input(name, self.model_path(reference))
+        return {} if reference.startswith(MADE) else vocabulary_input(name, self.model_path(reference))
 
     def rows_input(self, name: str, reference: str) -> dict[str, str]:
         """What decides the rows that are packed for a model made elsewhere: its vocabulary, and by the name `ENDS` what
         it begins and ends documents with."""
         if reference.startswith(MADE):
             return {}
-        config = hf.load_config(self.model_path(reference))
+        config = load_config(self.model_path(reference))
         ends = {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}
         return self.vocabulary_input(name, reference) | ends

@@ -6,15 +6,9 @@ import pathlib
 import shutil
 from typing import Any, Iterator
 
-from selftrain_jax.data.training_set import read_subset
-from selftrain_jax.distributed import job
-from selftrain_jax.lab.plant.text import write_planted_text
-from selftrain_jax.models import hf
 from selftrain_jax.run.names import ENDS, RunNames
 from selftrain_jax.run.stages import Stage
-from selftrain_jax.training.checkpoint import restore_params
-from selftrain_jax.training.log import training_progress
-from selftrain_jax.training.loop import train
+from selftrain_jax.training.metrics import training_progress
 
 
 def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
@@ -28,6 +22,8 @@ def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
     files = {"text": plant.text, "passages": plant.passages}
 
     def write(directory: pathlib.Path) -> dict[str, Any]:
+        from selftrain_jax.lab.plant.text import write_planted_text
+
         return write_planted_text(plant, run.model_path(base), run.path, directory)
 
     settings = dataclasses.asdict(plant) | {"base": base}
@@ -56,6 +52,12 @@ def plant_stages(run: RunNames, wandb: str, profile: bool) -> Iterator[Stage]:
 
 def _train(run: RunNames, name: str, wandb: str, profile: bool, directory: pathlib.Path) -> None:
     """Trains one of the two and leaves it as a Hugging Face directory, as the lab does with its models."""
+    from selftrain_jax.data.training_set import read_subset
+    from selftrain_jax.distributed import job
+    from selftrain_jax.models import hf
+    from selftrain_jax.training.checkpoint import restore_params
+    from selftrain_jax.training.loop import train
+
     base, plant, saving = run.model_path(run.untouched), run.config.plant, run.saving(f"plant/{name}")
     config = hf.load_config(base)
     train(

@@ -11,6 +11,7 @@ from selftrain_jax.core.settings import build
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.fingerprints import model_inputs
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run import stages
@@ -68,7 +69,7 @@ def find_model(reference: str, revision: str | None = None) -> Model:
 def _of_directory(reference: str, directory: pathlib.Path) -> Model:
     config = hf.check_pretrained(directory)
     check_tokenizer(config, load_tokenizer(directory))
-    fingerprint = files.fingerprint(list(hf.model_inputs("model", directory).values()))
+    fingerprint = files.fingerprint(list(model_inputs("model", directory).values()))
     return Model(reference, config, directory, fingerprint, lambda mesh: hf.load_pretrained(directory, mesh=mesh)[1])
 
 

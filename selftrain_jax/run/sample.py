@@ -3,27 +3,25 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Callable, Collection, Iterator, Mapping, Sequence
-
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.data.generate import draw_shards, finish_corpus, sampling_dtype, sampling_progress
-from selftrain_jax.distributed.mesh import local_mesh
 from selftrain_jax.lab import world_files
-from selftrain_jax.lab.pretrain import pretrain_model
 from selftrain_jax.lab.settings import LineageConfig
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.fingerprints import model_inputs
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.sampling.settings import SampleSettings
-from selftrain_jax.training.log import training_progress
+from selftrain_jax.training.metrics import training_progress
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def lab_stages(
     lineage: LineageConfig,
     folder: str,
-    mesh: Callable[[], Mesh],
+    mesh: "Callable[[], Mesh]",
     *,
     models: Collection[str],
     files: Mapping[str, str],
@@ -48,6 +46,8 @@ def lab_stages(
     for name in models:
 
         def pretrain(directory: pathlib.Path, name: str = name) -> None:
+            from selftrain_jax.lab.pretrain import pretrain_model
+
             saved = saving(f"{folder}/{name}")
             pretrain_model(lineage, name, directory.parent / "world", directory, mesh=mesh(), **saved)
 
@@ -61,7 +61,7 @@ def sample_stage(
     source: str,
     find: Callable[[], pathlib.Path],
     sample: SampleSettings,
-    mesh: Callable[[], Mesh],
+    mesh: "Callable[[], Mesh]",
     after: Sequence[str] = (),
 ) -> Stage:
     """The stage in which a model writes a corpus.
@@ -76,20 +76,37 @@ def sample_stage(
     shown = name.rpartition("/")[2]
 
     def work(directory):
+        from selftrain_jax.data.generate import draw_shards
+        from selftrain_jax.distributed.mesh import local_mesh
+
         draw_shards(find(), sample, directory / "corpus", mesh=local_mesh(mesh()), name=shown)
 
     def finish(directory):
+        from selftrain_jax.data.generate import finish_corpus
+
         return finish_corpus(find(), sample, directory / "corpus", name=source)
+
+    def machine():  # "auto" must not change in the middle of a corpus
+        from selftrain_jax.data.generate import sampling_dtype
+
+        return {"dtype": sampling_dtype(sample)}
 
     return Stage(
         name,
         settings,
         after,
         work,
-        models=lambda: {} if after else hf.model_inputs("source", find()),
-        machine=lambda: {"dtype": sampling_dtype(sample)},  # "auto" must not change in the middle of a corpus
+        models=lambda: {} if after else model_inputs("source", find()),
+        machine=machine,
         grows=("num_samples",),
         together=True,
         finish=finish,
-        progress=functools.partial(sampling_progress, sample),
+        progress=functools.partial(_progress, sample),
     )
+
+
+def _progress(settings: SampleSettings, directory: pathlib.Path) -> str:
+    """ "2,048 of 20,000 documents": how far the corpus in a stage's folder is; "" before its first shard."""
+    shards = len(list((directory / "corpus").glob("corpus-*")))
+    done, total = shards * settings.shard_size, settings.num_samples
+    return f"{min(done, total):,} of {total:,} documents" if shards else ""

@@ -6,32 +6,19 @@ same command, and a changed setting is caught before it can mix with what is on 
 
 A stage whose inputs are no longer those that it was made from is *stale*: nobody may take its result for a current one.
 
-In a job of several processes, process 0 alone reads and writes these files and decides; the others hear from it what to
-do, since what one host writes may reach another's view of a network file system late.
+`execute.run` does the stages; here is what they are, and how they stand.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import time
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
-from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import fingerprint, is_remote, read_json, write_atomic
-from selftrain_jax.core.records import (
-    before_moving,
-    differences,
-    plain,
-    read_record,
-    refuse_changes,
-    without_growth,
-    write_record,
-)
-from selftrain_jax.core.storage import RECORDS, Workdir, half_redone, missing_files
-from selftrain_jax.distributed import job, preemption
+from selftrain_jax.core.files import fingerprint, is_remote, read_json
+from selftrain_jax.core.records import before_moving, differences, plain, read_record, refuse_changes, without_growth
+from selftrain_jax.core.storage import RECORDS, half_redone, missing_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +92,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     for stage in stages:
         records = [] if stage.again else [_read(workdir / stage.name / file) for file in RECORDS]  # tells broken ones
         if record := next(filter(None, records), None):
-            _refuse_changes(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
+            refuse_changed(workdir, stage, "setting", record["settings"], _but_for_growth(stage, record))
     plan = [stage for stage in stages if wanted(stage.name)]
     if not plan:
         return
@@ -114,7 +101,7 @@ def check(workdir: pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str]
     for stage in plan:
         for name in (*stage.after, *([] if stage.again else [stage.name])):
             if name in bad and not (bad[name].outgrown and wanted(name)):
-                _refuse_stale(workdir, name, bad)
+                refuse_stale(workdir, name, bad)
         for name in stage.after:
             if name in known and not wanted(name) and grown(workdir, known[name]):
                 raise InputError(f"stage {name} has less than is asked for: run `selftrain {name.split('/')[0]}` first")
@@ -164,7 +151,7 @@ def stale(
     earlier: dict[str, Sequence[str]] = {}  # fingerprints that a stage had when less was asked for
     will_be: dict[str, Callable[[], str | None]] = {}  # that of the stage once it is done; None: not known
     names = {stage.name for stage in stages} | {name for stage in stages for name in stage.after}
-    records = {name: _record(workdir, name) for name in names}
+    records = {name: record_of(workdir, name) for name in names}
     for name, record in records.items():
         will_be[name] = functools.partial((record or {}).get, "fingerprint")
         earlier[name] = (record or {}).get("earlier", ())
@@ -206,7 +193,7 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
                 return Stale(f"it was made from another {name}")
             outgrown = Stale(f"it was made from less of {name} than is asked for now", True)
     unnoted = [name for group in stage.unnoted if record["inputs"].keys().isdisjoint(group) for name in group]
-    for name, now in _outside(stage, models).items():
+    for name, now in outside_inputs(stage, models).items():
         more = name not in record["inputs"] and (stage.grows or stage.settled or name in unnoted)
         if record["inputs"].get(name) != now and not more:
             return Stale(f"its input {name} has changed since")
@@ -220,7 +207,7 @@ def _why_stale(workdir, stage: Stage, record, inputs, earlier, found, models: bo
     return outgrown
 
 
-def _outside(stage: Stage, models: bool) -> dict[str, str]:
+def outside_inputs(stage: Stage, models: bool) -> dict[str, str]:
     """Fingerprints of what it reads from outside, as far as that can still be read."""
     found: dict[str, str] = {}
     for look in (stage.externals, *([stage.models] if models else [])):
@@ -236,7 +223,7 @@ def _predicted(
     try:
         outside = {**record["inputs"]} if record else {**stage.externals(), **stage.models(), **stage.machine()}
         if record and stage.grows:
-            outside = {**_outside(stage, True), **outside}
+            outside = {**outside_inputs(stage, True), **outside}
     except InputError:
         return None
     before = {name: now() for name, now in inputs.items()}
@@ -250,10 +237,10 @@ def current(workdir: pathlib.Path, stages: Sequence[Stage], *names: str) -> None
     found, again = stale(workdir, stages), {stage.name for stage in stages if stage.again}
     for name in names:
         if name in found and not (found[name].outgrown and name in again):
-            _refuse_stale(workdir, name, found)
+            refuse_stale(workdir, name, found)
 
 
-def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) -> NoReturn:
+def refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) -> NoReturn:
     folders = ", ".join(str(workdir / other) for other in found if found[other].outgrown == found[name].outgrown)
     raise InputError(
         f"stage {name} in {workdir} is stale: {found[name].why}; undo that, delete {folders} to have it made anew (as "
@@ -261,7 +248,7 @@ def _refuse_stale(workdir: pathlib.Path, name: str, found: Mapping[str, Stale]) 
     )
 
 
-def _record(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
+def record_of(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """What is on disk of a stage: its manifest, or else what it was started with."""
     return next(filter(None, (_read(workdir / name / file) for file in RECORDS)), None)
 
@@ -289,112 +276,7 @@ def grown(workdir: pathlib.Path, stage: Stage) -> bool:
     return any(record["settings"].get(name) != asked[name] for name in stage.grows)
 
 
-def run(
-    workdir: Workdir | pathlib.Path, stages: Sequence[Stage], wanted: Callable[[str], bool], say: Callable[[str], None]
-) -> None:
-    """Does the stages whose name is `wanted`, in order, skipping those that are done.
-
-    What was made from less than is asked for now is set aside, in the folder `replaced`, and made anew.
-
-    Raises:
-      InputError: a setting or an input differs from what is on disk, or between the processes of a job, or a stage is
-        not done that a wanted one needs; before any of them begins.
-    """
-    workdir = workdir if isinstance(workdir, Workdir) else Workdir(workdir)
-    job.on_first("check of the workdir", lambda: check(workdir.path, stages, wanted))
-    plan = [stage for stage in stages if wanted(stage.name)]
-    todo = job.on_first("what is to do", lambda: [s.name for s in plan if state(workdir.path, s) != "done"])
-    for stage in plan:
-        if stage.name in todo and stage.by_all():
-            _refuse_other_inputs(stage)
-    for number, stage in enumerate(stages, 1):
-        if wanted(stage.name):
-            if stage.again:  # a file may have changed while earlier stages were at work
-                job.on_first(f"check before {stage.name}", lambda: check(workdir.path, stages, stage.name.__eq__))
-            _run_one(workdir, stage, f"[{number}/{len(stages)}] {stage.name}", say)
-
-
-def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], None]) -> None:
-    directory, local = workdir.path / stage.name, workdir.local / stage.name
-    asked: dict[str, Any] = {}
-    earlier: list[str] = []
-    was: dict[str, bytes] = {}  # the records of what is done, which goes on
-
-    def begins() -> bool:
-        inputs = {name: read_manifest(workdir.path, name)["fingerprint"] for name in stage.after}
-        machine = stage.machine()
-        inputs |= {**stage.externals(), **stage.models(), **machine}
-        asked.update(stage=stage.name, settings=plain(stage.settings), inputs=inputs)
-        record = None if stage.again else _record(workdir.path, stage.name)
-        found = stale(workdir.path, [stage]) if record else {}
-        if found and not found[stage.name].outgrown:
-            _refuse_stale(workdir.path, stage.name, found)
-        if record:
-            done = "fingerprint" in record
-            if done and not found and not grown(workdir.path, stage):
-                say(f"{title}: done before")
-                return False
-            earlier.extend([*record.get("earlier", ()), *([record["fingerprint"]] if done else [])])
-            if found:
-                say(f"{title}: {found[stage.name].why}; what it was is kept in {workdir.set_aside(stage.name)}")
-            else:
-                _refuse_changes(workdir.path, stage, "input", {n: record["inputs"].get(n) for n in machine}, machine)
-        workdir.refuse_links(stage.name)
-        say(title)
-        directory.mkdir(parents=True, exist_ok=True)
-        if manifest_path(workdir.path, stage.name).is_file() and not stage.again:
-            was.update({name: (directory / name).read_bytes() for name in RECORDS if (directory / name).is_file()})
-        write_record(directory / "started.json", asked, earlier=earlier)
-        (directory / "manifest.json").unlink(missing_ok=True)
-        return True
-
-    def ends() -> None:
-        seconds = round(time.perf_counter() - begin, 2)
-        outcome = {"fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
-        write_record(
-            directory / "manifest.json", asked, earlier=earlier, files=workdir.result_files(stage.name), **outcome
-        )
-        progress.note(f"{title}: done in {progress.duration(seconds)}")
-
-    def works() -> Mapping[str, Any]:
-        workdir.fetch()
-        with workdir.sending(stage.name):
-            return (stage.finish or stage.work)(local) or {}
-
-    if not job.on_first(f"begin of {stage.name}", begins):
-        return
-    begin = time.perf_counter()
-    local.mkdir(parents=True, exist_ok=True)
-    preemption.begins(stage.name)
-    try:
-        if stage.by_all():
-            workdir.fetch(stage.name, *stage.after)
-            _refuse_other_inputs(stage)
-            job.barrier(f"all begin {stage.name}")
-            with workdir.sending(stage.name):
-                result = stage.work(local) or {}
-            job.barrier(f"all are done with {stage.name}")
-        if stage.finish or not stage.by_all():
-            result = job.on_first(stage.name, works)
-    except InputError:
-        # Nothing was made from the bad input: the next attempt may ask for something else.
-        if job.is_first() and [path.name for path in directory.iterdir()] == ["started.json"]:
-            (directory / "started.json").unlink()
-        elif job.is_first() and was and not missing_files(directory, json.loads(was["manifest.json"]).get("files", ())):
-            for name in reversed(was):  # the manifest last
-                write_atomic(directory / name, was[name])
-        raise
-    job.on_first(f"end of {stage.name}", ends)
-
-
-def _refuse_other_inputs(stage: Stage) -> None:
-    """Raises `InputError` on all processes of a job where one of them would read what process 0 does not note."""
-    if names := job.differing(lambda: {**_outside(stage, True), **stage.machine()}):
-        what = f"stage {stage.name}: {', '.join(names)} is not the same for all processes of this job"
-        raise InputError(f"{what}: put the same files and models on all machines")
-
-
-def _refuse_changes(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
+def refuse_changed(workdir: pathlib.Path, stage: Stage, kind: str, found: Any, asked: Any) -> None:
     redo = f"`selftrain {'run' if stage.root is None else 'study'} --redo`"
     way_out = f"use another --workdir, or delete that folder and those of the stages after it, which {redo} does"
     refuse_changes(f"stage {stage.name}", found, asked, workdir / stage.name, way_out, kind=kind)

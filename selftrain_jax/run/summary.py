@@ -13,7 +13,7 @@ from selftrain_jax.data.training_set import read_documents
 from selftrain_jax.evaluation import approximate, discoverable, exposure, membership, memorization, roc, statistics
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import DiscoverableSettings, EvaluateSettings
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import (
@@ -34,7 +34,7 @@ from selftrain_jax.run.leaks import read_leaks
 from selftrain_jax.run.memory import memory_data
 from selftrain_jax.run.names import SHUFFLED, RunNames
 from selftrain_jax.run.stages import read_manifest
-from selftrain_jax.training.loop import read_metrics
+from selftrain_jax.training.metrics import read_metrics
 
 Masks = dict[Metric, np.ndarray]
 LEAST_ITEMS = 10
@@ -124,7 +124,7 @@ def probe_masks(pipeline: RunNames, arms: Collection[str] | None = None) -> list
     if not evaluate.probes:
         return [{}] * subset.num_subsets
     student = pipeline.model_path(pipeline.student)
-    probes = memorization.load_probes(pipeline.path(evaluate.probes), hf.load_config(student))
+    probes = memorization.load_probes(pipeline.path(evaluate.probes), load_config(student))
     tokenizer = load_tokenizer(student)
     groups, by_offset = _parts(Items.load(pipeline.workdir / "evaluate" / "base").probes, evaluate)
     masks = []

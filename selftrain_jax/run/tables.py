@@ -20,7 +20,7 @@ from selftrain_jax.core.rows import has_ending, read_rows
 from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.evaluation import likelihood, suite
 from selftrain_jax.evaluation.items import Items
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.report.metric import HELD_OUT, Metric, group_extraction, kind
 from selftrain_jax.run import summary
@@ -147,7 +147,7 @@ def item_table(run: RunNames, arms: Collection[str] | None = None, place: Place 
 def _items(run: RunNames) -> Iterator[dict[str, Any]]:
     """Of every suite, text set and the probes: the columns that are the same for all models."""
     evaluate, student = run.config.evaluate, run.model_path(run.student)
-    config, tokenizer = hf.load_config(student), load_tokenizer(student)
+    config, tokenizer = load_config(student), load_tokenizer(student)
     everything = dataclasses.replace(evaluate, limit=0)
     texts, questions, pairs, words, probes = suite.read_inputs(everything, run.path, config, tokenizer)
 

@@ -5,14 +5,10 @@ import functools
 
 from selftrain_jax.data import clean, training_set
 from selftrain_jax.data.corpus import corpus_fingerprint
-from selftrain_jax.data.training_set import read_subset
-from selftrain_jax.evaluation import suite
 from selftrain_jax.evaluation.settings import SUITES
-from selftrain_jax.models import hf
 from selftrain_jax.run.names import ENDS, RunNames
 from selftrain_jax.run.stages import Stage
-from selftrain_jax.training.log import training_progress
-from selftrain_jax.training.loop import train
+from selftrain_jax.training.metrics import training_progress
 
 
 def audit_stage(run: RunNames, arm: str) -> Stage:
@@ -58,6 +54,10 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
     config = dataclasses.replace(run.config.train, seed=run.config.train.seed + k)
 
     def work(directory):
+        from selftrain_jax.evaluation import suite
+        from selftrain_jax.models import hf
+        from selftrain_jax.training.loop import train
+
         student = run.model_path(run.student)
         model_config = hf.load_config(student)
 
@@ -69,7 +69,7 @@ def train_stage(run: RunNames, arm: str, k: int, wandb: str, profile: bool) -> S
         return train(
             lambda: hf.load_pretrained(student, mesh=run.mesh)[1],
             model_config,
-            read_subset(run.workdir / "subset" / name),
+            training_set.read_subset(run.workdir / "subset" / name),
             config,
             directory,
             mesh=run.mesh,

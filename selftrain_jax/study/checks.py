@@ -10,6 +10,7 @@ from selftrain_jax.evaluation.proxies import sentence_library
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
 from selftrain_jax.run import stages
+from selftrain_jax.run.checks import check_files
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.expand import Study
@@ -83,4 +84,4 @@ def _check_files(study: Study) -> None:
     for student in config.students:
         pipeline = next(run for run in study.runs if run.student == student).pipeline
         alone = dataclasses.replace(pipeline.config, corpus="", source=pipeline.config.student, controls={})
-        Pipeline(alone, pipeline.workdir).check_files()
+        check_files(Pipeline(alone, pipeline.workdir))

@@ -17,7 +17,8 @@ from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
 from selftrain_jax.report.tables import terminal_columns
-from selftrain_jax.run import stages
+from selftrain_jax.run import execute, stages
+from selftrain_jax.run.checks import check_attention
 from selftrain_jax.run.pipeline import save_config
 from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.collect import study_data
@@ -61,7 +62,7 @@ def run_study(
         return
     files.check_no_pattern(study.workdir)
     for run in study.first_runs.values():
-        run.pipeline.check_attention()
+        check_attention(run.pipeline)
     save_config(study.workdir, config, "study.json")
     lock = study.workdir / f".shard-{shard.replace('/', '-of-')}.lock"
     log = progress.kept_in(study.workdir / (progress.LOG if count == 1 else f"log-{index}-of-{count}.txt"))
@@ -127,7 +128,7 @@ class Execution:
             self._say(f"{title}: done before")
         todo = [stage.name for stage in unit.stages if not (done and stage.again)]
         for names in [[name] for name in todo] if self._redo else [todo]:
-            stages.run(unit.workdir, unit.stages, names.__contains__, functools.partial(self._say_of_stage, title))
+            execute.run(unit.workdir, unit.stages, names.__contains__, functools.partial(self._say_of_stage, title))
             self._move_outdated(unit, title)  # what reads a model that was made anew tells that only now
         if not done and (outcome := unit.outcome()):
             self._say(f"{title}: {outcome}")

@@ -22,17 +22,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from typing import Any, Iterator, Mapping, Sequence
-
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.report.study_data import CONTROLS
-from selftrain_jax.run import stages, summary
+from selftrain_jax.run import stages
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.sample import lab_stages, sample_stage
@@ -42,10 +39,12 @@ from selftrain_jax.sampling.settings import SampleSettings
 from selftrain_jax.study.controls import FILE, fresh_stage, shuffled_stage
 from selftrain_jax.study.generations import ACCUMULATED, MODEL, generation_stages
 from selftrain_jax.study.model import Arm, Generation, Run, Unit
-from selftrain_jax.study.proxies import proxies_stage
 from selftrain_jax.study.settings import DATA, SEEDS_APART, Condition, StudyConfig
 from selftrain_jax.study.tasks import task_unit, tasks_stage
-from selftrain_jax.study.untouched import copied_base, evaluated_again, evaluated_at_random
+from selftrain_jax.study.untouched import copied_base, evaluated_again, evaluated_at_random, proxies_stage
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 @dataclasses.dataclass
@@ -60,7 +59,9 @@ class Study:
         self.workdir = pathlib.Path(self.workdir)
 
     @functools.cached_property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> "Mesh":
+        from selftrain_jax.distributed.mesh import make_mesh
+
         return make_mesh(self.config.mesh)
 
     # Where things are.
@@ -326,12 +327,14 @@ def _trained(run: Run, arm: Arm) -> str:
 
 def _outcome(pipeline: Pipeline, key: str) -> str:
     """The first subset's mean accuracy and extraction, before (where that is known yet) and after."""
+    from selftrain_jax.run.summary import mean_capability
+
     shown = []
     for model in ("base", f"{key}-0"):
         if stages.manifest_path(pipeline.workdir, f"evaluate/{model}").is_file():
             items = Items.load(pipeline.workdir / "evaluate" / model)
             extracted = items.probes["exact"].mean() if items.probes else None
-            shown.append([summary.mean_capability(items), extracted])
+            shown.append([mean_capability(items), extracted])
     parts = zip(("capability", "extraction"), zip(*shown))
     return ", ".join(
         f"{name} {' -> '.join(f'{v:.1%}' for v in values)}" for name, values in parts if None not in values

@@ -6,7 +6,6 @@ import shutil
 from typing import Iterator, Sequence
 
 from selftrain_jax.data.corpus import Document, corpus_fingerprint, read_corpus, write_corpus
-from selftrain_jax.run.export import export
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.sample import sample_stage
 from selftrain_jax.run.stages import Stage, read_manifest
@@ -35,6 +34,8 @@ def _export(previous: Pipeline) -> Stage:
     model = f"{previous.main}-0"
 
     def work(directory):
+        from selftrain_jax.run.export import export
+
         target = directory / MODEL.name
         shutil.rmtree(target, ignore_errors=True)  # of an attempt that was cut short
         export(previous.workdir, target, model=model)

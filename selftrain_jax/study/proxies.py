@@ -3,12 +3,10 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Callable
 
 import numpy as np
 from jax.sharding import Mesh
 
-from selftrain_jax.core.files import fingerprint
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.subset import evenly_spread
@@ -18,30 +16,11 @@ from selftrain_jax.evaluation import proxies, suite
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
+from selftrain_jax.models.files.fingerprints import model_fingerprint
 from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer, unknown_tokens
 from selftrain_jax.report.study_data import MOST_UNKNOWN
 from selftrain_jax.run.names import RunNames
-from selftrain_jax.run.stages import Stage, read_manifest
 from selftrain_jax.study.settings import ProxySettings
-
-
-def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, mesh: Callable[[], Mesh]) -> Stage:
-    """The stage that measures the proxies of one arm of a run; its result is {proxy: value}."""
-    evaluate, train = run.config.evaluate, run.config.train
-    files = {setting: path for setting, path in evaluate.files().items() if setting != "probes"}
-    read = [evaluate.limit, evaluate.max_chars, train.sequence_length, train.document_boundaries]
-
-    def externals():
-        audited = {"audit": read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
-        named = {"read": fingerprint([*read, run.config.subset.retokenize]), "files": fingerprint(sorted(files))}
-        return audited | run.file_inputs(files) | named
-
-    def work(_):
-        return measure(settings, run, arm, mesh())
-
-    models = functools.partial(run.model_input, "student", run.student)
-    unnoted = (*files, "read", "student", "student's tokenizer"), ("files",)
-    return Stage(name, dataclasses.asdict(settings), (), work, externals, models, unnoted=unnoted)
 
 
 def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dict[str, float]:
@@ -105,7 +84,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
 def _written_by(corpus: pathlib.Path, config: DecoderConfig, directory: pathlib.Path) -> bool:
     """Whether the model wrote the corpus, after BOS alone."""
     made = read_corpus(corpus).manifest["provenance"]
-    asked = hf.model_fingerprint(directory), [config.bos_token_id]
+    asked = model_fingerprint(directory), [config.bos_token_id]
     return (made.get("model_fingerprint"), made.get("start_ids")) == asked
 
 

@@ -4,19 +4,19 @@ import collections
 import dataclasses
 import importlib.metadata
 import pathlib
-from typing import Any, Callable, Iterable, Sequence
-
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Sequence
 
 from selftrain_jax.core.files import fingerprint
 from selftrain_jax.evaluation import harness_tasks
 from selftrain_jax.evaluation.task_book import TaskBook, expand
 from selftrain_jax.report.metric import Metric
 from selftrain_jax.run.names import RunNames
-from selftrain_jax.run.references import find_model
 from selftrain_jax.run.stages import Stage, read_manifest
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.settings import TaskSettings
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def task_book(settings: TaskSettings) -> TaskBook:
@@ -39,12 +39,13 @@ def task_unit(run: Run, model: str) -> str:
     return f"tasks/{run.name}/{model}"
 
 
-def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, mesh: Callable[[], Mesh]) -> Stage:
+def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, mesh: "Callable[[], Mesh]") -> Stage:
     """The stage that puts one model of a run to the tasks; its result is their rows, as of `harness_tasks.rows`."""
     evaluate, stage = run.config.evaluate, f"train/{model}" if model != "base" else "evaluate/base"
 
     def work(directory):
         from selftrain_jax.evaluation.harness import HarnessModel  # which needs the extra
+        from selftrain_jax.run.references import find_model
 
         found = find_model(f"{run.workdir}:{model}")
 

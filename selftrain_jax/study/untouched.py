@@ -1,23 +1,21 @@
-"""Evaluations of a student that no text has trained: what evaluation alone adds, and what moving its weights alone
-does.
-"""
+"""What is measured on a student that no text has trained: what evaluation alone adds, what moving its weights alone
+does, and what may predict which text helps it."""
 
 import dataclasses
+import functools
 import shutil
+from typing import TYPE_CHECKING, Callable
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
-
-from selftrain_jax.core.randomness import pinned, seed_key
-from selftrain_jax.evaluation import suite
-from selftrain_jax.models import hf
-from selftrain_jax.models.decoder import Params
+from selftrain_jax.core.files import fingerprint
 from selftrain_jax.run import stages
 from selftrain_jax.run.evaluate import evaluate_stage
+from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.stages import Stage
 from selftrain_jax.study.model import Run
-from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.study.settings import ProxySettings
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def copied_base(first: Run, run: Run) -> Stage:
@@ -47,12 +45,9 @@ def evaluated_at_random(name: str, run: Run) -> Stage:
     base = evaluate_stage(pipeline, "base")
 
     def work(directory):
-        student, mesh = pipeline.model_path(pipeline.student), pipeline.local_mesh
-        config, params = hf.load_pretrained(student, mesh=mesh)
-        trained = restore_params(pipeline.checkpoints(model), config, mesh)
-        moved = config, moved_at_random(params, trained, seed_key(run.seed))
-        evaluate = pipeline.config.evaluate
-        return suite.evaluate_model(moved, student, evaluate, pipeline.path, directory, mesh=mesh, name="noise")
+        from selftrain_jax.study.noise import evaluate_moved
+
+        return evaluate_moved(pipeline, model, run.seed, directory)
 
     def externals():
         return base.externals() | {"trained": stages.read_manifest(pipeline.workdir, f"train/{model}")["fingerprint"]}
@@ -62,14 +57,22 @@ def evaluated_at_random(name: str, run: Run) -> Stage:
     )
 
 
-@pinned()
-def moved_at_random(params: Params, trained: Params, key: PRNGKeyArray) -> Params:
-    """`params` plus normal noise, of which each array has the norm of `trained` minus `params`."""
-    keys = jax.tree.unflatten(jax.tree.structure(params), jax.random.split(key, len(jax.tree.leaves(params))))
-    return jax.jit(lambda *trees: jax.tree.map(_moved, *trees))(params, trained, keys)
+def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, mesh: "Callable[[], Mesh]") -> Stage:
+    """The stage that measures the proxies of one arm of a run; its result is {proxy: value}."""
+    evaluate, train = run.config.evaluate, run.config.train
+    files = {setting: path for setting, path in evaluate.files().items() if setting != "probes"}
+    read = [evaluate.limit, evaluate.max_chars, train.sequence_length, train.document_boundaries]
 
+    def externals():
+        audited = {"audit": stages.read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
+        named = {"read": fingerprint([*read, run.config.subset.retokenize]), "files": fingerprint(sorted(files))}
+        return audited | run.file_inputs(files) | named
 
-def _moved(x, y, key):
-    noise = jax.random.normal(key, x.shape, jnp.float32)
-    distance = jnp.linalg.norm(y.astype(jnp.float32).ravel() - x.astype(jnp.float32).ravel())
-    return x + (noise * distance / jnp.linalg.norm(noise.ravel())).astype(x.dtype)
+    def work(_):
+        from selftrain_jax.study.proxies import measure
+
+        return measure(settings, run, arm, mesh())
+
+    models = functools.partial(run.model_input, "student", run.student)
+    unnoted = (*files, "read", "student", "student's tokenizer"), ("files",)
+    return Stage(name, dataclasses.asdict(settings), (), work, externals, models, unnoted=unnoted)

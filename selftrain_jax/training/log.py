@@ -1,8 +1,6 @@
 """Where the figures of a training go: `metrics.jsonl`, TensorBoard, the progress bar, Weights & Biases on request."""
 
 import contextlib
-import json
-import os
 import pathlib
 import time
 from typing import Any, Iterator, Mapping
@@ -13,36 +11,15 @@ from jax.sharding import Mesh
 from selftrain_jax.core import progress
 from selftrain_jax.core.accelerators import PEAK_FLOPS
 from selftrain_jax.core.errors import InputError, RunStopped
-from selftrain_jax.core.files import as_path, json_text, write_atomic
+from selftrain_jax.core.files import json_text, write_atomic
 from selftrain_jax.distributed import job
+from selftrain_jax.training.metrics import read_metrics
 
 
 def peak_flops(device_kind: str) -> float | None:
     """The entry of `PEAK_FLOPS` for a `jax.Device.device_kind`, None where there is none."""
     name = device_kind.removeprefix("NVIDIA ")
     return next((peak for start, peak in PEAK_FLOPS.items() if name.startswith(start)), None)
-
-
-def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; what is no such line, cut short by a kill or damaged, is left out."""
-    lines = []
-    path = as_path(path)
-    if path.exists():
-        for text in path.read_bytes().decode(errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    lines.append(line)
-    return lines
-
-
-def training_progress(directory: pathlib.Path, epochs: int) -> str:
-    """ "step 40 of 291": how far the training in a folder is; "" before its first line of metrics."""
-    lines = read_metrics(directory / "metrics.jsonl")
-    if not lines:
-        return ""
-    step, epoch = lines[-1]["step"], lines[-1]["epoch"]
-    return f"step {step:,} of {round(step / epoch * epochs):,}"
 
 
 def check_wandb(project: str) -> None:

@@ -29,7 +29,8 @@ from selftrain_jax.models import ops
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, default_unroll, param_axes, param_shapes
 from selftrain_jax.training.checkpoint import Checkpoints
-from selftrain_jax.training.log import TrainingLog, check_wandb, read_metrics
+from selftrain_jax.training.log import TrainingLog, check_wandb
+from selftrain_jax.training.metrics import read_metrics
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 from selftrain_jax.training.step import TrainState, make_train_step, next_token_loss, state_shardings

@@ -2,7 +2,7 @@
 
 import json
 
-from selftrain_jax.cli.hours import time_left
+from selftrain_jax.cli.status import time_left
 from selftrain_jax.run.stages import Stage
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.run import checks
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.stages import Stage
 
@@ -34,7 +35,7 @@ def selftrain(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Pipeline, "stages", plan)
     for check in ("check_files", "check_lengths", "check_attention"):
-        monkeypatch.setattr(Pipeline, check, lambda self: None)
+        monkeypatch.setattr(checks, check, lambda run: None)
     monkeypatch.setattr("selftrain_jax.cli.runs.format_table", lambda *_: "")
     monkeypatch.setattr("selftrain_jax.report.memory.lines", lambda *_: [])
     return lambda *arguments: cli.main(["run", f"--workdir={tmp_path}", *arguments])

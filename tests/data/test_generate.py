@@ -17,6 +17,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.score import score
 from selftrain_jax.models import hf
+from selftrain_jax.models.files.fingerprints import model_fingerprint
 from selftrain_jax.models.files.tokenizer import load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.sampling import sampler
 from selftrain_jax.sampling.settings import SampleSettings
@@ -66,7 +67,7 @@ def test_stored_log_probabilities_are_those_of_a_teacher_forced_pass(corpus, mod
 
 def test_where_documents_come_from_is_on_record(corpus, model_directory):
     found = corpus.manifest["provenance"]
-    assert found["model_fingerprint"] == hf.model_fingerprint(model_directory)
+    assert found["model_fingerprint"] == model_fingerprint(model_directory)
     assert found["tokenizer_fingerprint"] == tokenizer_fingerprint(model_directory)
     assert found["vocab_size"] == len(load_tokenizer(model_directory))
     assert found["settings"] == dataclasses.asdict(SETTINGS)

@@ -11,6 +11,7 @@ from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.clean import TrainingText, kept_documents
+from selftrain_jax.run.checks import check_files
 from selftrain_jax.run.pipeline import Pipeline
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
@@ -124,11 +125,11 @@ def test_a_bad_corpus_is_refused_before_any_work(finished, imported, given, tmp_
         value["provenance"]["tokenizer_fingerprint"] = "another"
         path.write_text(json.dumps(value))
     fine = [f"--config.student={model}"]
-    Pipeline(load_config(str(given), fine), tmp_path / "run").check_files()
+    check_files(Pipeline(load_config(str(given), fine), tmp_path / "run"))
     config = load_config(str(given), [*fine, f"--config.{setting}={broken}"])
     with pytest.raises(InputError, match=f"setting {setting}: .*{message}") as e:
-        Pipeline(config, tmp_path / "run").check_files()
+        check_files(Pipeline(config, tmp_path / "run"))
     assert "\n" not in str(e.value)
     if fault == "foreign":
         retokenized = [*fine, f"--config.{setting}={broken}", "--config.subset.retokenize=True"]
-        Pipeline(load_config(str(given), retokenized), tmp_path / "run").check_files()
+        check_files(Pipeline(load_config(str(given), retokenized), tmp_path / "run"))

@@ -11,7 +11,7 @@ import pytest
 
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.training.checkpoint import saved_steps
-from selftrain_jax.training.log import read_metrics
+from selftrain_jax.training.metrics import read_metrics
 
 
 def same_run(selftrain, out, workdir, finished):

@@ -262,7 +262,7 @@ def test_capability_is_shown_for_contaminated_items_and_the_others_with_the_base
 def test_shuffled_text_takes_no_probe_out_of_the_held_out_set(world, tmp_path, monkeypatch):
     """The shuffled control holds probe 0, and real text probe 1, by chance: only the second is no longer held out."""
     directory, config = world
-    monkeypatch.setattr(summary.hf, "load_config", lambda _: config)
+    monkeypatch.setattr(summary, "load_config", lambda _: config)
     monkeypatch.setattr(summary, "load_tokenizer", lambda _: load_tokenizer(directory / "tokenizer"))
     probes = load_probes(directory / "probes.jsonl", config)
     Items(probes={"index": np.arange(12)} | probe_columns(probes)).save(tmp_path / "evaluate" / "base")

@@ -20,7 +20,7 @@ from selftrain_jax.models import hf
 from selftrain_jax.models.families import PRESETS, preset
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer
-from selftrain_jax.training.loop import read_metrics
+from selftrain_jax.training.metrics import read_metrics
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 
 CONFIG = PretrainConfig(

@@ -17,6 +17,7 @@ import transformers
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.config import Layer, Rotary
+from selftrain_jax.models.files.fingerprints import model_fingerprint, vocabulary_input
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from tests.models.checkpoints import (
     CONFIG,
@@ -384,11 +385,11 @@ def test_model_fingerprint_follows_contents_not_place(tmp_path):
     params = random_params(CONFIG)
     hf.save_pretrained(tmp_path / "a", CONFIG, params)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert hf.model_fingerprint(tmp_path / "a") == hf.model_fingerprint(tmp_path / "b")
+    assert model_fingerprint(tmp_path / "a") == model_fingerprint(tmp_path / "b")
     params["final_norm"]["bias"][3] += 1
     hf.save_pretrained(tmp_path / "weights", CONFIG, params)
     hf.save_pretrained(tmp_path / "config", dataclasses.replace(CONFIG, norm_eps=1e-6), params)
-    assert len({hf.model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
+    assert len({model_fingerprint(tmp_path / name) for name in ("a", "weights", "config")}) == 3
 
 
 TOO_LARGE = [(np.float32, 1e6, "float16"), (np.float64, 1e300, "float32"), (np.float32, 3.4e38, "bfloat16")]
@@ -471,9 +472,9 @@ def test_an_empty_vocabulary_is_refused(tmp_path):
 def test_the_tokenizer_and_where_documents_end_are_inputs_of_a_stage(tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    seen = [hf.vocabulary_input("source", tmp_path)]
+    seen = [vocabulary_input("source", tmp_path)]
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (tmp_path / name).write_text('{"changed": 1}')
-        seen.append(hf.vocabulary_input("source", tmp_path))
+        seen.append(vocabulary_input("source", tmp_path))
     assert all(list(found) == ["source's tokenizer"] for found in seen)
     assert len({found["source's tokenizer"] for found in seen}) == 4

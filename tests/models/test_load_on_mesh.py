@@ -22,6 +22,7 @@ from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder, hf
 from selftrain_jax.models.families import PRESETS
 from selftrain_jax.models.files import converted
+from selftrain_jax.models.files.fingerprints import model_fingerprint
 from selftrain_jax.run.export import convert, export
 from tests.models.checkpoints import (
     CONFIG,
@@ -169,21 +170,21 @@ def test_the_fingerprint_of_a_converted_directory_follows_its_source(model, tmp_
         tmp_path / "other", {name: x + 1 if x.dtype == np.float16 else x for name, x in old_tensors().items()}
     )
     convert(str(tmp_path / "other"), tmp_path / "c")
-    a, b, *others = (hf.model_fingerprint(tmp_path / name) for name in ("a", "b", "half", "c"))
+    a, b, *others = (model_fingerprint(tmp_path / name) for name in ("a", "b", "half", "c"))
     assert a == b and len({a, *others}) == 3
 
 
 def test_the_fingerprint_of_a_converted_directory_follows_edits_of_its_config(model, tmp_path):
     """But for one of an earlier version, which did not note it."""
     convert(str(model), tmp_path / "a")
-    before = hf.model_fingerprint(tmp_path / "a")
+    before = model_fingerprint(tmp_path / "a")
     path, record = tmp_path / "a" / "config.json", tmp_path / "a" / "conversion.json"
     assert before == json.loads(record.read_text())["fingerprint"]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token_id": 3}))
-    assert hf.model_fingerprint(tmp_path / "a") != before
+    assert model_fingerprint(tmp_path / "a") != before
     earlier = {name: value for name, value in json.loads(record.read_text()).items() if name != "config"}
     record.write_text(json.dumps(earlier))
-    assert hf.model_fingerprint(tmp_path / "a") == before
+    assert model_fingerprint(tmp_path / "a") == before
 
 
 def test_arrays_that_are_not_those_that_were_converted_are_refused(model, tmp_path):
@@ -227,7 +228,7 @@ def test_faults_of_converted_directories(model, tmp_path):
     broken = ('{"fingerprint": "f", "%s": 5}' % name for name in ("source", "checksums"))
     for text in ("{}", "[]", "5", "null", *broken, '{"fingerprint": "f", "dtype": "O"}'):
         (directory / "conversion.json").write_text(text)
-        refuses(lambda: hf.model_fingerprint(directory), directory / "conversion.json", "convert")
+        refuses(lambda: model_fingerprint(directory), directory / "conversion.json", "convert")
         refuses(lambda: export(directory, tmp_path / "out"), directory / "conversion.json", "convert")
     refuses(lambda: export(tmp_path / "orbax", tmp_path / "out", step=3), "step=3", "drop")
     refuses(lambda: export(tmp_path / "orbax", tmp_path / "out", model="base"), "'base'", "drop")

@@ -7,7 +7,7 @@ from selftrain_jax.core.files import write_json
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.evaluation.settings import EvaluateSettings
-from selftrain_jax.run import evaluate
+from selftrain_jax.run import evaluate, measure
 from selftrain_jax.run.names import RunNames
 from selftrain_jax.run.settings import RunConfig
 
@@ -17,12 +17,12 @@ def parts(tmp_path, monkeypatch):
     """`parts(contents, model, **settings)`: setting -> fingerprint of what it is measured with, of files of such
     contents."""
     asked = {}
-    monkeypatch.setattr(evaluate, "load_model", lambda *_: None)
-    monkeypatch.setattr(evaluate, "read_training_texts", lambda *_: [])
-    monkeypatch.setattr(evaluate.memorization, "load_probes", lambda *_: [])
-    monkeypatch.setattr(evaluate.hf, "load_config", lambda *_: None)
-    monkeypatch.setattr(evaluate.summary, "check_groups", lambda *_: None)
-    monkeypatch.setattr(evaluate.suite, "evaluate_model", lambda *_, parts, **named: asked.update(parts))
+    monkeypatch.setattr(measure, "load_model", lambda *_: None)
+    monkeypatch.setattr(measure, "read_training_texts", lambda *_: [])
+    monkeypatch.setattr(measure.memorization, "load_probes", lambda *_: [])
+    monkeypatch.setattr(measure.hf, "load_config", lambda *_: None)
+    monkeypatch.setattr(measure.summary, "check_groups", lambda *_: None)
+    monkeypatch.setattr(measure.suite, "evaluate_model", lambda *_, parts, **named: asked.update(parts))
     monkeypatch.setattr(RunNames, "model_input", lambda *_: {"student": "s"})
     monkeypatch.setattr(RunNames, "model_path", lambda *_: tmp_path)
     monkeypatch.setattr(RunNames, "local_mesh", make_mesh(MeshConfig(), jax.devices()[:1]))

@@ -10,14 +10,14 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_json
-from selftrain_jax.run import stages
+from selftrain_jax.run import execute, stages
 from selftrain_jax.run.stages import Stage
 from tests.killing import Killed, kill_at
 
 
 def run(workdir, plan):
     said = []
-    stages.run(workdir, plan, lambda name: True, said.append)
+    execute.run(workdir, plan, lambda name: True, said.append)
     return said
 
 

@@ -13,7 +13,7 @@ import pytest
 from selftrain_jax.core import progress, storage
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.storage import Workdir
-from selftrain_jax.run import stages
+from selftrain_jax.run import execute, stages
 from selftrain_jax.run.stages import Stage
 from tests.killing import Killed, kill_at
 from tests.waiting import HANGS
@@ -40,7 +40,7 @@ def plan(sample=None, train=None, text="text v1", calls=None):
 
 def run(workdir, stages_, wanted=lambda name: True):
     said = []
-    stages.run(workdir, stages_, wanted, said.append)
+    execute.run(workdir, stages_, wanted, said.append)
     return said
 
 
@@ -96,7 +96,7 @@ def test_what_a_record_names_is_read_only_where_it_is_a_file(tmp_path, monkeypat
 
 def test_a_log_dates_what_was_begun_and_done(tmp_path):
     with progress.kept_in(tmp_path / "log.txt"):
-        stages.run(tmp_path, plan(), lambda name: True, progress.note)
+        execute.run(tmp_path, plan(), lambda name: True, progress.note)
     lines = [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert lines[0] == "[1/2] sample/self" and lines[1].startswith("[1/2] sample/self: done in 0")
     assert lines[-1] == "done" and len(lines) == 5
@@ -500,7 +500,7 @@ PROCESS = """
 import pathlib, sys
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed import job
-from selftrain_jax.run import stages
+from selftrain_jax.run import execute, stages
 address, number, folder, *read = sys.argv[1:]
 job.initialize(address, 2, int(number))
 work = lambda directory: (directory / number).write_text("")
@@ -510,7 +510,7 @@ plan = [
     stages.Stage("train/self-0", {}, ["audit/self"], work, inputs, together=True),
 ]
 try:
-    stages.run(pathlib.Path(folder), plan, bool, print)
+    execute.run(pathlib.Path(folder), plan, bool, print)
 except InputError as e:
     print("refused:", e)
 """

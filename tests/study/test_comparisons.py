@@ -7,7 +7,7 @@ from selftrain_jax.evaluation.statistics import t_interval, variance_components
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric
 from selftrain_jax.report.study_data import UNTRAINED
 from selftrain_jax.study import comparisons
-from selftrain_jax.study.untouched import moved_at_random
+from selftrain_jax.study.noise import moved_at_random
 from tests.shapes import NARROW, initial
 from tests.study.made import SELF, rows_of
 

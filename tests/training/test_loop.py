@@ -29,6 +29,7 @@ from selftrain_jax.models.config import Layer, Rotary
 from selftrain_jax.models.families import PRESETS
 from selftrain_jax.training import log, loop
 from selftrain_jax.training.checkpoint import CheckpointNotSaved, restore_params, saved_steps
+from selftrain_jax.training.metrics import read_metrics
 from selftrain_jax.training.optimizer import make_schedule
 from selftrain_jax.training.settings import OptimizerConfig, TrainConfig
 from selftrain_jax.training.step import next_token_loss
@@ -84,14 +85,14 @@ def whole(params, rows, mesh, tmp_path_factory):
     """The folder of a run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("whole")
     last = loop.train(params, MODEL, rows, CONFIG, directory, mesh=mesh)
-    assert last == loop.read_metrics(directory / "metrics.jsonl")[-1]
+    assert last == read_metrics(directory / "metrics.jsonl")[-1]
     return directory
 
 
 def results(directory, mesh):
     """Final parameters as bits, and every metric but the speeds."""
     final = jax.tree.map(np.asarray, restore_params(directory / "checkpoints", MODEL, mesh, STEPS))
-    lines = loop.read_metrics(directory / "metrics.jsonl")
+    lines = read_metrics(directory / "metrics.jsonl")
     timeless = [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
     return jax.tree.map(lambda x: x.tobytes(), final), timeless
 
@@ -191,14 +192,14 @@ def test_a_process_killed_at_any_moment_is_resumed(whole, params, rows, mesh, tm
         )
         try:
             metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 600
-            while not loop.read_metrics(metrics):
+            while not read_metrics(metrics):
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
                 time.sleep(0.02)
             time.sleep(wait)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    seen = loop.read_metrics(metrics)[-1]["step"]
+    seen = read_metrics(metrics)[-1]["step"]
     loop.train(params, MODEL, rows, CONFIG, tmp_path / "run", mesh=mesh)
     assert results(tmp_path / "run", mesh) == results(whole, mesh), f"killed {wait} s after line 1, at step {seen}"
 
@@ -216,13 +217,13 @@ def test_a_run_goes_on_with_another_mesh(whole, params, rows, mesh, tmp_path, mo
     loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=eight)
     found, expected = (restore_params(path / "checkpoints", MODEL, mesh) for path in (tmp_path, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
-    losses = [[line["loss"] for line in loop.read_metrics(path / "metrics.jsonl")] for path in (tmp_path, whole)]
+    losses = [[line["loss"] for line in read_metrics(path / "metrics.jsonl")] for path in (tmp_path, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.everywhere
 def test_metrics_have_every_field(whole):
-    lines = loop.read_metrics(whole / "metrics.jsonl")
+    lines = read_metrics(whole / "metrics.jsonl")
     schedule = make_schedule(CONFIG.optimizer, STEPS)
     assert [line["step"] for line in lines] == LOGGED
     for line in lines:
@@ -253,7 +254,7 @@ def scalars(directory):
 def test_tensorboard_shows_the_metrics(whole):
     expected = {
         (name, line["step"]): np.float32(value)
-        for line in loop.read_metrics(whole / "metrics.jsonl")
+        for line in read_metrics(whole / "metrics.jsonl")
         for name, value in line.items()
         if name != "step"
     }
@@ -276,7 +277,7 @@ def test_tensorboard_of_a_resumed_run_hides_the_steps_taken_twice(params, rows, 
 def test_the_first_batch_has_the_loss_of_its_rows(params, rows, mesh, tmp_path, boundaries, grad_accum):
     config = dataclasses.replace(CONFIG, grad_accum=grad_accum, log_every=1, document_boundaries=boundaries, seed=3)
     loop.train(params, MODEL, rows, config, tmp_path, mesh=mesh)
-    found = loop.read_metrics(tmp_path / "metrics.jsonl")[0]
+    found = read_metrics(tmp_path / "metrics.jsonl")[0]
     chosen = batch_indices(0, num_rows=22, batch_size=4, seed=3)
     batch = {"tokens": rows.tokens[chosen]} | ({"segment_ids": rows.segment_ids[chosen]} if boundaries else {})
     loss, targets = jax.jit(next_token_loss(decoder.Decoder(MODEL)))(params, batch)
@@ -601,7 +602,7 @@ def test_weights_and_biases_gets_the_metrics_and_goes_on_in_the_same_run(params,
         ("project", "abc", "my run"),
     ]
     assert begun[1]["config"]["optimizer"]["learning_rate"] == 1e-2
-    assert [line for _, line in logged] == loop.read_metrics(tmp_path / "metrics.jsonl")
+    assert [line for _, line in logged] == read_metrics(tmp_path / "metrics.jsonl")
     assert all(step == line["step"] for step, line in logged)
 
 
@@ -640,6 +641,6 @@ def test_utilisation_is_that_of_the_devices_peak():
 
 
 def test_broken_lines_of_metrics_are_left_out(tmp_path):
-    assert loop.read_metrics(tmp_path / "none.jsonl") == []
+    assert read_metrics(tmp_path / "none.jsonl") == []
     (tmp_path / "cut.jsonl").write_text(json.dumps({"step": 1}) + '\n{"st')
-    assert loop.read_metrics(tmp_path / "cut.jsonl") == [{"step": 1}]
+    assert read_metrics(tmp_path / "cut.jsonl") == [{"step": 1}]

@@ -15,6 +15,7 @@ from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.training import loop
 from selftrain_jax.training.checkpoint import restore_params
+from selftrain_jax.training.metrics import read_metrics
 from tests.training import test_loop
 from tests.training.test_loop import CONFIG, MODEL, STEPS, Killed, kill_at, make_params, make_rows
 from tests.waiting import HANGS, wait_until
@@ -86,7 +87,7 @@ def assert_same_run(found, whole, mesh):
     """Sums over devices round differently by some 1e-8, which Adam divides by no less than eps."""
     params = (restore_params(path / "checkpoints", MODEL, mesh, STEPS) for path in (found, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *params)
-    lines = [loop.read_metrics(path / "metrics.jsonl") for path in (found, whole)]
+    lines = [read_metrics(path / "metrics.jsonl") for path in (found, whole)]
     assert [line["step"] for line in lines[0]] == test_loop.LOGGED
     assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=1e-5)
 
@@ -109,7 +110,7 @@ def test_when_one_process_dies_the_other_ends_and_one_alone_can_go_on(whole, mes
     run = tmp_path / "run"
     (survivor, log), (victim, _) = workers = start(run, held_at=9)
     try:
-        wait_until(lambda: any(line["step"] >= 8 for line in loop.read_metrics(run / "metrics.jsonl")), survivor)
+        wait_until(lambda: any(line["step"] >= 8 for line in read_metrics(run / "metrics.jsonl")), survivor)
         victim.send_signal(signal.SIGKILL)
         assert survivor.wait(timeout=HANGS) == 1
         message = f": process 1 on {socket.gethostname()} is gone"  # in a step, or while it saved

@@ -12,7 +12,7 @@ from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import write_rows
 from selftrain_jax.lab.plant.sequences import NEUTRAL, NGRAM, PLACE, PlantedSequence, make_sequences, standing_in
 from selftrain_jax.lab.plant.settings import PlantConfig
-from selftrain_jax.models import hf
+from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
 
 PROBES = "probes.jsonl"
@@ -37,7 +37,7 @@ def write_planted_text(
       InputError: the text or the passages are too short, a sequence does not fit the context, or stands in the text by
         itself.
     """
-    model, tokenizer = hf.load_config(base), load_tokenizer(base)
+    model, tokenizer = load_config(base), load_tokenizer(base)
     check_tokenizer(model, tokenizer)
     if config.length + 1 > min(model.max_position, config.train.sequence_length):
         raise InputError(

@@ -21,17 +21,14 @@ from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params, param_shapes
 from selftrain_jax.models.files.checksums import checksums, first_other
-from selftrain_jax.models.files.dtypes import DTYPES, narrower
+from selftrain_jax.models.files.dtypes import narrower
+from selftrain_jax.models.files.fingerprints import RECORD, read_record
 from selftrain_jax.models.files.hf_config import write_config
 from selftrain_jax.models.files.tokenizer import copy_tokenizer
 
-_PARAMS, _RECORD = "params", "conversion.json"
+_PARAMS = "params"
 _LOADED = ("float32", "bfloat16", "float16")
 """Dtypes that checksums are noted in: arrays are cast while they are read."""
-
-
-def is_converted(directory: pathlib.Path) -> bool:
-    return (directory / _RECORD).is_file()
 
 
 def save(
@@ -65,20 +62,13 @@ def save(
             raise system_error(e) from None
         about = {"schema": 1, "dtype": dtype, "config": files.file_fingerprint(temporary / "config.json")}
         about["checksums"] = {name: _cast_checksums(params, name) for name in _LOADED}
-        files.write_json(temporary / _RECORD, about | record)
+        files.write_json(temporary / RECORD, about | record)
 
 
 def _cast_checksums(params: Params, dtype: str) -> list[int]:
     """Those of `params` as they are loaded in `dtype`."""
     with np.errstate(over="ignore"):  # refused where it is loaded
         return [int(checksums([leaf.astype(dtype)])[0]) for leaf in jax.tree.leaves(params)]
-
-
-def fingerprint(directory: pathlib.Path) -> str:
-    """That of the record, and of `config.json` where it was edited since; earlier versions did not note it."""
-    record, config = read_record(directory), files.file_fingerprint(directory / "config.json")
-    found = record["fingerprint"]
-    return found if record.get("config", config) == config else files.fingerprint([found, config])
 
 
 def system_error(error: Exception) -> OSError:
@@ -160,18 +150,3 @@ def check(directory: pathlib.Path, config: DecoderConfig) -> None:
                 f"{directory}: parameter {name} has shape {stored.get(name)}, but config.json asks for {leaf.shape}; "
                 "convert the model again"
             )
-
-
-def read_record(directory: pathlib.Path) -> dict[str, Any]:
-    """`conversion.json`; `InputError` when it is not one of `save`."""
-    path = directory / _RECORD
-    found = files.read_json(path, "conversion record")
-    if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
-        raise InputError(f"{path} has no 'fingerprint'; convert the model again")
-    if found.get("dtype", "float32") not in DTYPES:
-        raise InputError(f"{path}: dtype={found['dtype']!r} is none of {', '.join(DTYPES)}; convert the model again")
-    if not isinstance(found.get("checksums", {}), dict):
-        raise InputError(f"{path}: checksums are not those that a conversion notes; convert the model again")
-    if not isinstance(found.get("source", ""), str):
-        raise InputError(f"{path}: source={found['source']!r} must be a text; convert the model again")
-    return found

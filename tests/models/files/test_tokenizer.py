@@ -17,6 +17,7 @@ from selftrain_jax.core.settings import build
 from selftrain_jax.evaluation.settings import EvaluateSettings
 from selftrain_jax.evaluation.suite import begins_with_bos, read_inputs
 from selftrain_jax.models.files import tokenizer as files_tokenizer
+from selftrain_jax.models.files.fingerprints import vocabulary_input
 from selftrain_jax.models.files.tokenizer import (
     check_tokenizer,
     copy_tokenizer,
@@ -28,7 +29,6 @@ from selftrain_jax.models.files.tokenizer import (
     unknown_share,
     unknown_tokens,
 )
-from selftrain_jax.models.hf import vocabulary_input
 from selftrain_jax.models.verify import make_prompts
 from tests.shapes import ONE_LAYER
 
