@@ -62,8 +62,9 @@ def audit_text(
         counts = {name: dataclasses.asdict(count) for name, count in outcome.benchmarks.items()}
     if len(left_out) == len(documents):
         raise InputError(
-            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents, "
-            "none is left to train on: raise ngram or threshold, name benchmarks in count_only, or check their files"
+            f"the audit (ngram={config.ngram}, threshold={config.threshold}) flagged all {len(documents)} documents of "
+            f"{text.corpus or text.texts}, none is left to train on: raise ngram or threshold, name benchmarks in "
+            "count_only, or check their files"
         )
     found = {
         "ngram": config.ngram,

@@ -129,7 +129,7 @@ def find_leaks(
     Documents are read once, some at a time; 8 bytes are kept of each for every one of `known`.
 
     Args:
-      documents: have `id` and `text`; without `encode` their `tokens` are those of `tokenizer`.
+      documents: have `id` and `text`; without `encode` they are `data.records.Document`s in the tokens of `tokenizer`.
     """
     counts = [_Counts() for _ in known]
     for batch in _batches(documents):
@@ -158,7 +158,8 @@ def _read(batch: list[Any], unit: str, tokenizer: Any, encode: bool) -> list[np.
         return [characters(_plain(document.text)) for document in batch]
     if encode:
         return [np.array(ids, np.int32) for ids in encode_texts(tokenizer, [document.text for document in batch])]
-    return [document.tokens for document in batch]
+    # The token that ends a document is no text of it, and not among the tokens of a text that is encoded.
+    return [document.tokens[: -1 if document.stop_reason == "eos" else None] for document in batch]
 
 
 def _count(known: Known, counts: _Counts, ids: list[int], texts: list[np.ndarray], tokenizer: Any, show: int) -> None:

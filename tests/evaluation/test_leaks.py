@@ -145,11 +145,15 @@ def test_tokens_of_the_documents_are_taken_as_they_are(tokenizer):
     @dataclasses.dataclass
     class Sampled(Document):
         tokens: np.ndarray
+        stop_reason: str
 
     probes = [Probe(np.array([1, 2]), np.array([3, 4]))]
-    documents = [Sampled(0, "x", np.array([5, 1, 2, 3, 4, 5])), Sampled(1, "a b c d", np.array([5, 5]))]
+    documents = [
+        Sampled(0, "x", np.array([5, 1, 2, 3, 4, 5]), "length"),
+        Sampled(1, "a b c d", np.array([5, 5, 0]), "eos"),  # the token that ends a document is no text
+    ]
     (row,) = leaks.find_leaks(documents, leaks.known_probes(probes, tokenizer, 4, 0), tokenizer, encode=False)
-    assert row["leaking"] == 1 and row["shown"][0]["run"] == "a b c d"
+    assert row["leaking"] == 1 and row["shown"][0]["run"] == "a b c d" and row["size"] == 8
 
 
 def test_references_that_cannot_be_searched_are_named(tokenizer, tmp_path):
