@@ -2,6 +2,9 @@
 
 In a job of several processes, process 0 alone reads and writes the records of stages and decides; the others hear from
 it what to do, since what one host writes may reach another's view of a network file system late.
+
+What stages work with is imported here already, though none of it is named: a run of hours is of one version of the
+package, also where that is updated meanwhile.
 """
 
 import json
@@ -14,7 +17,12 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, write_atomic
 from selftrain_jax.core.records import plain, write_record
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
+from selftrain_jax.data import generate  # noqa: F401
 from selftrain_jax.distributed import job, preemption
+from selftrain_jax.lab import pretrain  # noqa: F401
+from selftrain_jax.lab.plant import text  # noqa: F401
+from selftrain_jax.report import page  # noqa: F401
+from selftrain_jax.run import known_text, measure, relearn  # noqa: F401
 from selftrain_jax.run.stages import (
     Stage,
     check,

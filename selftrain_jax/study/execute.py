@@ -1,4 +1,7 @@
-"""Doing a study: its units one after the other, by one process or several (shards), and its page at the end."""
+"""Doing a study: its units one after the other, by one process or several (shards), and its page at the end.
+
+What the stages of a study work with is imported here already, as `run.execute` does it.
+"""
 
 import contextlib
 import functools
@@ -17,9 +20,10 @@ from selftrain_jax.distributed.mesh import configure_jax, describe
 from selftrain_jax.report.page import write_study_report
 from selftrain_jax.report.study_tables import format_study
 from selftrain_jax.report.tables import terminal_columns
-from selftrain_jax.run import execute, stages
+from selftrain_jax.run import execute, export, stages  # noqa: F401
 from selftrain_jax.run.checks import check_attention
 from selftrain_jax.run.pipeline import save_config
+from selftrain_jax.study import noise, proxies  # noqa: F401
 from selftrain_jax.study.checks import check_study
 from selftrain_jax.study.collect import study_data
 from selftrain_jax.study.expand import Study

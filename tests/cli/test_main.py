@@ -1,5 +1,7 @@
+import ast
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
@@ -72,6 +74,21 @@ def loaded(*arguments):
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]], ids=" ".join)
 def test_help_loads_no_library(arguments):
     assert loaded(*arguments) == []
+
+
+def test_a_run_loads_all_that_its_stages_work_with_before_the_first():
+    """Else a package that is updated meanwhile would go on as another one."""
+    late = set()
+    for path in [*(ROOT / "selftrain_jax" / "run").glob("*.py"), *(ROOT / "selftrain_jax" / "study").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("selftrain_jax.") and node.col_offset:
+                late |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    late = {name for name in late if importlib.util.find_spec(name.rpartition(".")[0]).submodule_search_locations}
+    late = {name for name in late if importlib.util.find_spec(name)} - {"selftrain_jax.evaluation.harness"}  # an extra
+    assert len(late) > 10
+    code = f"import sys, selftrain_jax.study.execute; print(sorted({late!r} - set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.mark.everywhere
