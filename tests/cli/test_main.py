@@ -224,8 +224,8 @@ def test_leaks_of_a_corpus_are_told_with_the_documents(tmp_path, capsys):
     options = (known, f"--probes={tmp_path / 'probes.jsonl'}", f"--tokenizer={model}", "--tokens=3", "--characters=7")
     assert run("leaks", corpus, *options, f"--out={tmp_path / 'found.json'}") == 0
     out = capsys.readouterr().out
-    # 15 tokens with the ends of documents: two leaks are 133,333 in a million.
-    assert "known.txt, tokens: 2 of 3 documents repeat 3 or more; per million tokens 133333.33" in " ".join(out.split())
+    # 12 tokens without the ends of documents: two leaks are 166,667 in a million.
+    assert "known.txt, tokens: 2 of 3 documents repeat 3 or more; per million tokens 166666.67" in " ".join(out.split())
     assert "known.txt, characters: 1 of 3 documents repeat 7 or more" in " ".join(out.split())
     assert "document 2, 5 tokens from 0 on: ... >>b c b b c<< a" in " ".join(out.split())
     assert "probes, 8 repeats, tokens: 1 of 3 documents repeat 3 or more" in " ".join(out.split())
