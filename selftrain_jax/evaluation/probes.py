@@ -222,6 +222,9 @@ def dataset_probes(
         raise InputError(
             f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set"
         )
+    for name in columns.keys() & {"index", "tokens"}:
+        if len(alike := [column for column in data.column_names if column.lower() == name]) > 1:
+            raise InputError(f"probe data set {source} has the columns {' and '.join(alike)}; rename one of them")
     chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
     for number, row in zip(chosen, stored_rows(data.select(chosen), [columns["index"], columns["tokens"]])):
         ids = row[columns["tokens"]]

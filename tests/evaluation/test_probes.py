@@ -187,6 +187,18 @@ def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, tokenizer_pair, e
     assert line.startswith(f"selftrain: error: pairs of texts {path}")
 
 
+def test_a_table_whose_checksums_do_not_hold_is_refused(tmp_path, tokenizer_pair):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, plain = (
+        tmp_path / "pairs.parquet",
+        {"compression": "none", "use_dictionary": False, "write_statistics": False},
+    )
+    parquet.write_table(pyarrow.table({"prefix": ["aa"], "suffix": ["cc"]}), path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"cc", b"ca"))
+    with pytest.raises(InputError, match="pairs.parquet cannot be read: .*checksum"):
+        text_probes(path, str(tmp_path / "new"), tmp_path / "out.jsonl")
+
+
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, tokenizer_pair):
     old, _ = tokenizer_pair
     ids = np.array([[old["a"], old["c"]]])
@@ -346,6 +358,10 @@ def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match="no column 'index' .its columns: text"):
         dataset_probes(str(tmp_path / "texts"), "train", tmp_path / "out.jsonl")
+    twice = {"index": [1], "tokens": [[1] * 64], "Tokens": [[2] * 64]}
+    datasets.Dataset.from_dict(twice).save_to_disk(tmp_path / "twice")
+    with pytest.raises(InputError, match="the columns tokens and Tokens; rename one of them"):
+        dataset_probes(str(tmp_path / "twice"), "train", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
 
