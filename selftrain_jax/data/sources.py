@@ -340,7 +340,7 @@ def _left_out(parquet: Any, files: Sequence[pathlib.Path]) -> int:
 
 def _parquet_rows(parquet: Any, name: str, files: Sequence[pathlib.Path], field: str) -> Iterator[dict[str, Any]]:
     for file in files:
-        with parquet.ParquetFile(file) as table:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             _check_field(f"import source {name}, {file.name}", field, table.schema_arrow.names)
             for batch in table.iter_batches(_BATCH, columns=[field]):
                 yield from batch.to_pylist()

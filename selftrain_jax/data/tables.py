@@ -30,7 +30,7 @@ def read_table(
     else:
         try:
             table = (_parquet if has_ending(path, (".parquet",)) else _csv)(path, texts)
-        except (pa.ArrowException, UnicodeDecodeError) as e:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as e:  # OSError: of checksums that do not hold, too
             raise InputError(f"{what} {path} cannot be read: {one_line(e)[:200]}") from None
         names = table.column_names
         if twice := [name for name in names if names.count(name) > 1]:  # of which a row would have the last alone
@@ -45,7 +45,7 @@ def read_table(
 
 
 def _parquet(path: os.PathLike, texts: Collection[str]) -> pa.Table:
-    return pyarrow.parquet.read_table(path)
+    return pyarrow.parquet.read_table(path, page_checksum_verification=True)
 
 
 def _csv(path: os.PathLike, texts: Collection[str]) -> pa.Table:

@@ -71,11 +71,13 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
 
 def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: int) -> list[Known]:
     """The sequences of probes (prefix and suffix), by group, and those of several groups together (""). Where a
-    sequence is shorter than the run that counts, the shortest one is that run."""
+    sequence is shorter than the run that counts, the shortest one is that run. Of a character that an end of one cuts
+    in two, which no text holds so, there is nothing in its characters."""
     found, groups = [], list(dict.fromkeys(probe.group for probe in probes))
     for group in [*groups, *[""] * (len(groups) > 1)]:
         ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if group in ("", p.group)]
-        texts = list(map(_plain, tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)))
+        decoded = tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)
+        texts = [_plain(text.strip("\ufffd") or text) for text in decoded]
         least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
         found += _known("probes", group, texts, lambda: ids, *least)
     return found

@@ -217,11 +217,11 @@ def held_out(
     """By size n, bool `[n]`: no run of n words of the probe (prefix and suffix together) stands in a document.
 
     Words are those of the audit (`data.audit.words`) in the decoded text, so that the filter is the same under every
-    tokenizer; one that a probe's end cuts in two matches nothing. The usual sizes are 8 (strict) and 13 (Brown et al.
-    2020, arXiv 2005.14165, appendix C); None asks for the least, that the whole suffix does not occur, token by token.
-    So are probes compared whole whose text has fewer than n words, or none, as ids without a text may. Hashes of 64
-    bits stand in for n-grams: a chance collision can only call a probe seen that was not, once in about 10^10 probes at
-    10^9 training tokens.
+    tokenizer; one that a probe's end cuts in two matches nothing. So a probe that may have fewer than n whole words is
+    compared whole as well, token by token: it may have no word at all, as ids without a text. The usual sizes are 8
+    (strict) and 13 (Brown et al. 2020, arXiv 2005.14165, appendix C); None asks for the least, that the whole suffix
+    does not occur, token by token. Hashes of 64 bits stand in for n-grams: a chance collision can only call a probe
+    seen that was not, once in about 10^10 probes at 10^9 training tokens.
 
     Args:
       documents: token ids of each, as the model reads them; some are held at once.
@@ -235,11 +235,12 @@ def held_out(
 
     of_probes = [np.array([known.setdefault(w, len(known)) for w in found], np.int64) for found in words_of(wholes)]
     in_words = {n: np.array([n is not None and len(ids) >= n for ids in of_probes], bool) for n in sizes}
+    whole = {n: np.array([n is None or len(ids) < n + 2 for ids in of_probes], bool) for n in sizes}  # of two ends
     by_words = {n: _Sought([ids for ids, yes in zip(of_probes, in_words[n]) if yes], n) for n in sizes}
     by_tokens = {}
     for n in sizes:
         tokens = [p.suffix for p in probes] if n is None else wholes
-        by_tokens[n] = _Sought([ids for ids, yes in zip(tokens, in_words[n]) if not yes])
+        by_tokens[n] = _Sought([ids for ids, yes in zip(tokens, whole[n]) if yes])
     documents = iter(documents)
     while batch := list(itertools.islice(documents, _AT_ONCE)):
         # All other words are one that no probe has.
@@ -250,7 +251,8 @@ def held_out(
     found = {}
     for n in sizes:
         clean = np.ones(len(probes), bool)
-        clean[in_words[n]], clean[~in_words[n]] = by_words[n].absent, by_tokens[n].absent
+        clean[in_words[n]] = by_words[n].absent
+        clean[whole[n]] &= by_tokens[n].absent
         found[n] = clean
     return found
 

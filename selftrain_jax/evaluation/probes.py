@@ -32,7 +32,8 @@ def convert_arrays(
     """Re-tokenizes the (prefix, suffix) token arrays of an extraction benchmark and writes them as a probe file.
 
     Made for google-research/lm-extraction-benchmark, whose arrays hold GPT-2 ids. A pair is dropped when the text of
-    its halves, tokenized together, does not fall apart at the same place: its boundary would lie inside a token.
+    its halves, tokenized together, does not fall apart at the same place: its boundary would lie inside a token. So is
+    one that begins, ends or is cut within a character: it has no text.
 
     Args:
       prefixes, suffixes: `.npy` files of int ids, [n, length] each.
@@ -52,18 +53,15 @@ def convert_arrays(
             continue
         raise InputError(f"{path} holds the id {ids[strange].max()}, which the tokenizer of {source} does not have")
 
-    texts = [old.batch_decode(ids, clean_up_tokenization_spaces=False) for ids in arrays]
-    warn_of_unknown(f"text of {prefixes} and {suffixes}", new, [text for half in texts for text in half])
-    joined = encode_all(new, [a + b for a, b in zip(*texts)])
-    rows: list[dict[str, Any]] = [
-        {"prefix": prefix, "suffix": suffix}
-        for prefix, suffix, whole in zip(*(encode_all(new, half) for half in texts), joined)
-        if prefix and suffix and prefix + suffix == whole
-    ]
+    pairs = [_halves(old, before, before + after) for before, after in zip(*(ids.tolist() for ids in arrays))]
+    whole = [pair for pair in pairs if pair is not None]
+    warn_of_unknown(f"text of {prefixes} and {suffixes}", new, [text for pair in whole for text in pair])
+    found = _at_the_border(new, [before for before, _ in whole], [before + after for before, after in whole])
+    rows = [{"prefix": cut[0], "suffix": cut[1]} for cut in found if cut is not None]
     if not rows:
         raise InputError(f"no pair of {prefixes} and {suffixes} keeps its boundary under the tokenizer of {target}")
     write_jsonl(out, rows)
-    return {"read": len(joined), "written": len(rows), "dropped": len(joined) - len(rows)}
+    return {"read": len(pairs), "written": len(rows), "dropped": len(pairs) - len(rows)}
 
 
 def text_probes(path: str | os.PathLike, target: str, out: str | os.PathLike) -> dict[str, int]:
@@ -95,11 +93,11 @@ def text_probes(path: str | os.PathLike, target: str, out: str | os.PathLike) ->
     prefixes, wholes = [row["prefix"] for row in rows], [row["prefix"] + row["suffix"] for row in rows]
     warn_of_unknown(f"pairs of texts {path}", tokenizer, wholes)
     written, broken = [], []
-    for number, (row, *ids) in enumerate(zip(rows, *(encode_all(tokenizer, texts) for texts in (prefixes, wholes))), 1):
-        prefix, suffix = ids[0], ids[1][len(ids[0]) :]
-        if not (prefix and suffix and prefix + suffix == ids[1]):
+    for number, (row, cut) in enumerate(zip(rows, _at_the_border(tokenizer, prefixes, wholes)), 1):
+        if cut is None:
             broken.append(number)
             continue
+        prefix, suffix = cut
         about = {name: row[name] for name in _ABOUT if name in row}
         if "repeats" in row:
             about.setdefault("group", f"repeats={row['repeats']}")
@@ -115,6 +113,23 @@ def text_probes(path: str | os.PathLike, target: str, out: str | os.PathLike) ->
         warnings.warn(InputWarning(f"{what}; they are left out"), stacklevel=2)
     write_jsonl(out, written)
     return {"read": len(rows), "written": len(written), "dropped": len(broken)}
+
+
+def _halves(tokenizer: Any, prefix: list[int], whole: list[int]) -> tuple[str, str] | None:
+    """The text of `prefix`, and what follows it in that of `whole`: a SentencePiece tokenizer decodes the rest alone
+    without the space before it. None where an end or the border lies within a character."""
+    texts = tokenizer.batch_decode([prefix, whole], clean_up_tokenization_spaces=False)
+    for ids, text in zip((prefix, whole), texts):
+        if "\ufffd" in text and encode_all(tokenizer, [text])[0] != ids:  # a text may hold that character itself
+            return None
+    return (texts[0], texts[1].removeprefix(texts[0])) if texts[1].startswith(texts[0]) else None
+
+
+def _at_the_border(tokenizer: Any, prefixes: list[str], wholes: list[str]) -> list[tuple[list[int], list[int]] | None]:
+    """The tokens of each whole text, cut where those of its prefix end; None where they do not, or a half has none."""
+    found = zip(*(encode_all(tokenizer, texts) for texts in (prefixes, wholes)))
+    cut = [(before, whole[len(before) :], whole) for before, whole in found]
+    return [(a, b) if a and b and a + b == whole else None for a, b, whole in cut]
 
 
 def window_probes(
@@ -207,6 +222,9 @@ def dataset_probes(
         raise InputError(
             f"probe data set {source}: no column {missing[0]!r} (its columns: {known}); name another data set"
         )
+    for name in columns.keys() & {"index", "tokens"}:
+        if len(alike := [column for column in data.column_names if column.lower() == name]) > 1:
+            raise InputError(f"probe data set {source} has the columns {' and '.join(alike)}; rename one of them")
     chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
     for number, row in zip(chosen, stored_rows(data.select(chosen), [columns["index"], columns["tokens"]])):
         ids = row[columns["tokens"]]

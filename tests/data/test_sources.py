@@ -177,6 +177,15 @@ def test_a_column_twice_is_refused(tmp_path):
         texts(tmp_path)
 
 
+def test_a_table_whose_checksums_do_not_hold_is_refused(tmp_path):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    path, plain = tmp_path / "a.parquet", {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    parquet.write_table(pyarrow.table({"text": ["it rains"]}), path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"rains", b"raids"))
+    with pytest.raises(InputError, match="item 1: damaged .*checksum"):
+        texts(tmp_path)
+
+
 def test_a_file_of_two_splits_is_refused(tmp_path):
     write_file(tmp_path / "train_test.jsonl", ["a"])
     with pytest.raises(InputError, match="train_test.jsonl names the splits test, train; rename it"):

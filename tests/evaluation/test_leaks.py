@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_jsonl
@@ -124,6 +125,20 @@ def test_planted_sequences_are_told_by_group_and_short_ones_count_whole(tokenize
     assert (planted["least"], planted["leaking"], planted["runs"], planted["most"]) == (4, 3, 3, 5)
     assert (never["least"], never["leaking"], never["most"]) == (6, 0, 2) and never["high"] > 0.4
     assert (every["leaking"], every["most"]) == (3, 5) and [one["id"] for one in every["shown"]] == [0, 1, 3]
+
+
+def test_a_sequence_that_begins_and_ends_within_characters_is_found(tmp_path):
+    level = tokenizers.pre_tokenizers.ByteLevel
+    vocab = {character: i for i, character in enumerate(sorted(level.alphabet()))}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer, backend.decoder = level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, text = load_tokenizer(tmp_path), "\u65e5\u672c\u8a9e\u306e\u672c"  # of three bytes a character
+    [ids] = encode_texts(tokenizer, [text])
+    for begin, end, whole in ((0, 15, 5), (1, 15, 4), (2, 14, 3), (3, 13, 3), (1, 2, 1)):
+        probe = Probe(np.array(ids[begin:end][:1]), np.array(ids[begin:end][1:], np.int32))
+        [row] = leaks.find_leaks([Document(0, f"a{text}b")], leaks.known_probes([probe], tokenizer, 0, 200), tokenizer)
+        assert (row["least"], row["leaking"]) == (whole, int(end - begin > 3))
 
 
 def test_a_run_that_several_groups_hold_is_one_run_of_all(tokenizer):

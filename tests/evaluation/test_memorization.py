@@ -1,4 +1,5 @@
 import functools
+import itertools
 import json
 
 import numpy as np
@@ -167,6 +168,13 @@ class Words:
         return [" ".join(text) for text in words]
 
 
+class Cut(Words):
+    """Words of two tokens, of which even ids are the first."""
+
+    def batch_decode(self, sequences, **_):
+        return ["".join(" " * (i % 2 == 0) + f"x{i}" for i in ids) for ids in sequences]
+
+
 def held_out(probes, texts, n=8, tokenizer=Words()):
     return memorization.held_out(probes, texts, tokenizer, (n,))[n]
 
@@ -179,6 +187,15 @@ def test_held_out_counts_words_whatever_the_tokenizer():
         for shared, clean in ((4, True), (7, True), (8, False)):
             document = np.concatenate([ids[: shared * size], np.full(4 * size, 7)])
             assert held_out([probe], [document], 8, Words(size)).tolist() == [clean]
+
+
+def test_a_probe_that_is_cut_within_words_is_no_held_out_part_of_its_own_text():
+    text = np.arange(100, 140)
+    for begin, size in itertools.product((0, 1), range(2, 30)):
+        window = text[begin : begin + size]
+        assert held_out([Probe(window[:1], window[1:])], [text], 8, Cut()).tolist() == [False]
+        if size < 16:  # fewer than 8 whole words
+            assert held_out([Probe(window[:1], window[1:])], [window[:-1]], 8, Cut()).tolist() == [True]
 
 
 def test_probes_without_words_are_compared_whole_by_their_tokens():

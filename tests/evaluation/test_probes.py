@@ -45,6 +45,62 @@ def test_pairs_are_retokenized_and_split_boundaries_dropped(tmp_path, tokenizer_
     assert rows == [{"prefix": [new["a"], new["b"], new["a"]], "suffix": [new["c"], new["a"], new["b"]]}]
 
 
+def save_sentencepiece(directory, words):
+    """A tokenizer as Llama's: a space is a part of the word after it, and none is decoded before a whole text."""
+    tokens = ["<unk>", *dict.fromkeys("".join(words)), "\u2581"]
+    merges = []
+    for word in words:
+        pieces = ["\u2581" + word[:n] for n in range(1, len(word) + 1)]
+        merges += [(before, after[-1]) for before, after in zip(["\u2581", *pieces], pieces)]
+        tokens += pieces
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    model = tokenizers.models.BPE(vocab=vocab, merges=list(dict.fromkeys(merges)), unk_token="<unk>")
+    tokenizer, (normalizers, decoders) = tokenizers.Tokenizer(model), (tokenizers.normalizers, tokenizers.decoders)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
+
+
+def save_bytes(directory):
+    """A tokenizer of one token per byte."""
+    level = tokenizers.pre_tokenizers.ByteLevel
+    vocab = {character: i for i, character in enumerate(sorted(level.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return tokenizer
+
+
+def test_the_space_at_a_border_is_kept_where_a_tokenizer_decodes_none_before_a_text(tmp_path):
+    old, new = save_sentencepiece(tmp_path / "old", ["the", "cat", "on", "mat"]), save_bytes(tmp_path / "new")
+    ids = old.encode("the cat on the mat").ids
+    np.save(tmp_path / "p.npy", [ids[:3]])
+    np.save(tmp_path / "s.npy", [ids[3:]])
+    for target, tokenizer in (("new", new), ("old", old)):
+        arguments = (tmp_path / "p.npy", tmp_path / "s.npy", str(tmp_path / "old"), str(tmp_path / target))
+        assert convert_arrays(*arguments, tmp_path / "out.jsonl")["dropped"] == 0
+        [row] = rows_of(tmp_path / "out.jsonl")
+        assert tokenizer.decode(row["prefix"]) == "the cat on"
+        assert row["prefix"] + row["suffix"] == tokenizer.encode("the cat on the mat").ids
+    assert row == {"prefix": ids[:3], "suffix": ids[3:]}
+
+
+@pytest.mark.parametrize("at, until, kept", [(1, None, True), (4, None, True), (2, None, False), (1, 3, False)])
+@pytest.mark.parametrize("text", ["a\u20acb", "a\ufffdb"])  # the second is no half character: it stands there
+def test_pairs_that_are_cut_within_a_character_are_dropped(tmp_path, text, at, until, kept):
+    tokenizer = save_bytes(tmp_path / "bytes")
+    ids = tokenizer.encode(text).ids[:until]  # of one, three and one byte
+    for name, half, whole in (("p", ids[:at], [0] * at), ("s", ids[at:], [0] * len(ids[at:]))):
+        np.save(tmp_path / f"{name}.npy", [half, whole])  # the second is a pair without fault
+    model, out = str(tmp_path / "bytes"), tmp_path / "out.jsonl"
+    counts = convert_arrays(tmp_path / "p.npy", tmp_path / "s.npy", model, model, out)
+    assert counts == {"read": 2, "written": 1 + kept, "dropped": 1 - kept}
+    assert [row["prefix"] + row["suffix"] for row in rows_of(out)] == [ids] * kept + [[0] * len(ids)]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_pairs_of_texts_become_probes_and_borders_within_a_token_are_named(tmp_path, tokenizer_pair, ending):
     _, new = tokenizer_pair  # which merges b and c
@@ -129,6 +185,18 @@ def test_a_table_that_is_none_is_refused_in_one_line(tmp_path, tokenizer_pair, e
     assert main(["probes", f"--pairs={path}", f"--target={tmp_path / 'new'}", f"--out={tmp_path / 'out.jsonl'}"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"selftrain: error: pairs of texts {path}")
+
+
+def test_a_table_whose_checksums_do_not_hold_is_refused(tmp_path, tokenizer_pair):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, plain = (
+        tmp_path / "pairs.parquet",
+        {"compression": "none", "use_dictionary": False, "write_statistics": False},
+    )
+    parquet.write_table(pyarrow.table({"prefix": ["aa"], "suffix": ["cc"]}), path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"cc", b"ca"))
+    with pytest.raises(InputError, match="pairs.parquet cannot be read: .*checksum"):
+        text_probes(path, str(tmp_path / "new"), tmp_path / "out.jsonl")
 
 
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, tokenizer_pair):
@@ -290,6 +358,10 @@ def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "texts")
     with pytest.raises(InputError, match="no column 'index' .its columns: text"):
         dataset_probes(str(tmp_path / "texts"), "train", tmp_path / "out.jsonl")
+    twice = {"index": [1], "tokens": [[1] * 64], "Tokens": [[2] * 64]}
+    datasets.Dataset.from_dict(twice).save_to_disk(tmp_path / "twice")
+    with pytest.raises(InputError, match="the columns tokens and Tokens; rename one of them"):
+        dataset_probes(str(tmp_path / "twice"), "train", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
 

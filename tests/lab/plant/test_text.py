@@ -152,7 +152,7 @@ def test_a_passage_that_stands_in_the_text_is_named(world, tmp_path):
     few = dataclasses.replace(few, passages=str(world / "passages.jsonl"))
     refuses(
         lambda: write_planted_text(few, world, pathlib.Path, tmp_path / "y"),
-        "8 words in a row of passages number 0 (and 14 others) stand in the text by themselves",
+        "8 words in a row of passages number 0 (and 15 others) stand in the text by themselves",
     )
 
 
