@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import difflib
+import os
 from typing import Any, Sequence
 
 import numpy as np
@@ -32,15 +33,23 @@ def approximate_match(probes: Sequence[Probe], continuations: Sequence[np.ndarra
 
     Exact match is blind to a changed comma; Ippolito et al. (2023, arXiv 2210.17546) count a continuation as memorized
     when its BLEU with the true one exceeds 0.75. BLEU is over words (text between white space), the edit distance over
-    characters, the longest common substring over tokens.
+    characters, the longest common substring over tokens. Texts are what follows the prefix's: a SentencePiece tokenizer
+    decodes a suffix alone without the space before it.
     """
-    written = tokenizer.batch_decode([c.tolist() for c in continuations])
-    true = tokenizer.batch_decode([np.asarray(p.suffix).tolist() for p in probes])
+    prefixes = [np.asarray(p.prefix).tolist() for p in probes]
+    written = _following(tokenizer, prefixes, [c.tolist() for c in continuations])
+    true = _following(tokenizer, prefixes, [np.asarray(p.suffix).tolist() for p in probes])
     return ApproximateMatch(
         bleu=np.array([bleu(a.split(), b.split()) for a, b in zip(written, true, strict=True)]),
         edit_similarity=np.array([1 - normalized_edit_distance(a, b) for a, b in zip(written, true)]),
         common_run=np.array([_common_run(c, p.suffix) for p, c in zip(probes, continuations)]),
     )
+
+
+def _following(tokenizer: Any, prefixes: Sequence[list[int]], ids: Sequence[list[int]]) -> list[str]:
+    """The text that `ids` add to that of their prefix, with a character that the border cuts in two."""
+    before, whole = map(tokenizer.batch_decode, (prefixes, [a + b for a, b in zip(prefixes, ids, strict=True)]))
+    return [text[len(os.path.commonprefix([start, text])) :] for start, text in zip(before, whole)]
 
 
 def _common_run(a: np.ndarray, b: np.ndarray) -> int:

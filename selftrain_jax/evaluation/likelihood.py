@@ -276,13 +276,21 @@ def multiple_choice(
 
 
 def load_last_words(path: str | pathlib.Path) -> list[dict]:
-    """Rows with "text", of two words or more (the format of LAMBADA)."""
+    """Rows with "text", of two words or more (the format of LAMBADA).
+
+    Warns:
+      InputWarning: as the harness does, what stands behind the last space counts as the last word, and it is several.
+    """
     rows = list(read_rows(path, ("text",), "last-word file"))
     check_strings(rows, ("text",), f"last-word file {path}")
     for number, row in enumerate(rows, 1):
         # A line feed behind the last word would be asked for with it.
         if not all(map(has_text, row["text"].rpartition(" ")[::2])) or row["text"] != row["text"].rstrip():
             raise InputError(f"last-word file {path}, item {number}: text must be words, a space and the last word")
+    several = [n for n, row in enumerate(rows, 1) if len(row["text"].rpartition(" ")[2].split()) > 1]
+    if several:
+        what = f"{len(several)} of {len(rows)} items, first item {several[0]}, hold a line break or tab behind the last"
+        warnings.warn(f"last-word file {path}: {what} space: all behind it is asked for", InputWarning, stacklevel=2)
     warn_of_twins(f"last-word file {path}", [row["text"] for row in rows])
     if not rows:
         raise InputError(f"last-word file {path} holds no texts")

@@ -5,6 +5,8 @@ import string
 
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from selftrain_jax.evaluation.approximate import approximate_match, bleu, edit_distance, normalized_edit_distance
 from selftrain_jax.evaluation.memorization import Probe
@@ -103,3 +105,25 @@ def test_a_changed_word_is_memorized_approximately_and_another_text_is_not():
     assert found.memorized.tolist() == [True, True, False]
     assert found.bleu == pytest.approx([1, (10 / 11 * 9 / 10 * 8 / 9 * 7 / 8) ** 0.25, 0])
     assert found.edit_similarity[0] == 1 > found.edit_similarity[1] > 0.8 > found.edit_similarity[2]
+
+
+def test_a_missing_space_counts_where_a_tokenizer_decodes_a_suffix_alone_without_it():
+    """SentencePiece drops the space before a text, here before every suffix."""
+    spelled = tokenizers.Tokenizer(tokenizers.models.WordLevel({"\u2581the": 0, "\u2581cat": 1, "cat": 2}, "cat"))
+    spelled.decoder = tokenizers.decoders.Metaspace(prepend_scheme="always")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=spelled)
+    probe = Probe(np.array([0]), np.array([1, 0]))
+    found = approximate_match([probe] * 2, [np.array([1, 0]), np.array([2, 0])], tokenizer)
+    assert found.edit_similarity == pytest.approx([1, 7 / 8])  # " cat the" and "cat the"
+
+
+def test_a_character_that_the_border_cuts_in_two_is_the_suffixs():
+    level = tokenizers.pre_tokenizers.ByteLevel
+    spelled = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(sorted(level.alphabet()))}, []))
+    spelled.pre_tokenizer, spelled.decoder = level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=spelled)
+    first, *rest = tokenizer.encode("\u00e9abc")
+    _, other = tokenizer.encode("\u00e8")
+    probe = Probe(np.array([first]), np.array(rest))
+    found = approximate_match([probe] * 2, [np.array(rest), np.array([other, *rest[1:]])], tokenizer)
+    assert found.edit_similarity == pytest.approx([1, 3 / 4])

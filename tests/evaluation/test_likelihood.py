@@ -375,6 +375,13 @@ def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
     assert likelihood.load_multiple_choice(tmp_path / "own.json") == own
 
 
+def test_a_line_break_in_the_last_word_is_told(tmp_path):
+    rows = [{"text": "on a mat"}, {"text": "he said:\n\nyes"}, {"text": "on\na mat"}]
+    write_jsonl(tmp_path / "words.jsonl", rows)
+    with pytest.warns(InputWarning, match="words.jsonl: 1 of 3 items, first item 2, hold a line break or tab behind"):
+        assert likelihood.load_last_words(tmp_path / "words.jsonl") == rows
+
+
 def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
     """As the harness's LAMBADA: white space before the word is part of what is to be given."""
     write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": "on a hat"}, {"text": "up  it"}])
