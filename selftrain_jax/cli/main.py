@@ -16,7 +16,7 @@ from selftrain_jax.cli.options import STAGES, make_parser, task_options
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, told
 from selftrain_jax.core.files import at_home
-from selftrain_jax.core.storage import is_storage_error
+from selftrain_jax.core.storage import in_its_bucket, is_storage_error
 from selftrain_jax.distributed import preemption
 
 _WITH_CONFIG = {
@@ -70,18 +70,18 @@ def _run(argv: list[str]) -> int:
         with _one_line_warnings():
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
-        print(f"selftrain: error: {told(e)}", file=sys.stderr, flush=True)
+        print(f"selftrain: error: {_said(e)}", file=sys.stderr, flush=True)
         if argv[0] in ("run", *STAGES) and preemption.joining():
             _tell_job()
         return 2
     except RunStopped as e:
-        print(f"selftrain: stopped: {told(e)}", file=sys.stderr, flush=True)
+        print(f"selftrain: stopped: {_said(e)}", file=sys.stderr, flush=True)
         return e.exit_code
     except OSError as e:
         # A path that the system refuses: unreadable, too long, ...; or a full disk, which comes without a path.
         if e.filename is None and e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return _bucket_failed(e, argv)
-        where = f"{told(e.filename)}: " if e.filename else ""
+        where = f"{_said(e.filename)}: " if e.filename else ""
         print(f"selftrain: error: {where}{e.strerror}", file=sys.stderr)
         return 2
     except Exception as e:
@@ -90,6 +90,10 @@ def _run(argv: list[str]) -> int:
         outcome = "nothing was written" if argv[:1] and argv[0] in _TOOLS else "the same command goes on from here"
         print(f"selftrain: interrupted; {outcome}", file=sys.stderr)
         return 1
+
+
+def _said(message: object) -> str:
+    return told(in_its_bucket(str(message)))
 
 
 def _with_home(argument: str) -> str:
@@ -175,8 +179,8 @@ def _one_line_warnings() -> Iterator[None]:
 
         def show_one_line(message, category, *rest, **named):
             if issubclass(category, InputWarning):
-                print(f"selftrain: warning: {told(message)}", file=sys.stderr)
-                progress.note(f"warning: {message}")
+                print(f"selftrain: warning: {_said(message)}", file=sys.stderr)
+                progress.note(f"warning: {in_its_bucket(str(message))}")
             else:
                 show(told(message, keep="\n\t"), category, *rest, **named)
 

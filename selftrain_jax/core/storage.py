@@ -31,6 +31,7 @@ _LOGS = ("tensorboard", "profile", "wandb", CHECKPOINTS)
 _SMALL = 1 << 24
 """Bytes of a file whose contents are compared, not its size alone."""
 RECORDS = ("manifest.json", "started.json")
+_copies: dict[str, str] = {}  # the copies of this process -> the folders in buckets
 
 
 class Workdir:
@@ -48,6 +49,7 @@ class Workdir:
         if self._remote:
             self._check()
             self.local = _new_copy()
+            _copies[str(self.local)] = str(self.path)
             self._lock = threading.RLock()
             self._fetched: dict[str, str] = {}  # file below the folder -> what the bucket calls the version of our copy
             self._sent: dict[str, tuple[int, int]] = {}  # file -> time and size of the copy when both were the same
@@ -319,6 +321,13 @@ def is_storage_error(error: Exception) -> bool:
 
 
 _locks: list[IO] = []
+
+
+def in_its_bucket(text: str) -> str:
+    """`text` with the folder in the bucket where it names a copy on this machine, which goes with the process."""
+    for local, path in _copies.items():
+        text = text.replace(local, path)
+    return text
 
 
 def _new_copy() -> pathlib.Path:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -221,6 +222,20 @@ def test_what_others_leave_in_the_folder_for_temporary_files_is_neither_opened_n
 def test_a_bad_workdir_is_bad_input(bucket, workdir, message):
     with pytest.raises(InputError, match=message):
         Workdir(workdir)
+
+
+def test_a_file_is_named_as_it_stands_in_the_bucket(bucket, monkeypatch, capsys):
+    """Not by the copy on this machine, which is gone when the command ends."""
+    place = Workdir(bucket)
+
+    def fail(*args):
+        warnings.warn(f"{place.local}/lab is odd", InputWarning, stacklevel=1)
+        raise InputError(f"{place.local}/report/report.json is damaged")
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["status", f"--workdir={bucket}"]) == 2
+    wanted = f"selftrain: warning: {bucket}/lab is odd\nselftrain: error: {bucket}/report/report.json is damaged\n"
+    assert capsys.readouterr().err == wanted
 
 
 def test_without_its_library_the_command_says_what_to_install(monkeypatch, capsys):
