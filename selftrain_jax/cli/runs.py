@@ -61,7 +61,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
         if is_wanted("train") and any(stages.state(pipeline.home, stage) != "done" for stage in trained):
             checks.check_attention(pipeline)
             check_no_pattern(pipeline.home)
-        for name in reversed(stages.outdated(pipeline.home, plan)) if redo else ():
+        anew = list(stages.outdated(pipeline.home, plan)) if redo else []
+        if "lab/world" not in anew:
+            checks.check_made(pipeline)
+        for name in reversed(anew):
             pipeline.place.keep_until_redone(name)
         stages.check(pipeline.home, plan, is_wanted)
         with contextlib.suppress(InputError):  # none yet, or of another version

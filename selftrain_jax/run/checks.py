@@ -19,6 +19,8 @@ from selftrain_jax.models.ops import attention_implementation
 from selftrain_jax.run.known_text import known
 from selftrain_jax.run.measure import check_reference
 from selftrain_jax.run.names import LAB, MADE, PLANT, RunNames
+from selftrain_jax.run.sample import check_named
+from selftrain_jax.run.stages import manifest_path, read_manifest
 from selftrain_jax.run.summary import check_groups
 from selftrain_jax.sampling.sampler import check_length
 from selftrain_jax.training import loop
@@ -112,6 +114,13 @@ def check_lengths(run: RunNames) -> None:
         there = origin.corpus or origin.texts and run.path(origin.texts).is_file()
         if there and (reader / "tokenizer.json").is_file():
             check_budget(run.training_text(arm), reader, subset)
+
+
+def check_made(run: RunNames) -> None:
+    """Raises `InputError` for a setting that names what a lab that is there already has not made."""
+    if run.config.lab and manifest_path(run.home, "lab/world").is_file():
+        made = read_manifest(run.home, "lab/world")["files"]
+        check_named(run.config.lab.lineage(), run.references(), made)
 
 
 def check_attention(run: RunNames) -> None:

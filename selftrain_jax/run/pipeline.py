@@ -56,8 +56,7 @@ class Pipeline(RunNames):
             return []
         lineage, named = self.config.lab.lineage(), self.references()
         models = [name for name in lineage.models if f"{LAB}{name}" in named.values()]
-        files = {setting: value for setting, value in named.items() if value.removeprefix(LAB) not in lineage.models}
-        return list(lab_stages(lineage, "lab", lambda: self.mesh, models=models, files=files, saving=self.saving))
+        return list(lab_stages(lineage, "lab", lambda: self.mesh, models=models, files=named, saving=self.saving))
 
     def _sample(self, arm: str, source: str) -> Stage:
         after, sample = self.lab_stages(source), self.config.sample

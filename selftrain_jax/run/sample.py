@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from typing import TYPE_CHECKING, Any, Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.lab import world_files
@@ -30,17 +30,14 @@ def lab_stages(
     """`folder`/world, and `folder`/MODEL for each of `models`.
 
     Args:
-      files: setting -> file that it names; "lab:..." must be one of the world's files.
+      files: setting -> file or model that it names; "lab:..." must be one of the lab's.
       saving: gives, for a stage, the arguments of `pretrain_model` that say where its checkpoints go.
     """
     world = f"{folder}/world"
 
     def write(directory: pathlib.Path) -> None:
         world_files.write_world(lineage, directory)
-        for setting, path in files.items():
-            if path.startswith(LAB) and not (directory / path.removeprefix(LAB)).is_file():
-                made = sorted(str(file.relative_to(directory)) for file in directory.rglob("*.jsonl"))
-                raise InputError(f"setting {setting}={path!r}: the lab makes {', '.join([*lineage.models, *made])}")
+        check_named(lineage, files, (file.relative_to(directory).as_posix() for file in directory.rglob("*.jsonl")))
 
     yield Stage(world, lineage.world_settings(), (), write, functools.partial(world_files.world_inputs, lineage))
     for name in models:
@@ -54,6 +51,14 @@ def lab_stages(
         settings = dataclasses.asdict(lineage.models[name])
         progress = functools.partial(training_progress, epochs=lineage.models[name].train.epochs)
         yield Stage(f"{folder}/{name}", settings, (world,), pretrain, together=True, progress=progress)
+
+
+def check_named(lineage: LineageConfig, named: Mapping[str, str], made: Iterable[str]) -> None:
+    """Raises `InputError` for a setting in `named` that names, by "lab:...", neither a model nor a file in `made`."""
+    known = [*lineage.models, *sorted(file for file in made if file.endswith(".jsonl"))]
+    for setting, value in named.items():
+        if value.startswith(LAB) and value.removeprefix(LAB) not in known:
+            raise InputError(f"setting {setting}={value!r}: the lab makes {', '.join(known)}")
 
 
 def sample_stage(

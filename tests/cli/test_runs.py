@@ -6,7 +6,9 @@ import pathlib
 import pytest
 
 from selftrain_jax.cli import main as cli
+from selftrain_jax.cli.config import load_config
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import write_json
 from selftrain_jax.run import checks
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.stages import Stage
@@ -72,3 +74,14 @@ def test_a_first_run_that_is_refused_keeps_its_settings(selftrain, tmp_path):
     assert selftrain(f"--config={TINY}", "--config.evaluate.limit=3") == 2
     assert json.loads((tmp_path / "config.json").read_text())["evaluate"]["limit"] == 3
     assert selftrain("--config.evaluate.limit=2") == 0
+
+
+def test_a_file_that_a_finished_lab_has_not_is_refused_before_any_work(selftrain, tmp_path, capsys):
+    made = {value.removeprefix("lab:"): "" for value in Pipeline(load_config(TINY), tmp_path).references().values()}
+    (tmp_path / "lab/world").mkdir(parents=True)
+    write_json(tmp_path / "lab/world/manifest.json", {"files": made})
+    before = contents(tmp_path)
+    assert selftrain(f"--config={TINY}", "--config.leaks.references.known=lab:facts.jsonl") == 2
+    told = "setting leaks.references.known='lab:facts.jsonl': the lab makes base, other, control.jsonl, probes.jsonl, "
+    assert told in capsys.readouterr().err and contents(tmp_path) == before
+    assert selftrain(f"--config={TINY}", "--config.leaks.references.known=lab:control.jsonl") == 0
