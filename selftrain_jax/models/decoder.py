@@ -72,7 +72,7 @@ class Norm(nn.Module):
 
 
 class Affine(nn.Module):
-    """`einsum(equation, x, kernel) + bias`, every kernel axis named for sharding."""
+    """`einsum(equation, x, kernel) + bias`, axes named for sharding. The bias's gradient is summed in fp32."""
 
     equation: str
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class Affine(nn.Module):
         if not self.has_bias:
             return out
         shape, axes = self.shape[self.num_inputs :], self.axes[self.num_inputs :]
-        return out + self.param("bias", named(nn.initializers.zeros, axes), shape).astype(x.dtype)
+        return (out + self.param("bias", named(nn.initializers.zeros, axes), shape).astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nn.Module):

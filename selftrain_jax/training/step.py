@@ -115,7 +115,11 @@ def positions_in_segment(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, Any]]:
-    """`(params, batch) -> (loss sum, weight sum, gradient of the sum)`, over `grad_accum` equal slices of the batch."""
+    """`(params, batch) -> (loss sum, weight sum, gradient of the sum)`, over `grad_accum` equal slices of the batch.
+
+    Gradients of several slices are summed up, and given, in fp32 at least: a sum in bfloat16 stops growing when what is
+    added is 1/256 of it.
+    """
 
     def checked(params, batch):
         out = loss_fn(params, batch)
@@ -136,7 +140,7 @@ def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tupl
         def body(total, one):
             return jax.tree.map(jnp.add, total, whole(params, one)), None
 
-        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(lambda x: jnp.zeros_like(x, _at_least_fp32(x)), params))
         return jax.lax.scan(body, zero, slices)[0]
 
     return whole if grad_accum == 1 else sliced
@@ -183,14 +187,14 @@ def make_train_step(
         loss, weight, grads = loss_and_grad(state.params, batch)
         # In fp32, since weights add up to more than half precision holds; a batch without a target has no gradient.
         share = 1 / jnp.where(weight == 0, 1, weight)
-        grads = jax.tree.map(lambda g: (g * share).astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g, p: (g * share).astype(p.dtype), grads, state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss * share,
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
+            "grad_norm": _norm(grads),
+            "param_norm": _norm(params),
+            "update_norm": _norm(updates),
             "targets": weight,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -219,6 +223,14 @@ def make_train_step(
             return jitted_for(structure, held)(state, batch)
 
     return train_step_on_mesh
+
+
+def _at_least_fp32(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _norm(tree: Any) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(lambda x: x.astype(_at_least_fp32(x)), tree)).astype(jnp.float32)
 
 
 def _row_counts(batch: Batch) -> list[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ import pytest
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.models import hf, verify
-from selftrain_jax.models.decoder import Decoder, KVCache, continue_cached
+from selftrain_jax.models.decoder import Decoder, KVCache, continue_cached, param_shapes
 from selftrain_jax.models.families import PRESETS
 from selftrain_jax.models.files.hf_config import load_config, write_config
-from selftrain_jax.training.step import positions_in_segment
+from selftrain_jax.training.step import next_token_loss, positions_in_segment
 from tests.models.references import CASES, GPT2, MORE, PLAIN, SHAPE, reference
 
 EVERY_CASE = [*CASES, *(pytest.param(case, marks=pytest.mark.large) for case in MORE)]
@@ -119,6 +120,17 @@ def test_packed_documents_do_not_see_each_other(passes, case):
     np.testing.assert_allclose(packed[:, :CUT_AT], whole[:, :CUT_AT], rtol=0, atol=tolerance)
     np.testing.assert_allclose(packed[:, CUT_AT:], alone, rtol=0, atol=tolerance)
     assert np.abs(packed[:, CUT_AT:] - whole[:, CUT_AT:]).max() > 0.1
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_no_gradient_is_summed_in_half_precision(saved, case):
+    """Over all positions of a batch: CPUs do it in fp32 all the same, GPUs that add in bfloat16 do not."""
+    config = load_config(saved(case)[2])
+    loss, params = next_token_loss(Decoder(config, dtype=jnp.bfloat16)), param_shapes(config)
+    batch = {"tokens": TOKENS, "segment_ids": np.zeros_like(TOKENS)}
+    text = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, batch))
+    assert "f32" in text and "bf16" in text
+    assert not re.findall(r"bf16\[[\d,]*\] = (?:reduce_sum|scatter-add|cumsum)\b.*", text)
 
 
 @pytest.mark.parametrize("name", CASES)

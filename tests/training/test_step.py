@@ -102,6 +102,23 @@ def moved_leaves(state, expected):
     ]
 
 
+@pytest.mark.parametrize("grad_accum", [1, 512])
+def test_half_precision_adds_up_slices_and_norms_in_fp32(grad_accum):
+    """In bfloat16 256 + 1 is 256: the mean of 512 gradients of 1 would be a half, the norm of 1,024 entries 16."""
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(lambda w, batch: (jnp.sum(w * batch), batch.shape[0]), optimizer, grad_accum=grad_accum)
+    params = jnp.full(1024, 4, jnp.bfloat16)
+    state, metrics = step(TrainState.create(params, optimizer), jnp.ones((512, 1), jnp.bfloat16))
+    assert state.params.dtype == jnp.bfloat16 and (state.params == 3).all()
+    assert all(value.dtype == jnp.float32 for value in metrics.values())
+    assert {name: float(metrics[name]) for name in ("grad_norm", "update_norm", "param_norm", "targets")} == {
+        "grad_norm": 32,
+        "update_norm": 32,
+        "param_norm": 96,
+        "targets": 512,
+    }
+
+
 @pytest.mark.everywhere
 @pytest.mark.parametrize("grad_accum", [4, pytest.param(8, marks=pytest.mark.large)])
 def test_cutting_the_batch_changes_nothing(params, batches, plain, grad_accum):
