@@ -64,8 +64,9 @@ def absolute(path: str | os.PathLike) -> pathlib.PurePath:
 
 def check_no_pattern(path: str | os.PathLike) -> None:
     """Raises `InputError` where the whole of `path` reads as a pattern of file names: below it Orbax would look by that
-    pattern for what it has just written, find nothing, or files of others, and end without a word."""
-    if found := [c for c in "*?[" + "\\" * (os.sep == "/") if c in os.fspath(absolute(path))]:
+    pattern for what it has just written, find nothing, or files of others, and end without a word. And where it holds a
+    line feed, at which ArrayRecord ends a name."""
+    if found := [c for c in "*?[\n" + "\\" * (os.sep == "/") if c in os.fspath(absolute(path))]:
         raise InputError(f"{absolute(path)} holds {found[0]!r}, so that arrays cannot be stored below it: rename it")
 
 

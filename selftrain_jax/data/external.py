@@ -1,6 +1,7 @@
 """Text that any other generator wrote, as a corpus that a run can train on."""
 
 import contextlib
+import itertools
 import os
 from typing import Any, Iterator
 
@@ -60,6 +61,9 @@ def import_corpus(
 
     Warns:
       InputWarning: the tokenizer does not know part of the texts.
+
+    Raises:
+      InputError: the source cannot be read, changes meanwhile, or holds no text.
     """
     directory = files.user_path(directory)
     if limit is not None and limit < 1:
@@ -87,6 +91,7 @@ def import_corpus(
         with contextlib.closing(_documents(opened, field, ids, tokenizer, end, special)) as documents:
             for index, _ in writer.missing_shards():
                 writer.write_shard(index, next(documents))
+        opened.check_unchanged()
         manifest = writer.finalize(provenance)
     read = read_corpus(directory).take(evenly_spread(len(ids), UNKNOWN_SOUGHT))
     warn_of_unknown(opened.name, tokenizer, [document.text for document in read])
@@ -134,7 +139,10 @@ def _documents(
     kept = ((i, text) for i, text in enumerate(source.texts(field)) if has_text(text))
     with progress.bar(total=len(ids), desc="import", unit="doc") as bar:
         for start in range(0, len(ids), _SHARD_SIZE):
-            batch = [next(kept) for _ in ids[start : start + _SHARD_SIZE]]
+            wanted = ids[start : start + _SHARD_SIZE]
+            batch = list(itertools.islice(kept, len(wanted)))
+            if [i for i, _ in batch] != wanted:
+                source.check_unchanged()
             documents = []
             for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch])):
                 if not special.isdisjoint(tokens):

@@ -46,17 +46,27 @@ class Source:
     Attributes:
       name: as the user gave it.
       kind: "json", "jsonl", "tfds", "parquet" or "huggingface" (a folder that `save_to_disk` wrote).
-      fingerprint: hash of the data files.
+      files: those that hold the data.
       items: starts reading afresh at each call, which names the field that is wanted; an item is a text or a row of
         fields.
       details: what else is known, for example the version of a TFDS data set.
+      fingerprint: hash of the files as they were opened.
     """
 
     name: str
     kind: str
-    fingerprint: str
+    files: Sequence[str | os.PathLike]
     items: Callable[[str], Iterable[Any]]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "fingerprint", file_fingerprint(*self.files))
+
+    def check_unchanged(self) -> None:
+        """Raises `InputError` where the files are not those that were opened."""
+        if self.fingerprint != file_fingerprint(*self.files):
+            raise InputError(f"import source {self.name} changed while it was read: wait until it is written")
 
     def texts(self, field: str) -> Iterator[str]:
         """Yields the text of every item: the item itself, or its `field`.
@@ -80,9 +90,8 @@ class Source:
 
 def open_source(name: str | os.PathLike, split: str = "train") -> Source:
     """The source of that name: a file as `read_rows` takes it, a folder of JSON-lines or .parquet files, a Hugging Face
-    data set that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory".
-
-    Of a folder, `data_files` are read.
+    data set that `save_to_disk` wrote, "tfds:NAME/CONFIG:VERSION" or "tfds:/directory". Of a folder, `data_files` are
+    read.
 
     Raises:
       InputError: it is missing, broken or of no known kind, has no such split, or needs a library that is not
@@ -101,7 +110,7 @@ def open_source(name: str | os.PathLike, split: str = "train") -> Source:
     if split != "train":
         raise InputError(f"import split={split!r}: {name} is a single file without splits; leave split out")
     kind = "jsonl" if has_ending(path, LINES) else "json"
-    return Source(name, kind, file_fingerprint(path), lambda field: read_rows(path, (), "import source"))
+    return Source(name, kind, [path], lambda field: read_rows(path, (), "import source"))
 
 
 def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -195,7 +204,7 @@ def _tfds(name: str, split: str) -> Source:
             "prepare it as array_record files with TFDS where that works, then name its folder as tfds:/directory"
         ) from None
     details = {"name": builder.info.full_name, "version": str(builder.info.version)}
-    return Source(name, "tfds", file_fingerprint(*files), lambda field: records, details)
+    return Source(name, "tfds", files, lambda field: records, details)
 
 
 def _folder(name: str, path: pathlib.Path, split: str) -> Source:
@@ -203,7 +212,7 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
         data = saved_dataset(f"import source {name}", path, split)
         part = path / split if (path / "dataset_dict.json").is_file() else path
         files = [file for file in data_files(part) if file.suffix == ".arrow"]
-        return Source(name, "huggingface", file_fingerprint(*files), lambda field: _column(name, data, field))
+        return Source(name, "huggingface", files, lambda field: _column(name, data, field))
     found = data_files(path)
     for kind, endings in (("parquet", (".parquet",)), ("jsonl", LINES)):
         files = [file for file in found if has_ending(file, endings)]
@@ -218,17 +227,15 @@ def _folder(name: str, path: pathlib.Path, split: str) -> Source:
     _look_for_copies(f"import source {name}", chosen)
     rest += [file for file in found if has_ending(file, _DATA) and file.name not in _ABOUT and file not in files]
     if rest:
-        left = named([file.relative_to(path) for file in rest])
-        what = f"import source {name}: not read, since of no split or another kind: {left}"
-        warnings.warn(what, InputWarning, stacklevel=2)
+        what = f"not read, since of no split or another kind: {named([file.relative_to(path) for file in rest])}"
+        warnings.warn(f"import source {name}: {what}", InputWarning, stacklevel=2)
     if kind == "parquet":
         parquet = _parquet(name)
         if count := _left_out(parquet, chosen):
             what = f"import source {name}: {count:,} of its texts are marked left_out, by an audit, yet read, too"
             warnings.warn(InputWarning(f"{what}; to leave them out, write the rest to a file"), stacklevel=2)
-        return Source(name, kind, file_fingerprint(*chosen), lambda field: _parquet_rows(parquet, name, chosen, field))
-    rows = lambda field: (row for f in chosen for row in read_rows(f, (), "import source"))  # noqa: E731
-    return Source(name, kind, file_fingerprint(*chosen), rows)
+        return Source(name, kind, chosen, lambda field: _parquet_rows(parquet, name, chosen, field))
+    return Source(name, kind, chosen, lambda field: (row for f in chosen for row in read_rows(f, (), "import source")))
 
 
 def _of_split(
@@ -314,8 +321,8 @@ def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
                 f"{what}: {other.name} and {file.name} seem to be one file twice; remove one, or rename it"
             )
         if file.stat().st_size and (other := contents.setdefault(file_fingerprint(file), file)) != file:
-            warning = f"{what}: {file.name} holds the same as {other.name}, and its texts count again"
-            warnings.warn(warning, InputWarning, stacklevel=3)
+            same = f"{file.name} holds the same as {other.name}, and its texts count again"
+            warnings.warn(f"{what}: {same}", InputWarning, stacklevel=3)
 
 
 def _parquet(name: str) -> Any:
@@ -385,9 +392,8 @@ def datasets_library(what: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise InputError(
-            f"{what} needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
-        ) from None
+        text = f"{what} needs the Hugging Face `datasets` library: pip install 'selftrain_jax[datasets]'"
+        raise InputError(text) from None
     if int((version := datasets.__version__).split(".")[0]) < 4:
         raise InputError(f"datasets {version} may run a data set's code: pip install -U 'selftrain_jax[datasets]'")
     datasets.disable_progress_bars()

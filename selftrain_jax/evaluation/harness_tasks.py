@@ -69,7 +69,7 @@ def run(
 
     Raises:
       InputError: a task that the harness does not know, that runs code, or whose data cannot be had: before any device
-        work.
+        work. A task whose files change while it is measured.
     """
     from lm_eval import simple_evaluate
 
@@ -98,16 +98,19 @@ def run(
         model = make_model() if waiting else None
         for number, request in enumerate(waiting, 1):
             say(f"{request.label} ({number} of {len(waiting)})")
-            found = simple_evaluate(
-                model=model,
-                tasks=[request.name],
-                num_fewshot=request.num_fewshot,
-                limit=settings.limit,
-                bootstrap_iters=settings.bootstrap_iters,
-                task_manager=book.manager,
-                log_samples=False,
-                confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-            )
+            with book.reading(request.name):
+                found = simple_evaluate(
+                    model=model,
+                    tasks=[request.name],
+                    num_fewshot=request.num_fewshot,
+                    limit=settings.limit,
+                    bootstrap_iters=settings.bootstrap_iters,
+                    task_manager=book.manager,
+                    log_samples=False,
+                    confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+                )
+            if book.definition(request.name) != asked[request]["definition"]:
+                raise InputError(f"task {request.name}: its files changed while it was measured; do it again")
             done[request] = _plain({name: found[name] for name in _KEPT if name in found})
             write_record(_result_path(directory, asked[request]), {"key": asked[request]}, **done[request])
     return [

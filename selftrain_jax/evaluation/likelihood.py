@@ -20,6 +20,11 @@ Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list[TokenScores]]
 """`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also
 takes the keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
 
+_CONTEXT = ("passage", "context", "article", "paragraph", "story", "ctx")
+"""Fields in which data sets keep what a question is about."""
+_CHANCE = 1e-3
+"""With which the right choice is never the first where all places are as likely."""
+
 
 def summed_log_probs(scores: Sequence[TokenScores]) -> np.ndarray:
     """float64 `[n]`: log-probability in nats of everything that was scored of each sequence."""
@@ -174,6 +179,12 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     if repeated:
         what = f"{len(repeated)} of {len(rows)} items, first item {repeated[0]}, have the right choice twice"
         warnings.warn(f"question file {path}: {what}; the copies are left out", InputWarning, stacklevel=2)
+    if unread := [name for name in _CONTEXT if any(row.get(name) for row in rows)]:
+        what = f"question file {path}: the field {unread[0]!r} is not read; what the model shall see of it goes into"
+        warnings.warn(f"{what} the question", InputWarning, stacklevel=2)
+    if all(row["gold"] for row in rows) and np.prod([1 - 1 / len(row["choices"]) for row in rows]) < _CHANCE:
+        what = f"question file {path}: the first choice is never right; is gold counted from 1? It counts from 0"
+        warnings.warn(what, InputWarning, stacklevel=2)
     warn_of_twins(f"question file {path}", [(row["question"], *row["choices"]) for row in rows])
     if not rows:
         raise InputError(f"question file {path} holds no questions")
@@ -193,9 +204,10 @@ def alike(a: str, b: str) -> bool:
 def _of_targets(row: Any) -> Any:
     """A row of TruthfulQA with "choices" and "gold"; any other row as it is, one that has these already too."""
     targets = row.get("mc1_targets") if isinstance(row, dict) and not row.keys() & {"choices", "gold"} else None
-    if not isinstance(targets, dict) or list(targets.values()).count(1) != 1:
+    values = list(targets.values()) if isinstance(targets, dict) else []
+    if values.count(1) != 1 or values.count(0) != len(values) - 1:
         return row
-    return row | {"choices": list(targets), "gold": list(targets.values()).index(1)}
+    return row | {"choices": list(targets), "gold": values.index(1)}
 
 
 def choice_log_probs(
@@ -279,7 +291,7 @@ def load_last_words(path: str | pathlib.Path) -> list[dict]:
     """Rows with "text", of two words or more (the format of LAMBADA).
 
     Warns:
-      InputWarning: as the harness does, what stands behind the last space counts as the last word, and it is several.
+      InputWarning: what stands behind the last space, and is asked for, as in the harness, is no word, or several.
     """
     rows = list(read_rows(path, ("text",), "last-word file"))
     check_strings(rows, ("text",), f"last-word file {path}")
@@ -287,10 +299,11 @@ def load_last_words(path: str | pathlib.Path) -> list[dict]:
         # A line feed behind the last word would be asked for with it.
         if not all(map(has_text, row["text"].rpartition(" ")[::2])) or row["text"] != row["text"].rstrip():
             raise InputError(f"last-word file {path}, item {number}: text must be words, a space and the last word")
-    several = [n for n, row in enumerate(rows, 1) if len(row["text"].rpartition(" ")[2].split()) > 1]
-    if several:
-        what = f"{len(several)} of {len(rows)} items, first item {several[0]}, hold a line break or tab behind the last"
-        warnings.warn(f"last-word file {path}: {what} space: all behind it is asked for", InputWarning, stacklevel=2)
+    last = [row["text"].rpartition(" ")[2] for row in rows]
+    if other := [n for n, word in enumerate(last, 1) if len(word.split()) > 1 or not any(map(str.isalnum, word))]:
+        what = f"{len(other)} of {len(rows)} items, first item {other[0]}, have no word, or several, behind their last"
+        what += f" space ({last[other[0] - 1]!r}), and are asked for that"
+        warnings.warn(f"last-word file {path}: {what}", InputWarning, stacklevel=2)
     warn_of_twins(f"last-word file {path}", [row["text"] for row in rows])
     if not rows:
         raise InputError(f"last-word file {path} holds no texts")

@@ -3,10 +3,12 @@
 Importing this module does not need the harness; its functions do (extra `eval`).
 """
 
+import contextlib
 import dataclasses
 import difflib
 import glob
 import os
+import pathlib
 from typing import Any, Iterable, Iterator, Sequence
 
 from selftrain_jax.core import files
@@ -147,17 +149,41 @@ class TaskBook:
         """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name."""
         parts: list[Any] = []
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
-            settings = self._settings(leaf)
-            given = (settings.get("dataset_kwargs") or {}).get("data_files") or {}
-            given = given.values() if isinstance(given, dict) else [given]
-            named = [path for item in given for path in (item if isinstance(item, list) else [item])]
-            named += [(settings.get("dataset_kwargs") or {}).get("data_dir"), settings.get("dataset_path")]
+            data, code = self._data(leaf), []
             entry = self.manager.task_index.get(leaf)
             yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
             if isinstance(yaml_path, (str, os.PathLike)):
-                named.append(os.path.join(glob.escape(os.path.dirname(yaml_path)), "*.py"))
-            parts.append([settings, *(files.file_fingerprint(path) for item in named for path in _local_files(item))])
+                code = _local_files(os.path.join(glob.escape(os.path.dirname(yaml_path)), "*.py"))
+            parts.append([self._settings(leaf), *(files.file_fingerprint(path) for path in [*data, *code])])
         return files.fingerprint(parts)
+
+    def _data(self, leaf: str) -> list[str]:
+        """The files on this disk that a single task's settings name as its data."""
+        settings = self._settings(leaf)
+        given = (settings.get("dataset_kwargs") or {}).get("data_files") or {}
+        given = given.values() if isinstance(given, dict) else [given]
+        named = [path for item in given for path in (item if isinstance(item, list) else [item])]
+        named += [(settings.get("dataset_kwargs") or {}).get("data_dir"), settings.get("dataset_path")]
+        return [path for item in named for path in _local_files(item)]
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Within, the `datasets` library keeps what it prepares of a task whose data is all on this disk by contents.
+        By itself it tells files apart by path and time: of one that took another's place and time, as from an archive
+        or by `cp -p`, it would give the other's rows."""
+        data = [self._data(leaf) for leaf in self.leaves(name)]
+        if not data or not all(data):  # what comes from the hub is found offline where it was put
+            yield
+            return
+        from datasets import config
+
+        usual = config.HF_DATASETS_CACHE
+        contents = files.file_fingerprint(*(path for paths in data for path in paths))
+        config.HF_DATASETS_CACHE = pathlib.Path(usual) / "selftrain_jax" / contents
+        try:
+            yield
+        finally:
+            config.HF_DATASETS_CACHE = usual
 
     def load(self, name: str) -> dict[str, Any]:
         """The harness's task objects, by name; fetches their data.
@@ -166,9 +192,10 @@ class TaskBook:
           InputError: the data cannot be had, or a package that the task needs is missing.
         """
         try:
-            if hasattr(self.manager, "load"):
-                return self.manager.load([name])["tasks"]
-            return dict(_flat(self.manager.load_task_or_group([name])))  # 0.4.10
+            with self.reading(name):
+                if hasattr(self.manager, "load"):
+                    return self.manager.load([name])["tasks"]
+                return dict(_flat(self.manager.load_task_or_group([name])))  # 0.4.10
         except ImportError as e:
             raise InputError(f"task {name} needs a package that is not installed: {one_line(e)}") from None
         except Exception as e:  # of the harness, the data set library, the hub client, and of the task's own code

@@ -189,7 +189,7 @@ def _open(config: TextWorldConfig) -> Source:
     files = data_files(path) if os.path.isdir(path) else []
     if files and all(has_ending(file, (".txt",)) for file in files):
         texts = lambda field: (text for file in files for text in load_texts(file))  # noqa: E731
-        return Source(config.source, "txt", file_fingerprint(*files), texts)
+        return Source(config.source, "txt", files, texts)
     return open_source(config.source, config.split)
 
 

@@ -360,9 +360,10 @@ def test_status_tells_how_the_units_of_a_study_stand(tmp_path, capsys):
     assert loaded("status", f"--workdir={tmp_path}") == ["numpy"]
 
 
+@pytest.mark.parametrize("name", ["a[b]", "a\nb"])
 @pytest.mark.parametrize("command, config", [("run", "tiny.py"), ("study", "tiny_study.py")])
-def test_no_work_begins_where_arrays_cannot_be_stored(tmp_path, capsys, command, config):
-    workdir = tmp_path / "a[b]"
+def test_no_work_begins_where_arrays_cannot_be_stored(tmp_path, capsys, command, config, name):
+    workdir = tmp_path / name
     assert run(command, f"--config={pathlib.Path(TINY).with_name(config)}", f"--workdir={workdir}") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "so that arrays cannot be stored below it: rename it" in error and not workdir.exists()

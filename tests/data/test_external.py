@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import file_fingerprint, write_jsonl
-from selftrain_jax.data import clean
+from selftrain_jax.data import clean, external
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.external import import_corpus
 from selftrain_jax.data.settings import AuditConfig, SubsetConfig
@@ -380,6 +380,23 @@ def test_a_destination_in_use_stays_as_it_is(byte_tokenizer, tmp_path):
     (tmp_path / "empty").mkdir()
     import_corpus(jsonl(tmp_path), tmp_path / "empty", byte_tokenizer)
     check(tmp_path / "empty", byte_tokenizer)
+
+
+@pytest.mark.parametrize("then", [[f"other {i}" for i in range(1_500)], ["cut"] * 1_100, ["", *(["more"] * 3_000)]])
+def test_a_source_that_changes_while_it_is_read_is_refused(monkeypatch, byte_tokenizer, tmp_path, then):
+    """It is read twice: the texts of the second time would pass for those of the first."""
+    write_jsonl(tmp_path / "a.jsonl", rows([f"text {i}" for i in range(1_500)]))
+    scan = external._scan
+
+    def changed_then(*arguments):
+        found = scan(*arguments)
+        write_jsonl(tmp_path / "a.jsonl", rows(then))
+        return found
+
+    monkeypatch.setattr(external, "_scan", changed_then)
+    with pytest.raises(InputError, match="a.jsonl changed while it was read"):
+        import_corpus(tmp_path / "a.jsonl", tmp_path / "c", byte_tokenizer)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_an_interrupted_import_leaves_nothing(monkeypatch, byte_tokenizer, tmp_path):

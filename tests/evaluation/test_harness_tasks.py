@@ -1,6 +1,7 @@
 """`selftrain evaluate MODEL --tasks ...`: local task files through the harness itself, without PyTorch or a network."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -235,6 +236,41 @@ def test_a_changed_data_file_is_another_task(folder):
     assert book.definition("tiny_choice") != before
     (folder / "choice.jsonl").write_text(data)
     assert book.definition("tiny_choice") == before
+
+
+def test_data_that_took_the_place_and_time_of_other_data_is_what_is_read(model, folder, tmp_path):
+    """As by `cp -p`, or from archives in which all files have one time: the `datasets` library looks at that alone."""
+    file = folder / "choice.jsonl"
+    data, times = file.read_text(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+
+    def items(out):
+        assert evaluate(model, folder, tmp_path / out, tasks="tiny_choice") == 0
+        return json.loads((tmp_path / out / "results.json").read_text())["metrics"][0]["n"]
+
+    try:
+        assert items("first") == 5
+        file.write_text("".join(data.splitlines(keepends=True)[:3]))
+        os.utime(file, ns=times)
+        assert items("then") == 3
+    finally:
+        file.write_text(data)
+
+
+def test_data_that_changes_while_it_is_measured_is_refused(model, folder, tmp_path, monkeypatch, capsys):
+    file = folder / "choice.jsonl"
+    data, measure = file.read_text(), harness.HarnessModel.loglikelihood
+
+    def changed_then(*arguments, **options):
+        file.write_text(data + data.splitlines()[0] + "\n")
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(harness.HarnessModel, "loglikelihood", changed_then)
+    try:
+        assert evaluate(model, folder, tmp_path / "out", tasks="tiny_choice") == 2
+    finally:
+        file.write_text(data)
+    assert "tiny_choice: its files changed while it was measured" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "tasks").iterdir())
 
 
 def test_changed_code_or_more_files_of_a_pattern_are_another_task(folder):

@@ -375,13 +375,6 @@ def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
     assert likelihood.load_multiple_choice(tmp_path / "own.json") == own
 
 
-def test_a_line_break_in_the_last_word_is_told(tmp_path):
-    rows = [{"text": "on a mat"}, {"text": "he said:\n\nyes"}, {"text": "on\na mat"}]
-    write_jsonl(tmp_path / "words.jsonl", rows)
-    with pytest.warns(InputWarning, match="words.jsonl: 1 of 3 items, first item 2, hold a line break or tab behind"):
-        assert likelihood.load_last_words(tmp_path / "words.jsonl") == rows
-
-
 def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
     """As the harness's LAMBADA: white space before the word is part of what is to be given."""
     write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": "on a hat"}, {"text": "up  it"}])
@@ -403,3 +396,29 @@ def test_a_text_without_a_last_word_is_refused(tmp_path, broken):
     write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": broken}])
     with pytest.raises(InputError, match="words.jsonl, item 2: text must be words, a space and the last word"):
         likelihood.load_last_words(tmp_path / "words.jsonl")
+
+
+@pytest.mark.parametrize("ending", [" .", "\nmat", "\tmat", "\u3000mat", ' mat "', " a\u2028mat", " 😀"])
+def test_what_is_no_single_word_behind_the_last_space_is_told(tmp_path, ending):
+    write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": f"on a{ending}"}, {"text": "a hat."}])
+    with pytest.warns(InputWarning, match="1 of 3 items, first item 2, have no word, or several, behind their last"):
+        likelihood.load_last_words(tmp_path / "words.jsonl")
+
+
+@pytest.mark.parametrize("values", [(0.5, 1, 0.2), (1, 2, -1), (1, "0", 0), (1, None, 0)])
+def test_targets_that_are_no_zeros_and_ones_are_refused(tmp_path, values):
+    rows = [{"question": "what?", "mc1_targets": dict(zip("abc", values))}]
+    write_jsonl(tmp_path / "truth.jsonl", rows)
+    with pytest.raises(InputError, match="line 1: missing field.s. choices, gold"):
+        likelihood.load_multiple_choice(tmp_path / "truth.jsonl")
+
+
+def test_a_gold_that_counts_from_one_and_a_passage_that_is_not_read_are_told(tmp_path):
+    rows = [{"question": f"what {i}?", "choices": list("abcde"), "gold": 1 + i % 4} for i in range(40)]
+    write_jsonl(tmp_path / "one.jsonl", rows)
+    with pytest.warns(InputWarning, match="the first choice is never right"):
+        likelihood.load_multiple_choice(tmp_path / "one.jsonl")
+    rows = [row | {"gold": i % 5, "passage": "It is b."} for i, row in enumerate(rows)]
+    write_jsonl(tmp_path / "passage.jsonl", rows)
+    with pytest.warns(InputWarning, match="the field 'passage' is not read"):
+        likelihood.load_multiple_choice(tmp_path / "passage.jsonl")
