@@ -8,9 +8,10 @@ import runpy
 import shlex
 import sys
 import traceback
+import warnings
 from typing import Any, Sequence
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import as_path, at_home, read_json
 from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
@@ -53,6 +54,9 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool | Non
 
     Raises:
       InputError: the file is missing or broken, or a setting is unknown, of the wrong type or out of range.
+
+    Warns:
+      InputWarning: a group of settings is given as a whole, and leaves out some that the file has.
     """
     values = read_values(reference)
     for override in overrides:
@@ -133,4 +137,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values[group]
         if not isinstance(values, dict):
             raise InputError(f"argument {override!r}: {group} is a single value, not a group of settings")
+    old = values.get(last)
+    if value and isinstance(value, dict) and isinstance(old, dict) and (gone := sorted(map(str, old.keys() - value))):
+        text = f"setting {name} is another group now, without what the config says of {', '.join(gone)}"
+        warnings.warn(InputWarning(f"{text}: to keep that, set --config.{name}.NAME=VALUE"), stacklevel=2)
     values[last] = value

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 import unicodedata
@@ -125,10 +126,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"setting {where}={value!r} must be a list")
         return tuple(_convert(arguments[0], item, where) for item in value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"setting {where}={value!r} must be a finite number")
+    if isinstance(value, float) and not math.isfinite(value) or hint is float and type(value) is int:
+        raise InputError(f"setting {where}={value!r:.80} must be a finite number")
     if type(value) is not hint:
         raise InputError(f"setting {where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
     return value

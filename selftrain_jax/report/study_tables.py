@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import io
+import operator
 import re
 import textwrap
 import unicodedata
@@ -273,15 +274,17 @@ def _verdicts(data: StudyData, columns: int) -> list[str]:
 
 
 def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int, width: int) -> list[str]:
-    """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle."""
+    """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle, as far as those
+    of a column stay apart."""
     if not rows:
         return []
     kept = [i for i in range(len(head)) if any(str(row[i]) for row in rows)]
     table = [[re.sub(r"\s", " ", str(row[i])) for i in kept] for row in (head, *rows)]
     names = sum(i < num_names for i in kept)
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
-    while names and sum(widths) + 2 * (len(widths) - 1) + 2 > width and max(widths[:names]) > 6:
-        widths[widths.index(max(widths[:names]))] -= 1
+    least = [_least_width([row[i] for row in table[1:]], widths[i]) for i in range(names)]
+    while sum(widths) + 2 * (len(widths) - 1) + 2 > width and any(map(operator.gt, widths, least)):
+        widths[max(range(names), key=lambda i: (widths[i] > least[i], widths[i]))] -= 1
     lines = [title]
     for row in table:
         cells = [
@@ -289,6 +292,13 @@ def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_
         ]
         lines.append("  " + "  ".join(cells))
     return [*lines, ""]
+
+
+def _least_width(names: Sequence[str], width: int) -> int:
+    """From which width on, up to `width`, no two different names are squeezed into one."""
+    while width > 6 and len({_squeeze(name, width - 1) for name in names}) == len(set(names)):
+        width -= 1
+    return width
 
 
 def _squeeze(name: str, width: int) -> str:

@@ -6,6 +6,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 from typing import Any, Collection, Iterator, Mapping, NamedTuple, Sequence
 
@@ -77,7 +78,9 @@ ITEM_COLUMNS = {
     "edit_similarity": Column(_REAL, "with free running: 1 - edit distance / length, of the texts"),
     "common_run": Column(_COUNT, "with free running: longest run of tokens in both, what was written and the suffix"),
     "emitted": Column(_TEXT, "with free running: what greedy decoding wrote after the prefix (decoded)"),
-    "sampled_log_prob": Column(_REAL, "with extraction by sampling: log-probability of drawing the suffix, in nats"),
+    "sampled_log_prob": Column(
+        _REAL, "with extraction by sampling: log-probability of drawing it, in nats; -inf: never"
+    ),
     "member": Column(_FLAG, "with membership attacks: whether it counts as a member"),
     "membership_loss": Column(_REAL, "score of that attack, higher for members"),
     "membership_zlib": Column(_REAL, "the same"),
@@ -305,11 +308,16 @@ def check_ending(out: str | os.PathLike, endings: tuple[str, ...] = ENDINGS) -> 
 
 
 def write_table(table: pa.Table, out: str | os.PathLike) -> None:
-    """Writes it as Parquet, CSV or JSON lines, as the ending says, whole or not at all."""
+    """Writes it as Parquet, CSV or JSON lines, as the ending says, whole or not at all.
+
+    JSON has no infinity: there it is the text "Infinity" or "-Infinity", since null says that nothing was measured.
+    """
     check_ending(out)
     ending, buffer = os.path.splitext(os.fspath(out).lower())[1], io.BytesIO()
     if ending == ".jsonl":
-        write_jsonl(out, table.to_pylist())
+        names = {math.inf: "Infinity", -math.inf: "-Infinity"}
+        rows = ({k: names.get(v, v) if isinstance(v, float) else v for k, v in r.items()} for r in table.to_pylist())
+        write_jsonl(out, rows)
         return
     {".parquet": pyarrow.parquet.write_table, ".csv": pyarrow.csv.write_csv}[ending](table, buffer)
     write_atomic(out, buffer.getvalue())

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.distributed.mesh import (
@@ -60,8 +60,8 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
 
     Raises:
       InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when there are
-        no tokens or rows are too short, the batch holds what is not read here, or a function is given packed documents,
-        which it cannot keep apart.
+        no tokens, rows are too short or longer than the positions that a model learned, segments are of another shape,
+        the batch holds what is not read here, or a function is given packed documents, which it cannot keep apart.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1")
@@ -70,7 +70,10 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
         raise InputError(f"{type(model).__name__} is not a Decoder: pass a function (params, tokens) -> logits instead")
 
     def of_module(params, inputs, segments):
-        positions = None if segments is None else positions_in_segment(segments)
+        positions, config = None if segments is None else positions_in_segment(segments), model.config
+        if segments is None and config.learned_positions and inputs.shape[1] > config.max_position:
+            shapes = f"{inputs.shape[1]} tokens for a model that learned {config.max_position} positions"
+            raise InputError(f"batch rows of {shapes}: shorten them, or keep short documents apart by segment_ids")
         hidden = model.apply({"params": params}, inputs, segment_ids=segments, positions=positions)
         return hidden, model.apply({"params": params}, method="output_kernel")
 
@@ -93,16 +96,22 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
                 f"batch tokens of shape {tokens.shape} and dtype {tokens.dtype} must be ids [B, T + 1], T at least 1"
             )
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        weights = jnp.ones(targets.shape, jnp.float32)
+        counts = jnp.ones(targets.shape, jnp.float32)
         segments = None
         if "segment_ids" in batch:
-            segments = batch["segment_ids"][:, :-1]
-            weights = (batch["segment_ids"][:, 1:] == segments).astype(jnp.float32)
+            if batch["segment_ids"].shape != tokens.shape:
+                shapes = f"{batch['segment_ids'].shape}, not {tokens.shape}"
+                raise InputError(f"batch segment_ids of shape {shapes}: they must be of the shape of tokens")
+            runs = _runs(batch["segment_ids"])
+            segments, counts = runs[:, :-1], (runs[:, 1:] == runs[:, :-1]).astype(jnp.float32)
         out = forward(params, inputs, segments)
+        num_ids = (out[1] if isinstance(out, tuple) else out).shape[-1]
+        known = (jnp.minimum(inputs, targets) >= 0) & (jnp.maximum(inputs, targets) < num_ids)
+        weights = jnp.where((counts > 0) & ~known, jnp.nan, counts)
         if isinstance(out, tuple):
-            return ops.cross_entropy_sum(*out, targets, weights, chunk, cap), jnp.sum(weights)
+            return ops.cross_entropy_sum(*out, targets, weights, chunk, cap), jnp.sum(counts)
         losses = optax.softmax_cross_entropy_with_integer_labels(out.astype(jnp.float32), targets)
-        return jnp.sum(weights * losses), jnp.sum(weights)
+        return jnp.sum(weights * losses), jnp.sum(counts)
 
     return loss_fn
 
@@ -110,8 +119,18 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
 def positions_in_segment(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Each position's distance from the start of its run of equal segment ids."""
     index = jnp.arange(segment_ids.shape[1])
-    is_start = jnp.concatenate([jnp.ones_like(segment_ids[:, :1], bool), jnp.diff(segment_ids, axis=1) != 0], axis=1)
-    return index - jax.lax.cummax(jnp.where(is_start, index, 0), axis=1)
+    return index - jax.lax.cummax(jnp.where(_starts(segment_ids), index, 0), axis=1)
+
+
+def _starts(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Where a run of equal ids begins."""
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return jnp.concatenate([jnp.ones_like(segment_ids[:, :1], bool), changes], axis=1)
+
+
+def _runs(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Runs of equal ids, numbered from 1: an id that comes again is that of another document."""
+    return jnp.cumsum(_starts(segment_ids), axis=1, dtype=jnp.int32)
 
 
 def accumulated(loss_fn: LossFn, grad_accum: int) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, Any]]:
@@ -166,14 +185,15 @@ def make_train_step(
 
     Returns:
       The step. Its metrics are fp32 scalars: `loss` (nats per target), `grad_norm` (before clipping), `param_norm`,
-      `update_norm` and `targets`.
+      `update_norm` (what the optimizer asks for) and `targets`.
 
     Raises:
       InputError: `mesh` lacks an axis that `rules` name, or has axes of another type than Auto; and when called with a
         batch whose rows `grad_accum` or the devices of its axis do not divide, or with a loss of another form.
 
     Warns:
-      InputWarning: `rules` shard parameters over `mesh`, but all of the state is whole on every device.
+      InputWarning: `rules` shard parameters over `mesh`, but all of the state is whole on every device; or parameters
+        are in half precision, which loses most of a small update.
     """
     if mesh is not None:
         check_mesh(mesh, rules)
@@ -184,6 +204,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         if cut := [rows for rows in _row_counts(batch) if rows % grad_accum]:
             raise InputError(f"batch of {cut[0]} rows cannot be cut into grad_accum={grad_accum} equal slices")
+        _warn_of_half_precision(state.params)
         loss, weight, grads = loss_and_grad(state.params, batch)
         # In fp32, since weights add up to more than half precision holds; a batch without a target has no gradient.
         share = 1 / jnp.where(weight == 0, 1, weight)
@@ -223,6 +244,13 @@ def make_train_step(
             return jitted_for(structure, held)(state, batch)
 
     return train_step_on_mesh
+
+
+def _warn_of_half_precision(params: Any) -> None:
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if half := sorted(kinds & {"bfloat16", "float16"}):
+        text = f"parameters in {half[0]} lose what an update changes by less than a few thousandths of them"
+        warnings.warn(f"{text}: keep them in float32, and compute in {half[0]} by Decoder(config, dtype)", InputWarning)
 
 
 def _at_least_fp32(x: jax.Array) -> jnp.dtype:

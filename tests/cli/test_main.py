@@ -648,6 +648,19 @@ def test_a_config_may_be_a_plain_dict(config, sample):
     assert load_config(path, ["--config.sample.top_k=3"]).sample == SampleSettings(seed=1, top_k=3)
 
 
+def test_a_group_given_as_a_whole_says_what_it_leaves_out(config):
+    path = config("return dict(source='m', sample=dict(seed=1, top_k=3, dtype='float32'))")
+    with pytest.warns(
+        InputWarning, match="sample is another group now, without .* of dtype, top_k: .*config.sample.NAME"
+    ):
+        assert load_config(path, ["--config.sample={'seed': 2}"]).sample == SampleSettings(seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = load_config(path, ["--config.sample={'seed': 2, 'top_k': 4, 'dtype': 'float32'}"]).sample
+        assert (whole.seed, whole.top_k) == (2, 4)
+        assert load_config(path, ["--config.sample={}"]).sample == SampleSettings()
+
+
 @pytest.mark.parametrize("name", ["pythia", "family", "quickstart", "lab"])
 def test_a_config_of_ours_can_be_changed_where_its_value_is_a_word(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "configs")

@@ -723,6 +723,19 @@ def test_long_names_lose_their_middle_not_the_temperature_at_their_end():
     assert "t=0.8 " in table and "t=1.25 " in table
 
 
+@pytest.mark.parametrize("width", [48, 80, 100])
+def test_rows_of_the_terminal_table_stay_apart(width):
+    """By their names alone: a row whose condition lost its learning rate would be anyone's."""
+    row = full_data().utility[0]
+    students = [f"pythia-410m-of-seed-{seed}-deduped" for seed in (1, 2)]
+    conditions = [f"100,000 tokens, learning rate {rate}e-05" for rate in (1, 3, 10)]
+    rows = [row | {"student": s, "arm": s, "condition": c} for s in students for c in conditions]
+    table = report.format_study(empty_data(utility=rows), width)
+    assert max(map(len, table.splitlines())) <= width
+    shown = [" ".join(row.split()) for row in re.split(r"\n  (?=pythia)|\n\n", table) if row.startswith("pythia")]
+    assert len(shown) == len(set(shown)) == 2 * 3
+
+
 def test_the_same_data_give_the_same_bytes(folder, tmp_path):
     report.write_study_report(tmp_path, DATA["full"]())
     for path in folder("full").rglob("*"):

@@ -136,6 +136,10 @@ REFUSED = [
     ({"source": "m", "sample": {"temperature": 0.0}}, "temperature=0.0"),
     ({"source": "m", "sample": {"temperature": -1.0}}, "temperature=-1.0"),
     ({"source": "m", "sample": {"temperature": math.inf}}, "setting sample.temperature=inf must be a finite number"),
+    (
+        {"source": "m", "sample": {"temperature": 10**400}},
+        f"setting sample.temperature=1{79 * chr(48)} must be a finite number",
+    ),
     ({"source": "m", "sample": {"dtype": "float16"}}, "dtype='float16'"),
     ({"source": "m", "evaluate": {"dtype": "int8"}}, "dtype='int8'"),
     ({"source": "m", "evaluate": {"template": "Q:"}}, "template='Q:'"),

@@ -179,6 +179,23 @@ def test_every_kind_of_file_reads_back_the_same(ending, frame, run, tmp_path):
         tables.write_table(table, "items.xls")
 
 
+@pytest.mark.parametrize("ending", tables.ENDINGS)
+def test_a_suffix_that_is_never_drawn_is_not_one_that_was_not_measured(ending, tmp_path):
+    """JSON has no infinity."""
+    table, path = (
+        tables._table(tables.ITEM_COLUMNS, {"sampled_log_prob": [-np.inf, -0.5, None]}, 3),
+        tmp_path / f"x{ending}",
+    )
+    tables.write_table(table, path)
+    if ending == ".jsonl":
+        found = [json.loads(line)["sampled_log_prob"] for line in path.read_text().splitlines()]
+        assert found == ["-Infinity", -0.5, None]
+        found = [value and float(value) for value in found]
+    else:
+        found = (pd.read_csv if ending == ".csv" else pd.read_parquet)(path).sampled_log_prob
+    assert found[0] == -np.inf and found[1] == -0.5 and pd.isna(found[2])
+
+
 def test_figures_are_those_of_the_report_with_their_change(run):
     row = {"model": "self", "metric": "nll/wiki", "value": 2.5, "low": 2, "high": 3, "n": 10, "seed": 0}
     change = {"model": "self", "metric": "nll/wiki", "seed": 0, "difference": -0.5, "low": -1, "high": 0}

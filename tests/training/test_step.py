@@ -1,5 +1,6 @@
 """One update means the same however its batch is cut up or spread, for any model, and the same as in PyTorch."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.distributed.mesh import RULES, make_mesh, replicated
 from selftrain_jax.distributed.settings import MeshConfig
 from selftrain_jax.models import decoder, hf
+from selftrain_jax.models.config import Layer
 from selftrain_jax.models.families import PRESETS
 from selftrain_jax.training.optimizer import make_optimizer, make_schedule
 from selftrain_jax.training.settings import OptimizerConfig
@@ -240,6 +242,35 @@ def test_packed_documents_have_the_loss_of_separate_ones(params):
     assert everything == 16 and abs(joined / 16 - packed / 14) > 1e-3
 
 
+@pytest.mark.parametrize("segments", [(1, 2, 1), (0, 1, 0)], ids=["repeated", "alternating"])
+def test_a_segment_id_that_comes_again_is_another_document(params, segments):
+    tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (2, 17), dtype=np.int32)
+    found, expected = (
+        next_token_loss(MODEL)(params, {"tokens": tokens, "segment_ids": np.tile(np.repeat(ids, (6, 5, 6)), (2, 1))})
+        for ids in (segments, (1, 2, 3))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["decoder", "function"])
+@pytest.mark.parametrize("place", [0, 5, 16], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("token", [-1, -100, CONFIG.vocab_size])
+def test_a_token_outside_of_the_vocabulary_is_not_read_as_another(params, token, place, is_ours):
+    """Where it counts; -1, alone in its segment, does not."""
+
+    def logits(params, tokens):
+        return jax.nn.one_hot(tokens, CONFIG.vocab_size) * params["embed"]["embedding"][0, 0]
+
+    tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (2, 17), dtype=np.int32)
+    tokens[1, place] = token
+    loss_fn = jax.jit(next_token_loss(MODEL if is_ours else logits))
+    loss, targets = loss_fn(params, {"tokens": tokens})
+    assert np.isnan(loss) and targets == 32
+    if is_ours and token == -1:
+        alone = np.where(np.arange(17) == place, 1, np.where(np.arange(17) < place, 0, 2))
+        assert np.isfinite(loss_fn(params, {"tokens": tokens, "segment_ids": np.tile(alone, (2, 1))})[0])
+
+
 def squared_error(params, batch):
     """Somebody else's model: a line, weighted."""
     errors = batch["x"] @ params["w"] + params["b"] - batch["y"]
@@ -330,14 +361,35 @@ def test_half_precision_parameters_take_many_targets():
         return jnp.sum(params["w"] * batch["x"]).astype(jnp.float32), 100_000
 
     state = TrainState.create({"w": jnp.ones((), jnp.float16)}, optax.sgd(1.0))
-    state, metrics = make_train_step(loss_fn, optax.sgd(1.0))(state, {"x": jnp.full(8, 2000, jnp.float16)})
+    with pytest.warns(InputWarning, match="parameters in float16 lose .* keep them in float32"):
+        state, metrics = make_train_step(loss_fn, optax.sgd(1.0))(state, {"x": jnp.full(8, 2000, jnp.float16)})
     assert float(metrics["grad_norm"]) == pytest.approx(0.16, rel=1e-2)
     assert float(state.params["w"]) == pytest.approx(0.84, rel=1e-2)
+
+
+def test_norms_of_half_precision_are_not_rounded_to_it():
+    rng = np.random.default_rng(3)
+    params = {name: jnp.asarray(rng.normal(size=size), jnp.bfloat16) for name, size in (("a", 999), ("b", 77))}
+
+    def loss_fn(params, batch):
+        return sum(jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params)) / 2, 1
+
+    before = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in params.values()))
+    state = TrainState.create(params, optax.sgd(1e-9))  # a step that no weight follows
+    with pytest.warns(InputWarning, match="parameters in bfloat16"):
+        state, metrics = make_train_step(loss_fn, optax.sgd(1e-9))(state, {"x": jnp.zeros(1)})
+    assert {value.dtype.name for value in metrics.values()} == {"float32"}
+    assert float(metrics["grad_norm"]) == pytest.approx(before, rel=1e-6)
+    assert float(metrics["param_norm"]) == pytest.approx(before, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     "batch, message",
     [
+        (
+            {"tokens": np.zeros((2, 4), np.int32), "segment_ids": np.zeros((1, 4), np.int32)},
+            r"segment_ids of shape \(1, 4\), not \(2, 4\)",
+        ),
         ({"tokens": np.zeros((2, 1), np.int32)}, r"tokens of shape \(2, 1\) .* must be ids \[B, T \+ 1\]"),
         ({"tokens": np.zeros((2, 4), np.int32), "weights": np.ones((2, 4))}, "entry 'weights' is not read"),
         ({"tokens": np.zeros((2, 4))}, "dtype float64 must be ids"),
@@ -348,6 +400,16 @@ def test_half_precision_parameters_take_many_targets():
 def test_batches_that_would_be_misread_are_refused(params, batch, message):
     with pytest.raises(InputError, match=message):
         next_token_loss(MODEL)(params, batch)
+
+
+def test_rows_longer_than_the_learned_positions_are_refused():
+    config = dataclasses.replace(CONFIG, learned_positions=True, pattern=(Layer(None),), max_position=16)
+    params, tokens = initial(config), np.zeros((1, 18), np.int32)
+    loss_fn = jax.jit(next_token_loss(decoder.Decoder(config)))
+    assert np.isfinite(loss_fn(params, {"tokens": tokens[:, :17]})[0])
+    with pytest.raises(InputError, match="rows of 17 tokens for a model that learned 16 positions"):
+        loss_fn(params, {"tokens": tokens})
+    assert np.isfinite(loss_fn(params, {"tokens": tokens, "segment_ids": np.arange(18)[None] // 9})[0])
 
 
 def test_other_modules_come_as_functions():
