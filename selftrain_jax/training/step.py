@@ -60,8 +60,8 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
 
     Raises:
       InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when there are
-        no tokens or rows are too short, the batch holds what is not read here, or a function is given packed documents,
-        which it cannot keep apart.
+        no tokens or rows are too short, the batch holds what is not read here, segments are of another shape, or a
+        function is given packed documents, which it cannot keep apart.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1")
@@ -96,6 +96,9 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
         weights = jnp.ones(targets.shape, jnp.float32)
         segments = None
         if "segment_ids" in batch:
+            if batch["segment_ids"].shape != tokens.shape:  # one row for all would count its targets once
+                shapes = f"shape {batch['segment_ids'].shape}, tokens of {tokens.shape}"
+                raise InputError(f"batch segment_ids are of {shapes}: give every token its segment")
             segments = batch["segment_ids"][:, :-1]
             weights = (batch["segment_ids"][:, 1:] == segments).astype(jnp.float32)
         out = forward(params, inputs, segments)

@@ -321,6 +321,10 @@ def test_half_precision_parameters_take_many_targets():
 @pytest.mark.parametrize(
     "batch, message",
     [
+        (
+            {"tokens": np.zeros((2, 4), np.int32), "segment_ids": np.zeros((1, 4), np.int32)},
+            r"segment_ids are of shape \(1, 4\), tokens of \(2, 4\)",
+        ),
         ({"tokens": np.zeros((2, 1), np.int32)}, r"tokens of shape \(2, 1\) .* must be ids \[B, T \+ 1\]"),
         ({"tokens": np.zeros((2, 4), np.int32), "weights": np.ones((2, 4))}, "entry 'weights' is not read"),
         ({"tokens": np.zeros((2, 4))}, "dtype float64 must be ids"),
