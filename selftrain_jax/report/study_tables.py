@@ -273,15 +273,20 @@ def _verdicts(data: StudyData, columns: int) -> list[str]:
 
 
 def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_names: int, width: int) -> list[str]:
-    """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle."""
+    """Aligned lines; columns that are empty throughout go, and names that do not fit lose their middle, as far as they
+    stay different.
+    """
     if not rows:
         return []
     kept = [i for i in range(len(head)) if any(str(row[i]) for row in rows)]
     table = [[re.sub(r"\s", " ", str(row[i])) for i in kept] for row in (head, *rows)]
     names = sum(i < num_names for i in kept)
     widths = [max(len(row[i]) for row in table) for i in range(len(kept))]
-    while names and sum(widths) + 2 * (len(widths) - 1) + 2 > width and max(widths[:names]) > 6:
-        widths[widths.index(max(widths[:names]))] -= 1
+    narrower = [_distinct_width([row[i] for row in table[1:]]) for i in range(names)]
+    while sum(widths) + 2 * (len(widths) - 1) + 2 > width:
+        if not (able := [i for i in range(names) if widths[i] > narrower[i]]):
+            break
+        widths[max(able, key=lambda i: widths[i])] -= 1
     lines = [title]
     for row in table:
         cells = [
@@ -289,6 +294,15 @@ def _titled(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]], num_
         ]
         lines.append("  " + "  ".join(cells))
     return [*lines, ""]
+
+
+def _distinct_width(names: Sequence[str]) -> int:
+    """The least number of columns, from 6 on, that `names` can be squeezed to while different ones stay different."""
+    different = set(names)
+    width = max(map(len, names))
+    while width > 6 and len({_squeeze(name, width - 1) for name in different}) == len(different):
+        width -= 1
+    return width
 
 
 def _squeeze(name: str, width: int) -> str:
