@@ -58,7 +58,7 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool | Non
     Warns:
       InputWarning: a group of settings is given as a whole, and leaves out some that the file has.
     """
-    values = read_values(reference)
+    values = read_values(reference, overrides)
     for override in overrides:
         _override(values, override)
     is_study = "students" in values
@@ -70,8 +70,12 @@ def load_config(reference: str, overrides: Sequence[str] = (), study: bool | Non
     return build(StudyConfig if is_study else RunConfig, at_home(values))
 
 
-def read_values(reference: str) -> dict[str, Any]:
-    """The settings that a config file gives, as `load_config` takes it, groups within groups."""
+def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that a config file gives, as `load_config` takes it, groups within groups.
+
+    Args:
+      overrides: are not applied; but what a ConfigDict makes from a setting that they change (`get_ref`) follows it.
+    """
     if reference.endswith(".json"):
         values = read_json(reference, "settings")
         if not isinstance(values, dict):
@@ -87,7 +91,12 @@ def read_values(reference: str) -> dict[str, Any]:
     folders = [str(path.parent.absolute()), str(BUILT_IN)]
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
     try:
-        values = _plain(runpy.run_path(str(path))["get_config"](*([argument] if argument else [])))
+        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
+        for override in overrides:
+            _refer(values, override)
+        values = _plain(values)
+    except InputError:
+        raise
     except Exception as e:  # whatever the file does wrong is bad input
         where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
@@ -113,21 +122,43 @@ def _plain(values: Any) -> Any:
     return {name: _plain(value) for name, value in values.items()} if isinstance(values, dict) else values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    """Applies one `--config.a.b=value`; the value is read as a Python literal, or else as a string."""
+def _refer(values: Any, override: str) -> None:
+    """Changes a setting of a ConfigDict on which others depend by reference."""
+    name, text = _parts(override)
+    *groups, last = name.split(".")
+    for group in groups:
+        values = values.get(group) if hasattr(values, "get_ref") else None
+    fields = dict(values.items(preserve_field_references=True)) if hasattr(values, "get_ref") else {}
+    if hasattr(fields.get(last), "set"):  # a reference
+        fields[last].set(_literal(text), type_safe=False)
+
+
+def _parts(override: str) -> tuple[str, str]:
+    """(name, value) of `--config.NAME=VALUE`."""
     name, equals, text = override.removeprefix("--config.").partition("=")
     if not override.startswith("--config.") or not equals:
         raise InputError(f"argument {override!r} is not understood; settings are changed with --config.NAME=VALUE")
+    return name, text
+
+
+def _literal(text: str) -> Any:
+    """The Python literal that `text` is, or else `text` itself."""
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that `literal_eval` names
-        value = text
-        if escape := re.search(r"\\[nrt]", text):
-            quoted = repr(text).replace("\\\\", "\\")
-            raise InputError(
-                f"setting {name}: {escape[0]} is two characters in a shell; for the one that Python means by it write "
-                f"--config.{name}={shlex.quote(quoted)}, and for the two {shlex.quote('r' + quoted)}"
-            )
+        return text
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Applies one `--config.a.b=value`; the value is read as a Python literal, or else as a string."""
+    name, text = _parts(override)
+    value = _literal(text)
+    if value is text and (escape := re.search(r"\\[nrt]", text)):
+        quoted = repr(text).replace("\\\\", "\\")
+        raise InputError(
+            f"setting {name}: {escape[0]} is two characters in a shell; for the one that Python means by it write "
+            f"--config.{name}={shlex.quote(quoted)}, and for the two {shlex.quote('r' + quoted)}"
+        )
     if type(value) in (int, float):
         value = Typed(text.strip())
     *groups, last = name.split(".")

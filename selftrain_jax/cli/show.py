@@ -30,7 +30,7 @@ def config(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequen
     if arguments.config is None and arguments.workdir is None:
         raise InputError("config needs --config=FILE.py, or --workdir=DIR with what was done there")
     reference = reference_of(arguments, "study.json")
-    given, settings = read_values(reference), load_config(reference, overrides, study=None)
+    given, settings = read_values(reference, overrides), load_config(reference, overrides, study=None)
     typed = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
     width = max(shutil.get_terminal_size().columns, _LEAST_WIDTH)
     for setting in walk(settings):

@@ -8,7 +8,7 @@ setting (`refuse_changes`) or done anew (`read_same`).
 import json
 import os
 import pathlib
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import as_path, json_text, read_json, write_json
@@ -64,7 +64,8 @@ def refuse_changes(
 
 def differences(found: Any, asked: Any) -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, old, new) of every value in which `asked` differs from what was `found`, as `refuse_changes`."""
-    return _differences(found, plain(asked))
+    for name, (old, new) in apart([found, plain(asked)]):
+        yield name, old, new
 
 
 def without_growth(asked: Mapping[str, Any], found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -92,11 +93,14 @@ def before_moving(asked: Any, found: Any, root: pathlib.Path | None) -> Any:
     return asked
 
 
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of every leaf in which two nested dicts differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
+def apart(values: Sequence[Any], where: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """(dotted name, each one's value) of every leaf in which nested dicts of JSON values are not all the same.
+
+    Where one of them has something else than a dict, the others' dicts are given whole.
+    """
+    if all(isinstance(value, dict) for value in values):
+        for name in dict.fromkeys(name for value in values for name in value):
             inside = f"{where}.{name}" if where else name
-            yield from _differences(old.get(name), new.get(name), inside)
-    elif old != new:
-        yield where, old, new
+            yield from apart([value.get(name) for value in values], inside)
+    elif any(value != values[0] for value in values):
+        yield where, list(values)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any, Mapping, Sequence
 
-from selftrain_jax.core.records import differences
+from selftrain_jax.core.records import apart
 from selftrain_jax.report.data import Estimate, ReportData, label
 from selftrain_jax.report.metric import Metric
 from selftrain_jax.report.svg import short
@@ -43,11 +43,7 @@ class Comparison:
     @property
     def settings(self) -> list[tuple[str, list[Any]]]:
         """(setting, its value in every run) of all that differ."""
-        first, found = self.reports[0]["settings"], {}
-        for number, report in enumerate(self.reports[1:], 1):
-            for setting, old, new in differences(first, report["settings"]):
-                found.setdefault(setting, [old] * len(self.names))[number] = new
-        return list(found.items())
+        return list(apart([report["settings"] for report in self.reports]))
 
     @functools.cached_property
     def figures(self) -> dict[str, list[Figure]]:

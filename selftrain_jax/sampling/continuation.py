@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.randomness import pinned, seed_key
+from selftrain_jax.core.randomness import check_keys, pinned, seed_key
 from selftrain_jax.distributed.mesh import RULES, batch_sharding, padded_rows, standard_mesh, to_global
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, continue_cached
@@ -60,7 +60,8 @@ def continue_prompts(
       allowed: only these ids are emitted; None: all.
 
     Raises:
-      InputError: an empty prompt, ids outside the vocabulary, or prompt and new tokens together exceed the context.
+      InputError: an empty prompt, ids outside the vocabulary, keys of another kind or number, or prompt and new tokens
+        together exceed the context.
     """
     prompts = [np.asarray(prompt) for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
@@ -76,6 +77,7 @@ def continue_prompts(
     if sampling is not None:
         if keys is None:
             raise InputError("drawing tokens needs a random key for each prompt (keys)")
+        check_keys("keys for drawing tokens, one for each prompt,", keys, (len(prompts),))
         sampling = dataclasses.replace(sampling, min_new_tokens=0)
     model, mesh = Decoder(config, dtype=dtype), standard_mesh(mesh, rules)
     count, rows = len(prompts), padded_rows(max(rows or 0, len(prompts)), mesh)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, PRNGKeyArray
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.randomness import pinned
+from selftrain_jax.core.randomness import check_keys, pinned
 from selftrain_jax.distributed.mesh import RULES, exact_matmuls, padded_rows, standard_mesh, within
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
@@ -71,8 +71,8 @@ def sample(
       dtype: of weights, compute and cache; None is `default_dtype(mesh)`. Logits and log-probabilities are fp32.
 
     Raises:
-      InputError: no ids, `batch_size` below 1, more tokens than the context holds, an unusable `start` or `allowed`, or
-        parameters of another model.
+      InputError: no ids, a key of another kind, `batch_size` below 1, more tokens than the context holds, an unusable
+        `start` or `allowed`, or parameters of another model.
     """
     waves = sample_waves(
         params,
@@ -107,21 +107,20 @@ def sample_waves(
     ids = np.asarray(ids)
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise InputError("sample key must be one of jax.random.key or core.randomness.seed_key, not a number or array")
+    check_keys("sample key", key)
     check_params(params, model_config)
     mesh = standard_mesh(mesh, rules)
     if dtype is None and isinstance(params["layers"], list):
         dtype = params["embed"]["embedding"].dtype
     dtype = jnp.dtype(default_dtype(mesh) if dtype is None else dtype)
     model = Decoder(model_config, dtype=dtype)
-    bits, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+    bits = np.asarray(jax.random.key_data(key))
 
     def waves():
         with within(mesh), exact_matmuls(dtype):
             weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
             usable = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
-            root, rows = jax.random.wrap_key_data(bits, impl=kind), batch_size
+            root, rows = jax.random.wrap_key_data(bits, impl="threefry2x32"), batch_size
             if rows == "auto":
                 rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
         for begin in range(0, len(ids), rows):

@@ -672,6 +672,34 @@ def test_a_config_of_ours_can_be_changed_where_its_value_is_a_word(name, monkeyp
     assert values.sample.dtype is None and values.subset.retokenize is True
 
 
+def test_what_a_config_takes_from_another_setting_follows_the_command_line(config):
+    """As with the flags of ml_collections: in both directions by `get_ref`, through arithmetic in one."""
+    path = config(
+        "c = ConfigDict(dict(source='m', sample=dict(seed=1), train=dict(seed=0), subset=dict(seed=0)))\n"
+        "c.train.seed = c.sample.get_ref('seed')\n"
+        "c.subset.seed = c.sample.get_ref('seed') + 1\n"
+        "return c"
+    )
+
+    def seeds(*overrides):
+        loaded = load_config(path, [f"--config.{override}" for override in overrides])
+        return loaded.sample.seed, loaded.train.seed, loaded.subset.seed
+
+    assert seeds() == (1, 1, 2) and seeds("sample.seed=5") == seeds("train.seed=5") == (5, 5, 6)
+    assert seeds("sample.seed=5", "train.seed=7", "subset.seed=9") == (5, 7, 9)
+
+
+def test_a_placeholder_is_filled_from_the_command_line(config):
+    path = config(
+        "from ml_collections import config_dict\n"
+        "c = ConfigDict(dict(source='m', title=config_dict.placeholder(str, required=True)))\n"
+        "return c"
+    )
+    assert load_config(path, ["--config.title=1e3"]).title == "1e3"
+    with pytest.raises(InputError, match="RequiredValueError"):
+        load_config(path)
+
+
 def test_a_config_builds_on_its_neighbour(config):
     config("return ConfigDict(dict(source='m', title='of the neighbour'))", name="neighbour_of_config.py")
     path = config("import neighbour_of_config\nreturn neighbour_of_config.get_config()")

@@ -46,6 +46,18 @@ def test_figures_of_the_same_items_stand_side_by_side():
     assert re.search(r"^  all probes +100 +50.0 \[50.0, 50.0\] +50.0 \[50.0, 50.0\]$", text, re.M)
 
 
+def test_every_run_is_shown_with_its_own_settings():
+    """Also where a group of settings is off in one of three runs, and differs between the others."""
+    runs = [report(SAME, recovery=of) for of in ({"steps": 1, "rows": 8}, None, {"steps": 5, "rows": 8})]
+    found = Comparison(["a", "b", "c"], runs)
+    assert found.settings == [("train.recovery", [run["settings"]["train"]["recovery"] for run in runs])]
+    runs = [report(SAME, texts=of) for of in ({"x": 1}, {"y": 2}, {"x": 3, "y": 2})]
+    assert Comparison(["a", "b", "c"], runs).settings == [
+        ("train.texts.x", [1, None, 3]),
+        ("train.texts.y", [None, 2, 2]),
+    ]
+
+
 @pytest.mark.parametrize(
     "changed, reason",
     [

@@ -736,6 +736,17 @@ def test_rows_of_the_terminal_table_stay_apart(width):
     assert len(shown) == len(set(shown)) == 2 * 3
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_names_that_differ_in_their_middle_stay_different(width):
+    row, kinds = full_data().utility[0], ("a", "b", "c")
+    names = [f"organization-of-models/model-70m-{kind}-deduplicated-revision-143000" for kind in kinds]
+    rows = [row | {"student": s, "arm": a, "relation": RELATIONS[2]} for s in names for a in names]
+    text = report.format_study(empty_data(utility=rows), width)
+    assert max(map(len, text.splitlines())) <= width
+    shown = re.findall(r"[.-]([abc])-", re.sub(r"\s", "", text))
+    assert shown == [kind for s in kinds for a in kinds for kind in (s, a)]
+
+
 def test_the_same_data_give_the_same_bytes(folder, tmp_path):
     report.write_study_report(tmp_path, DATA["full"]())
     for path in folder("full").rglob("*"):

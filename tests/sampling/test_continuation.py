@@ -128,3 +128,18 @@ def test_impossible_requests_are_refused(params, prompt, count, word):
 def test_drawing_needs_keys(params):
     with pytest.raises(InputError, match="random key"):
         continued(params, CONFIG, [np.array([1])], 2, sampling=SamplingConfig(min_new_tokens=0))
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (jax.random.split(jax.random.key(0, impl="threefry2x32"), 1), r"of shape \(2,\), not \(1,\)"),
+        (jax.random.split(jax.random.key(0, impl="rbg"), 2), "of threefry2x32, .* not of rbg"),
+        (np.zeros((2, 2), np.uint32), "not a number or array"),
+    ],
+    ids=["one for two", "another kind", "raw"],
+)
+def test_each_prompt_has_a_key_of_its_own(params, keys, message):
+    sampling = SamplingConfig(min_new_tokens=0)
+    with pytest.raises(InputError, match=message):
+        continued(params, CONFIG, [np.array([1]), np.array([2])], 2, sampling=sampling, keys=keys)

@@ -400,6 +400,8 @@ def test_only_a_decoders_own_weights_are_sampled(weights, message):
         ({"ids": [0.5]}, "sample ids"),
         ({"key": 7}, "sample key must be one of jax.random.key or core.randomness.seed_key"),
         ({"key": np.array([0, 7], np.uint32)}, "sample key"),
+        ({"key": jax.random.key(7, impl="rbg")}, "sample key must be of threefry2x32, .* not of rbg"),
+        ({"key": jax.random.split(KEY)}, r"sample key must be of shape \(\), not \(2,\)"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": "many"}, "batch_size='many'"),
