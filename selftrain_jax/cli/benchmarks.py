@@ -8,7 +8,7 @@ from selftrain_jax.core.storage import Workdir
 from selftrain_jax.distributed.mesh import configure_jax, make_mesh
 from selftrain_jax.evaluation import harness, harness_tasks
 from selftrain_jax.evaluation.batches import check_batch_size
-from selftrain_jax.evaluation.task_book import TaskBook, expand
+from selftrain_jax.evaluation.task_book import RESULTS, TaskBook, expand
 from selftrain_jax.run.references import find_model
 
 
@@ -38,6 +38,6 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         results = harness_tasks.run(requests, book, found.fingerprint, out / "tasks", settings, make_model)
         rows = harness_tasks.rows(results)
         record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
-        write_json(out / "results.json", record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
+        write_json(out / RESULTS, record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
     print("\n" + visible(harness_tasks.format_table(rows), keep="\n") + f"\n\nresults: {out / 'results.json'}")
     return 0

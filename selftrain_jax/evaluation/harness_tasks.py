@@ -85,7 +85,10 @@ def run(
         | {"task": request.name, "num_fewshot": request.num_fewshot, "definition": book.definition(request.name)}
         for request in requests
     }
+    before = {request: book.definition(request.name, of_code=False) for request in requests}
     done = {request: found for request in requests if (found := _read_result(directory, asked[request], say))}
+    for request in done:
+        say(f"{request.label} is kept as it was done before, in {_result_path(directory, asked[request])}")
     waiting = [request for request in requests if request not in done]
     with _environment(settings):
         for request in waiting:
@@ -109,7 +112,7 @@ def run(
                     log_samples=False,
                     confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
                 )
-            if book.definition(request.name) != asked[request]["definition"]:
+            if book.definition(request.name, of_code=False) != before[request]:
                 raise InputError(f"task {request.name}: its files changed while it was measured; do it again")
             done[request] = _plain({name: found[name] for name in _KEPT if name in found})
             write_record(_result_path(directory, asked[request]), {"key": asked[request]}, **done[request])

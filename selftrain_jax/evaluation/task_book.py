@@ -3,6 +3,7 @@
 Importing this module does not need the harness; its functions do (extra `eval`).
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -14,6 +15,8 @@ from typing import Any, Iterable, Iterator, Sequence
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 
+RESULTS = "results.json"
+"""What `selftrain evaluate --out` writes."""
 PAPER_GROUPS: dict[str, tuple[tuple[str, int], ...]] = {
     "paper-zero-shot": (
         ("arc_challenge", 0),
@@ -145,15 +148,22 @@ class TaskBook:
 
         return load_yaml_config(entry["yaml_path"], mode="simple")
 
-    def definition(self, name: str) -> str:
-        """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name."""
+    def definition(self, name: str, of_code: bool = True) -> str:
+        """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name.
+
+        Args:
+          of_code: whether what these Python files may read counts, too; they may write it as well.
+        """
         parts: list[Any] = []
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
             data, code = self._data(leaf), []
             entry = self.manager.task_index.get(leaf)
             yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
             if isinstance(yaml_path, (str, os.PathLike)):
-                code = _local_files(os.path.join(glob.escape(os.path.dirname(yaml_path)), "*.py"))
+                folder = os.path.dirname(yaml_path)
+                code = _local_files(os.path.join(glob.escape(folder), "*.py"))
+                if of_code and code and not pathlib.Path(folder).is_relative_to(_harness_folder()):
+                    code += _may_read(folder, code)
             parts.append([self._settings(leaf), *(files.file_fingerprint(path) for path in [*data, *code])])
         return files.fingerprint(parts)
 
@@ -215,6 +225,36 @@ def _local_files(named: Any) -> list[str]:
         for path in found
     ]
     return sorted(path for paths in inside for path in paths if os.path.isfile(path))
+
+
+def _harness_folder() -> str:
+    import lm_eval
+
+    return os.path.dirname(lm_eval.__file__)
+
+
+_NO_DATA = (".py", ".pyc", ".yaml", ".yml", ".md", ".log", ".out", ".err")
+"""Endings of files that lie beside a task's code, and are no data unless it names them."""
+
+
+def _may_read(folder: str, code: Sequence[str]) -> list[str]:
+    """The files from which a task's Python files `code` may take its items, as far as that can be told without running
+    them: what lies beside them in `folder`, or in folders there that a text in them names, and files that one names."""
+    texts: set[str] = set()
+    for path in code:
+        with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError):  # which loading it tells
+            nodes = ast.walk(ast.parse(pathlib.Path(path).read_bytes()))
+            texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    parts = {part for text in texts for part in text.split("/")}
+    found = [os.path.join(base, os.path.expanduser(text)) for text in texts for base in (folder, os.getcwd())]
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and name in parts:
+            found += glob.glob(os.path.join(glob.escape(path), "**"), recursive=True)
+        elif not name.startswith(".") and not name.lower().endswith(_NO_DATA) and name != RESULTS:
+            found.append(path)
+    read = {os.path.abspath(path) for path in found if os.path.isfile(path) and os.access(path, os.R_OK)}
+    return sorted(read - set(map(os.path.abspath, code)))
 
 
 def _flat(tasks: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

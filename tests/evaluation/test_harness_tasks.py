@@ -287,6 +287,67 @@ def test_changed_code_or_more_files_of_a_pattern_are_another_task(folder):
         (folder / name).unlink()
 
 
+READS = """
+import datasets, json, pathlib
+
+HERE = pathlib.Path(__file__).parent
+
+
+def load(**_):
+    names = [HERE / "rows.jsonl", *sorted((HERE / "more" / "parts").glob("*.jsonl")), {elsewhere!r}]
+    rows = [json.loads(line) for name in names for line in open(name)]
+    return {{"test": datasets.Dataset.from_list(rows)}}
+"""
+FUNCTION = """
+task: own_reader
+custom_dataset: !function utils.load
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def test_what_the_code_of_a_task_reads_is_part_of_it(model, tmp_path, capsys):
+    """Beside the code, in a folder that it names, and elsewhere by a name that stands in it; by no YAML file."""
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere.jsonl"
+    (own / "more" / "parts").mkdir(parents=True)
+    (own / "function.yaml").write_text(FUNCTION)
+    (own / "utils.py").write_text(READS.format(elsewhere=str(elsewhere)))
+    line = json.dumps({"question": "what is one?", "choices": [" the cat", " a dog"], "gold": 0}) + "\n"
+    files = [own / "rows.jsonl", own / "more" / "parts" / "0.jsonl", elsewhere]
+    for file in files:
+        file.write_text(line)
+
+    def items(out=tmp_path / "out"):
+        assert evaluate(model, own, out, tasks="own_reader") == 0
+        return json.loads((out / "results.json").read_text())["metrics"][0]["n"]
+
+    assert items() == 3
+    for number, file in enumerate(files, 4):
+        file.write_text(2 * line)
+        assert items() == number
+    (own / "more" / "parts" / "1.jsonl").write_text(line)
+    assert items() == 7
+    assert items(own) == 7
+    capsys.readouterr()
+    (own / "notes.md").write_text("no data")
+    (own / "evaluate.log").write_text("nor this")
+    assert items() == items(own) == 7 and capsys.readouterr().out.count("own_reader is kept") == 2
+
+
+def test_what_the_code_of_a_task_writes_ends_nothing(model, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "function.yaml").write_text(FUNCTION)
+    writes = "    (HERE / 'seen.txt').write_text('1')\n    return"
+    (own / "utils.py").write_text(READS.format(elsewhere=os.devnull).replace("    return", writes))
+    (own / "rows.jsonl").write_text(json.dumps({"question": "one?", "choices": [" cat", " dog"], "gold": 0}) + "\n")
+    assert evaluate(model, own, tmp_path / "out", tasks="own_reader") == 0
+
+
 def test_a_damaged_result_is_computed_again(model, folder, tmp_path, capsys):
     assert evaluate(model, folder, tmp_path, tasks="tiny_text") == 0
     expected = (tmp_path / "results.json").read_text()
