@@ -91,7 +91,8 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
     folders = [str(path.parent.absolute()), str(BUILT_IN)]
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
     try:
-        values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
+        with warnings.catch_warnings():  # a file that silences those of its libraries would silence ours, too
+            values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
         for override in overrides:
             _refer(values, override)
         values = _plain(values)

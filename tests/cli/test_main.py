@@ -534,6 +534,17 @@ def test_a_full_disk_under_the_output_is_told_and_ends_no_work(tmp_path, monkeyp
     assert "selftrain: warning: output cannot be written (No space left on device)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_config_file_that_sets_how_warnings_are_shown_silences_none_of_ours(tmp_path, capsys, action):
+    """Many files begin so, for what their libraries say; a run would then go on without a word of what it was told."""
+    (tmp_path / "quiet.py").write_text(
+        f"import warnings\n\nwarnings.simplefilter({action!r})\nwarnings.showwarning = print\n\n\n"
+        "def get_config():\n    return dict(source='model', sample=dict(seed=1, temperature=0.5))\n"
+    )
+    assert cli.main(["config", f"--config={tmp_path / 'quiet.py'}", "--config.sample={'seed': 2}"]) == 0
+    assert "selftrain: warning: setting sample is another group now" in capsys.readouterr().err
+
+
 def test_a_warning_of_ours_is_a_line_whatever_the_environment_says(tmp_path, monkeypatch, capsys):
     def warns(*_, **__):
         warnings.warn("careful", InputWarning, stacklevel=1)
