@@ -28,7 +28,6 @@ from selftrain_jax.distributed.mesh import (
     shards_params,
 )
 from selftrain_jax.models import ops
-from selftrain_jax.models.checks import check_params
 
 Batch = dict[str, jax.Array]
 LossFn = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -72,6 +71,8 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
         raise InputError(f"{type(model).__name__} is not a Decoder: pass a function (params, tokens) -> logits instead")
 
     def of_module(params, inputs, segments):
+        from selftrain_jax.models.checks import check_params  # the step itself needs no model
+
         check_params(params, model.config)
         positions, config = None if segments is None else positions_in_segment(segments), model.config
         if segments is None and config.learned_positions and inputs.shape[1] > config.max_position:
