@@ -78,12 +78,3 @@ def check_batch_size(batch_size: int) -> None:
     """Raises `InputError` below 1."""
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1")
-
-
-def check_finite(what: str, values: np.ndarray) -> None:
-    """Raises `InputError` unless `values`, which a model gave, are all finite numbers."""
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"the model's {what} are not finite: its weights are damaged, diverged, or overflow in this dtype; take "
-            "another checkpoint, or dtype float32"
-        )

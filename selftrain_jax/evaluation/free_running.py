@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.batches import check_batch_size, in_batches
 from selftrain_jax.evaluation.memorization import Probe, probe_sequences
 from selftrain_jax.evaluation.score import check_sequences
@@ -60,7 +61,16 @@ def graded_score(probes: Sequence[Probe], continuations: Sequence[np.ndarray]) -
     score(M, N) = (1 / N) sum_i [s_i = g_i], with s the N true tokens behind M tokens of context and g the N tokens that
     the model writes after that context (Biderman et al. 2023, arXiv 2304.11158; there M = N = 32). Positions are
     compared one by one: a continuation that slips by one token scores almost nothing. 1 is exact match."""
-    return np.array([np.mean(p.suffix == c) for p, c in zip(probes, continuations, strict=True)], np.float64)
+    found = []
+    for i, (probe, written) in enumerate(zip(probes, continuations, strict=True)):
+        true, written = np.asarray(probe.suffix), np.asarray(written)
+        if true.shape != written.shape or true.ndim != 1 or not true.size:
+            raise InputError(
+                f"continuation {i} has shape {written.shape} and its suffix {true.shape}: both must be vectors of as "
+                "many tokens, as `continue_greedily` writes them"
+            )
+        found.append(np.mean(true == written))
+    return np.array(found, np.float64)
 
 
 def padded(continuations: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,8 +20,9 @@ from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.data.audit import words
 from selftrain_jax.data.packing import PackedRows
 from selftrain_jax.distributed.mesh import padded_rows, to_host, with_mesh
-from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.likelihood import Scorer, rolling_windows, summed_log_probs
+from selftrain_jax.models.checks import check_finite, check_params
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, param_shapes, param_shardings
 from selftrain_jax.models.files.hub import check_hub_name
@@ -113,7 +114,8 @@ def mean_hidden(
       dtype: compute dtype of the forward pass; the mean is taken in fp32 always.
 
     Raises:
-      InputError: a bad sequence, before any device work; a model that gives no finite numbers.
+      InputError: a bad sequence or parameters of another model, before any device work; a model that gives no finite
+        numbers.
     """
     sequences = [np.asarray(sequence) for sequence in sequences]
     check_batch_size(batch_size)
@@ -124,6 +126,7 @@ def mean_hidden(
                 "model's context"
             )
         check_token_ids(f"sequence {i}", sequence, config)
+    check_params(params, config)
 
     model, rows = Decoder(config, dtype=dtype), padded_rows(batch_size, mesh)
     lengths = [len(sequence) for sequence in sequences]

@@ -55,6 +55,13 @@ def judge(
         that nothing comes back says nothing.
       cluster: a label per probe, equal for probes that are not independent.
     """
+    given = {"lost": lost, "back": back, "twin_back": twin_back, "base_keeps": base_keeps}
+    arrays = {name: np.asarray(values) for name, values in given.items()}
+    for name, array in arrays.items():
+        if array.shape != arrays["lost"].shape or array.ndim != 1 or not np.isin(array, (0, 1)).all():
+            raise InputError(f"{name} of shape {array.shape} must say yes or no of each probe, as lost does")
+    # As indices, 0 and 1 would choose the first two probes.
+    lost, back, twin_back, base_keeps = (array.astype(bool) for array in arrays.values())
     n = int(lost.sum())
     if not n:
         return Recovered(0, *[None] * 5, "undecided", "nothing that base extracts was lost")

@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import padded_rows, target_device, with_mesh
-from selftrain_jax.evaluation.batches import check_batch_size, check_finite, in_batches, padded_batch, rounded_length
+from selftrain_jax.evaluation.batches import check_batch_size, in_batches, padded_batch, rounded_length
 from selftrain_jax.evaluation.fans import fans
+from selftrain_jax.models.checks import check_finite, check_params
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, project
 from selftrain_jax.models.ops import attention_implementation
@@ -207,12 +208,14 @@ def score(
 
     Raises:
       InputError: a sequence that is too short, longer than the context, scored from nowhere, or holds anything but ids
-        of the vocabulary, or a bad `batch_size`: before any device work. And a model that gives no finite numbers.
+        of the vocabulary, a bad `batch_size`, or parameters of another model: before any device work. And a model that
+        gives no finite numbers.
     """
     sequences = [np.asarray(s) for s in sequences]
     starts = [1] * len(sequences) if starts is None else list(starts)
     check_sequences(sequences, starts, config)
     check_batch_size(batch_size)
+    check_params(params, config)
     every, first = [(s.astype(np.int32).tobytes(), start) for s, start in zip(sequences, starts)], {}
     for i, key in enumerate(every):
         first.setdefault(key, i)

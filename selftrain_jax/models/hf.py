@@ -276,6 +276,8 @@ def _checked_leaves(config: DecoderConfig, params: Params) -> dict[tuple[str, ..
         leaves[tensor.path] = leaf = given[tensor.path]
         if leaf.shape != shape:
             raise InputError(f"params {'/'.join(tensor.path)} has shape {leaf.shape}, but its config asks for {shape}")
+    if more := given.keys() - leaves.keys():
+        raise InputError(f"params hold {'/'.join(min(more))}, which a model of this config does not have")
     return leaves
 
 

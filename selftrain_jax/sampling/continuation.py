@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int, Key
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import check_keys, pinned, seed_key
 from selftrain_jax.distributed.mesh import RULES, batch_sharding, padded_rows, standard_mesh, to_global
+from selftrain_jax.models.checks import check_finite
 from selftrain_jax.models.config import DecoderConfig, check_token_ids
 from selftrain_jax.models.decoder import Decoder, Params, continue_cached
 from selftrain_jax.sampling import placement, warp
@@ -25,6 +26,7 @@ from selftrain_jax.sampling.settings import SamplingConfig
 
 STEPS = 32  # tokens between two looks of the host; bucket ends are multiples of it
 _BLOCK = 128  # prompt tokens read at once
+_NONE = -1  # in the place of a token where logits are no numbers
 
 
 @pinned()
@@ -61,7 +63,8 @@ def continue_prompts(
 
     Raises:
       InputError: an empty prompt, ids outside the vocabulary, keys of another kind or number, or prompt and new tokens
-        together exceed the context.
+        together exceed the context, an unusable `allowed`, or parameters of another model. And a model that gives no
+        finite numbers.
     """
     prompts = [np.asarray(prompt) for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
@@ -79,6 +82,7 @@ def continue_prompts(
             raise InputError("drawing tokens needs a random key for each prompt (keys)")
         check_keys("keys for drawing tokens, one for each prompt,", keys, (len(prompts),))
         sampling = dataclasses.replace(sampling, min_new_tokens=0)
+    allowed = jnp.asarray(placement.usable_ids(config, allowed))
     model, mesh = Decoder(config, dtype=dtype), standard_mesh(mesh, rules)
     count, rows = len(prompts), padded_rows(max(rows or 0, len(prompts)), mesh)
     longest = int(lengths.max())
@@ -91,7 +95,6 @@ def continue_prompts(
         keys = jax.random.split(seed_key(0), count)
     keys = keys[jnp.minimum(jnp.arange(rows), count - 1)]
     weights = placement.prepare(params, config, mesh=mesh, dtype=dtype)
-    allowed = jnp.asarray(np.ones(config.vocab_size, bool) if allowed is None else allowed)
     done = np.arange(rows) >= count
     heads = None if mesh is None else state_shardings(model, mesh).cache.keys[0]
 
@@ -122,6 +125,7 @@ def continue_prompts(
         for row in np.flatnonzero(~done[:count]):
             begin = max(lengths[row] - at - 1, 0)  # new[k] stands at index at + k + 1
             fresh = new[begin:, row].tolist()[: limits[row] - len(chosen[row])]
+            check_finite(f"logits behind prompt {row}", np.where(np.array(fresh) == _NONE, np.nan, 0))
             stops = np.flatnonzero(np.isin(fresh, config.stop_ids)) if stop_at_eos else []
             if len(stops):
                 fresh, ended[row] = fresh[: stops[0]], True
@@ -162,8 +166,10 @@ def _advance(
             new = jnp.argmax(jnp.where(allowed, logits, -jnp.inf), axis=-1).astype(jnp.int32)
         else:
             new = draw_token(logits, sampling, allowed, state.keys, jnp.maximum(t, 0), stops)
+        new = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), new, _NONE)  # the maximum of NaN is NaN
         known = jax.lax.dynamic_index_in_dim(coming, state.position - first, axis=1, keepdims=False)
-        ends = (t >= 0) & ((warp.is_one_of(new, stops) & stop_at_eos) | (t + 1 >= max_new_tokens))
+        stopped = warp.is_one_of(new, stops) & stop_at_eos | (new == _NONE)
+        ends = (t >= 0) & (stopped | (t + 1 >= max_new_tokens))
         return (jnp.where(t < 0, known, new),), ends
 
     state, (tokens,) = decode(model, params, state, (jnp.zeros((STEPS, starts.shape[0]), jnp.int32),), choose)

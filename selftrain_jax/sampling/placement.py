@@ -1,4 +1,4 @@
-"""The weights as sampling reads them: their dtype, and where they lie on the mesh."""
+"""The weights as sampling reads them, their dtype, and where they lie on the mesh; and the ids that it may emit."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.distributed.mesh import RULES, standard_mesh, target_device, within
+from selftrain_jax.models.checks import check_params
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.decoder import Params, param_shapes, param_shardings, unstack_layers
+from selftrain_jax.models.decoder import Params, param_shardings, unstack_layers
 
 SAMPLING_RULES = RULES | {"embed": None}
 """Weights are whole on every device but for the tensor axis: gathering fsdp shards at every token would cost more."""
@@ -21,18 +23,16 @@ def default_dtype(mesh: Mesh | None = None) -> Any:
     return jnp.float32 if target_device(mesh).platform == "cpu" else jnp.bfloat16
 
 
-def check_params(params: Params, config: DecoderConfig) -> None:
-    """Raises `InputError` unless `params` are those of a `Decoder` of `config`, stacked or as `prepare` made them."""
-    if isinstance(params, dict) and isinstance(params.get("layers"), list):
-        return
-    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(param_shapes(config))}
-    found = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            raise InputError(
-                f"params are not those of a Decoder of this config, which alone can be sampled: {name or type(params)} "
-                f"has shape {found.get(name)}, not {wanted.get(name)}"
-            )
+def usable_ids(config: DecoderConfig, allowed: Bool[np.ndarray, "V"] | None) -> Bool[np.ndarray, "V"]:
+    """`allowed`, or all ids with None; `InputError` unless it says of each id of the vocabulary whether, and of one
+    that, it may be emitted."""
+    usable = np.ones(config.vocab_size, bool) if allowed is None else np.asarray(allowed)
+    if usable.dtype != bool or usable.shape != (config.vocab_size,) or not usable.any():
+        raise InputError(
+            f"sample allowed must be {config.vocab_size} truth values, one for each id of the vocabulary, and not all "
+            "False"
+        )
+    return usable
 
 
 def prepare(
@@ -44,13 +44,15 @@ def prepare(
     must be of the same dtype and mesh. `mesh` and `rules` are those of `sampler.sample`.
     """
     mesh = standard_mesh(mesh, rules)
-    check_params(params, config)
+    check_params(params, config, unstacked=True)
     if isinstance(params["layers"], list):
         found = params["embed"]["embedding"].dtype
         if dtype is not None and found != jnp.dtype(dtype):
             raise InputError(f"the weights were prepared as {found}, not as {jnp.dtype(dtype)}; prepare them again")
         return params
     dtype = jnp.dtype(default_dtype(mesh) if dtype is None else dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"weights in {dtype} would lose what stands behind the point: give a floating dtype")
 
     def convert(params):
         return unstack_layers(jax.tree.map(lambda x: x.astype(dtype), params))

@@ -22,11 +22,12 @@ from jaxtyping import Bool, PRNGKeyArray
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.randomness import check_keys, pinned
 from selftrain_jax.distributed.mesh import RULES, exact_matmuls, padded_rows, standard_mesh, within
+from selftrain_jax.models.checks import check_finite, check_params
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Decoder, KVCache, Params
 from selftrain_jax.sampling.decode import DecodeState, bucket_ends, decode_bucket, resize, start, state_shardings
 from selftrain_jax.sampling.memory import largest_wave
-from selftrain_jax.sampling.placement import check_params, default_dtype, prepare
+from selftrain_jax.sampling.placement import default_dtype, prepare, usable_ids
 from selftrain_jax.sampling.settings import SamplingConfig
 
 _LEAST_ROWS = 8  # a wave is not compacted below this: smaller batches cost the same time per step
@@ -72,7 +73,7 @@ def sample(
 
     Raises:
       InputError: no ids, a key of another kind, `batch_size` below 1, more tokens than the context holds, an unusable
-        `start` or `allowed`, or parameters of another model.
+        `start` or `allowed`, or parameters of another model. And a model that gives no finite numbers.
     """
     waves = sample_waves(
         params,
@@ -108,7 +109,7 @@ def sample_waves(
     if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32:
         raise InputError("sample ids must be a non-empty list of integers in [0, 2^32)")
     check_keys("sample key", key)
-    check_params(params, model_config)
+    check_params(params, model_config, unstacked=True)
     mesh = standard_mesh(mesh, rules)
     if dtype is None and isinstance(params["layers"], list):
         dtype = params["embed"]["embedding"].dtype
@@ -119,7 +120,7 @@ def sample_waves(
     def waves():
         with within(mesh), exact_matmuls(dtype):
             weights = prepare(params, model_config, mesh=mesh, dtype=dtype)
-            usable = jnp.asarray(np.ones(model_config.vocab_size, bool) if allowed is None else allowed)
+            usable = jnp.asarray(usable_ids(model_config, allowed))
             root, rows = jax.random.wrap_key_data(bits, impl="threefry2x32"), batch_size
             if rows == "auto":
                 rows = largest_wave(weights, model, sampling_config, len(ids), mesh=mesh)
@@ -144,12 +145,7 @@ def check(
             "models.files.tokenizer.start_ids makes ids of texts"
         )
     check_length(sampling, config.max_position)
-    usable = np.ones(config.vocab_size, bool) if allowed is None else np.asarray(allowed)
-    if usable.dtype != bool or usable.shape != (config.vocab_size,) or not usable.any():
-        raise InputError(
-            f"sample allowed must be {config.vocab_size} truth values, one for each id of the vocabulary, and not all "
-            "False"
-        )
+    usable = usable_ids(config, allowed)
     if sampling.min_new_tokens and not set(np.flatnonzero(usable).tolist()) - {*config.stop_ids}:
         raise InputError(
             f"min_new_tokens={sampling.min_new_tokens} needs a token that does not end the document; there is none"
@@ -217,6 +213,7 @@ def _wave(model, sampling, params, key, ids, batch_size, allowed, mesh) -> Sampl
             at = np.flatnonzero(np.isin(drawn, model.config.stop_ids))
             count = at[0] + 1 if at.size else steps
             who = owner[row]
+            check_finite(f"log-probabilities of sample {ids[who]}", new_log_probs[:count, row])
             tokens[who, begin : begin + count] = drawn[:count]
             log_probs[who, begin : begin + count] = new_log_probs[:count, row]
             if at.size:

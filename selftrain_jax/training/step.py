@@ -61,7 +61,8 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
     Raises:
       InputError: `model` is a Flax module of another kind, or `chunk` is below 1; and on the first call, when there are
         no tokens, rows are too short or longer than the positions that a model learned, segments are of another shape,
-        the batch holds what is not read here, or a function is given packed documents, which it cannot keep apart.
+        the batch holds what is not read here, `params` are those of another `Decoder`, or a function is given packed
+        documents, which it cannot keep apart.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk} must be at least 1")
@@ -70,6 +71,9 @@ def next_token_loss(model, chunk: int = 256) -> LossFn:
         raise InputError(f"{type(model).__name__} is not a Decoder: pass a function (params, tokens) -> logits instead")
 
     def of_module(params, inputs, segments):
+        from selftrain_jax.models.checks import check_params  # the step itself needs no model
+
+        check_params(params, model.config)
         positions, config = None if segments is None else positions_in_segment(segments), model.config
         if segments is None and config.learned_positions and inputs.shape[1] > config.max_position:
             shapes = f"{inputs.shape[1]} tokens for a model that learned {config.max_position} positions"

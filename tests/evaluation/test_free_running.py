@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation.free_running import continue_greedily, graded_score
 from selftrain_jax.evaluation.memorization import MARGIN_NOISE, Probe, extract
 from selftrain_jax.evaluation.score import score
@@ -128,6 +129,16 @@ def test_graded_is_neither_exact_match_nor_the_teacher_forced_share(probes, writ
     assert (graded != found.token_share).sum() > 100
     slipped = [Probe(np.array([1]), np.array([5, 6, 7, 8]))]
     assert graded_score(slipped, [np.array([9, 5, 6, 7])]).tolist() == [0.0]
+
+
+def test_lists_are_graded_like_arrays():
+    assert graded_score([Probe([1], [5, 6])], [[5, 7]]).tolist() == [0.5]
+
+
+@pytest.mark.parametrize("written", [[5], [], [5, 5, 5, 5]], ids=["broadcast", "empty", "long"])
+def test_a_continuation_of_another_length_is_refused(written):
+    with pytest.raises(InputError, match="continuation 0 has shape"):
+        graded_score([Probe(np.array([1]), np.array([5, 6, 5]))], [np.array(written, int)])
 
 
 def test_bos_takes_part_in_the_prefix(params, probes):

@@ -37,6 +37,20 @@ def test_only_what_was_lost_counts():
     assert (found.back, found.twin_back, found.verdict) == (0, 0, "erased")
 
 
+def test_ones_and_zeros_are_truth_values_and_no_indices():
+    truths = of(60, 30, 60, 0, 60)
+    truths[1] = ~of(60, 2)[0]
+    assert judge(*(x.astype(int) for x in truths)) == judge(*truths)
+    assert judge(*(x.tolist() for x in truths)) == judge(*truths)
+
+
+@pytest.mark.parametrize("back", [np.full(60, 0.5), np.ones(59, bool), np.full(60, np.nan), np.ones((60, 1), bool)])
+def test_what_says_neither_yes_nor_no_of_each_probe_is_refused(back):
+    lost, twin, keeps = of(60, 60, 0, 60)
+    with pytest.raises(InputError, match="^back of shape"):
+        judge(lost, back, twin, keeps)
+
+
 def test_windows_of_one_text_are_one_witness():
     lost, back, twin, keeps = of(60, 60, 55, 0, 60)
     assert judge(lost, back, twin, keeps, cluster=np.arange(60) // 30).verdict == "undecided"

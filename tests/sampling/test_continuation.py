@@ -143,3 +143,22 @@ def test_each_prompt_has_a_key_of_its_own(params, keys, message):
     sampling = SamplingConfig(min_new_tokens=0)
     with pytest.raises(InputError, match=message):
         continued(params, CONFIG, [np.array([1]), np.array([2])], 2, sampling=sampling, keys=keys)
+
+
+@pytest.mark.parametrize(
+    "allowed", [np.zeros(CONFIG.vocab_size, bool), np.array([True]), np.array([5]), np.ones(CONFIG.vocab_size, int)]
+)
+def test_what_allows_nothing_or_is_no_mask_is_refused(params, allowed):
+    """Nothing allowed gave token 0, and one number was taken for all tokens."""
+    with pytest.raises(InputError, match="allowed must be .* truth values"):
+        continued(params, CONFIG, [[1]], 2, allowed=allowed)
+
+
+@pytest.mark.parametrize("sampling", [None, SamplingConfig(max_new_tokens=4)], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("stop_at_eos", [True, False])
+def test_a_model_that_gives_no_numbers_writes_nothing(params, prompts, sampling, stop_at_eos):
+    """All tokens are the best where none is a number: the lowest is one that ends a text."""
+    broken = {**params, "final_norm": jax.tree.map(lambda x: np.full_like(x, np.nan), params["final_norm"])}
+    keys = None if sampling is None else jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(InputError, match="logits behind prompt 0 are not finite: .*diverged"):
+        continued(broken, CONFIG, prompts[:2], 4, sampling=sampling, keys=keys, stop_at_eos=stop_at_eos)

@@ -422,3 +422,15 @@ def test_bad_input_raises_before_any_device_work(monkeypatch, function, change, 
     arguments = {"model_config": CONFIG, "sampling_config": WHOLE, "key": KEY, "ids": [0]} | change
     with pytest.raises(InputError, match=message):
         function(None, **arguments)
+
+
+def test_a_model_that_gives_no_numbers_draws_nothing(params):
+    """Each document would be one token long: no weight is above a NaN, and the lowest id ends a document."""
+    broken = {**params, "final_norm": jax.tree.map(lambda x: np.full_like(x, np.nan), params["final_norm"])}
+    with pytest.raises(InputError, match="log-probabilities of sample 0 are not finite"):
+        sample(broken, CONFIG, SamplingConfig(max_new_tokens=4), KEY, [0])
+
+
+def test_weights_are_not_made_whole_numbers(params):
+    with pytest.raises(InputError, match="weights in int32"):
+        sample(params, CONFIG, SamplingConfig(max_new_tokens=4), KEY, [0], dtype="int32")
