@@ -43,6 +43,7 @@ class SuffixIndex:
         Time grows with the sum of the lengths.
         """
         text = np.concatenate([np.append(np.asarray(text, np.int32), _END) for text in texts])
+        text = np.where(text < 0, _END, text)  # what ends a sequence is negative, too, and matches nothing
         lengths, places = np.zeros(len(text), np.int32), np.full(len(text), -1, np.int64)
         low, high = (np.searchsorted(self._first, text, side) for side in ("left", "right"))
         at = np.flatnonzero(low < high)

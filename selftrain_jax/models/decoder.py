@@ -288,7 +288,7 @@ class Decoder(nn.Module):
         if c.scale_embeddings:
             x = x * jnp.asarray(c.hidden_size**0.5, self.dtype)
         if c.learned_positions:
-            x = x + self.positions()[positions].astype(self.dtype)
+            x = (x + self.positions()[positions].astype(jnp.float32)).astype(self.dtype)
         return x, tuple(ops.rotary_tables(positions, c.rotary_dim(rotary), rotary) for rotary in c.rotaries)
 
     def output_kernel(self) -> Float[Array, "D V"]:

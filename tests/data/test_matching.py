@@ -45,3 +45,9 @@ def test_runs_do_not_cross_from_one_sequence_into_the_next():
     index = SuffixIndex([characters("ab"), characters("cd\N{GRINNING FACE}")])
     assert index.longest([characters("abcd\N{GRINNING FACE}")])[0].tolist() == [2, 1, 3, 2, 1, 0]
     assert SuffixIndex([]).longest([characters("a")])[0].tolist() == [0, 0]
+
+
+def test_what_is_no_token_is_in_no_sequence():
+    """Rows may be filled up with -1, which stands behind the first sequence, too."""
+    index = SuffixIndex([np.array([5, 6]), np.array([7, 8])])
+    assert index.longest([np.array([5, 6, -1, 7, -2])])[0].tolist() == [2, 1, 0, 1, 0, 0]
