@@ -11,7 +11,7 @@ from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, visible
 from selftrain_jax.models import hf
 from selftrain_jax.models.files import converted
-from selftrain_jax.models.files.fingerprints import is_converted, model_fingerprint, read_record
+from selftrain_jax.models.files.fingerprints import is_converted, model_fingerprint, read_record, refuse_changed
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, load_tokenizer
 from selftrain_jax.report.metric import kind
@@ -34,15 +34,18 @@ def convert(source: str, directory: pathlib.Path, *, revision: str | None = None
       dtype: of the stored arrays; "float32" holds every published checkpoint exactly.
 
     Raises:
-      InputError: the model cannot be loaded or the directory cannot be written; nothing is left behind.
+      InputError: the model cannot be loaded, or changes meanwhile, or the directory cannot be written; nothing is left
+        behind.
     """
     _check_dtype(dtype)
     files.check_new_directory(directory, "converted model")
     files.check_no_pattern(directory)
     model = resolve_model(source, revision)
     _check_tokenizer(model, hf.check_pretrained(model))
+    found = model_fingerprint(model)
     config, params = hf.load_pretrained(model, dtype=dtype)
-    fingerprint = files.fingerprint([model_fingerprint(model), dtype])
+    refuse_changed(f"model {source}", found, model_fingerprint(model))
+    fingerprint = files.fingerprint([found, dtype])
     record = {"source": str(source), "revision": revision, "fingerprint": fingerprint, "selftrain_jax": __version__}
     converted.save(directory, config, params, record, model if _has_tokenizer(model) else None)
 

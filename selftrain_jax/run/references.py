@@ -11,7 +11,7 @@ from selftrain_jax.core.settings import build
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.models import hf
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.files.fingerprints import model_inputs
+from selftrain_jax.models.files.fingerprints import model_inputs, refuse_changed
 from selftrain_jax.models.files.hub import resolve_model
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
 from selftrain_jax.run import stages
@@ -30,7 +30,7 @@ class Model:
       config: its architecture.
       tokenizer: the directory that holds its tokenizer.
       fingerprint: stands for weights and tokenizer.
-      load: reads the parameters, onto the mesh that it is given.
+      load: reads the parameters, onto the mesh that it is given; `InputError` where they are not those that were found.
     """
 
     reference: str
@@ -69,8 +69,17 @@ def find_model(reference: str, revision: str | None = None) -> Model:
 def _of_directory(reference: str, directory: pathlib.Path) -> Model:
     config = hf.check_pretrained(directory)
     check_tokenizer(config, load_tokenizer(directory))
-    fingerprint = files.fingerprint(list(model_inputs("model", directory).values()))
-    return Model(reference, config, directory, fingerprint, lambda mesh: hf.load_pretrained(directory, mesh=mesh)[1])
+
+    def fingerprint() -> str:
+        return files.fingerprint(list(model_inputs("model", directory).values()))
+
+    def load(mesh):
+        params = hf.load_pretrained(directory, mesh=mesh)[1]
+        refuse_changed(f"model {reference}", found, fingerprint())
+        return params
+
+    found = fingerprint()
+    return Model(reference, config, directory, found, load)
 
 
 def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:

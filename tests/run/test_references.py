@@ -1,8 +1,11 @@
 """A model as a user names it; models of runs are in tests/e2e/test_references.py."""
 
+import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.models import hf
+from selftrain_jax.run.export import convert
 from selftrain_jax.run.references import find_model, open_run
 from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
 
@@ -16,6 +19,24 @@ def test_what_decides_the_ids_that_are_read_and_where_writing_stops_is_part_of_a
     assert find_model(str(model)).fingerprint == before
     (model / name).write_text(text + " ")
     assert find_model(str(model)).fingerprint != before
+
+
+@pytest.mark.parametrize("read", ["load", "convert"])
+def test_a_model_that_is_saved_anew_while_it_is_read_is_refused(tmp_path, monkeypatch, read):
+    """What is kept, or noted, of the one would be of the other."""
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    found, load = find_model(str(model)), hf.load_pretrained
+    assert found.load(None)
+
+    def saved_then(*arguments, **settings):
+        params = load(*arguments, **settings)
+        write_checkpoint(model, {name: np.asarray(tensor + 1) for name, tensor in old_tensors().items()})
+        return params
+
+    monkeypatch.setattr(hf, "load_pretrained", saved_then)
+    with pytest.raises(InputError, match="model .*model changed while it was read"):
+        found.load(None) if read == "load" else convert(str(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_a_run_is_asked_for_a_study_is_named_as_what_it_is(tmp_path):

@@ -42,6 +42,12 @@ def model_inputs(name: str, directory: str | os.PathLike) -> dict[str, str]:
     return {name: model_fingerprint(directory)} | vocabulary_input(name, directory)
 
 
+def refuse_changed(what: str, found: str, now: str) -> None:
+    """Raises `InputError` where a model's fingerprint is not the one from before it was read: it may be of both."""
+    if found != now:
+        raise InputError(f"{what} changed while it was read: start again when it is written")
+
+
 def is_converted(directory: pathlib.Path) -> bool:
     """Whether `selftrain convert` made the directory."""
     return (directory / RECORD).is_file()
