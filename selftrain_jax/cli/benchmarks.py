@@ -39,5 +39,5 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         rows = harness_tasks.rows(results)
         record = {"model": arguments.model, "revision": arguments.revision, "fingerprint": found.fingerprint}
         write_json(out / RESULTS, record | {"dtype": settings.dtype, "metrics": rows, "tasks": results})
-    print("\n" + visible(harness_tasks.format_table(rows), keep="\n") + f"\n\nresults: {out / 'results.json'}")
+    print("\n" + visible(harness_tasks.format_table(rows), keep="\n") + f"\n\nresults: {out / RESULTS}")
     return 0
