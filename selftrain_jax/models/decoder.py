@@ -194,8 +194,7 @@ def _as_given(store):
 class Decoder(nn.Module):
     """Token ids to hidden states; `logits` turns hidden states into fp32 logits.
 
-    `enter`, `Block`, `final_norm` and `logits` are all of the model. Calling it scans the layers; `continue_cached` and
-    `verify` take one layer at a time, of the same parts.
+    `enter`, `Block`, `final_norm`, `logits` are all of it. Calling it scans the layers; others take one at a time.
 
     Attributes:
       config: the architecture.
@@ -239,7 +238,7 @@ class Decoder(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         branch: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm: a causal pass over whole rows.
+        """Hidden states after the final norm: a causal pass over whole rows; NaN at positions that were not learned.
 
         `segment_ids` keeps packed documents apart and `positions` restarts their rotary positions; `branch` instead,
         with `positions`, makes a row several continuations of one beginning (`ops.Branches`).
@@ -288,7 +287,7 @@ class Decoder(nn.Module):
         if c.scale_embeddings:
             x = x * jnp.asarray(c.hidden_size**0.5, self.dtype)
         if c.learned_positions:
-            x = (x + self.positions()[positions].astype(jnp.float32)).astype(self.dtype)
+            x = (x + jnp.take(self.positions(), positions, 0, mode="fill").astype(jnp.float32)).astype(self.dtype)
         return x, tuple(ops.rotary_tables(positions, c.rotary_dim(rotary), rotary) for rotary in c.rotaries)
 
     def output_kernel(self) -> Float[Array, "D V"]:
@@ -336,7 +335,7 @@ def continue_cached(
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """(Logits of the last of `tokens`, `cache` with all of them): they continue at `position` of the cached rows.
 
-    `params` are stacked, or unstacked by `unstack_layers`, as a loop around this should pass them.
+    `params` are stacked, or unstacked by `unstack_layers`, as a loop around this should pass them. NaN: no more room.
     """
     layers, bound = unstack_layers(params)["layers"], model.bind({"params": params})
     x, rotary = bound.enter(tokens, position + jnp.arange(tokens.shape[1]))
@@ -345,7 +344,8 @@ def continue_cached(
         block = Block(model.config, model.config.layer(i))
         (x, store), _ = block.apply({"params": layer}, (x, store), rotary, None, position)
         stores.append(store)
-    return bound.logits(bound.final_norm(x[:, -1])), KVCache(*zip(*stores))
+    x = jnp.where(position + tokens.shape[1] <= cache.length, x[:, -1], jnp.nan)
+    return bound.logits(bound.final_norm(x)), KVCache(*zip(*stores))
 
 
 def project(

@@ -412,6 +412,21 @@ def test_rows_longer_than_the_learned_positions_are_refused():
     assert np.isfinite(loss_fn(params, {"tokens": tokens, "segment_ids": np.arange(18)[None] // 9})[0])
 
 
+def test_a_pass_by_hand_gives_nothing_where_there_is_no_position_or_no_room():
+    learned = dataclasses.replace(CONFIG, learned_positions=True, pattern=(Layer(None),), max_position=16)
+    params = jax.tree.map(jnp.asarray, initial(learned))
+
+    def read(length):
+        return decoder.Decoder(learned).apply({"params": params}, jnp.zeros((1, length), jnp.int32))
+
+    def written(position):
+        tokens, cache = np.zeros((1, 3), np.int32), decoder.KVCache.zeros(CONFIG, 1, 8)
+        return jax.jit(decoder.continue_cached, static_argnums=0)(MODEL, initial(CONFIG), tokens, cache, position)[0]
+
+    assert np.isfinite(read(16)).all() and np.isnan(read(18)[:, 16:]).all()
+    assert np.isfinite(written(5)).all() and np.isnan(written(6)).all()
+
+
 def test_other_modules_come_as_functions():
     with pytest.raises(InputError, match="Dense is not a Decoder: pass a function"):
         next_token_loss(nn.Dense(3))
