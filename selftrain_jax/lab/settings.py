@@ -241,6 +241,11 @@ class PretrainConfig:
             )
         return dataclasses.replace(found, max_position=self.max_position, **switches)
 
+    @property
+    def tokens(self) -> str:
+        """What tells apart the tokenizers of a lab: "words", "bpe-512"."""
+        return self.tokenizer if self.tokenizer == "words" else f"{self.tokenizer}-{self.bpe_vocab_size}"
+
     def is_set(self, name: str) -> bool:
         """Whether a field has another value than its default."""
         return getattr(self, name) != type(self).__dataclass_fields__[name].default

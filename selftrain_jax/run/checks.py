@@ -143,6 +143,15 @@ def _check_source(run: RunNames, setting: str, source: str) -> None:
         size = len(load_tokenizer(path).get_vocab())
         tokens = {"tokenizer_fingerprint": tokenizer_fingerprint(path), "vocab_size": size}
         _check_tokens(run, setting, f"text of {source}", tokens)
+    student = run.untouched
+    if not run.config.subset.retokenize and source.startswith(LAB) and student.startswith(LAB):
+        models = run.config.lab.lineage().models
+        tokens = [models[name].tokens for model in (source, student) if (name := model.removeprefix(LAB)) in models]
+        if len(set(tokens)) > 1:
+            raise InputError(
+                f"setting {setting}={source!r} writes in tokens of {tokens[0]}, the student {student} reads those of "
+                f"{tokens[1]}: set subset.retokenize=True to train on the text"
+            )
 
 
 def _check_corpus(run: RunNames, setting: str, path: str) -> None:

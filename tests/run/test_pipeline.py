@@ -236,6 +236,15 @@ def test_a_control_of_too_few_documents_is_refused_before_the_first_stage(tmp_pa
             check_lengths(run)
 
 
+def test_text_in_other_tokens_of_the_same_lab_is_refused_before_the_lab_is_made(tmp_path):
+    bpe, anew = "--config.lab.other.tokenizer=bpe", "--config.subset.retokenize=auto"
+    for accepted in ([], [bpe, anew]):
+        check_files(Pipeline(load_config(TINY, accepted), tmp_path))
+    message = "controls.other.source='lab:other' writes in tokens of bpe-512, the student lab:base reads those of words"
+    with pytest.raises(InputError, match=message):
+        check_files(Pipeline(load_config(TINY, [bpe]), tmp_path))
+
+
 LENGTHS = [
     ("subset.num_tokens=512", "batch_size=8 is more than the 7 packed rows there are"),
     ("train.sequence_length=65", "train sequence_length=65 exceeds the model's context of 64"),
