@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.models import decoder, ops
+from selftrain_jax.models.config import Layer
 from selftrain_jax.training.step import next_token_loss, positions_in_segment
 from tests.shapes import SMALL, initial
 
@@ -221,3 +222,20 @@ jax.devices()
     done = run_python(code)
     assert done.stdout == "imported\n", done.stderr
     assert "no_such_platform" in done.stderr  # so a backend that started earlier would have shown
+
+
+def test_a_pass_by_hand_gives_nothing_where_there_is_no_position_or_no_room():
+    learned = dataclasses.replace(CONFIG, learned_positions=True, pattern=(Layer(None),), max_position=16)
+    params = jax.tree.map(jnp.asarray, initial(learned))
+
+    def read(length):
+        return decoder.Decoder(learned).apply({"params": params}, jnp.zeros((1, length), jnp.int32))
+
+    def written(position):
+        tokens, cache = np.zeros((1, 3), np.int32), decoder.KVCache.zeros(CONFIG, 1, 8)
+        return jax.jit(decoder.continue_cached, static_argnums=0)(
+            decoder.Decoder(CONFIG), initial(CONFIG), tokens, cache, position
+        )[0]
+
+    assert np.isfinite(read(16)).all() and np.isnan(read(18)[:, 16:]).all()
+    assert np.isfinite(written(5)).all() and np.isnan(written(6)).all()

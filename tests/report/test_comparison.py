@@ -9,7 +9,7 @@ import pytest
 from selftrain_jax.report.comparison import Comparison, format_comparison
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric
 from selftrain_jax.report.page import render_comparison
-from tests.report.test_page import check_script
+from tests.report.pages import check_script
 
 OFFSET = Metric("extraction", offset=(64, None))
 SAMPLED = Metric("discoverable", samples=(8, 0.5))

@@ -1,9 +1,5 @@
-import base64
 import dataclasses
-import hashlib
-import html.parser
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -17,6 +13,7 @@ from selftrain_jax.report.data import MARGIN, Change, Listing, ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, RUN, Metric, group_extraction
 from selftrain_jax.report.svg import short
 from selftrain_jax.report.tables import format_leaks
+from tests.report.pages import Page, check_script
 
 MODELS = ("base", "self", "control:real", "control:other")
 HOSTILE = "<script>alert(1)</script><img src=http://example.com/x.png onerror=alert(2)> \x07 \ud800 }} {{ 7 * 7 }}"
@@ -88,46 +85,6 @@ def test_a_curve_of_capability_says_over_what_it_is_by_which_rule_and_which_bars
     assert caption(one).startswith("Mean of 1 suite by acc_norm,") and caption(one).endswith("Bars: 95 % intervals.")
     assert caption(one, pairs).startswith("Mean of 2 suites by acc_norm,") and "Bars" not in caption(one, pairs)
     assert caption(pairs).startswith("Mean of 1 suite,")
-
-
-def check_script(page):
-    """A page's one script holds nothing of the run, and its digest is the only one that the policy lets run."""
-    script = re.fullmatch(r".*<script>(.*)</script>\n</body>\n</html>", page, flags=re.DOTALL)[1]
-    assert script == (pathlib.Path(report.__file__).parent / "templates" / "page.js").read_text()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)[1]
-    assert html.unescape(policy).split("; ") == [
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        f"script-src 'sha256-{digest}'",
-        "base-uri 'none'",
-        "form-action 'none'",
-    ]
-
-
-class Page(html.parser.HTMLParser):
-    """Collects the elements and attributes of a page, and checks that every element is closed in order."""
-
-    VOID = {"meta", "wbr", "br"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.open = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.fixture(scope="module")
