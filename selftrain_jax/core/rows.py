@@ -2,6 +2,7 @@
 ending is refused."""
 
 import codecs
+import errno
 import gzip
 import itertools
 import json
@@ -10,7 +11,7 @@ import pathlib
 import warnings
 import zipfile
 import zlib
-from typing import IO, Any, Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, Callable, Iterable, Iterator, NoReturn, Sequence
 
 import regex
 
@@ -117,6 +118,22 @@ def named(names: Sequence[object]) -> str:
 def hidden(name: str | os.PathLike) -> bool:
     """Whether a file, or a folder on the way to it, begins with "." or "_": no data, as Arrow and Spark have it."""
     return any(part[0] in "._" for part in pathlib.PurePath(name).parts)
+
+
+def below(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """What is in and below `folder`, sorted, without what is `hidden`; links to folders are not followed. `InputError`
+    for a folder that this user may not read, which would pass for an empty one."""
+
+    def refuse(e: OSError) -> NoReturn:
+        raise InputError(f"folder {e.filename} cannot be read ({e.strerror}): allow it, or move it elsewhere")
+
+    found = []
+    for at, folders, files in os.walk(folder, onerror=refuse):
+        if not os.access(at, os.X_OK):  # its files cannot be looked at
+            refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), at))
+        folders[:] = [name for name in folders if not hidden(name)]
+        found += [pathlib.Path(at, name) for name in (*folders, *files) if not hidden(name)]
+    return sorted(found)
 
 
 def read_text(path: str | os.PathLike, what: str = "file") -> str:

@@ -17,7 +17,7 @@ from unittest import mock
 
 from selftrain_jax.core.errors import InputError, InputWarning, one_line
 from selftrain_jax.core.files import file_fingerprint, inside, user_path
-from selftrain_jax.core.rows import LINES, MORE_ROWS, ROWS, has_ending, hidden, named, read_rows
+from selftrain_jax.core.rows import LINES, MORE_ROWS, ROWS, below, has_ending, hidden, named, read_rows
 
 TFDS = "tfds:"
 
@@ -117,9 +117,9 @@ def data_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files in and below `folder`, sorted, without those that are `hidden`.
 
     Raises:
-      InputError: a link among them leads to a folder or to nothing.
+      InputError: a link among them leads to a folder or to nothing, or a folder cannot be read.
     """
-    found = [f for f in sorted(folder.rglob("*")) if not hidden(f.relative_to(folder))]
+    found = below(folder)
     for file in found:
         if file.is_symlink() and not file.is_file():
             raise InputError(f"{file} is a link to {os.readlink(file)}, no file: put the data there, or remove it")

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.rows import below
 
 RESULTS = "results.json"
 """What `selftrain evaluate --out` writes."""
@@ -220,10 +221,7 @@ def _local_files(named: Any) -> list[str]:
     if not isinstance(named, str):
         return []
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
-    inside = [
-        glob.glob(os.path.join(glob.escape(path), "**"), recursive=True) if os.path.isdir(path) else [path]
-        for path in found
-    ]
+    inside = [map(str, below(path)) if os.path.isdir(path) else [path] for path in found]
     return sorted(path for paths in inside for path in paths if os.path.isfile(path))
 
 

@@ -105,8 +105,8 @@ class ReportData:
       with the fields of `evaluation.recovery.Recovered`.
     learning_curves: {model: [{"step", "loss", "learning_rate", "grad_norm", "tokens_per_second", ...}]}.
     listings: "probes" and "documents" to look through on the page.
-    settings, versions: nested or flat dicts; durations: seconds by stage; tokens: those that it sampled or trained on;
-      fingerprints: by stage.
+    settings, versions: nested or flat dicts; fingerprints: by stage; durations: seconds by stage, from its last start;
+      device_hours: those, by the devices; tokens: those that a stage sampled or trained on.
     command: the command line that repeats the run.
     leaks: model -> rows of `evaluation.leaks.find_leaks` on the text that it was trained on.
     along: rows of `run.along.along_texts`.
@@ -131,7 +131,7 @@ class ReportData:
     listings: Mapping[str, Listing] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    num_devices: int = 1
+    device_hours: float | None = None
     durations: Mapping[str, float] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -25,7 +25,7 @@ from selftrain_jax.report.svg import NUM_HUES
 from selftrain_jax.report.tables import format_table, interval, number, plain
 
 SCHEMA = 2
-_ON_THE_PAGE = ("samples", "learning_curves", "listings", "num_devices", "tokens")
+_ON_THE_PAGE = ("samples", "learning_curves", "listings", "device_hours", "tokens")
 """What of a run's data is shown, but not kept in report.json, since other files hold it."""
 _OPEN = ("extraction", "capability")
 """The kinds of metrics that a page shows unfolded."""

@@ -22,7 +22,7 @@ from selftrain_jax.distributed import job, preemption
 from selftrain_jax.lab import pretrain  # noqa: F401
 from selftrain_jax.lab.plant import text  # noqa: F401
 from selftrain_jax.report import page  # noqa: F401
-from selftrain_jax.run import known_text, measure, relearn  # noqa: F401
+from selftrain_jax.run import facts, known_text, measure, relearn  # noqa: F401
 from selftrain_jax.run.stages import (
     Stage,
     check,
@@ -67,6 +67,8 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
     directory, local = workdir.path / stage.name, workdir.local / stage.name
     asked: dict[str, Any] = {}
     earlier: list[str] = []
+    software: list[dict[str, str]] = []  # of all that worked on what there will be, in the end this one
+    now = facts.software()
     was: dict[str, bytes] = {}  # the records of what is done, which goes on
 
     def begins() -> bool:
@@ -84,6 +86,7 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
                 say(f"{title}: done before")
                 return False
             earlier.extend([*record.get("earlier", ()), *([record["fingerprint"]] if done else [])])
+            software.extend(of for of in record.get("software", [{}]) if not found and of != now)
             if found:
                 say(f"{title}: {found[stage.name].why}; what it was is kept in {workdir.set_aside(stage.name)}")
             else:
@@ -93,16 +96,16 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
         directory.mkdir(parents=True, exist_ok=True)
         if manifest_path(workdir.path, stage.name).is_file() and not stage.again:
             was.update({name: (directory / name).read_bytes() for name in RECORDS if (directory / name).is_file()})
-        write_record(directory / "started.json", asked, earlier=earlier)
+        software.append(now)
+        write_record(directory / "started.json", asked, earlier=earlier, software=software)
         (directory / "manifest.json").unlink(missing_ok=True)
         return True
 
     def ends() -> None:
         seconds = round(time.perf_counter() - begin, 2)
         outcome = {"fingerprint": fingerprint(asked), "seconds": seconds, "result": result}
-        write_record(
-            directory / "manifest.json", asked, earlier=earlier, files=workdir.result_files(stage.name), **outcome
-        )
+        outcome |= {"earlier": earlier, "software": software, "files": workdir.result_files(stage.name)}
+        write_record(directory / "manifest.json", asked, **outcome)
         progress.note(f"{title}: done in {progress.duration(seconds)}")
 
     def works() -> Mapping[str, Any]:

@@ -3,10 +3,11 @@
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 
+from selftrain_jax import __version__
 from selftrain_jax.core.files import read_json
 from selftrain_jax.data.corpus import Corpus
 from selftrain_jax.data.packing import batch_indices
@@ -16,6 +17,7 @@ from selftrain_jax.run.stages import read_manifest
 from selftrain_jax.training.settings import TrainConfig
 
 NUM_SAMPLES_SHOWN = 6
+WRITER = "report written by"
 
 
 def drawn(pipeline: RunNames, arm: str) -> tuple[int, int]:
@@ -78,12 +80,29 @@ def samples(corpus: Corpus) -> list[dict[str, Any]]:
     return [{"id": d.id, "text": d.text, "nll": nll(d), "stop_reason": d.stop_reason} for d in shown]
 
 
-def versions(mesh) -> dict[str, str]:
-    names = "selftrain_jax jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
-    found = {name: importlib.metadata.version(name) for name in names}
-    device = mesh.devices.flat[0]
-    return found | {
-        "python": platform.python_version(),
-        "devices": f"{mesh.devices.size} x {device.device_kind}",
-        "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items()),
-    }
+def software() -> dict[str, str]:
+    """What this process works with: versions, and the devices of its job."""
+    import jax
+
+    names = "jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
+    found = {"selftrain_jax": __version__, **{name: importlib.metadata.version(name) for name in names}}
+    devices = jax.devices()
+    return found | {"python": platform.python_version(), "devices": f"{len(devices)} x {devices[0].device_kind}"}
+
+
+def versions(manifests: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What finished stages were done with, and by whom the report is written; several values where they differ.
+    Earlier versions did not note it."""
+    noted = [of for manifest in manifests for of in manifest.get("software") or [{}]]
+    now = software()
+    found = {name: ", ".join(dict.fromkeys(of.get(name, "not noted") for of in noted)) for name in now}
+    return found | {WRITER: ", ".join(f"{name} {now[name]}" for name in ("selftrain_jax", "python", "numpy"))}
+
+
+def device_hours(manifests: Iterable[Mapping[str, Any]]) -> float | None:
+    """Time of stages, each since its last start, by the devices that it had; None where one did not note them."""
+    manifests = list(manifests)
+    if not all(manifest.get("software") for manifest in manifests):
+        return None
+    devices = [int(manifest["software"][-1]["devices"].partition(" ")[0]) for manifest in manifests]
+    return sum(count * manifest["seconds"] for count, manifest in zip(devices, manifests)) / 3600

@@ -28,7 +28,7 @@ def shown(
     corpus: Corpus,
     manifests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """`listings`, `tokens` and `num_devices` of `ReportData`; `masks` by subset, as of `summary.probe_masks`."""
+    """`listings`, `tokens` and `device_hours` of `ReportData`; `masks` by subset, as of `summary.probe_masks`."""
     found = {"documents": _documents(run, corpus)}
     if run.config.evaluate.probes:
         found["probes"] = _probes(run, items, masks[0])
@@ -37,7 +37,7 @@ def shown(
         for name, manifest in manifests.items()
         if name.partition("/")[0] in ("sample", "train")
     }
-    return {"listings": found, "tokens": read, "num_devices": run.mesh.devices.size}
+    return {"listings": found, "tokens": read, "device_hours": facts.device_hours(manifests.values())}
 
 
 def _probes(run: RunNames, items: Mapping[str, Items], masks: Mapping[Metric, np.ndarray]) -> Listing:

@@ -253,7 +253,7 @@ def record_of(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     return next(filter(None, (_read(workdir / name / file) for file in RECORDS)), None)
 
 
-_PARTS = {"settings": dict, "inputs": dict, "files": (dict, list), "earlier": list}
+_PARTS = {"settings": dict, "inputs": dict, "files": (dict, list), "earlier": list, "software": list}
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

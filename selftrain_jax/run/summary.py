@@ -95,7 +95,7 @@ def report_data(pipeline: RunNames, stages: Sequence[str]) -> ReportData:
         **listings.shown(pipeline, items, all_masks, corpus, manifests),
         learning_curves=learning_curves,
         settings=settings,
-        versions=facts.versions(pipeline.mesh),
+        versions=facts.versions(manifests.values()),
         durations={name: manifest["seconds"] for name, manifest in manifests.items()},
         fingerprints={name: manifest["fingerprint"] for name, manifest in manifests.items()},
         command=pipeline.command,

@@ -16,8 +16,10 @@ from selftrain_jax.models import hf
 from selftrain_jax.report.metric import CAPABILITY, DRIFT, HELD_OUT, Metric, grouped
 from selftrain_jax.report.study_data import RELATIONS, UNTRAINED, StudyData
 from selftrain_jax.run import facts, stages, summary
+from selftrain_jax.run.facts import WRITER
 from selftrain_jax.run.summary import Masks
 from selftrain_jax.study import analysis, comparisons
+from selftrain_jax.study.costs import costs, done_stages
 from selftrain_jax.study.expand import Study
 from selftrain_jax.study.failures import Failures
 from selftrain_jax.study.grid import grid
@@ -76,6 +78,9 @@ def study_data(study: Study) -> StudyData:
         found_unknown = stages.read_manifest(run.pipeline.workdir, "evaluate/base")["result"].get("unknown", {})
         notes += [f"{run.student} cannot write {share:.1%} of {text}." for text, share in found_unknown.items()]
     notes += harness_versions(study.workdir, (name for name in done if name.startswith("tasks/")))
+    versions = facts.versions(manifest for _, _, manifest in done_stages(study, done))
+    if several := [f"{name} {found}" for name, found in versions.items() if name != WRITER and ", " in found]:
+        notes.append(f"Units were done with different software or devices: {'; '.join(several)}.")
     notes = list(dict.fromkeys(notes))
     notes += _repeated(
         (a.name, *facts.drawn(run.pipeline, key)) for run in runs for a, key in zip(run.arms, pipeline_arms(run))
@@ -87,7 +92,7 @@ def study_data(study: Study) -> StudyData:
         title=config.title,
         command=study.command,
         settings=dataclasses.asdict(config),
-        versions=facts.versions(study.mesh),
+        versions=versions,
         models=_models(study),
         results=results,
         memory=memory,
@@ -103,7 +108,7 @@ def study_data(study: Study) -> StudyData:
         components=comparisons.components(results),
         generations=generations,
         loops=comparisons.over_generations(generations),
-        costs=_costs(study, done),
+        costs=costs(study, done),
         runs=[
             {"run": run.name, "student": run.student, "condition": run.condition.name, "seed": run.seed}
             | {"report": f"../runs/{run.name}/report/report.html"}
@@ -375,25 +380,3 @@ def _models(study: Study) -> Rows:
         about = {"family": model.family, "lineage": lineage, "recipe": model.recipe}
         rows.append({"model": name, **about, "parameters": parameters})
     return rows
-
-
-def _costs(study: Study, done: set[str]) -> Rows:
-    totals: dict[str, dict[str, Any]] = {}
-    for unit in study.units:
-        for name in sorted(stage.name for stage in unit.stages) if unit.name in done else ():
-            manifest = stages.read_manifest(unit.workdir, name)
-            kind = _kind(name)
-            row = totals.setdefault(kind, {"stage": kind, "count": 0, "seconds": 0.0, "tokens": 0})
-            row["count"] += 1
-            row["seconds"] += manifest["seconds"]
-            train = (unit.config or study.config).train  # with the seed of the run
-            row["tokens"] += facts.tokens(name, manifest["result"], train, unit.workdir) or 0
-    return [row | {"tokens": row["tokens"] or None} for row in totals.values()]
-
-
-def _kind(stage: str) -> str:
-    """The kind of work that a stage does, by its name."""
-    kind = stage.partition("/")[0]
-    if kind == "lab":
-        return "world" if stage.endswith("/world") else "pre-train"
-    return "sample" if kind in ("corpora", "sampled") else kind

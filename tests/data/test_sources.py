@@ -1,6 +1,7 @@
 """What of a stranger's folder is read: its visible files of one split, and of these the texts alone; nothing is run."""
 
 import contextlib
+import errno
 import gzip
 import itertools
 import json
@@ -340,3 +341,26 @@ def test_a_link_that_would_not_be_read_is_refused(tmp_path, target):
     (tmp_path / "data" / "more").symlink_to(target)
     with pytest.raises(InputError, match=f"more is a link to {target}, no file"):
         texts(tmp_path / "data")
+
+
+@pytest.mark.parametrize("forbids", ["to list", "to enter"])
+def test_a_folder_below_that_may_not_be_read_does_not_pass_for_an_empty_one(tmp_path, monkeypatch, forbids):
+    shut = tmp_path / "more"
+    shut.mkdir()
+    for folder in (tmp_path, shut):
+        (folder / "train.jsonl").write_text('{"text": "a"}\n')
+    with monkeypatch.context() as patched:  # whoever runs the tests may be allowed everything
+        if forbids == "to list":
+
+            def refuse(path, real=os.scandir):
+                if os.fspath(path) == os.fspath(shut):
+                    raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+                return real(path)
+
+            patched.setattr(os, "scandir", refuse)
+        else:
+            patched.setattr(os, "access", lambda path, mode: os.fspath(path) != os.fspath(shut))
+        with pytest.raises(InputError, match=r"more cannot be read \(Permission denied\): allow it, or move"):
+            open_source(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    assert list(open_source(tmp_path).texts("text")) == ["a"]

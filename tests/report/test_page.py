@@ -179,9 +179,9 @@ def test_pictures_come_before_tables_and_all_but_two_kinds_of_metrics_are_folded
 
 
 def test_stages_show_time_tokens_and_what_the_run_cost():
-    data = full_data(durations={"sample": 3600.0, "train": 1800.0}, tokens={"train": 12345}, num_devices=8)
+    data = full_data(durations={"sample": 3600.0, "train": 1800.0}, tokens={"train": 12345}, device_hours=12.0)
     text = " ".join(report.render_html(data).split())
-    assert "Stages: 1 h 30 min of work in all on 8 devices, 12.00 device-hours at most" in text
+    assert "Stages: 1 h 30 min of work in all, 12.00 device-hours. A stage" in text
     assert 'style="width: 50.0%"' in text and "<td>12,345</td>" in text
 
 

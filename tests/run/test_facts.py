@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from selftrain_jax import __version__
 from selftrain_jax.data.packing import pack, steps_per_epoch
 from selftrain_jax.data.training_set import write_rows
 from selftrain_jax.run import facts
@@ -23,3 +24,15 @@ def test_tokens_trained_on_are_targets(tmp_path, apart):
             of = rows.segment_ids[row].tolist()
             targets += sum(not apart or new == old for old, new in zip(of, of[1:]))
     assert len(rows.tokens) % 4 and facts.tokens("train/self-2", {"step": 3 * per_epoch}, train, tmp_path) == targets
+
+
+def test_versions_are_those_that_stages_were_done_with_not_those_of_who_writes_the_report():
+    now = facts.software()
+    assert now["selftrain_jax"] == __version__  # not of what is installed beside it
+    before = now | {"jax": "0.9.0", "devices": "4 x GPU"}
+    manifests = [{"seconds": 1800, "software": [before]}, {"seconds": 3600, "software": [before, now]}]
+    found = facts.versions(manifests)
+    assert found["jax"] == f"0.9.0, {now['jax']}" and found["devices"] == f"4 x GPU, {now['devices']}"
+    assert found["numpy"] == now["numpy"] and f"numpy {now['numpy']}" in found[facts.WRITER]
+    assert facts.device_hours(manifests) == 0.5 * 4 + int(now["devices"].split()[0])
+    assert facts.versions([{"seconds": 1}])["jax"] == "not noted" and facts.device_hours([{"seconds": 1}]) is None

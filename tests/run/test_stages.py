@@ -119,6 +119,20 @@ def test_an_unfinished_stage_goes_on_where_it_was(tmp_path):
     assert found == ["half of the work"]
 
 
+def test_a_stage_notes_all_software_that_worked_on_it(tmp_path, monkeypatch):
+    def begin(version, work):
+        monkeypatch.setattr(execute.facts, "software", lambda: {"jax": version})
+        with contextlib.suppress(SystemExit):
+            run(tmp_path, [Stage("sample/self", {}, [], work)])
+
+    for version in "1213":
+        begin(version, lambda directory: sys.exit())
+    begin("1", lambda directory: {})
+    begin("4", lambda directory: {})  # which finds it done
+    noted = stages.read_manifest(tmp_path, "sample/self")["software"]
+    assert [of["jax"] for of in noted] == ["2", "3", "1"]
+
+
 def test_states(tmp_path):
     first, second = plan()
     run(tmp_path, [first, second], lambda name: name == "sample/self")

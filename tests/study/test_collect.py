@@ -9,7 +9,7 @@ from selftrain_jax.data.corpus import Corpus, Document, write_corpus
 from selftrain_jax.data.settings import SubsetConfig
 from selftrain_jax.evaluation.items import Items
 from selftrain_jax.report.metric import CAPABILITY, Metric
-from selftrain_jax.study import collect, rules
+from selftrain_jax.study import collect, costs, rules
 from selftrain_jax.study.collect import held_out_memory
 from selftrain_jax.study.settings import ModelSettings, StudyConfig
 from selftrain_jax.training.settings import TrainConfig
@@ -103,7 +103,7 @@ def test_the_tokens_of_trainings_are_those_that_were_read(tmp_path):
             write_record(folder / "manifest.json", {"settings": {}, "inputs": {}}, **ENDED, result=result)
     train = TrainConfig(batch_size=8, sequence_length=64, epochs=3)
     study = types.SimpleNamespace(units=units, config=types.SimpleNamespace(train=train))
-    tokens = {row["stage"]: row["tokens"] for row in collect._costs(study, {"0", "1"})}
+    tokens = {row["stage"]: row["tokens"] for row in costs.costs(study, {"0", "1"})}
     assert tokens == {"subset": 2 * 1100, "train": 2 * 2 * 8 * 64 * 3, "evaluate": None, "audit": None}
 
 
