@@ -143,6 +143,7 @@ def _sturdy_output() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)
     with contextlib.ExitStack() as replaced:
         for redirect, stream in ((contextlib.redirect_stdout, sys.stdout), (contextlib.redirect_stderr, sys.stderr)):
+            stream = stream or replaced.enter_context(open(os.devnull, "w"))  # None where it was closed
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
                 replaced.callback(replaced.enter_context(redirect(_Sturdy(stream))).flush)

@@ -10,6 +10,7 @@ import pytest
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.cli import runs
+from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.data.records import Document
 from selftrain_jax.run import stages
@@ -96,6 +97,15 @@ def test_output_that_nobody_reads_ends_no_work(tmp_path, monkeypatch, unread, st
     for stream in streams:
         monkeypatch.setattr(sys, stream, unread)
     monkeypatch.setattr(stages, "stale", work)
+    assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0 and done
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_ends_no_work(tmp_path, monkeypatch, closed):
+    """As `2>&-` leaves it; work whose length is shown asks whether that is a terminal."""
+    done = []
+    monkeypatch.setattr(sys, closed, None)
+    monkeypatch.setattr(stages, "stale", lambda *_, **__: done.extend(progress.bar(iterable=[1])) or {})
     assert run("status", f"--config={TINY}", f"--workdir={tmp_path}") == 0 and done
 
 
