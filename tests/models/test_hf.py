@@ -285,6 +285,14 @@ def test_missing_weight_files_are_refused_with_the_way_out(tmp_path):
     refuses(lambda: hf.load_pretrained(tmp_path / "none"), tmp_path / "none", "not found")
 
 
+def test_an_adapter_beside_the_weights_is_said_to_be_left_out(tmp_path):
+    model = write_checkpoint(tmp_path / "old", old_tensors())
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for read in (hf.check_pretrained, hf.load_pretrained):
+        with pytest.warns(InputWarning, match="adapter beside the weights .* is not applied"):
+            read(model)
+
+
 def test_shard_faults_are_refused(tmp_path):
     model = tmp_path / "model"
     hf.save_pretrained(model, CONFIG, random_params(CONFIG), max_shard_bytes=8000)

@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from selftrain_jax.core import files
-from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.errors import InputError, InputWarning, one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_WEIGHTS = "pytorch_model.bin"
@@ -57,7 +57,13 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
     Raises:
       InputError: there are none, or the index is broken or names a file that is missing.
+
+    Warns:
+      InputWarning: an adapter lies beside them, which peft would apply to them.
     """
+    if (directory / "adapter_config.json").is_file():
+        text = f"{directory}: the adapter beside the weights (adapter_config.json) is not applied; merge it into them first"
+        warnings.warn(text, InputWarning, stacklevel=1)  # of one place: said once
     for whole in (WEIGHTS, TORCH_WEIGHTS):
         if found := parts_of(directory, whole):
             return found
