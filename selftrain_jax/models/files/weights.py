@@ -62,7 +62,7 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
       InputWarning: an adapter lies beside them, which peft would apply to them.
     """
     if (directory / "adapter_config.json").is_file():
-        text = f"{directory}: the adapter beside the weights (adapter_config.json) is not applied; merge it into them first"
+        text = f"{directory}: the adapter beside the weights (adapter_config.json) is not applied: merge it first"
         warnings.warn(text, InputWarning, stacklevel=1)  # of one place: said once
     for whole in (WEIGHTS, TORCH_WEIGHTS):
         if found := parts_of(directory, whole):
