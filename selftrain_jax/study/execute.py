@@ -158,7 +158,8 @@ class Execution:
             self._say(title if title.endswith(f"] {stage}") else f"{title}, {stage}")
 
     def _wait_for(self, names: Sequence[str], title: str) -> None:
-        """Returns when the units are done; `InputError` when one of them failed."""
+        """Returns when the units are done; `InputError` when one of them failed, or a shard that was started at the
+        same moment makes it with other settings."""
         told = None
         for name in names:
             while not self._by_name[name].done():
@@ -170,6 +171,8 @@ class Execution:
                         "again, or the study without --shard"
                     )
                     told = time.monotonic()
+                if not self._redo:
+                    stages.check(self._by_name[name].workdir, self._by_name[name].stages)
                 time.sleep(WAIT_SECONDS)
 
     def wait_for_all(self) -> list[str]:
@@ -178,8 +181,8 @@ class Execution:
         for unit in self._units:
             try:
                 self._wait_for([unit.name], "report")
-            except InputError:
-                failed.append(f"{unit.name}: {self._failures.reason(unit.name)}")
+            except InputError as e:
+                failed.append(f"{unit.name}: {self._failures.reason(unit.name) or told(e)}")
         return failed
 
 

@@ -90,3 +90,16 @@ def test_what_was_is_kept_until_all_is_done_anew(tmp_path):
     assert json.loads((tmp_path / "before-redo/sample/a/made.json").read_text()) == [{"rate": 1}, {}]
     assert (tmp_path / "before-redo/train/a/made.json").is_file()
     assert Execution(study_of(tmp_path, 2), print, redo=True).do([0, 1, 2, 3]) == []
+
+
+def test_no_shard_waits_for_what_another_one_makes_with_other_settings(tmp_path):
+    """Both were started at once, so that neither found the other's work when it looked."""
+    ours, theirs = study_of(tmp_path, 1), study_of(tmp_path, 2)
+    assert Execution(theirs, print).do([0, 2]) == []
+    failed, _ = Execution(ours, print).do([1, 3])
+    assert failed.startswith("train/a: stage sample/a: setting rate is 1 but ") and "was made with 2" in failed
+    assert [line.partition(":")[0] for line in Execution(ours, print).wait_for_all()] == [
+        "sample/a",
+        "train/a",
+        "report",
+    ]
