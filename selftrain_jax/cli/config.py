@@ -90,6 +90,7 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())}; {advice})")
     folders = [str(path.parent.absolute()), str(BUILT_IN)]
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # which a neighbour that keeps its time would outdate
     try:
         with warnings.catch_warnings():  # a file that silences those of its libraries would silence ours, too
             values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
@@ -103,6 +104,7 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
         raise InputError(f"config {reference}: {what}") from None
     finally:
+        sys.dont_write_bytecode = kept
         for folder in folders:
             sys.path.remove(folder)
     if not isinstance(values, dict):

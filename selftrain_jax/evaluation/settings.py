@@ -89,7 +89,8 @@ class EvaluateSettings:
         tokenizer puts it before a text by itself. Texts and minimal pairs begin with it always.
       held_out_ngram: a probe is held out when no run of so many words of its text stands in any training subset but
         that of a control named "shuffled". Extraction is also given for 13 words and for the whole suffix.
-      max_unknown: largest share of characters of a text set or suite that the model's tokenizer may leave unread.
+      max_unknown: largest share of characters of a text set or suite that the model's tokenizer may leave unread, and
+        of items whose right answer it reads like a wrong one.
       limit: items of every suite, evenly spread over the whole; 0 takes all.
       max_chars: characters of every text set, from its beginning on; 0 takes all.
       max_length: tokens that the model reads at once, of `texts` and of prompts, where its context is longer; 0 sets no

@@ -164,7 +164,8 @@ def unknown_shares(
     tokenizer: Any,
 ) -> dict[str, float]:
     """By the setting that names them, the text sets and suites of which the tokenizer leaves a thousandth or more of
-    the characters unread, with that share; `InputError` for more than `settings.max_unknown`."""
+    the characters unread, with that share; `InputError` for more than `settings.max_unknown`, and for as many items
+    whose right answer it reads like a wrong one."""
     read = {f"texts.{name}": documents for name, documents in texts.items()}
     for name, rows in questions.items():
         read[f"multiple_choice.{name}"] = [text for row in rows for text in (row["question"], *row["choices"])]
@@ -179,7 +180,30 @@ def unknown_shares(
                 "would be of the others: give text that it can write, or raise "
                 f"evaluate.max_unknown={settings.max_unknown:g}"
             )
+    _check_told_apart(settings, questions, pairs, tokenizer)
     return {name: share for name, share in shares.items() if share >= UNKNOWN_TOLD}
+
+
+def _check_told_apart(settings: EvaluateSettings, questions: dict[str, list], pairs: dict[str, list], tokenizer: Any):
+    """Warns of items whose right answer has the ids of a wrong one, as with a tokenizer that lowers letters: no model
+    could choose between them. `InputError` for more than `settings.max_unknown` of a suite."""
+    answers = {f"multiple_choice.{name}": list(map(_right_first, rows)) for name, rows in questions.items()}
+    for name, rows in pairs.items():
+        answers[f"minimal_pairs.{name}"] = [[row["sentence_good"], row["sentence_bad"]] for row in rows]
+    for name, texts in answers.items():
+        ids = iter(likelihood.encode_all(tokenizer, [answer for of_item in texts for answer in of_item]))
+        read = [[next(ids) for _ in of_item] for of_item in texts]
+        if same := [number for number, (right, *wrong) in enumerate(read, 1) if right in wrong]:
+            what = f"evaluate {name}: the model's tokenizer reads the right answer like a wrong one in {len(same)} of "
+            what += f"{len(read)} items, first item {same[0]}, so that no model can tell them apart"
+            if len(same) > settings.max_unknown * len(read):
+                raise InputError(f"{what}: leave these out, or raise evaluate.max_unknown={settings.max_unknown:g}")
+            warnings.warn(f"{what}; they count as the order has it", InputWarning, stacklevel=2)
+
+
+def _right_first(row: Mapping[str, Any]) -> list[str]:
+    choices = [" " + choice.lstrip() for choice in row["choices"]]
+    return [choices.pop(row["gold"]), *choices]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 import dataclasses
+import os
 import runpy
+import subprocess
 import sys
 import warnings
 
@@ -144,6 +146,18 @@ def test_a_config_builds_on_its_neighbour(config):
     config("return ConfigDict(dict(source='m', title='of the neighbour'))", name="neighbour_of_config.py")
     path = config("import neighbour_of_config\nreturn neighbour_of_config.get_config()")
     assert load_config(path).title == "of the neighbour"
+
+
+def test_a_neighbour_of_the_same_size_and_time_is_read_anew(config, tmp_path):
+    """As from an archive, or by `cp -p`: Python would take the compiled one of before."""
+    writes = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    path = config("import twin_of_config\nreturn twin_of_config.get_config()")
+    for title in ("before", "behind"):
+        neighbour = config(f"return ConfigDict(dict(source='m', title='{title}'))", name="twin_of_config.py")
+        os.utime(neighbour, (1e9, 1e9))
+        code = f"from selftrain_jax.cli.config import load_config\nprint(load_config({path!r}).title)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=writes)
+        assert done.stdout == f"{title}\n"
 
 
 GOOD = "return ConfigDict(dict(source='m', sample=dict(seed=1)))"

@@ -10,8 +10,9 @@ import types
 import jax
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data.packing import pack
 from selftrain_jax.data.settings import SubsetConfig
@@ -292,8 +293,8 @@ def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
     known = next(word for word in tokenizer.get_vocab() if word.isalpha())
     make = {
         "texts": lambda text: [text],
-        "multiple_choice": lambda text: [{"question": text, "choices": [text, text], "gold": 0}],
-        "minimal_pairs": lambda text: [{"sentence_good": text, "sentence_bad": text}],
+        "multiple_choice": lambda text: [{"question": text, "choices": [text, f"{text} {text}"], "gold": 0}],
+        "minimal_pairs": lambda text: [{"sentence_good": text, "sentence_bad": f"{text} {text}"}],
         "last_words": lambda text: [{"text": text}],
     }[kind]
 
@@ -307,6 +308,30 @@ def test_text_that_the_tokenizer_cannot_write_is_told_and_refused(world, kind):
         InputError, match=f"evaluate {kind}.x: 100.0% of the characters .* raise evaluate.max_unknown=0.1"
     ):
         shares("É tranger é lle")
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "minimal_pairs"])
+def test_answers_that_the_tokenizer_reads_alike_are_told_and_refused(world, kind):
+    """Of a tokenizer that lowers letters: of two choices the first would win, and no pair would be right."""
+    tokenizer = load_tokenizer(world[0] / "tokenizer")
+    word, other = [word for word in tokenizer.get_vocab() if word.isalpha()][:2]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+    def items(same, of):
+        wrong = [word.upper()] * same + [other] * (of - same)
+        if kind == "minimal_pairs":
+            return [{"sentence_good": word, "sentence_bad": text} for text in wrong]
+        return [{"question": other, "choices": [text, word], "gold": 1} for text in wrong]
+
+    def check(same, of):
+        read = {name: {"x": items(same, of)} if name == kind else {} for name in ("texts", *SUITES)}
+        suite.unknown_shares(EvaluateSettings(), *read.values(), tokenizer)
+
+    check(0, 10)
+    with pytest.warns(InputWarning, match=f"evaluate {kind}.x: .* like a wrong one in 1 of 10 items, first item 1"):
+        check(1, 10)
+    with pytest.raises(InputError, match="in 2 of 10 items, .* raise evaluate.max_unknown=0.1"):
+        check(2, 10)
 
 
 def test_what_is_read_can_be_limited(world, tmp_path):
