@@ -1,6 +1,9 @@
 """Rows of a user's tables: CSV and Parquet beside what `core.rows` reads."""
 
+import codecs
+import mmap
 import os
+import re
 from typing import Any, Collection, Iterable, Iterator
 
 import pyarrow as pa
@@ -52,5 +55,25 @@ def _csv(path: os.PathLike, texts: Collection[str]) -> pa.Table:
     cells = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(texts, pa.string()), null_values=[""], strings_can_be_null=True
     )
-    lines = pyarrow.csv.ParseOptions(delimiter="\t" if has_ending(path, (".tsv",)) else ",", newlines_in_values=True)
-    return pyarrow.csv.read_csv(path, convert_options=cells, parse_options=lines)
+    delimiter = "\t" if has_ending(path, (".tsv",)) else ","
+    lines = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    table = pyarrow.csv.read_csv(path, convert_options=cells, parse_options=lines)
+    _check_quotes(path, delimiter)
+    return table
+
+
+def _check_quotes(path: os.PathLike, delimiter: str) -> None:
+    """Raises `InputError` where a cell begins with a quote, and perhaps spaces before it, but is not quoted as RFC 4180
+    has it: readers make other text of that, or other cells, without a word."""
+    cell = r'(?:"[^"]*+(?:""[^"]*+)*+"|(?! *")[^DELIMITER\r\n]*+)(?:DELIMITER|\r\n?|\n|\Z)'.replace(
+        "DELIMITER", delimiter
+    )
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        begin = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+        end = re.compile(f"(?:{cell})*+".encode()).match(data, begin).end()
+        if end < len(data):
+            line = len(re.findall(rb"\r\n?|\n", data[begin:end])) + 1
+            raise InputError(
+                f"{os.fspath(path)}, line {line}: a cell that begins with a quote must end with one, have those within "
+                'doubled ("a ""b"" c"), and nothing around them; write the file anew as csv of Python or pandas does'
+            )
