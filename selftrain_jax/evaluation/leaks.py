@@ -4,15 +4,18 @@ are compared in Unicode form NFC, lines ending in a line feed: a tokenizer may g
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import unicodedata
+import warnings
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.matching import SuffixIndex, characters
+from selftrain_jax.data.subset import evenly_spread
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.evaluation import statistics
 from selftrain_jax.evaluation.memorization import Probe
@@ -24,6 +27,8 @@ _AT_ONCE = 1 << 19
 _CONTEXT = 200
 """Characters (or tokens) shown on either side of a run."""
 _CURVE_POINTS = 40
+_LOOKED_AT = 200
+"""Texts, and characters of each, in which is looked for what the tokenizer changes."""
 _NOTHING = np.iinfo(np.int32).max
 """In known text, what the tokenizer has no token for: it equals nothing, not another such text either."""
 
@@ -59,12 +64,22 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
 
     Raises:
       InputError: a file that `load_texts` refuses, or that has no text so long.
+
+    Warns:
+      InputWarning: the tokenizer changes characters, as one that lowers letters does.
     """
     texts = load_texts(path)
+    if tokenizer and chars:
+        some = [texts[i][:_LOOKED_AT] for i in evenly_spread(len(texts), min(len(texts), _LOOKED_AT))]
+        again = tokenizer.batch_decode(list(encode_texts(tokenizer, some)), clean_up_tokenization_spaces=False)
+        changed = sum(map(_differ, some, again))
+        if changed > 0.1 * len(some):
+            what = f"leaks reference {path}: the tokenizer changes characters, as where it lowers letters, in {changed}"
+            what += f" of {len(some)} texts that were looked at; its model could repeat these in tokens alone"
+            warnings.warn(InputWarning(what), stacklevel=2)
 
     def ids():
-        unknown = list(unknown_tokens(tokenizer))
-        return [np.where(np.isin(of, unknown), _NOTHING, of) for of in map(np.array, encode_texts(tokenizer, texts))]
+        return _read_tokens(tokenizer, map(np.array, encode_texts(tokenizer, texts)))
 
     return _known(name, "", list(map(_plain, texts)), ids, tokens if tokenizer else 0, chars, path)
 
@@ -74,13 +89,31 @@ def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: in
     sequence is shorter than the run that counts, the shortest one is that run. Of a character that an end of one cuts
     in two, which no text holds so, there is nothing in its characters."""
     found, groups = [], list(dict.fromkeys(probe.group for probe in probes))
+    unknown = unknown_tokens(tokenizer)
+    dropped = set(tokenizer.all_special_ids) - unknown.keys()
+
+    def decoded(ids: np.ndarray) -> str:  # no text stands for what is unknown, as for half a character
+        parts = itertools.groupby((i for i in ids.tolist() if i not in dropped), unknown.__contains__)
+        return "".join("\ufffd" if nothing else tokenizer.decode(list(part)) for nothing, part in parts)
+
     for group in [*groups, *[""] * (len(groups) > 1)]:
         ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if group in ("", p.group)]
-        decoded = tokenizer.batch_decode([one.tolist() for one in ids], skip_special_tokens=True)
-        texts = [_plain(text.strip("\ufffd") or text) for text in decoded]
+        texts = [_plain(text.strip("\ufffd") or text) for text in map(decoded, ids)]
         least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
-        found += _known("probes", group, texts, lambda: ids, *least)
+        found += _known("probes", group, texts, lambda: _read_tokens(tokenizer, ids), *least)
     return found
+
+
+def _read_tokens(tokenizer: Any, sequences: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """`sequences` of ids, with `_NOTHING` for what is a token of any unknown text."""
+    unknown = list(unknown_tokens(tokenizer))
+    return [np.where(np.isin(ids, unknown), _NOTHING, ids) for ids in sequences]
+
+
+def _differ(text: str, again: str) -> bool:
+    """But for white space, and what a cut at the end of `text` may have left."""
+    a, b = ("".join(_plain(of).split())[:-1] for of in (text, again))
+    return not b.startswith(a)
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -74,6 +75,27 @@ def test_what_has_no_token_repeats_nothing(tokenizer, tmp_path):
     documents = [Document(0, "v w x y z v"), Document(1, "v w a b c d z")]
     [row] = leaks.find_leaks(documents, leaks.known_texts("k", tmp_path / "known.jsonl", tokenizer, 4, 0), tokenizer)
     assert row["leaking"] == 1 and row["most"] == 4 and row["shown"][0]["run"] == "a b c d"
+    probe = Probe(*map(np.array, encode_texts(tokenizer, ["a p q b r s", "c d e f g h"])))
+    documents = [Document(0, "x a v w b y z c"), Document(1, "e c d e f g h e")]
+    for row in leaks.find_leaks(documents, leaks.known_probes([probe], tokenizer, 4, 4), tokenizer):
+        assert row["leaking"] == 1 and row["shown"][0]["run"].strip() == "c d e f g h", row["unit"]
+
+
+@pytest.mark.parametrize("capitals, told", [(0, False), (1, False), (2, True)])
+def test_a_tokenizer_that_changes_characters_is_told(tmp_path, capitals, told):
+    """What its model writes repeats no such text in characters, however much it does in tokens."""
+    lowers = load_tokenizer(write_tokenizer(tmp_path / "lowers", WORDS))
+    lowers.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    texts = [" ".join(WORDS[: 3 + i % 5] * (100 + i)) for i in range(10)]
+    texts[:capitals] = [text.upper() for text in texts[:capitals]]
+    write_jsonl(tmp_path / "known.jsonl", [{"text": text} for text in texts])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        leaks.known_texts("known", tmp_path / "known.jsonl", lowers, 3, 0)  # in tokens alone
+        assert not said
+        leaks.known_texts("known", tmp_path / "known.jsonl", lowers, 3, 3)
+    assert told == any("changes characters" in str(of.message) and "in 2 of 10 texts" in str(of.message) for of in said)
+    assert len(said) == told
 
 
 def test_a_corpus_is_searched_exactly_in_tokens_and_characters(tokenizer, tmp_path, monkeypatch):
