@@ -25,7 +25,14 @@ from selftrain_jax.evaluation.score import score
 from selftrain_jax.evaluation.settings import SUITES, EvaluateSettings
 from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.decoder import Params
-from selftrain_jax.models.files.tokenizer import UNKNOWN_TOLD, call_tokenizer, known_ids, load_tokenizer, unknown_share
+from selftrain_jax.models.files.tokenizer import (
+    UNKNOWN_TOLD,
+    call_tokenizer,
+    known_ids,
+    load_tokenizer,
+    unknown_share,
+    unknown_tokens,
+)
 
 _LOOKED_AT, _FEW = 256, 8
 """Probes of which is seen whether they are of the model's tokenizer, and those that are too few to tell."""
@@ -94,6 +101,12 @@ def read_inputs(
                 f"probe file {settings.probes}, probe {number}: id {ids[~known[ids]][0]} is none of the {known.sum()} "
                 "ids that the model's tokenizer has; make the probes with it"
             )
+    unknown = list(
+        unknown_tokens(tokenizer).keys() - {config.bos_token_id, *config.stop_ids}
+    )  # GPT-NeoX has one for all
+    if mute := [n for n, p in enumerate(probes, 1) if np.isin(np.concatenate([p.prefix, p.suffix]), unknown).any()]:
+        what = f"probe file {settings.probes}: {len(mute)} of {len(probes)} probes, first probe {mute[0]}, hold a token"
+        warnings.warn(f"{what} of unknown text, and to emit that repeats no text", InputWarning, stacklevel=2)
     looked_at = [np.concatenate([p.prefix, p.suffix]).tolist() for p in limited({"": probes}, _LOOKED_AT)[""]]
     if len(looked_at) >= _FEW and (share := same_again_share(tokenizer, looked_at)) < 0.5:
         what = f"probe file {settings.probes}: the model's tokenizer makes these ids of the text of {share:.0%} of the"

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from selftrain_jax.lab.settings import WorldConfig
 from selftrain_jax.lab.world import build_world
 from selftrain_jax.lab.world_files import write_generated_world
 from selftrain_jax.models.config import DecoderConfig
-from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer
+from selftrain_jax.models.files.tokenizer import encode_texts, load_tokenizer, unknown_tokens
 from selftrain_jax.report.data import ReportData
 from selftrain_jax.report.metric import EXTRACTION, HELD_OUT, Metric, each_suite, group_extraction
 from selftrain_jax.report.page import render_html
@@ -398,6 +399,20 @@ def test_probes_hold_ids_of_the_tokenizer(world, tmp_path):
         settings = EvaluateSettings(probes="probes.jsonl")
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match=rf"probe 1: id {suffix} is none"):
             suite.read_inputs(settings, lambda name: tmp_path / name, larger, tokenizer)
+
+
+def test_probes_of_unknown_text_are_told(world, tmp_path):
+    directory, config = world
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    [unknown] = unknown_tokens(tokenizer).keys() - {config.bos_token_id}
+    for ids, told in (([1, 2], False), ([1, config.bos_token_id], False), ([1, unknown], True)):
+        write_jsonl(tmp_path / "probes.jsonl", [{"prefix": [1], "suffix": [2]}, {"prefix": ids[:1], "suffix": ids}])
+        with (
+            pytest.warns(InputWarning, match="1 of 2 probes, first probe 2, .* unknown text")
+            if told
+            else contextlib.nullcontext()
+        ):
+            suite.read_inputs(EvaluateSettings(probes="probes.jsonl"), tmp_path.joinpath, config, tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["multiple_choice", "minimal_pairs"])
