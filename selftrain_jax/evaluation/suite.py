@@ -101,9 +101,8 @@ def read_inputs(
                 f"probe file {settings.probes}, probe {number}: id {ids[~known[ids]][0]} is none of the {known.sum()} "
                 "ids that the model's tokenizer has; make the probes with it"
             )
-    unknown = list(
-        unknown_tokens(tokenizer).keys() - {config.bos_token_id, *config.stop_ids}
-    )  # GPT-NeoX has one for all
+    ends = {config.bos_token_id, *config.stop_ids}  # GPT-NeoX has one token for all
+    unknown = list(unknown_tokens(tokenizer).keys() - ends)
     if mute := [n for n, p in enumerate(probes, 1) if np.isin(np.concatenate([p.prefix, p.suffix]), unknown).any()]:
         what = f"probe file {settings.probes}: {len(mute)} of {len(probes)} probes, first probe {mute[0]}, hold a token"
         warnings.warn(f"{what} of unknown text, and to emit that repeats no text", InputWarning, stacklevel=2)

@@ -91,6 +91,7 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     untrained = pipeline.models[name] is None
     check_current(pipeline, *(pipeline.lab_stages(TWIN) * (name == "twin") if untrained else [f"train/{name}"]))
     if untrained and not at:
+        _refuse_other_student(pipeline)
         return _of_directory(reference, pipeline.model_path(TWIN) if name == "twin" else student)
     steps = [str(n) for n in saved_steps(pipeline.checkpoints(name))] if at and not untrained else []
     if at and step not in steps:
@@ -105,6 +106,18 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     known = [manifest["fingerprint"], manifest["inputs"], tokenizer_fingerprint(student)]
     fingerprint = files.fingerprint([*known, step] if at else known)
     return Model(reference, config, student, fingerprint, load)
+
+
+def _refuse_other_student(run: Pipeline) -> None:
+    """Raises `InputError` where the student, a model from outside, is not the one that the run was done with."""
+    now = run.model_input("student", run.student)
+    for stage in run.stages() if now else ():
+        noted = (stages.record_of(run.home, stage.name) or {}).get("inputs", {})
+        if changed := [name for name, found in now.items() if noted.get(name, found) != found]:
+            raise InputError(
+                f"run {run.home}: {changed[0]} ({run.student}) has changed since {stage.name} was done: name the model "
+                "itself, or bring back what it was"
+            )
 
 
 def _is_run(settings: Any) -> bool:

@@ -405,14 +405,12 @@ def test_probes_of_unknown_text_are_told(world, tmp_path):
     directory, config = world
     tokenizer = load_tokenizer(directory / "tokenizer")
     [unknown] = unknown_tokens(tokenizer).keys() - {config.bos_token_id}
-    for ids, told in (([1, 2], False), ([1, config.bos_token_id], False), ([1, unknown], True)):
-        write_jsonl(tmp_path / "probes.jsonl", [{"prefix": [1], "suffix": [2]}, {"prefix": ids[:1], "suffix": ids}])
-        with (
-            pytest.warns(InputWarning, match="1 of 2 probes, first probe 2, .* unknown text")
-            if told
-            else contextlib.nullcontext()
-        ):
+    for last, told in ((4, False), (config.bos_token_id, False), (unknown, True)):
+        write_jsonl(tmp_path / "probes.jsonl", [{"prefix": [2], "suffix": [3, of]} for of in (3, last)])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             suite.read_inputs(EvaluateSettings(probes="probes.jsonl"), tmp_path.joinpath, config, tokenizer)
+        assert told == any("1 of 2 probes, first probe 2, hold a token of unknown" in str(of.message) for of in said)
 
 
 @pytest.mark.parametrize("kind", ["multiple_choice", "minimal_pairs"])

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.records import plain, write_record
+from selftrain_jax.core.settings import build
 from selftrain_jax.models import hf
 from selftrain_jax.run.export import convert
+from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.references import find_model, open_run
+from selftrain_jax.run.settings import RunConfig
 from tests.models.checkpoints import old_tensors, write_checkpoint, write_tokenizer
 
 
@@ -43,3 +47,19 @@ def test_where_a_run_is_asked_for_a_study_is_named_as_what_it_is(tmp_path):
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(InputError, match="is the folder of a study: name one of its runs, a folder in .*/runs"):
         open_run(tmp_path)
+
+
+def test_the_student_of_a_run_that_changed_since_does_not_pass_for_its_base(tmp_path):
+    """As where the hub's main branch moved on: figures of the run are of what it was."""
+    model = write_tokenizer(write_checkpoint(tmp_path / "model", old_tensors()))
+    run = Pipeline(build(RunConfig, {"source": str(model), "evaluate": {"probes": ""}}), tmp_path / "run")
+    save_config(run.home, run.config)
+    [base] = [stage for stage in run.stages() if stage.name == "evaluate/base"]
+    inputs = {**base.externals(), **base.models(), **base.machine()}
+    (run.home / base.name).mkdir(parents=True)
+    asked = {"settings": plain(base.settings), "inputs": inputs}
+    write_record(run.home / base.name / "manifest.json", asked, fingerprint="f", files={})
+    find_model(f"{run.home}:base").load(None)
+    write_checkpoint(model, {name: np.asarray(tensor + 1) for name, tensor in old_tensors().items()})
+    with pytest.raises(InputError, match=r"student \(.*model\) has changed since evaluate/base was done"):
+        find_model(f"{run.home}:base")
