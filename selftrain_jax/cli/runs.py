@@ -10,7 +10,6 @@ import sys
 import warnings
 from typing import Sequence
 
-from selftrain_jax import __version__
 from selftrain_jax.cli.config import load_config, reference_of
 from selftrain_jax.cli.status import outgrown, pipeline_of, time_left
 from selftrain_jax.core import progress
@@ -21,7 +20,7 @@ from selftrain_jax.distributed import job, preemption
 from selftrain_jax.distributed.mesh import configure_jax, describe, find_devices
 from selftrain_jax.report import memory
 from selftrain_jax.report.tables import format_table, terminal_columns
-from selftrain_jax.run import checks, execute, stages
+from selftrain_jax.run import checks, execute, facts, stages
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.execute import run_study
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     def is_wanted(stage: str) -> bool:
         return wanted in ("run", stage.split("/")[0])
 
-    asked = fingerprint([wanted, __version__, dataclasses.asdict(pipeline.config), str(pipeline.home)])
+    asked = fingerprint([wanted, facts.software(), dataclasses.asdict(pipeline.config), str(pipeline.home)])
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 

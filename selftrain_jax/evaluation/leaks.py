@@ -66,7 +66,8 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
       InputError: a file that `load_texts` refuses, or that has no text so long.
 
     Warns:
-      InputWarning: the tokenizer changes characters, as one that lowers letters does.
+      InputWarning: the tokenizer changes characters, as one that lowers letters does, or some texts are shorter than
+        the run that counts.
     """
     texts = load_texts(path)
     if tokenizer and chars:
@@ -134,6 +135,9 @@ def _known(reference, group, texts, encode, tokens: int, chars: int, path=None) 
                 f"leaks reference {path}: no text has {least} {unit}, the run that counts; the longest has {longest}: "
                 f"lower least_{unit}, or give a longer text"
             )
+        if short := sum(len(one) < least for one in sequences):  # of probes, none
+            what = f"leaks reference {path}: {short} of {len(sequences)} texts have fewer than {least} {unit}, the run"
+            warnings.warn(InputWarning(f"{what} that counts, so that they are never found"), stacklevel=3)
         found.append(Known(reference, group, unit, least, sequences))
     return found
 

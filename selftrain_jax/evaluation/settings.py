@@ -63,8 +63,10 @@ class LeakSettings:
         if not self.least_tokens and not self.least_characters:
             raise InputError("leaks least_tokens=0 and least_characters=0 leave nothing to look for: set one of them")
         for name in self.references:
-            if name == "probes" or not name or not name.isprintable():
-                raise InputError(f"leaks references: {name!r} must be a name of printable characters, not 'probes'")
+            if not name or not name.isprintable():
+                raise InputError(f"leaks references: {name!r} must be a name of printable characters")
+            if name == "probes":
+                raise InputError("leaks references: 'probes' is what leaks.probes looks for; take another name")
 
     @property
     def wanted(self) -> bool:

@@ -221,6 +221,8 @@ def _local_files(named: Any) -> list[str]:
     if not isinstance(named, str):
         return []
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
+    if "**" in named and found != [named]:
+        below(os.path.dirname(glob.escape(named).partition("[")[0]) or ".")  # refuses folders that may not be read
     inside = [map(str, below(path)) if os.path.isdir(path) else [path] for path in found]
     return sorted(path for paths in inside for path in paths if os.path.isfile(path))
 

@@ -1,5 +1,6 @@
 """`selftrain evaluate MODEL --tasks ...`: local task files through the harness itself, without PyTorch or a network."""
 
+import errno
 import json
 import os
 import pathlib
@@ -308,6 +309,25 @@ doc_to_choice: "{{choices}}"
 doc_to_target: gold
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
+
+
+@pytest.mark.parametrize("named", ["/**/*.jsonl", ""], ids=["pattern", "folder"])
+def test_data_that_may_not_be_read_is_refused(tmp_path, monkeypatch, named):
+    """The library of data sets would take the rest for all."""
+    shut = tmp_path / "data" / "shut"
+    shut.mkdir(parents=True)
+    task = CHOICE.replace("{folder}/choice.jsonl", f"{shut.parent}{named}").format()
+    (tmp_path / "tiny_choice.yaml").write_text(task)
+
+    def refuse(path, real=os.scandir):
+        if os.fspath(path) == os.fspath(shut):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return real(path)
+
+    book = TaskBook(["tiny_choice"], tmp_path, True)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="shut cannot be read"):
+        book.definition("tiny_choice")
 
 
 def test_what_the_code_of_a_task_reads_is_part_of_it(model, tmp_path, capsys):
