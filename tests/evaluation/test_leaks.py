@@ -208,9 +208,7 @@ def test_references_that_cannot_be_searched_are_named(tokenizer, tmp_path):
         InputError, match="short.txt: no text has 4 tokens, the run that counts; .* 3: lower least_tokens"
     ):
         known("short.txt", b"a b c")
-    with pytest.warns(
-        InputWarning, match="some.jsonl: 1 of 2 texts have fewer than 9 characters, the run that"
-    ):
+    with pytest.warns(InputWarning, match="some.jsonl: 1 of 2 texts have fewer than 9 characters, the run that"):
         write_jsonl(tmp_path / "some.jsonl", [{"text": "a b c"}, {"text": "a b c d e"}])
         leaks.known_texts("r", tmp_path / "some.jsonl", tokenizer, 0, 9)
     with pytest.raises(InputError, match="no text has 9 characters.* lower least_characters"):
