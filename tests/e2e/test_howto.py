@@ -134,7 +134,7 @@ def test_the_page_of_files_names_what_a_run_leaves_and_nothing_else(finished):
     for stage in ("sample/self", "train/self-0", "report"):
         made = json.loads((workdir / stage / "manifest.json").read_text())
         started = json.loads((workdir / stage / "started.json").read_text())
-        assert set(started) == {"stage", "settings", "inputs", "earlier"}
+        assert set(started) == {"stage", "settings", "inputs", "earlier", "software"}
         assert set(made) == {*started, "files", "fingerprint", "seconds", "result"}
     keys = page.split("## report.json")[1].split("## A corpus")[0]
     rows = [line.split("|")[1] for line in keys.splitlines() if line.startswith("| `")]
