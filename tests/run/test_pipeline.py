@@ -187,7 +187,7 @@ def test_leaks_are_looked_for_in_the_text_of_every_arm_and_only_on_request(tmp_p
         with pytest.raises(InputError, match=f"{message} needs evaluate.probes"):
             load_config(TINY, asked)
         load_config(TINY, [*asked, planted])  # planting makes the probes
-    for setting, message in (("references.probes=x.txt", "take another name"), ("least_tokens=-1", "must be at least 0")):
+    for setting, message in (("references.probes=x.txt", "another name"), ("least_tokens=-1", "must be at least 0")):
         with pytest.raises(InputError, match=message):
             load_config(TINY, [f"--config.leaks.{setting}"])
 
