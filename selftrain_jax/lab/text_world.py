@@ -20,7 +20,8 @@ from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import file_fingerprint, user_path
 from selftrain_jax.core.rows import has_ending, has_text, read_rows
 from selftrain_jax.data.audit import overlapping
-from selftrain_jax.data.sources import Source, data_files, open_source
+from selftrain_jax.data.folders import data_files
+from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
 from selftrain_jax.lab.planted import Planted, encode, mixed_order

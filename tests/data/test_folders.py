@@ -1,0 +1,46 @@
+"""What is said of a folder whose files are perhaps not all of it."""
+
+import pytest
+
+from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.data.sources import open_source
+
+
+def fill(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / name, [{"text": name}])
+
+
+@pytest.mark.parametrize("begin", ["data/train-", "c4-train.", "a_2-"])
+def test_parts_that_are_missing_are_told(tmp_path, recwarn, begin):
+    """As where a download ended early; that some of many were fetched may be meant."""
+    fill(tmp_path, *(f"{begin}{number}-of-00003.jsonl" for number in ("00000", "00002")))
+    with pytest.warns(
+        InputWarning, match=rf"2 of the 3 parts {begin}\*-of-00003 are there, and the others are not read"
+    ):
+        assert len(list(open_source(tmp_path).texts("text"))) == 2
+    recwarn.clear()
+    fill(tmp_path, f"{begin}00001-of-00003.jsonl")
+    assert len(list(open_source(tmp_path).texts("text"))) == 3 and not recwarn
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.1", "a.jsonl~", "a.jsonl.bak", "b.JSON.orig", "b.csv", "a.parquet (1)"])
+def test_what_looks_like_data_and_is_not_read_is_told(tmp_path, name):
+    fill(tmp_path, "a.jsonl", name)
+    with pytest.warns(InputWarning, match="not read, .*: [ab]"):
+        assert list(open_source(tmp_path).texts("text")) == ["a.jsonl"]
+
+
+def test_other_files_are_no_matter(tmp_path, recwarn):
+    fill(tmp_path, "a.jsonl", "README.md", "notes.jsonlog", "dataset_info.json")
+    assert list(open_source(tmp_path).texts("text")) == ["a.jsonl"] and not recwarn
+
+
+def test_splits_as_partitions_are_not_mixed(tmp_path):
+    """The `datasets` library takes all of them for one split."""
+    fill(tmp_path, "split=train/a.jsonl", "Split=test/b.jsonl")
+    with pytest.raises(InputError, match=r"keeps each split in a folder \([Ss]plit=t\w+\): name one of these"):
+        open_source(tmp_path)
+    assert list(open_source(tmp_path / "split=train").texts("text")) == ["split=train/a.jsonl"]
