@@ -44,9 +44,8 @@ def choose_files(name: str, path: pathlib.Path, split: str) -> tuple[str, list[p
         corpus = (path / "manifest.json").is_file()
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
-    if by := [
-        part for file in files for part in file.relative_to(path).parts[:-1] if part.lower().startswith("split=")
-    ]:
+    folders = [part for file in files for part in file.relative_to(path).parts[:-1]]
+    if by := [part for part in folders if part.lower().startswith("split=")]:
         raise InputError(f"import source {name} keeps each split in a folder ({by[0]}): name one of these")
     chosen, rest = _of_split(name, path, files, split)
     _check_card(name, path, chosen, split)
