@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str], argv: Sequence[
     def is_wanted(stage: str) -> bool:
         return wanted in ("run", stage.split("/")[0])
 
-    asked = fingerprint([wanted, facts.software(), dataclasses.asdict(pipeline.config), str(pipeline.home)])
+    libraries = facts.software() | {"python": ""}  # whose own version changes no number
+    asked = fingerprint([wanted, libraries, dataclasses.asdict(pipeline.config), str(pipeline.home)])
     if not job.same_on_all(asked):
         raise InputError("the processes of this job have different settings, workdirs or versions: start them alike")
 

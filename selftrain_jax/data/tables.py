@@ -65,9 +65,7 @@ def _csv(path: os.PathLike, texts: Collection[str]) -> pa.Table:
 def _check_quotes(path: os.PathLike, delimiter: str) -> None:
     """Raises `InputError` where a cell begins with a quote, and perhaps spaces before it, but is not quoted as RFC 4180
     has it: readers make other text of that, or other cells, without a word."""
-    cell = r'(?:"[^"]*+(?:""[^"]*+)*+"|(?! *")[^DELIMITER\r\n]*+)(?:DELIMITER|\r\n?|\n|\Z)'.replace(
-        "DELIMITER", delimiter
-    )
+    cell = rf'(?:"[^"]*+(?:""[^"]*+)*+"|(?! *")[^{delimiter}\r\n]*+)(?:{delimiter}|\r\n?|\n|\Z)'
     with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         begin = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
         end = re.compile(f"(?:{cell})*+".encode()).match(data, begin).end()

@@ -196,7 +196,9 @@ def unknown_shares(
     return {name: share for name, share in shares.items() if share >= UNKNOWN_TOLD}
 
 
-def _check_told_apart(settings: EvaluateSettings, questions: dict[str, list], pairs: dict[str, list], tokenizer: Any):
+def _check_told_apart(
+    settings: EvaluateSettings, questions: dict[str, list], pairs: dict[str, list], tokenizer: Any
+) -> None:
     """Warns of items whose right answer has the ids of a wrong one, as with a tokenizer that lowers letters: no model
     could choose between them. `InputError` for more than `settings.max_unknown` of a suite."""
     answers = {f"multiple_choice.{name}": list(map(_right_first, rows)) for name, rows in questions.items()}
