@@ -1,8 +1,9 @@
 """Contamination audit: which documents share word n-grams with a benchmark.
 
 Words are found like this: Unicode NFKC, lower case, removal of every punctuation mark, symbol, control and format
-character (Unicode categories P*, S*, Cc, Cf) that is not white space, and a split at white space. So "Don't" is `dont`,
-"a - b" is two words and "a-b" is one. U+200B and the Ethiopic wordspace are white space here. Where a script puts no
+character (Unicode categories P*, S*, Cc, Cf) that is not white space, and of what chooses the form of another character
+(Default_Ignorable_Code_Point, as behind an emoji), and a split at white space. So "Don't" is `dont`, "a - b" is two
+words and "a-b" is one. U+200B and the Ethiopic wordspace are white space here. Where a script puts no
 space between words (`_UNSPACED`), every letter or digit, with its marks, is a word. The method is the n-gram overlap of
 Brown et al. 2020 (arXiv:2005.14165, appendix C).
 """
@@ -26,6 +27,7 @@ _SCRIPTS = (
     "Javanese Balinese"
 )
 _UNSPACED = regex.compile(r"(?V1)[[%s]&&[\p{L}\p{N}]]" % "".join(rf"\p{{scx={s}}}" for s in _SCRIPTS.split()))
+_IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _MARKED = regex.compile(r"\x00(.\p{M}*)")
 _ID = regex.compile(r"(?:(?:^|[\W_])(?i:ids?)|\p{Ll}I[dD]s?|^cluster)$")
 _LONG_WORD = 16
@@ -104,7 +106,8 @@ class _Table(dict):
     def __missing__(self, code: int) -> int | str | None:
         character = chr(code)
         category = unicodedata.category(character)
-        delete = (category[0] in "PS" or category in ("Cc", "Cf")) and not character.isspace()
+        delete = category[0] in "PS" or category in ("Cc", "Cf") or _IGNORABLE.match(character)
+        delete = delete and not character.isspace()
         self[code] = None if delete else f"\0{character}" if _UNSPACED.match(character) else code
         return self[code]
 

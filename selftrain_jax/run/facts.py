@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import sys
 from typing import Any, Iterable, Mapping
 
 import numpy as np
@@ -85,9 +86,15 @@ def software() -> dict[str, str]:
     import jax
 
     names = "jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
-    found = {"selftrain_jax": __version__, **{name: importlib.metadata.version(name) for name in names}}
+    found = {"selftrain_jax": __version__, **{name: _version(name) for name in names}}
     devices = jax.devices()
     return found | {"python": platform.python_version(), "devices": f"{len(devices)} x {devices[0].device_kind}"}
+
+
+def _version(name: str) -> str:
+    """Of the package as it is imported, which need not be the one that is installed."""
+    module = sys.modules.get(name.replace("orbax-", "orbax.").replace("-", "_"))
+    return str(getattr(module, "__version__", None) or importlib.metadata.version(name))
 
 
 def versions(manifests: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -24,6 +24,7 @@ def test_words_are_what_the_docstring_says():
     assert words("ｆｕｌｌ ﬁne") == ["full", "fine"]
     assert words("soft\u00adhyphen zero\u200bwidth nul\0byte") == ["softhyphen", "zero", "width", "nulbyte"]
     assert words("हिन्दी") == ["हिन्दी"]
+    assert words("fox ❤\ufe0f jumps a\u034fb \U000e0100") == ["fox", "jumps", "ab"]
     assert words("... --") == words("") == []
 
 

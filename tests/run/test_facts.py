@@ -1,6 +1,9 @@
 """What the report says that is no measurement."""
 
+import sys
+
 import numpy as np
+import optax  # noqa: F401
 import pytest
 
 from selftrain_jax import __version__
@@ -26,11 +29,14 @@ def test_tokens_trained_on_are_targets(tmp_path, apart):
     assert len(rows.tokens) % 4 and facts.tokens("train/self-2", {"step": 3 * per_epoch}, train, tmp_path) == targets
 
 
-def test_versions_are_those_that_stages_were_done_with_not_those_of_who_writes_the_report():
+def test_versions_are_those_that_stages_were_done_with_not_those_of_who_writes_the_report(monkeypatch):
     now = facts.software()
     assert now["selftrain_jax"] == __version__  # not of what is installed beside it
+    monkeypatch.setattr(sys.modules["optax"], "__version__", "9.9")  # a checkout that shadows what is installed
+    assert facts.software()["optax"] == "9.9"
     before = now | {"jax": "0.9.0", "devices": "4 x GPU"}
     manifests = [{"seconds": 1800, "software": [before]}, {"seconds": 3600, "software": [before, now]}]
+    monkeypatch.undo()
     found = facts.versions(manifests)
     assert found["jax"] == f"0.9.0, {now['jax']}" and found["devices"] == f"4 x GPU, {now['devices']}"
     assert found["numpy"] == now["numpy"] and f"numpy {now['numpy']}" in found[facts.WRITER]

@@ -35,7 +35,7 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
     if os.path.isdir(path):
         if revision is not None:
             raise InputError(f"revision={revision!r} applies to hub names, but {path} is a local directory; drop it")
-        return path
+        return _whole(path)
     name = os.fspath(name_or_dir)
     if not HUB_NAME.fullmatch(name) or os.path.exists(path):
         raise InputError(
@@ -45,11 +45,20 @@ def resolve_model(name_or_dir: str | os.PathLike, revision: str | None = None, w
     check_hub_name(f"model directory not found: {name}", name)
     model = f"model {name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return _fetch(name, revision, model, weights)
+        return _whole(_fetch(name, revision, model, weights))
     except InputError:
         raise
     except Exception as e:  # the hub client raises its own, its HTTP library's and the system's errors
         raise InputError(f"{model}: {_explain(e, name)}") from None
+
+
+def _whole(directory: pathlib.Path) -> pathlib.Path:
+    """`directory`; `InputError` where a JSON file in it is a link to nothing, which would pass for an absent one."""
+    if lost := [file for file in directory.glob("*.json") if not file.exists()]:
+        raise InputError(
+            f"{lost[0]} is a link to nothing, as of a cache that was copied or emptied in part: fetch it anew"
+        )
+    return directory
 
 
 def check_hub_name(what: str, name: str) -> None:

@@ -367,3 +367,12 @@ def test_the_real_hub_serves_the_smallest_pythia(tmp_path):
         pytest.skip("the Hugging Face hub cannot be reached")
     found = done.stdout.splitlines()[0].removeprefix("found ")
     assert json.load(open(os.path.join(found, "config.json")))["num_hidden_layers"] == 6
+
+
+def test_a_file_that_is_a_link_to_nothing_is_not_absent(tmp_path):
+    """As in a cache that was copied or emptied in part: without generation_config.json a model stops elsewhere."""
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.resolve_model(tmp_path) == tmp_path
+    (tmp_path / "generation_config.json").symlink_to("../blobs/gone")
+    with pytest.raises(InputError, match="generation_config.json is a link to nothing"):
+        hub.resolve_model(tmp_path)
