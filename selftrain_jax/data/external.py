@@ -144,7 +144,7 @@ def _documents(
             if [i for i, _ in batch] != wanted:
                 source.check_unchanged()
             documents = []
-            for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch])):
+            for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch], special)):
                 if not special.isdisjoint(tokens):
                     raise InputError(
                         f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "

@@ -159,12 +159,16 @@ def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
 
 
 def _look_for_gaps(what: str, files: Iterable[pathlib.PurePath]) -> None:
-    """Warns where some of several parts, as train-00001-of-00003, are not there."""
+    """Warns where some of several parts, as train-00001-of-00003, are not there; `InputError` where the same seems to
+    be cut into two numbers of parts, as by a second download."""
     parts: dict[tuple[str, str], set[int]] = {}
     for file in files:
         if found := re.fullmatch(r"(.*\D)(\d+)-of-(\d+)\D*", file.as_posix()):
             parts.setdefault((found[1], found[3]), set()).add(int(found[2]))
     for (begin, count), numbers in parts.items():
+        if other := [of for start, of in parts if start == begin and of != count]:
+            both = f"{begin}*-of-{count} and {begin}*-of-{other[0]}"
+            raise InputError(f"{what}: {both} seem to be one data set twice; remove one")
         if (there := len(numbers & {*range(int(count))})) < int(count):
             text = (
                 f"{what}: {there} of the {int(count)} parts {begin}*-of-{count} are there, and the others are not read"

@@ -44,6 +44,9 @@ def read_table(
         if missing := [name for name in fields if name not in found]:
             empty = " (an empty cell is none)" * (not has_ending(path, ROWS) and missing[0] in row)
             raise InputError(f"{what} {path}, item {number}: missing field(s) {', '.join(missing)}{empty}")
+        if odd := [name for name, cell in found.items() if not isinstance(cell, (str, int, float, list, dict))]:
+            kind = type(found[odd[0]]).__name__
+            raise InputError(f"{what} {path}, item {number}: {odd[0]} is of type {kind}; make it a text or a number")
         yield found
 
 

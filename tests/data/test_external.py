@@ -5,6 +5,7 @@ written.
 import gzip
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -264,12 +265,26 @@ def test_the_student_trains_on_the_imported_ids(world, model_directory, tmp_path
     assert len(whole) > 10 and (whole[:, -1] == 0).all() and {tuple(row) for row in whole} <= known
 
 
+def test_the_name_of_a_special_token_in_a_text_ends_nothing(world, model_directory, tmp_path):
+    """To a word-level tokenizer "<|endoftext|>" between two spaces is a word, and that word is EOS."""
+    words = f"{world.words[9]} <|endoftext|> {world.words[8]}"
+    write_jsonl(tmp_path / "a.jsonl", rows([words]))
+    import_corpus(tmp_path / "a.jsonl", tmp_path / "c", model_directory)
+    [document] = read_corpus(tmp_path / "c")
+    tokenizer = load_tokenizer(model_directory)
+    assert document.tokens.tolist() == [9, tokenizer.unk_token_id, 8, 0] and document.text == words
+
+
 def test_a_tokenizer_that_must_end_a_text_in_its_middle_is_refused(world, model_directory, tmp_path):
-    """To a word-level tokenizer "<|endoftext|>" between two spaces is a word, and the word is EOS."""
-    write_jsonl(tmp_path / "a.jsonl", rows([world.words[9], f"{world.words[9]} <|endoftext|> {world.words[8]}"]))
+    """One whose token of unknown text is EOS."""
+    model = shutil.copytree(model_directory, tmp_path / "model")
+    named = json.loads((model / "tokenizer.json").read_text())
+    named["model"]["unk_token"] = "<|endoftext|>"
+    (model / "tokenizer.json").write_text(json.dumps(named))
+    write_jsonl(tmp_path / "a.jsonl", rows([world.words[9], f"{world.words[9]} Unheard {world.words[8]}"]))
     with pytest.raises(InputError, match="item 2: the tokenizer makes an end-of-text token"):
-        import_corpus(tmp_path / "a.jsonl", tmp_path / "c", model_directory)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+        import_corpus(tmp_path / "a.jsonl", tmp_path / "c", model)
+    assert not (tmp_path / "c").exists()
 
 
 def content(name, text):

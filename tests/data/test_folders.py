@@ -44,3 +44,9 @@ def test_splits_as_partitions_are_not_mixed(tmp_path):
     with pytest.raises(InputError, match=r"keeps each split in a folder \([Ss]plit=t\w+\): name one of these"):
         open_source(tmp_path)
     assert list(open_source(tmp_path / "split=train").texts("text")) == ["split=train/a.jsonl"]
+
+
+def test_two_generations_of_parts_are_refused(tmp_path):
+    fill(tmp_path, *(f"data/train-{part}.jsonl" for part in ("00000-of-00001", "00000-of-00002", "00001-of-00002")))
+    with pytest.raises(InputError, match="train-.*-of-00001 and .*train-.*-of-00002 seem to be one data set twice"):
+        open_source(tmp_path)

@@ -1,9 +1,11 @@
 """Cells of CSV and TSV files are what their writer meant, or refused."""
 
 import csv
+import datetime
 
 import hypothesis
 import hypothesis.strategies as st
+import pyarrow.parquet
 import pytest
 
 from selftrain_jax.core.errors import InputError
@@ -41,3 +43,10 @@ def test_a_cell_that_readers_would_take_apart_is_refused(tmp_path, line, ending)
 def test_quotes_within_a_cell_are_text(tmp_path):
     (tmp_path / "a.csv").write_text('a,b\n5" pipe,He said "hi"\n')
     assert list(read_table(tmp_path / "a.csv", ("a", "b"), "table")) == [{"a": '5" pipe', "b": 'He said "hi"'}]
+
+
+def test_a_cell_that_no_json_holds_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["x"], "day": [datetime.date(2026, 1, 2)]}), path)
+    with pytest.raises(InputError, match="a.parquet, item 1: day is of type date; make it a text or a number"):
+        list(read_table(path, ("a",), "table"))

@@ -233,7 +233,12 @@ def test_texts_are_tokenized_some_at_a_time(monkeypatch, audited, audited_texts,
     settings = dataclasses.replace(SETTINGS, retokenize=True)
     write(of, foreign, tmp_path / "at once", settings)
     together, encode = [], training_set.encode_texts
-    monkeypatch.setattr(training_set, "encode_texts", lambda t, texts: together.append(len(texts)) or encode(t, texts))
+
+    def counted(tokenizer, texts, ends):
+        together.append(len(texts))
+        return encode(tokenizer, texts, ends)
+
+    monkeypatch.setattr(training_set, "encode_texts", counted)
     monkeypatch.setattr(training_set, "_AT_ONCE", 3)
     write(of, foreign, tmp_path / "some", settings)
     assert max(together) == 3 and len(together) > 1

@@ -78,7 +78,7 @@ def relearning_rows(
       InputError: there are none, or the text holds a sequence that is measured, which would come back to the twin, too.
     """
     if text is not None:
-        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, load_texts(text))]
+        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, load_texts(text), model.stop_ids)]
         asked = measured(planted)
         if count := int(standing_in(documents, [one.tokens for one in asked], tokenizer).sum()):
             raise InputError(

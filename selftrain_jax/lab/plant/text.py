@@ -85,7 +85,7 @@ def _ordinary(
     documents, behind, wanted = [], [np.zeros(0, np.int32)], config.planted_tokens
     left, found = room, 0
     for begin in range(0, len(texts), _AT_ONCE):
-        for ids in encode_texts(tokenizer, texts[begin : begin + _AT_ONCE]):
+        for ids in encode_texts(tokenizer, texts[begin : begin + _AT_ONCE], (eos_token_id,)):
             document = np.array([*ids, eos_token_id], np.int32)
             if left:
                 documents.append(document[: left - packed_length(0)])

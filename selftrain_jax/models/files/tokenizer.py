@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import warnings
-from typing import Any, Iterator, Sequence
+from typing import Any, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -193,9 +193,26 @@ def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:
     return known
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters."""
-    return call_tokenizer(tokenizer, texts, split_special_tokens=True)
+def encode_texts(tokenizer: Any, texts: Sequence[str], ends: Collection[int] = ()) -> list[list[int]]:
+    """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters.
+
+    Args:
+      ends: ids that begin or end a document, which the tokenizer's own settings need not name.
+    """
+    encoded, unknown = call_tokenizer(tokenizer, texts, split_special_tokens=True), unknown_tokens(tokenizer)
+    special = {*tokenizer.all_special_ids, *ends} - unknown.keys()
+    # Unigram, WordPiece and word tokenizers may have the name of a special token among their pieces.
+    return [
+        ids if special.isdisjoint(ids) else [j for i in ids for j in (_spelled(tokenizer, i) if i in special else [i])]
+        for ids in encoded
+    ]
+
+
+def _spelled(tokenizer: Any, token_id: int) -> list[int]:
+    """The name of a token by its characters; as one unknown token where none of these can be written."""
+    model, unknown = tokenizer.backend_tokenizer.model, unknown_tokens(tokenizer)
+    ids = [piece.id for character in tokenizer.convert_ids_to_tokens(token_id) for piece in model.tokenize(character)]
+    return ids[:1] if unknown.keys() >= set(ids) else ids
 
 
 def call_tokenizer(tokenizer: Any, texts: Sequence[str], **options: Any) -> list[list[int]]:

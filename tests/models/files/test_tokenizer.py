@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
@@ -399,3 +399,31 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
         file.symlink_to(f"../../blobs/{file.name}")
     copy_tokenizer(snapshot, out)
     assert load_tokenizer(out).get_vocab() == load_tokenizer(snapshot).get_vocab()
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "BPE", "WordPiece"])
+def test_the_name_of_a_special_token_is_read_as_ordinary_characters(tmp_path, kind):
+    """Unigram and WordPiece have it among their pieces, and give its id whatever they are asked for."""
+    characters = ["<", "/", ">", "s", "d", "o", "g", "▁"]
+    names = ["<unk>", "<s>", "</s>"]
+    if kind == "Unigram":
+        model = models.Unigram([(piece, -1.0) for piece in names + characters], unk_id=0)
+    else:
+        vocabulary = {piece: i for i, piece in enumerate(names + characters)}
+        model = models.BPE(vocabulary, []) if kind == "BPE" else models.WordPiece(vocabulary, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("</?s>|."), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(names)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    named = dict(zip(("unk_token", "bos_token", "eos_token"), names))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    text = "<s>dog</s>"
+    [ids] = encode_texts(tokenizer, [text])
+    assert tokenizer.convert_ids_to_tokens(ids) == list(text) and tokenizer.decode(ids) == text
+    tokenizer.backend_tokenizer.add_tokens([AddedToken("dog", special=False)])  # as the EOS of some chat models
+    last = tokenizer.convert_tokens_to_ids("dog")
+    assert encode_texts(tokenizer, ["dog"]) == [[last]]
+    assert tokenizer.convert_ids_to_tokens(encode_texts(tokenizer, ["dog"], (last,))[0]) == list("dog")
