@@ -33,7 +33,11 @@ MAX_JSON_BYTES = 1 << 30
 _VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]")
 
 
-_HTML = regex.compile(r"\s*<(!doctype\s+html|html)\b", regex.I)
+_MARKED_UP = {
+    "HTML": regex.compile(r"\s*<(\?xml\b|!--|!doctype\s+html\b|html\b)", regex.I),
+    "RTF": regex.compile(r"\{\\rtf"),
+    "WARC": regex.compile(r"WARC/\d"),
+}
 _CSV = regex.compile(r'(?=.*\b(text|content|sentence|question|document)\b)("?\w+"?[,;\t])+"?\w+"?\s*', regex.I)
 """A first line of names without spaces between them."""
 
@@ -154,9 +158,10 @@ def read_text(path: str | os.PathLike, what: str = "file") -> str:
     for kind, ending, value in (("JSON lines", ".jsonl", first), ("JSON", ".json", text)):
         if _is_json(value):
             raise InputError(f"{what} {path} holds {kind}: end its name in {ending}")
-    if looks := _HTML.match(text) and "HTML" or _CSV.fullmatch(first) and "CSV":
+    looks = [kind for kind, begins in _MARKED_UP.items() if begins.match(text)] + ["CSV"] * bool(_CSV.fullmatch(first))
+    if looks:
         whole = "and all of it, names and marks, is read as the text"
-        warnings.warn(f"{what} {path} looks like {looks}, {whole}", InputWarning, stacklevel=3)
+        warnings.warn(f"{what} {path} looks like {looks[0]}, {whole}", InputWarning, stacklevel=3)
     return text
 
 

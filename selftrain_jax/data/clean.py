@@ -12,12 +12,12 @@ from selftrain_jax.data.audit import audit, load_benchmark_texts
 from selftrain_jax.data.corpus import Corpus, Selection, read_corpus, summarize
 from selftrain_jax.data.records import Document, Text
 from selftrain_jax.data.settings import AuditConfig
-from selftrain_jax.data.texts import load_texts
+from selftrain_jax.data.texts import load_documents
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingText:
-    """Where documents to train on are: a finished corpus, or a text file as `load_texts` takes it; exactly one."""
+    """Where documents to train on are: a finished corpus, or a text file as `load_documents` takes it; exactly one."""
 
     corpus: pathlib.Path | None = None
     texts: pathlib.Path | None = None
@@ -30,7 +30,7 @@ class TrainingText:
         """All of them, before any audit."""
         if self.texts is None:
             return read_corpus(self.corpus)
-        return [Text(i, text) for i, text in enumerate(load_texts(self.texts))]
+        return [Text(place, text) for place, text in load_documents(self.texts).items()]
 
 
 def audit_text(

@@ -162,6 +162,11 @@ def _look_for_gaps(what: str, files: Iterable[pathlib.PurePath]) -> None:
     """Warns where some of several parts, as train-00001-of-00003, are not there; `InputError` where the same seems to
     be cut into two numbers of parts, as by a second download."""
     parts: dict[tuple[str, str], set[int]] = {}
+    files = list(files)
+    numbers = {int(found[1]) for file in files if (found := re.match(r"part-(\d{5})\b", file.name))}  # as of Spark
+    if missing := sorted({*range(max(numbers, default=0))} - numbers):
+        text = f"{what}: part-{missing[0]:05} is missing ({len(missing)} of {max(numbers) + 1} parts are not there)"
+        warnings.warn(text, InputWarning, stacklevel=3)
     for file in files:
         if found := re.fullmatch(r"(.*\D)(\d+)-of-(\d+)\D*", file.as_posix()):
             parts.setdefault((found[1], found[3]), set()).add(int(found[2]))

@@ -27,6 +27,20 @@ def load_texts(path: str | pathlib.Path) -> list[str]:
     return texts
 
 
+def load_documents(path: str | pathlib.Path) -> dict[int, str]:
+    """The texts of a file to train on, by their place in it.
+
+    Warns:
+      InputWarning: some are empty, and left out: a document would be BOS and EOS alone.
+    """
+    texts = load_texts(path)
+    found = {place: text for place, text in enumerate(texts) if has_text(text)}
+    if blank := len(texts) - len(found):
+        what = f"text set {path}: {blank} of {len(texts)} texts are empty, and left out of training"
+        warnings.warn(what, InputWarning, stacklevel=1)  # of one place: said once
+    return found
+
+
 def shuffle_words(texts: Sequence[str], seed: int) -> list[str]:
     """Each text with its words (what stands between white space) in a random order, one space between them.
 

@@ -144,6 +144,10 @@ def test_what_is_no_plain_text_is_refused(tmp_path, content, message):
     [
         ("<!DOCTYPE html>\n<title>Not found</title>", "HTML"),
         ("\n <html lang=en>", "HTML"),
+        ('<?xml version="1.0"?>\n<!DOCTYPE html>', "HTML"),
+        ("<!-- saved from url=(0014)about:internet -->\n<html>", "HTML"),
+        ("{\\rtf1\\ansi Hello}", "RTF"),
+        ("WARC/1.0\nWARC-Type: response", "WARC"),
         ("id,text\n1,a b\n", "CSV"),
         ('"text"\t"label"\na b\t1\n', "CSV"),
         ("A text, of a <html> page,\nsentence", None),

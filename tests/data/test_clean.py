@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data import clean
 from selftrain_jax.data.corpus import Document, read_corpus, write_corpus
@@ -93,12 +93,21 @@ def test_an_imported_corpus_is_audited_without_a_likelihood(files):
     assert json.loads((out / "audit.json").read_text())["nll_histogram"] is None
 
 
+def test_empty_rows_are_no_documents(tmp_path):
+    """A document of no text would be BOS and EOS; the others keep their place, by which they are named."""
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"text": text} for text in ("a", "", "b", " \n", "\u200b", "c")])
+    with pytest.warns(InputWarning, match="rows.jsonl: 3 of 6 texts are empty, and left out of training"):
+        documents = clean.TrainingText(texts=path).documents()
+    assert [(document.id, document.text) for document in documents] == [(0, "a"), (2, "b"), (5, "c")]
+
+
 def test_a_text_file_is_read_past_the_flagged(files):
     out, text = files / "audit", clean.TrainingText(texts=files / "texts.jsonl")
     out.mkdir()
     found = clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)
-    assert found == {"num_documents": 6, "num_flagged": 3, "num_left_out": 3}
-    assert kept(out, text) == [(2, "red sky"), (3, ""), (5, "cat the")]
+    assert found == {"num_documents": 5, "num_flagged": 3, "num_left_out": 3}
+    assert kept(out, text) == [(2, "red sky"), (5, "cat the")]
     assert clean.kept_documents(out, text)[1] is None
     assert [p.name for p in out.iterdir()] == ["audit.json"]
 
@@ -110,7 +119,7 @@ def test_a_text_that_changed_its_size_after_the_audit_is_refused(files, kind, na
     clean.audit_text(text, benchmarks(files, "animals"), BIGRAMS, out)
     other = {"corpus": files / "short", "texts": files / "sky.jsonl"}
     write_corpus(other["corpus"], list(read_corpus(files / "corpus"))[1:], PROVENANCE)
-    with pytest.raises(InputError, match="documents, not the 6 that were audited in .*audit it again"):
+    with pytest.raises(InputError, match="documents, not the [56] that were audited in .*audit it again"):
         clean.kept_documents(out, clean.TrainingText(**{kind: other[kind]}))
 
 
@@ -124,8 +133,10 @@ def test_a_training_text_is_a_corpus_or_a_text_file(both):
 def test_without_benchmarks_everything_passes(files, kind, name):
     out, text = files / "audit", clean.TrainingText(**{kind: files / name})
     out.mkdir()
-    assert clean.audit_text(text, {}, AuditConfig(), out) == {"num_documents": 6, "num_flagged": 0, "num_left_out": 0}
-    assert [text for _, text in kept(out, text)] == TEXTS
+    expected = [text for text in TEXTS if text or kind == "corpus"]
+    found = clean.audit_text(text, {}, AuditConfig(), out)
+    assert found == {"num_documents": len(expected), "num_flagged": 0, "num_left_out": 0}
+    assert [text for _, text in kept(out, text)] == expected
 
 
 @KINDS

@@ -46,6 +46,13 @@ def test_splits_as_partitions_are_not_mixed(tmp_path):
     assert list(open_source(tmp_path / "split=train").texts("text")) == ["split=train/a.jsonl"]
 
 
+def test_a_part_that_is_missing_between_others_is_told(tmp_path, recwarn):
+    fill(tmp_path, *(f"part-0000{number}-c000.jsonl" for number in (0, 2)))
+    assert len(list(open_source(tmp_path).texts("text"))) == 2
+    [said] = recwarn
+    assert "part-00001 is missing (1 of 3 parts are not there)" in str(said.message)
+
+
 def test_two_generations_of_parts_are_refused(tmp_path):
     fill(tmp_path, *(f"data/train-{part}.jsonl" for part in ("00000-of-00001", "00000-of-00002", "00001-of-00002")))
     with pytest.raises(InputError, match="train-.*-of-00001 and .*train-.*-of-00002 seem to be one data set twice"):

@@ -10,7 +10,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import read_arrays
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.packing import PackedRows, addressed_bits, pack, packed_length, permutation
-from selftrain_jax.data.texts import load_texts
+from selftrain_jax.data.texts import load_documents
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.lab.plant.sequences import NGRAM, standing_in
 from selftrain_jax.lab.plant.settings import RecoveryConfig
@@ -78,7 +78,8 @@ def relearning_rows(
       InputError: there are none, or the text holds a sequence that is measured, which would come back to the twin, too.
     """
     if text is not None:
-        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, load_texts(text), model.stop_ids)]
+        texts = list(load_documents(text).values())
+        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, texts, model.stop_ids)]
         asked = measured(planted)
         if count := int(standing_in(documents, [one.tokens for one in asked], tokenizer).sum()):
             raise InputError(

@@ -8,7 +8,7 @@ import numpy as np
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.data.packing import addressed_bits, pack, packed_length
-from selftrain_jax.data.texts import load_texts
+from selftrain_jax.data.texts import load_documents, load_texts
 from selftrain_jax.data.training_set import write_rows
 from selftrain_jax.lab.plant.sequences import NEUTRAL, NGRAM, PLACE, PlantedSequence, make_sequences, standing_in
 from selftrain_jax.lab.plant.settings import PlantConfig
@@ -44,7 +44,7 @@ def write_planted_text(
             f"plant 2 * prefix_length + suffix_length = {config.length} tokens and BOS do not fit the context of "
             f"{model.max_position} and train.sequence_length={config.train.sequence_length}"
         )
-    texts = load_texts(find(config.text))
+    texts = list(load_documents(find(config.text)).values())
     passages = load_texts(find(config.passages)) if config.passages else []
     sequences = make_sequences(config, tokenizer, texts, passages)
     room = config.num_rows * config.train.sequence_length + 1 - config.planted_tokens
