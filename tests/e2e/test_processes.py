@@ -12,6 +12,7 @@ import pytest
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.training.checkpoint import saved_steps
 from selftrain_jax.training.metrics import read_metrics
+from tests.e2e.conftest import CONFIG
 
 
 def same_run(selftrain, out, workdir, finished):
@@ -97,8 +98,15 @@ def test_a_mesh_axis_may_span_processes(axis, finished, selftrain, tmp_path):
 
 
 @pytest.mark.large
-def test_processes_with_different_settings_are_refused(selftrain, tmp_path):
-    job = selftrain.start_job(2, "run", tmp_path / "run", last=("--config.sample.top_k=1",))
+@pytest.mark.parametrize("differ", ["settings", "versions"])
+def test_processes_that_differ_are_refused(selftrain, tmp_path, differ):
+    (tmp_path / "same.py").write_text(
+        "import optax\nimport tiny\n\noptax.__version__ = '9.9'\nget_config = tiny.get_config\n"
+    )
+    shutil.copy(CONFIG, tmp_path)
+    shutil.copy(CONFIG.parents[2] / "configs" / "smoke.py", tmp_path)
+    last = "--config.sample.top_k=1" if differ == "settings" else f"--config={tmp_path / 'same.py'}"
+    job = selftrain.start_job(2, "run", tmp_path / "run", last=(last,))
     for code, _, err in selftrain.ends(job):
         assert code == 2 and "have different settings, workdirs or versions" in err, err[-3000:]
     assert not (tmp_path / "run").exists()
