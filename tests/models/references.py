@@ -78,6 +78,28 @@ MORE = {
 }
 
 
+def neox_config(config, **more):
+    """transformers' settings of a GPT-NeoX of that shape."""
+    import transformers
+
+    return transformers.GPTNeoXConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position,
+        rotary_pct=config.rotaries[0].fraction,
+        use_parallel_residual=config.parallel_residual,
+        tie_word_embeddings=config.tie_embeddings,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        **more,
+    )
+
+
 def reference(case):
     """(family table, transformers model far from its initialization, so that norms and biases matter)."""
     torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")

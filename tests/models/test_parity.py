@@ -19,6 +19,7 @@ from selftrain_jax.models.config import DecoderConfig, Layer, Rotary
 from selftrain_jax.models.families import PRESETS
 from selftrain_jax.sampling import decode
 from selftrain_jax.sampling.continuation import continue_prompts
+from tests.models.references import neox_config
 from tests.ties import assert_greedy
 
 TOLERANCE = 1e-4
@@ -61,20 +62,7 @@ def reference_model(torch, config):
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        model = transformers.GPTNeoXForCausalLM(
-            transformers.GPTNeoXConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                rotary_pct=config.rotaries[0].fraction,
-                use_parallel_residual=config.parallel_residual,
-                tie_word_embeddings=config.tie_embeddings,
-                bos_token_id=0,
-                eos_token_id=0,
-            )
-        ).eval()
+        model = transformers.GPTNeoXForCausalLM(neox_config(config)).eval()
     model.tie_weights()
     generator = torch.Generator().manual_seed(0)
 

@@ -20,22 +20,8 @@ def neox(config):
     import transformers
 
     torch.manual_seed(0)
-    return transformers.GPTNeoXForCausalLM(
-        transformers.GPTNeoXConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position,
-            rotary_pct=config.rotaries[0].fraction,
-            initializer_range=0.2 if config is SMALL else 0.02,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
+    spread = 0.2 if config is SMALL else 0.02
+    return transformers.GPTNeoXForCausalLM(references.neox_config(config, initializer_range=spread))
 
 
 @pytest.mark.parametrize(
