@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import pathlib
 import re
 import runpy
@@ -90,6 +91,7 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())}; {advice})")
     folders = [str(path.parent.absolute()), str(BUILT_IN)]
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
+    known = set(sys.modules)
     kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # which a neighbour that keeps its time would outdate
     try:
         with warnings.catch_warnings():  # a file that silences those of its libraries would silence ours, too
@@ -105,6 +107,9 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
         raise InputError(f"config {reference}: {what}") from None
     finally:
         sys.dont_write_bytecode = kept
+        for module in set(sys.modules) - known:  # another config in this process has neighbours of its own
+            if os.path.dirname(getattr(sys.modules[module], "__file__", None) or "") in folders:
+                del sys.modules[module]
         for folder in folders:
             sys.path.remove(folder)
     if not isinstance(values, dict):

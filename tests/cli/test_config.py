@@ -148,6 +148,15 @@ def test_a_config_builds_on_its_neighbour(config):
     assert load_config(path).title == "of the neighbour"
 
 
+def test_two_configs_in_one_process_have_neighbours_of_their_own(tmp_path):
+    for title in ("one", "two"):
+        (tmp_path / title).mkdir()
+        (tmp_path / title / "shared_by_configs.py").write_text(f"settings = dict(source='m', title={title!r})\n")
+        text = "import shared_by_configs\n\n\ndef get_config():\n    return shared_by_configs.settings\n"
+        (tmp_path / title / "config.py").write_text(text)
+        assert load_config(str(tmp_path / title / "config.py")).title == title
+
+
 def test_a_neighbour_of_the_same_size_and_time_is_read_anew(config, tmp_path):
     """As from an archive, or by `cp -p`: Python would take the compiled one of before."""
     writes = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
