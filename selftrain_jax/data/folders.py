@@ -4,7 +4,7 @@ import os
 import pathlib
 import re
 import warnings
-from typing import Collection, Iterable, Mapping, Sequence
+from typing import Collection, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import file_fingerprint
@@ -158,11 +158,10 @@ def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
             warnings.warn(f"{what}: {same}", InputWarning, stacklevel=3)
 
 
-def _look_for_gaps(what: str, files: Iterable[pathlib.PurePath]) -> None:
+def _look_for_gaps(what: str, files: Sequence[pathlib.PurePath]) -> None:
     """Warns where some of several parts, as train-00001-of-00003, are not there; `InputError` where the same seems to
     be cut into two numbers of parts, as by a second download."""
     parts: dict[tuple[str, str], set[int]] = {}
-    files = list(files)
     numbers = {int(found[1]) for file in files if (found := re.match(r"part-(\d{5})\b", file.name))}  # as of Spark
     if missing := sorted({*range(max(numbers, default=0))} - numbers):
         text = f"{what}: part-{missing[0]:05} is missing ({len(missing)} of {max(numbers) + 1} parts are not there)"
@@ -175,7 +174,5 @@ def _look_for_gaps(what: str, files: Iterable[pathlib.PurePath]) -> None:
             both = f"{begin}*-of-{count} and {begin}*-of-{other[0]}"
             raise InputError(f"{what}: {both} seem to be one data set twice; remove one")
         if (there := len(numbers & {*range(int(count))})) < int(count):
-            text = (
-                f"{what}: {there} of the {int(count)} parts {begin}*-of-{count} are there, and the others are not read"
-            )
-            warnings.warn(text, InputWarning, stacklevel=3)
+            text = f"{there} of the {int(count)} parts {begin}*-of-{count} are there, and the others are not read"
+            warnings.warn(f"{what}: {text}", InputWarning, stacklevel=3)

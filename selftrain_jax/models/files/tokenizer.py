@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import warnings
-from typing import Any, Collection, Iterator, Sequence
+from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -199,18 +199,19 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], ends: Collection[int] = (
     Args:
       ends: ids that begin or end a document, which the tokenizer's own settings need not name.
     """
-    encoded, unknown = call_tokenizer(tokenizer, texts, split_special_tokens=True), unknown_tokens(tokenizer)
-    special = {*tokenizer.all_special_ids, *ends} - unknown.keys()
+    encoded = call_tokenizer(tokenizer, texts, split_special_tokens=True)
     # Unigram, WordPiece and word tokenizers may have the name of a special token among their pieces.
-    return [
-        ids if special.isdisjoint(ids) else [j for i in ids for j in (_spelled(tokenizer, i) if i in special else [i])]
-        for ids in encoded
-    ]
+    named = {*tokenizer.all_special_ids, *ends}.intersection(itertools.chain.from_iterable(encoded))
+    if not named:
+        return encoded
+    unknown = unknown_tokens(tokenizer)
+    spelled = {token_id: _spelled(tokenizer, token_id, unknown) for token_id in named - unknown.keys()}
+    return [[piece for token_id in ids for piece in spelled.get(token_id, (token_id,))] for ids in encoded]
 
 
-def _spelled(tokenizer: Any, token_id: int) -> list[int]:
+def _spelled(tokenizer: Any, token_id: int, unknown: Mapping[int, str]) -> list[int]:
     """The name of a token by its characters; as one unknown token where none of these can be written."""
-    model, unknown = tokenizer.backend_tokenizer.model, unknown_tokens(tokenizer)
+    model = tokenizer.backend_tokenizer.model
     ids = [piece.id for character in tokenizer.convert_ids_to_tokens(token_id) for piece in model.tokenize(character)]
     return ids[:1] if unknown.keys() >= set(ids) else ids
 
