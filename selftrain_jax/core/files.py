@@ -16,7 +16,7 @@ import shutil
 import stat
 import struct
 import zipfile
-from typing import IO, Any, Iterable, Iterator, Mapping
+from typing import IO, Any, Callable, Iterable, Iterator, Mapping
 
 from selftrain_jax.core.errors import InputError, one_line, visible
 from selftrain_jax.core.lock import held
@@ -308,9 +308,34 @@ def file_fingerprint(*paths: str | os.PathLike) -> str:
         found = [os.stat(path) for path in paths]
         if strange := [path for path, s in zip(paths, found) if not stat.S_ISREG(s.st_mode)]:
             raise InputError(f"file {strange[0]} cannot be read (it is none, and may have no end)")
-        return _hash(*((os.path.abspath(p), s.st_ino, s.st_mtime_ns, s.st_size) for p, s in zip(paths, found)))
+        # The time of the last change cannot be set, as that of the last writing can.
+        versions = ((s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size) for s in found)
+        return _hash(*((os.path.abspath(path), *version) for path, version in zip(paths, versions)))
     except OSError as e:
         raise InputError(f"file {e.filename} cannot be read ({e.strerror})") from None
+
+
+class Fingerprints(Mapping[str, str]):
+    """Name -> fingerprint, taken when it is asked for: of those that cannot be taken, the others still can."""
+
+    def __init__(self, looks: Mapping[str, Callable[[], str]]):
+        self._looks = dict(looks)
+
+    @classmethod
+    def of_files(cls, paths: Mapping[str, str | os.PathLike]) -> "Fingerprints":
+        return cls({name: functools.partial(file_fingerprint, path) for name, path in paths.items()})
+
+    def __getitem__(self, name: str) -> str:
+        return self._looks[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._looks)
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def __or__(self, other: "Fingerprints") -> "Fingerprints":
+        return Fingerprints(self._looks | other._looks)
 
 
 @functools.lru_cache(1024)

@@ -226,6 +226,7 @@ class Corpus(collections.abc.Sequence):
 
         self.path = pathlib.Path(path)
         self.manifest = manifest
+        self._opened = self._state()
         found = sorted(self.path.glob(f"{_NAME}-*-of-*"))
         count = re.search(r"-of-(\d+)$", found[0].name) if found else None
         # A name may say any number: of more than there are, the first that is missing ends the look.
@@ -274,7 +275,17 @@ class Corpus(collections.abc.Sequence):
                 documents = [decode_record(record) for record in records]
             except Exception as e:  # array_record raises RuntimeError, protobuf and the parsing their own
                 raise InputError(self._damaged(e, self._unreadable(batch))) from e
+            if self._state() != self._opened:  # shards are opened when they are read
+                raise InputError(f"corpus {self.path} was written anew while it was read: start the command again")
             yield from documents
+
+    def _state(self) -> tuple[int, ...] | None:
+        """What changes when another corpus takes the place of this one."""
+        manifest = self.path / _MANIFEST
+        if not manifest.is_file():
+            return None
+        about = manifest.stat()
+        return about.st_ino, about.st_size, about.st_mtime_ns
 
     def _unreadable(self, positions: Sequence[int]) -> pathlib.Path | None:
         """The first shard in which one of the documents cannot be read."""

@@ -23,11 +23,23 @@ _DATA = (*MORE_ROWS, ".txt")
 _LIKE_DATA = re.compile(rf"({'|'.join(map(re.escape, _DATA))})($|\W)", re.IGNORECASE)
 """Names of data, and of what wget, editors and backups make of them (a.jsonl.1, a.jsonl~)."""
 _ABOUT = ("dataset_info.json", "dataset_infos.json")
+_LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata/snap-*.avro": "Iceberg"}
+"""What keeps, of a table with a history, which of the files beside it are its newest state."""
+_COPY = re.compile(
+    r"( \(\d+\)|( -)? copy( \d+)?| ?\([^)]*conflict[^)]*\)|[-.](bak|old|orig|part|partial|tmp|temp|incomplete))+$",
+    re.IGNORECASE,
+)
+"""What browsers, file managers, synchronization and interrupted writers add to a name."""
+KINDS = {"parquet": (".parquet",), "jsonl": LINES}
+"""What the files of a folder may be, by their endings."""
 FORMATS = f"a {', '.join(ROWS)} file, a Hugging Face data set folder, or tfds:NAME"
 
 
-def choose_files(name: str, path: pathlib.Path, split: str) -> tuple[str, list[pathlib.Path]]:
-    """("parquet" or "jsonl", the files of `split` in and below the folder `path`); `name` is the user's for it.
+def choose_files(
+    name: str, path: pathlib.Path, split: str, kinds: Mapping[str, tuple[str, ...]] = KINDS
+) -> tuple[str, list[pathlib.Path]]:
+    """(the first of `kinds` that is there, its files of `split` in and below the folder `path`); `name` is the user's
+    for it.
 
     Raises:
       InputError: there are none, or it is not sure which they are.
@@ -36,7 +48,7 @@ def choose_files(name: str, path: pathlib.Path, split: str) -> tuple[str, list[p
       InputWarning: files are not read that look like data, a file is there twice, or one of several parts is missing.
     """
     found = data_files(path)
-    for kind, endings in (("parquet", (".parquet",)), ("jsonl", LINES)):
+    for kind, endings in kinds.items():
         files = [file for file in found if has_ending(file, endings)]
         if files:
             break
@@ -44,11 +56,18 @@ def choose_files(name: str, path: pathlib.Path, split: str) -> tuple[str, list[p
         corpus = (path / "manifest.json").is_file()
         advice = "a finished corpus needs no import: set controls.NAME.corpus to it" if corpus else f"name {FORMATS}"
         raise InputError(f"import source {name} holds no .parquet or .jsonl file and no saved data set; {advice}")
+    # CONFIG/SPLIT/0000.parquet is what the hub's conversion names the files of a data set.
+    converted = [file.relative_to(path).parts for file in files if re.fullmatch(r"\d{4}\.parquet", file.name)]
+    several = {parts[-3] for parts in converted if len(parts) > 2}
+    if len(several) > 1:
+        told = ", ".join(sorted(several))
+        raise InputError(f"import source {name} holds the configurations {told}: name the folder of one of them")
     folders = [part for file in files for part in file.relative_to(path).parts[:-1]]
     if by := [part for part in folders if part.lower().startswith("split=")]:
         raise InputError(f"import source {name} keeps each split in a folder ({by[0]}): name one of these")
     chosen, rest = _of_split(name, path, files, split)
     _check_card(name, path, chosen, split)
+    _check_current(f"import source {name}", path, chosen)
     _look_for_copies(f"import source {name}", chosen)
     _look_for_gaps(f"import source {name}", [file.relative_to(path) for file in chosen])
     rest += [file for file in found if _LIKE_DATA.search(file.name) and file.name not in _ABOUT and file not in files]
@@ -142,6 +161,22 @@ def _check_card(name: str, path: pathlib.Path, chosen: Collection[pathlib.Path],
         )
 
 
+def _check_current(what: str, path: pathlib.Path, files: Collection[pathlib.Path]) -> None:
+    """Raises `InputError` where some of the files may be of an earlier state of the data set."""
+    folders = {folder for file in files for folder in file.parents if folder.is_relative_to(path)}
+    for folder in sorted(folders):
+        for log, kind in _LOGS.items():
+            if next(folder.glob(log), None):
+                raise InputError(
+                    f"{what}: {folder} is a {kind} table, of which files of earlier states are still there; write its "
+                    "newest state to Parquet files in another folder"
+                )
+        states = {file.relative_to(folder).parts[0] for file in files if folder in file.parents}
+        if folder.name == "snapshots" and len(states) > 1:
+            states = f"{len(states)} states of one data set in {folder}"
+            raise InputError(f"{what} holds {states}: name one of these folders")
+
+
 def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
     """Raises `InputError` for two files of one name but for the ending, as an archive beside what was packed; warns of
     two with the same contents."""
@@ -156,6 +191,10 @@ def _look_for_copies(what: str, files: Sequence[pathlib.Path]) -> None:
         if file.stat().st_size and (other := contents.setdefault(file_fingerprint(file), file)) != file:
             same = f"{file.name} holds the same as {other.name}, and its texts count again"
             warnings.warn(f"{what}: {same}", InputWarning, stacklevel=3)
+    for stem, file in named.items():
+        if (other := named.get(_COPY.sub("", stem), file)) != file:
+            text = f"{file.name} seems to be another version of {other.name}, and both are read"
+            warnings.warn(f"{what}: {text}", InputWarning, stacklevel=3)
 
 
 def _look_for_gaps(what: str, files: Sequence[pathlib.PurePath]) -> None:

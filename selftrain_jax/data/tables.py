@@ -7,6 +7,7 @@ import re
 from typing import Any, Collection, Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -62,6 +63,8 @@ def _csv(path: os.PathLike, texts: Collection[str]) -> pa.Table:
     lines = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     table = pyarrow.csv.read_csv(path, convert_options=cells, parse_options=lines)
     _check_quotes(path, delimiter)
+    if delimiter == "\t":
+        _check_whole_rows(path, table)
     return table
 
 
@@ -78,3 +81,18 @@ def _check_quotes(path: os.PathLike, delimiter: str) -> None:
                 f"{os.fspath(path)}, line {line}: a cell that begins with a quote must end with one, have those within "
                 'doubled ("a ""b"" c"), and nothing around them; write the file anew as csv of Python or pandas does'
             )
+
+
+def _check_whole_rows(path: os.PathLike, table: pa.Table) -> None:
+    """Raises `InputError` where one cell of a TSV file holds rows: most who write such files quote nothing, and where
+    one text begins with a quote and a later one ends with one, readers take all between them for a cell."""
+    for name, column in zip(table.column_names, table.columns):
+        if pa.types.is_string(column.type) and table.num_columns > 1:
+            breaks, tabs = (pc.count_substring(column, character) for character in "\n\t")
+            held = pc.and_(pc.greater(breaks, 0), pc.equal(tabs, pc.multiply(breaks, table.num_columns - 1)))
+            if (row := pc.index(held, True).as_py()) >= 0:
+                raise InputError(
+                    f"{os.fspath(path)}, item {row + 1}: {name} is a cell in quotes that holds the end of a row and "
+                    f"the beginning of another ({column[row].as_py()[:60]!r}): in this file, quotes seem to be text; "
+                    "write it anew as JSON lines"
+                )

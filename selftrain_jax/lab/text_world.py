@@ -17,10 +17,10 @@ import jaxtyping as jt
 import numpy as np
 
 from selftrain_jax.core.errors import InputError, InputWarning
-from selftrain_jax.core.files import file_fingerprint, user_path
-from selftrain_jax.core.rows import has_ending, has_text, read_rows
+from selftrain_jax.core.files import Fingerprints, file_fingerprint, user_path
+from selftrain_jax.core.rows import ROWS, has_ending, has_text, read_rows
 from selftrain_jax.data.audit import overlapping
-from selftrain_jax.data.folders import data_files
+from selftrain_jax.data.folders import choose_files, data_files
 from selftrain_jax.data.sources import Source, open_source
 from selftrain_jax.data.texts import load_texts
 from selftrain_jax.lab import grammar
@@ -30,6 +30,7 @@ from selftrain_jax.lab.text_questions import TokenCounts, can_be_asked, familiar
 from selftrain_jax.lab.tokenization import byte_level_bpe
 from selftrain_jax.models.files.tokenizer import read_tokenizer
 
+_OF_ROWS = (*ROWS, ".parquet", ".arrow")
 BPE_CHARACTERS = 50_000_000
 """Characters at most that the merges of a tokenizer are learned from."""
 NGRAM = 13
@@ -52,10 +53,11 @@ class TextWorld:
     streams: Mapping[str, Sequence[str]]
 
 
-def inputs(config: TextWorldConfig) -> dict[str, str]:
-    """Fingerprints of the source and of the given tokenizer; `InputError` where they are missing or broken."""
-    found = {"source": _open(config).fingerprint}
-    return found | ({"tokenizer": file_fingerprint(_tokenizer_file(config.tokenizer))} if config.tokenizer else {})
+def inputs(config: TextWorldConfig) -> Fingerprints:
+    """Those of the source and of the given tokenizer."""
+    found = Fingerprints({"source": lambda: _open(config).fingerprint})
+    tokenizer = Fingerprints({"tokenizer": lambda: file_fingerprint(_tokenizer_file(config.tokenizer))})
+    return found | tokenizer if config.tokenizer else found
 
 
 def build_text_world(config: TextWorldConfig, validation_documents: int, control_documents: int = 0) -> TextWorld:
@@ -187,8 +189,10 @@ def _open(config: TextWorldConfig) -> Source:
             ".jsonl file or tfds:NAME"
         )
     path = user_path(config.source)
-    files = data_files(path) if os.path.isdir(path) else []
-    if files and all(has_ending(file, (".txt",)) for file in files):
+    found = data_files(path) if os.path.isdir(path) else []
+    of_texts, of_rows = (any(has_ending(file, endings) for file in found) for endings in ((".txt",), _OF_ROWS))
+    if of_texts and not of_rows:
+        _, files = choose_files(config.source, path, config.split, {"txt": (".txt",)})
         texts = lambda field: (text for file in files for text in load_texts(file))  # noqa: E731
         return Source(config.source, "txt", files, texts)
     return open_source(config.source, config.split)

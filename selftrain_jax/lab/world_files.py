@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any, Mapping, Sequence
 
-from selftrain_jax.core.files import write_jsonl
+from selftrain_jax.core.files import Fingerprints, write_jsonl
 from selftrain_jax.lab import questions, text_world
 from selftrain_jax.lab.documents import document_texts, generate_documents
 from selftrain_jax.lab.planted import Planted, extraction_probes
@@ -20,10 +20,9 @@ from selftrain_jax.lab.tokenization import build_tokenizer, save_tokenizer
 from selftrain_jax.lab.world import World, build_world
 
 
-def world_inputs(lineage: LineageConfig) -> dict[str, str]:
-    """Fingerprints of the files that the world is made from, none of a generated one; `InputError` where they are
-    missing or broken."""
-    return {} if lineage.text is None else text_world.inputs(lineage.text)
+def world_inputs(lineage: LineageConfig) -> Fingerprints:
+    """Those of the files that the world is made from, none of a generated one."""
+    return Fingerprints({}) if lineage.text is None else text_world.inputs(lineage.text)
 
 
 def write_world(lineage: LineageConfig, directory: str | os.PathLike) -> None:

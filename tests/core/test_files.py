@@ -199,6 +199,16 @@ def test_file_fingerprints_depend_on_contents_and_on_where_a_file_ends(tmp_path)
     assert len({fingerprint(*c) for c in (("ab", "c"), ("a", "bc"), ("c", "ab"), ("abc",), ("ab", "c", ""))}) == 5
 
 
+def test_a_file_of_the_same_size_and_time_is_read_anew(tmp_path):
+    """As by `cp -p`."""
+    found = []
+    for content in ("one", "two"):
+        (tmp_path / "a").write_text(content)
+        os.utime(tmp_path / "a", (1e9, 1e9))
+        found.append(files.file_fingerprint(tmp_path / "a"))
+    assert len(set(found)) == 2
+
+
 @pytest.mark.parametrize("content", [b"[" * 100_000 + b"]" * 100_000, b"9" * 5_000], ids=["deep", "long number"])
 def test_json_past_the_parser_is_refused(tmp_path, content):
     (tmp_path / "f.json").write_bytes(content)

@@ -422,3 +422,15 @@ def test_summary_without_tokens_or_documents():
     assert summarize([make_document(0, 0)])["nll"]["mean"] is None
     with pytest.raises(InputError, match="no documents"):
         summarize([])
+
+
+def test_a_corpus_that_is_replaced_while_it_is_read_is_no_mixture(tmp_path):
+    count = 3 * 1024
+    for name in ("corpus", "other"):
+        write_corpus(tmp_path / name, [make_document(i, 3) for i in range(count)], {}, shard_size=1024)
+    documents = iter(read_corpus(tmp_path / "corpus"))
+    next(documents)
+    (tmp_path / "corpus").rename(tmp_path / "gone")
+    (tmp_path / "other").rename(tmp_path / "corpus")
+    with pytest.raises(InputError, match="corpus .* was written anew while it was read: start the command again"):
+        list(documents)

@@ -1,5 +1,6 @@
 """What is said of a folder whose files are perhaps not all of it."""
 
+import pyarrow.parquet
 import pytest
 
 from selftrain_jax.core.errors import InputError, InputWarning
@@ -57,3 +58,39 @@ def test_two_generations_of_parts_are_refused(tmp_path):
     fill(tmp_path, *(f"data/train-{part}.jsonl" for part in ("00000-of-00001", "00000-of-00002", "00001-of-00002")))
     with pytest.raises(InputError, match="train-.*-of-00001 and .*train-.*-of-00002 seem to be one data set twice"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a (1)", "a copy 2", "a - Copy (3)", "a (conflicted copy 2026-01-02)", "a.partial"])
+def test_another_version_of_a_file_is_told(tmp_path, name):
+    fill(tmp_path, "a.jsonl", f"{name}.jsonl", "a-b.jsonl")
+    with pytest.warns(InputWarning, match="seems to be another version of a.jsonl, and both are read") as said:
+        assert len(list(open_source(tmp_path).texts("text"))) == 3
+    assert len(said) == 1 and f"{name}.jsonl seems" in str(said[0].message)
+
+
+@pytest.mark.parametrize(
+    "log, kind",
+    [("_delta_log/0.json", "Delta"), (".hoodie/hoodie.properties", "Hudi"), ("metadata/snap-1.avro", "Iceberg")],
+)
+def test_a_table_that_keeps_its_earlier_states_is_refused(tmp_path, log, kind):
+    fill(tmp_path, "table/data/0.jsonl", "table/data/1.jsonl", f"table/{log}")
+    for named in (tmp_path, tmp_path / "table"):
+        with pytest.raises(InputError, match=f"table is a {kind} table, of which files of earlier states"):
+            open_source(named)
+
+
+def test_two_states_of_a_cache_are_refused_and_one_is_read(tmp_path):
+    fill(tmp_path, "snapshots/aaa/train.jsonl", "snapshots/bbb/train.jsonl", "refs/main")
+    with pytest.raises(InputError, match="2 states of one data set in .*snapshots: name one of these folders"):
+        open_source(tmp_path)
+    assert len(list(open_source(tmp_path / "snapshots" / "bbb").texts("text"))) == 1
+
+
+def test_configurations_of_the_hubs_conversion_are_not_mixed(tmp_path):
+    for config in ("wikitext-103", "wikitext-2"):
+        folder = tmp_path / config / "train"
+        folder.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({"text": [config]}), folder / "0000.parquet")
+    with pytest.raises(InputError, match="holds the configurations wikitext-103, wikitext-2: name the folder of one"):
+        open_source(tmp_path)
+    assert list(open_source(tmp_path / "wikitext-2").texts("text")) == ["wikitext-2"]

@@ -22,7 +22,7 @@ from selftrain_jax.data.corpus import Document, write_corpus
 from selftrain_jax.data.sources import open_source
 from selftrain_jax.evaluation.probes import dataset_probes
 
-HIDDEN = (".ipynb_checkpoints/a", ".git/a", "__MACOSX/._a", "._a", ".a", "_delta_log/a", "sub/.cache/deep/a")
+HIDDEN = (".ipynb_checkpoints/a", ".git/a", "__MACOSX/._a", "._a", ".a", "_spark_metadata/a", "sub/.cache/deep/a")
 
 
 def texts(source, split="train", field="text"):

@@ -19,7 +19,12 @@ def test_what_python_writes_is_read_as_it_was(tmp_path_factory, rows, ending):
     path = tmp_path_factory.getbasetemp() / f"table{ending}"
     with open(path, "w", newline="", encoding="utf-8") as f:
         csv.writer(f, delimiter="," if ending == ".csv" else "\t").writerows([("a", "b"), *rows])
-    assert [(row["a"], row["b"]) for row in read_table(path, ("a", "b"), "table", texts=("a", "b"))] == rows
+    whole = any(cell.count("\n") and cell.count("\n") == cell.count("\t") for row in rows for cell in row)
+    if ending == ".tsv" and whole:
+        with pytest.raises(InputError, match="holds the end of a row"):
+            list(read_table(path, ("a", "b"), "table"))
+    else:
+        assert [(row["a"], row["b"]) for row in read_table(path, ("a", "b"), "table", texts=("a", "b"))] == rows
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,14 @@ def test_a_cell_that_readers_would_take_apart_is_refused(tmp_path, line, ending)
     path = tmp_path / f"table{ending}"
     path.write_text("\ufeffprefix,suffix\nx,y\n".replace(",", "," if ending == ".csv" else "\t") + line + "\n")
     with pytest.raises(InputError, match="table.*, line 3: a cell that begins with a quote|cannot be read: CSV parse"):
+        list(read_table(path, ("prefix", "suffix"), "table"))
+
+
+@pytest.mark.parametrize("between", ["", "c\td\n", "c\td\ne\tf\n"])
+def test_rows_of_a_tsv_file_do_not_vanish_between_two_quotes(tmp_path, between):
+    path = tmp_path / "a.tsv"
+    path.write_text(f'prefix\tsuffix\nx\ty\n"He said\tyes\n{between}so"\tand left\n')
+    with pytest.raises(InputError, match="a.tsv, item 2: prefix is a cell in quotes that holds the end of a row"):
         list(read_table(path, ("prefix", "suffix"), "table"))
 
 

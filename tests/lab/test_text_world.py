@@ -278,6 +278,18 @@ def test_a_folder_of_texts_and_a_given_tokenizer_do_as_well(lab, tmp_path):
     assert set(text_world.inputs(world.config)) == {"source", "tokenizer"}
 
 
+def test_texts_of_another_split_are_not_read(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{name}.txt").write_text(f"text of {name}")
+    (tmp_path / "README.md").write_text("about it")
+    for split, name in (("train", "train"), ("validation", "valid")):
+        source = text_world._open(config(tmp_path, split=split))
+        assert list(source.texts("text")) == [f"text of {name}"]
+    (tmp_path / "notes.txt").write_text("of no split")
+    with pytest.warns(InputWarning, match="not read, since of no split or another kind: notes.txt"):
+        text_world._open(config(tmp_path))
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -357,7 +369,7 @@ def test_a_study_asks_for_its_text_before_any_work_and_refuses_a_changed_one(sou
     world = next(stage for unit in study.units for stage in unit.stages if stage.name == "lab/0/world")
     started = tmp_path / "study" / "lab/0/world" / "started.json"
     started.parent.mkdir(parents=True)
-    started.write_text(json.dumps({"settings": world.settings, "inputs": world.externals()}))
+    started.write_text(json.dumps({"settings": world.settings, "inputs": {**world.externals()}}))
     check_study(study)
     copy.write_text(copy.read_text().replace("n0 ", "n1000 "))
     with pytest.raises(InputError, match="lab/0/world .*its input source has changed"):
