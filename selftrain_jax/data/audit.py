@@ -9,11 +9,13 @@ Brown et al. 2020 (arXiv:2005.14165, appendix C).
 """
 
 import dataclasses
+import itertools
 import os
 import unicodedata
 import warnings
 from typing import Any, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import regex
 
 from selftrain_jax.core.errors import InputError, InputWarning
@@ -272,6 +274,13 @@ def overlapping(texts: Mapping[str, Sequence[str]], documents: Iterable[str], n:
         return set(ngrams(sequence, min(n, len(sequence)))) if len(sequence) > 1 else set()
 
     return _standing({name: [runs(words(text)) for text in of] for name, of in texts.items()}, documents)
+
+
+def shared_part(texts: Sequence[str], documents: Iterable[str], n: int) -> float:
+    """The share of `texts`, in runs of `n` words one behind the other, that stands in a document however both are cut
+    into documents; what is left at the end of a text does not count."""
+    runs = [{run} for text in texts for run in itertools.islice(ngrams(words(text), n), 0, None, n)]
+    return float(np.mean(_standing({"": runs}, documents)[""])) if runs else 0.0
 
 
 def _standing(

@@ -12,6 +12,7 @@ import warnings
 from typing import Any, Iterable, Iterator, Sequence
 
 import numpy as np
+import regex
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.data.matching import SuffixIndex, characters
@@ -88,7 +89,8 @@ def known_texts(name: str, path: str | os.PathLike, tokenizer: Any, tokens: int,
 def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: int) -> list[Known]:
     """The sequences of probes (prefix and suffix), by group, and those of several groups together (""). Where a
     sequence is shorter than the run that counts, the shortest one is that run. Of a character that an end of one cuts
-    in two, which no text holds so, there is nothing in its characters."""
+    in two, which no text holds so, there is nothing in its characters; nor of one, a letter and its marks, that may go
+    on beyond an end."""
     found, groups = [], list(dict.fromkeys(probe.group for probe in probes))
     unknown = unknown_tokens(tokenizer)
     dropped = set(tokenizer.all_special_ids) - unknown.keys()
@@ -99,10 +101,20 @@ def known_probes(probes: Sequence[Probe], tokenizer: Any, tokens: int, chars: in
 
     for group in [*groups, *[""] * (len(groups) > 1)]:
         ids = [np.concatenate([p.prefix, p.suffix]) for p in probes if group in ("", p.group)]
-        texts = [_plain(text.strip("\ufffd") or text) for text in map(decoded, ids)]
+        texts = [_plain(text) for text in _whole_characters(map(decoded, ids))]
         least = min(tokens, min(map(len, ids))), min(chars, max(min(map(len, texts)), 1))
         found += _known("probes", group, texts, lambda: _read_tokens(tokenizer, ids), *least)
     return found
+
+
+def _whole_characters(texts: Iterable[str]) -> list[str]:
+    """`texts` without what the characters before and behind it in another text may be part of in Unicode form NFC:
+    marks at the beginning; where some are in another form, the last character. A text of nothing else stays."""
+    texts = [text.strip("\ufffd") or text for text in texts]
+    begun = [regex.sub(r"^[\p{M}\p{NFC_QC=Maybe}]+", "", text) or text for text in texts]
+    if begun == texts and all(unicodedata.is_normalized("NFC", text) for text in texts):
+        return texts
+    return [regex.sub(r"\X$", "", text) or text for text in begun]
 
 
 def _read_tokens(tokenizer: Any, sequences: Iterable[np.ndarray]) -> list[np.ndarray]:

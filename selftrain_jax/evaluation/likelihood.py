@@ -8,6 +8,7 @@ import warnings
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
+import regex
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import has_text, read_rows
@@ -20,8 +21,9 @@ Scorer = Callable[[Sequence[np.ndarray], Sequence[int]], list[TokenScores]]
 """`(sequences, first scored positions) -> [TokenScores]`: `score.score` with its model and mesh filled in. It also
 takes the keywords `moments` and `sampling` of `score.score`, for the measures that need them."""
 
-_CONTEXT = ("passage", "context", "article", "paragraph", "story", "ctx")
-"""Fields in which data sets keep what a question is about."""
+_CONTEXT = ("passage", "context", "article", "paragraph", "story", "ctx", "premise", "dialogue", "support", "hint")
+"""Fields in which data sets keep what an item is about."""
+_MARGIN = regex.compile(r"^[\s\p{Z}\p{Cc}\p{Cf}]|[\s\p{Z}\p{Cc}\p{Cf}]\Z")
 _CHANCE = 1e-3
 """With which the right choice is never the first where all places are as likely."""
 
@@ -162,6 +164,8 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     repeated = []
     for number, row in enumerate(rows, 1):
         where, choices, gold = f"question file {path}, item {number}", row["choices"], row["gold"]
+        if not has_text(row["question"]):
+            raise InputError(f"{where}: question is blank; make pairs of right and wrong texts minimal pairs")
         if not isinstance(choices, list) or len(choices) < 2:
             raise InputError(f"{where}: choices must be a list of two or more texts")
         if not all(isinstance(choice, str) and has_text(choice) for choice in choices):
@@ -179,13 +183,11 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
     if repeated:
         what = f"{len(repeated)} of {len(rows)} items, first item {repeated[0]}, have the right choice twice"
         warnings.warn(f"question file {path}: {what}; the copies are left out", InputWarning, stacklevel=2)
-    if unread := [name for name in _CONTEXT if any(row.get(name) for row in rows)]:
-        what = f"question file {path}: the field {unread[0]!r} is not read; what the model shall see of it goes into"
-        warnings.warn(f"{what} the question", InputWarning, stacklevel=2)
     if all(row["gold"] for row in rows) and np.prod([1 - 1 / len(row["choices"]) for row in rows]) < _CHANCE:
         what = f"question file {path}: the first choice is never right; is gold counted from 1? It counts from 0"
         warnings.warn(what, InputWarning, stacklevel=2)
     warn_of_twins(f"question file {path}", [(row["question"], *row["choices"]) for row in rows])
+    _warn_of_margins(f"question file {path}", [[choice.lstrip() for choice in row["choices"]] for row in rows])
     if not rows:
         raise InputError(f"question file {path} holds no questions")
     if len(rows) > 1 and len({row["question"] for row in rows}) == 1:
@@ -193,7 +195,31 @@ def load_multiple_choice(path: str | pathlib.Path) -> list[dict]:
             f"question file {path}, items 1 to {len(rows)}: all have the same question; write what tells them apart "
             "into it, or make them minimal pairs"
         )
-    return rows
+    return _known(f"question file {path}", rows, "question", "choices", "gold")
+
+
+def _known(what: str, rows: Sequence[dict], *fields: str) -> list[dict]:
+    """`rows` with these fields alone, by which it is told of what kind an item is, and its "id" (or "index") and
+    "cluster"; warns of other fields in which the text that an item is about may be."""
+    others = dict.fromkeys(name for row in rows for name in row if name not in (*fields, "id", "index", "cluster"))
+    texts = {name: [str(row.get(name) or "") for row in rows] for name in others}
+    if unread := [name for name in texts if name in _CONTEXT and any(texts[name]) or _are_sentences(texts[name])]:
+        more = f"the field {unread[0]!r} is not read; what the model shall see of it goes into the {fields[0]}"
+        warnings.warn(f"{what}: {more}", InputWarning, stacklevel=3)
+    rows = [{"id": row["index"]} | row if "index" in row else row for row in rows]
+    return [{name: row[name] for name in (*fields, "id", "cluster") if name in row} for row in rows]
+
+
+def _warn_of_margins(what: str, items: Sequence[Sequence[str]]) -> None:
+    """Of items some of whose answers alone stand in white space: its tokens count as what is answered."""
+    if odd := [n for n, texts in enumerate(items, 1) if len({_MARGIN.search(text) is None for text in texts}) > 1]:
+        what += f": {len(odd)} of {len(items)} items, first item {odd[0]}, have white space around some answers"
+        warnings.warn(f"{what} and not around others, and its likelihood counts", InputWarning, stacklevel=3)
+
+
+def _are_sentences(texts: Sequence[str]) -> bool:
+    """Whether most have three words and more."""
+    return np.median([len(text.split()) for text in texts]) > 2
 
 
 def alike(a: str, b: str) -> bool:
@@ -203,7 +229,8 @@ def alike(a: str, b: str) -> bool:
 
 def _of_targets(row: Any) -> Any:
     """A row of TruthfulQA with "choices" and "gold"; any other row as it is, one that has these already too."""
-    targets = row.get("mc1_targets") if isinstance(row, dict) and not row.keys() & {"choices", "gold"} else None
+    own = isinstance(row, dict) and any(row.get(name) is not None for name in ("choices", "gold"))
+    targets = row.get("mc1_targets") if isinstance(row, dict) and not own else None
     values = list(targets.values()) if isinstance(targets, dict) else []
     if values.count(1) != 1 or values.count(0) != len(values) - 1:
         return row
@@ -300,14 +327,18 @@ def load_last_words(path: str | pathlib.Path) -> list[dict]:
         if not all(map(has_text, row["text"].rpartition(" ")[::2])) or row["text"] != row["text"].rstrip():
             raise InputError(f"last-word file {path}, item {number}: text must be words, a space and the last word")
     last = [row["text"].rpartition(" ")[2] for row in rows]
-    if other := [n for n, word in enumerate(last, 1) if len(word.split()) > 1 or not any(map(str.isalnum, word))]:
+    if other := [n for n, word in enumerate(last, 1) if not _is_word(word)]:
         what = f"{len(other)} of {len(rows)} items, first item {other[0]}, have no word, or several, behind their last"
         what += f" space ({last[other[0] - 1]!r}), and are asked for that"
         warnings.warn(f"last-word file {path}: {what}", InputWarning, stacklevel=2)
     warn_of_twins(f"last-word file {path}", [row["text"] for row in rows])
     if not rows:
         raise InputError(f"last-word file {path} holds no texts")
-    return rows
+    return _known(f"last-word file {path}", rows, "text")
+
+
+def _is_word(text: str) -> bool:
+    return len(text.split()) == 1 and any(map(str.isalnum, text)) and not _MARGIN.search(text)
 
 
 def last_words(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict], *, add_bos: bool) -> np.ndarray:
@@ -336,10 +367,12 @@ def load_minimal_pairs(path: str | pathlib.Path) -> list[dict]:
         what = f"{len(equal)} of {len(rows)} items, first item {equal[0]}, have one sentence twice"
         warnings.warn(f"minimal-pair file {path}: {what}; they are left out", InputWarning, stacklevel=2)
     rows = [row for n, row in enumerate(rows, 1) if n not in equal]
-    warn_of_twins(f"minimal-pair file {path}", [(row["sentence_good"], row["sentence_bad"]) for row in rows])
+    pairs = [(row["sentence_good"], row["sentence_bad"]) for row in rows]
+    warn_of_twins(f"minimal-pair file {path}", pairs)
+    _warn_of_margins(f"minimal-pair file {path}", pairs)
     if not rows:
         raise InputError(f"minimal-pair file {path} holds no pairs")
-    return rows
+    return _known(f"minimal-pair file {path}", rows, "sentence_good", "sentence_bad")
 
 
 def minimal_pairs(scorer: Scorer, config: DecoderConfig, tokenizer, rows: Sequence[dict]) -> np.ndarray:

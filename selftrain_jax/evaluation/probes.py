@@ -227,10 +227,12 @@ def dataset_probes(
             raise InputError(f"probe data set {source} has the columns {' and '.join(alike)}; rename one of them")
     chosen, length, rows = _chosen(len(data), limit, seed), prefix_length + suffix_length, []
     for number, row in zip(chosen, stored_rows(data.select(chosen), [columns["index"], columns["tokens"]])):
-        ids = row[columns["tokens"]]
+        ids, where = row[columns["tokens"]], f"probe data set {source}, row {number + 1}"
+        if not isinstance(ids, list) or any(type(token) is not int for token in ids):
+            raise InputError(f"{where}: {columns['tokens']} must be a list of ids, whole numbers")
         if len(ids) < length:
             raise InputError(
-                f"probe data set {source}, row {number + 1}: {len(ids)} tokens are fewer than "
+                f"{where}: {len(ids)} tokens are fewer than "
                 f"prefix_length={prefix_length} + suffix_length={suffix_length}; lower them"
             )
         cut = {"prefix": ids[:prefix_length], "suffix": ids[prefix_length:length]}

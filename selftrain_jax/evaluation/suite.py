@@ -93,6 +93,10 @@ def read_inputs(
         load(likelihood.load_last_words, settings.last_words),
         memorization.load_probes(find(settings.probes), config, add_bos=add_bos) if settings.probes else [],
     )
+    for name, rows in inputs[1].items():
+        if odd := sum(settings.template.format(question=row["question"])[-1:] in (" ", "\t") for row in rows):
+            what = f"question file {settings.multiple_choice[name]}: {odd} of {len(rows)} prompts end in a space, and"
+            warnings.warn(f"{what} another one stands before each choice", InputWarning, stacklevel=2)
     probes, known = inputs[-1], known_ids(config, tokenizer)
     for number, probe in enumerate(probes, 1):
         ids = np.concatenate([probe.prefix, probe.suffix])
@@ -101,8 +105,7 @@ def read_inputs(
                 f"probe file {settings.probes}, probe {number}: id {ids[~known[ids]][0]} is none of the {known.sum()} "
                 "ids that the model's tokenizer has; make the probes with it"
             )
-    ends = {config.bos_token_id, *config.stop_ids}  # GPT-NeoX has one token for all
-    unknown = list(unknown_tokens(tokenizer).keys() - ends)
+    unknown = list(unknown_tokens(tokenizer).keys() - set(config.special_ids))  # GPT-NeoX has one token for all
     if mute := [n for n, p in enumerate(probes, 1) if np.isin(np.concatenate([p.prefix, p.suffix]), unknown).any()]:
         what = f"probe file {settings.probes}: {len(mute)} of {len(probes)} probes, first probe {mute[0]}, hold a token"
         warnings.warn(f"{what} of unknown text, and to emit that repeats no text", InputWarning, stacklevel=2)

@@ -3,11 +3,11 @@
 import dataclasses
 import pathlib
 import warnings
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import has_text
-from selftrain_jax.data.audit import load_benchmark_texts
+from selftrain_jax.data.audit import load_benchmark_texts, shared_part
 from selftrain_jax.data.corpus import read_corpus
 from selftrain_jax.data.subset import check_most
 from selftrain_jax.data.texts import load_texts
@@ -24,6 +24,9 @@ from selftrain_jax.run.stages import manifest_path, read_manifest
 from selftrain_jax.run.summary import check_groups
 from selftrain_jax.sampling.sampler import check_length
 from selftrain_jax.training import loop
+
+_RUN, _SHARED = 20, 0.01
+"""Words in a row that are no chance, and the share of a text, in such runs, above which it is told."""
 
 
 def check_files(run: RunNames) -> None:
@@ -81,11 +84,22 @@ def check_files(run: RunNames) -> None:
         suite.unknown_shares(evaluate, *texts, tokenizer)
         if not any(path.startswith(LAB) for path in run.config.leaks.references.values()):
             known(run, tokenizer, with_probes=not run.config.plant)
-        for name, documents in texts[0].items():
-            for setting, read in trained.items():
-                if twice := _words(documents) & _words(read):
-                    what = f"setting {setting}: {len(twice)} of its texts are in evaluate.texts.{name}, too"
-                    warnings.warn(f"{what}, whose figures then speak of text trained on", InputWarning, stacklevel=2)
+    warn_of_shared(trained, evaluate.texts)
+
+
+def warn_of_shared(trained: Mapping[str, Sequence[str]], evaluated: Mapping[str, str]) -> None:
+    """Warns of text that is trained on (by setting) and stands in text that is evaluated, too (name -> file)."""
+    for name, path in evaluated.items() if trained else ():
+        documents = [] if path.startswith(MADE) else load_texts(path)
+        for setting, read in trained.items():
+            if twice := _words(documents) & _words(read):
+                what = f"{len(twice)} of its texts are in evaluate.texts.{name}, too"
+            elif (share := shared_part(documents, read, _RUN)) > _SHARED:
+                what = f"{share:.0%} of evaluate.texts.{name} stands in it ({_RUN} words in a row)"
+            else:
+                continue
+            what = f"setting {setting}: {what}, whose figures then speak of text trained on"
+            warnings.warn(what, InputWarning, stacklevel=2)
 
 
 def check_lengths(run: RunNames) -> None:

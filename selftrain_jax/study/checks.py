@@ -10,7 +10,7 @@ from selftrain_jax.evaluation.proxies import sentence_library
 from selftrain_jax.models import hf
 from selftrain_jax.models.files.tokenizer import check_tokenizer, load_tokenizer, start_ids
 from selftrain_jax.run import stages
-from selftrain_jax.run.checks import check_files
+from selftrain_jax.run.checks import check_files, warn_of_shared
 from selftrain_jax.run.names import LAB
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.study.expand import Study
@@ -34,10 +34,11 @@ def check_study(study: Study, *, redo: bool = False) -> None:
     if config.tasks.names:
         task_book(config.tasks)
     if config.real and not config.real.startswith(LAB):
-        load_texts(study.path(config.real, 0, ""))
+        texts = {n: study.path(path, 0, "") for n, path in config.evaluate.texts.items() if not path.startswith(LAB)}
+        warn_of_shared({"real": load_texts(study.path(config.real, 0, ""))}, texts)
     for unit in study.lab_units():
         for stage in unit.stages:
-            stage.externals()  # which says what is missing or broken
+            dict(stage.externals())  # which says what is missing or broken
     for unit in () if redo else study.units:
         stages.current(unit.workdir, unit.stages, *(stage.name for stage in unit.stages if not stage.again))
     if config.proxies.sentence_encoder:

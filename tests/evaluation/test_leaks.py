@@ -149,18 +149,40 @@ def test_planted_sequences_are_told_by_group_and_short_ones_count_whole(tokenize
     assert (every["leaking"], every["most"]) == (3, 5) and [one["id"] for one in every["shown"]] == [0, 1, 3]
 
 
-def test_a_sequence_that_begins_and_ends_within_characters_is_found(tmp_path):
-    level = tokenizers.pre_tokenizers.ByteLevel
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory):
+    level, folder = tokenizers.pre_tokenizers.ByteLevel, tmp_path_factory.mktemp("bytes")
     vocab = {character: i for i, character in enumerate(sorted(level.alphabet()))}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer, backend.decoder = level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    backend.save(str(tmp_path / "tokenizer.json"))
-    tokenizer, text = load_tokenizer(tmp_path), "\u65e5\u672c\u8a9e\u306e\u672c"  # of three bytes a character
+    backend.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+def test_a_sequence_that_begins_and_ends_within_characters_is_found(byte_tokenizer):
+    tokenizer, text = byte_tokenizer, "\u65e5\u672c\u8a9e\u306e\u672c"  # of three bytes a character
     [ids] = encode_texts(tokenizer, [text])
     for begin, end, whole in ((0, 15, 5), (1, 15, 4), (2, 14, 3), (3, 13, 3), (1, 2, 1)):
         probe = Probe(np.array(ids[begin:end][:1]), np.array(ids[begin:end][1:], np.int32))
         [row] = leaks.find_leaks([Document(0, f"a{text}b")], leaks.known_probes([probe], tokenizer, 0, 200), tokenizer)
         assert (row["least"], row["leaking"]) == (whole, int(end - begin > 3))
+
+
+DECOMPOSED = ("Ko\u0308ln fu\u0308r uns", "\u1112\u1161\u11ab\u1100\u1173\u11af" * 2, "\u0995\u09c7\u09be" * 4)
+
+
+@pytest.mark.parametrize("text", DECOMPOSED)
+def test_a_sequence_that_begins_or_ends_between_a_letter_and_its_mark_is_found(byte_tokenizer, text):
+    """In Unicode form NFC, letter and mark are one character."""
+    for begin in range(len(text)):
+        for end in range(begin + 7, len(text) + 1):
+            if text[begin:end].isascii():  # nothing says then that the text is in another form
+                continue
+            [ids] = encode_texts(byte_tokenizer, [text[begin:end]])
+            probe = Probe(np.array(ids[:1]), np.array(ids[1:], np.int32))
+            known = leaks.known_probes([probe], byte_tokenizer, 0, 200)
+            [row] = leaks.find_leaks([Document(0, text), Document(1, "no such")], known, byte_tokenizer)
+            assert row["leaking"] == 1, (begin, end)
 
 
 def test_a_run_that_several_groups_hold_is_one_run_of_all(tokenizer):

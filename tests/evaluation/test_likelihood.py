@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -261,17 +262,22 @@ def test_the_good_sentence_must_be_strictly_more_likely():
     assert scorer.asked[:2] == [([BOS], ids("ax")), ([BOS], ids("ay"))]
 
 
-def test_rows_come_back_as_they_are_in_the_file(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    for load, rows in (
+def test_rows_come_back_with_the_fields_of_their_kind_alone(tmp_path):
+    """A pair with "gold", or a question with sentences, would else be taken for another kind of item."""
+    path, pair = tmp_path / "rows.jsonl", {"sentence_good": "a", "sentence_bad": "b"}
+    for load, rows, others in (
         (
             likelihood.load_multiple_choice,
-            [row() | {"source": "test"}, row(question="r", choices=["a", "b", "c"], gold=2)],
+            [row() | {"id": 7}, row(question="r", choices=["a", "b", "c"], gold=2)],
+            pair | {"text": "a b"},
         ),
-        (likelihood.load_minimal_pairs, [{"sentence_good": "a", "sentence_bad": "b"}]),
+        (likelihood.load_minimal_pairs, [pair | {"cluster": "c"}], row(gold=1) | {"UID": "a"}),
+        (likelihood.load_last_words, [{"text": "one two"}], row() | pair),
     ):
-        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        path.write_text("".join(json.dumps(others | found) + "\n" for found in rows))
         assert load(path) == rows
+    path.write_text(json.dumps(row() | {"index": 3}))
+    assert likelihood.load_multiple_choice(path) == [row() | {"id": 3}]
 
 
 GOOD = {
@@ -370,9 +376,11 @@ def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
     assert [(row["question"], row["choices"], row["gold"]) for row in found] == [
         (f"what {i}?", ["no", "yes", "both"], 1) for i in range(2)
     ]
-    own = [row | {"choices": ["perhaps", "never"], "gold": 0} for row in rows]  # which says what is asked
-    (tmp_path / "own.json").write_text(json.dumps(own))
-    assert likelihood.load_multiple_choice(tmp_path / "own.json") == own
+    (tmp_path / "null.json").write_text(json.dumps([row | {"choices": None} for row in rows]))
+    assert likelihood.load_multiple_choice(tmp_path / "null.json") == found
+    own = {"choices": ["perhaps", "never"], "gold": 0}  # which says what is asked
+    (tmp_path / "own.json").write_text(json.dumps([row | own for row in rows]))
+    assert [row | own for row in found] == likelihood.load_multiple_choice(tmp_path / "own.json")
 
 
 def test_the_last_word_is_right_where_greedy_decoding_gives_all_of_it(tmp_path):
@@ -398,7 +406,7 @@ def test_a_text_without_a_last_word_is_refused(tmp_path, broken):
         likelihood.load_last_words(tmp_path / "words.jsonl")
 
 
-@pytest.mark.parametrize("ending", [" .", "\nmat", "\tmat", "\u3000mat", ' mat "', " a\u2028mat", " 😀"])
+@pytest.mark.parametrize("ending", [" .", "\nmat", "\tmat", "\u3000mat", ' mat "', " a\u2028mat", " 😀", " mat\u200b"])
 def test_what_is_no_single_word_behind_the_last_space_is_told(tmp_path, ending):
     write_jsonl(tmp_path / "words.jsonl", [{"text": "on a mat"}, {"text": f"on a{ending}"}, {"text": "a hat."}])
     with pytest.warns(InputWarning, match="1 of 3 items, first item 2, have no word, or several, behind their last"):
@@ -422,3 +430,30 @@ def test_a_gold_that_counts_from_one_and_a_passage_that_is_not_read_are_told(tmp
     write_jsonl(tmp_path / "passage.jsonl", rows)
     with pytest.warns(InputWarning, match="the field 'passage' is not read"):
         likelihood.load_multiple_choice(tmp_path / "passage.jsonl")
+    write_jsonl(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b", "scene": "It rains on us."}])
+    with pytest.warns(InputWarning, match="pairs.jsonl: the field 'scene' is not read; .* goes into the sentence_good"):
+        likelihood.load_minimal_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    "load, item, told",
+    [
+        ("load_multiple_choice", row(choices=["yes ", "no"]), True),
+        ("load_multiple_choice", row(choices=[" yes", "no"]), False),  # which are joined by one space
+        ("load_multiple_choice", row(choices=["yes\n", "no\n"]), False),
+        ("load_multiple_choice", row(choices=["yes", "no\u200b"]), True),
+        ("load_minimal_pairs", {"sentence_good": " a b", "sentence_bad": "a c"}, True),
+        ("load_minimal_pairs", {"sentence_good": "a b", "sentence_bad": "a c\n"}, True),
+    ],
+)
+def test_white_space_around_some_answers_alone_is_told(tmp_path, load, item, told):
+    write_jsonl(tmp_path / "a.jsonl", [GOOD[load], item | {"question": "another?"}])
+    with warnings.catch_warnings(record=True) as found:
+        LOADERS[load](tmp_path / "a.jsonl")
+    assert [str(one.message).count("1 of 2 items, first item 2, have white space") for one in found] == [1] * told
+
+
+def test_a_blank_question_is_refused(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [row(), row(question=" \n")])
+    with pytest.raises(InputError, match="item 2: question is blank; make pairs"):
+        likelihood.load_multiple_choice(tmp_path / "a.jsonl")

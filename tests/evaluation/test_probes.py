@@ -362,6 +362,10 @@ def test_a_data_set_that_does_not_fit_is_named(tmp_path, saved):
     datasets.Dataset.from_dict(twice).save_to_disk(tmp_path / "twice")
     with pytest.raises(InputError, match="the columns tokens and Tokens; rename one of them"):
         dataset_probes(str(tmp_path / "twice"), "train", tmp_path / "out.jsonl")
+    for name, tokens in {"floats": [1.0] * 64, "texts": ["1"] * 64, "holes": [1, None] * 32, "text": "1 2 3"}.items():
+        datasets.Dataset.from_dict({"index": [1], "tokens": [tokens]}).save_to_disk(tmp_path / "wrong" / name)
+        with pytest.raises(InputError, match="row 1: tokens must be a list of ids, whole numbers"):
+            dataset_probes(str(tmp_path / "wrong" / name), "train", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()
 
 

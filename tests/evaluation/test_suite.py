@@ -430,3 +430,12 @@ def test_an_item_longer_than_the_context_is_refused_with_the_name_of_its_suite(w
             mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
             name="base",
         )
+
+
+@pytest.mark.parametrize("template, told", [("Q: {question}\nA: ", 1), ("Q: {question}\nA:", 0), ("{question}\n", 0)])
+def test_prompts_that_end_in_a_space_are_told(world, recwarn, template, told):
+    directory, config = world
+    some = dataclasses.replace(SETTINGS, template=template)
+    suite.read_inputs(some, lambda name: directory / name, config, load_tokenizer(directory / "tokenizer"))
+    found = [str(warning.message) for warning in recwarn if "end in a space" in str(warning.message)]
+    assert len(found) == told * len(some.multiple_choice)

@@ -8,7 +8,7 @@ import pytest
 
 from selftrain_jax.cli.config import load_config
 from selftrain_jax.cli.main import main
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.records import plain
 from selftrain_jax.core.settings import build
 from selftrain_jax.data.settings import SubsetConfig
@@ -59,6 +59,17 @@ def test_a_control_that_holds_a_text_that_is_evaluated_is_warned_of(tmp_path, re
         "setting controls.real.texts: 1 of its texts are in evaluate.texts.wiki, too, whose figures then speak of text"
     )
     assert [str(warning.message)[: len(told)] for warning in recwarn] == [told] * shared
+
+
+def test_a_control_of_the_same_text_in_other_pieces_is_warned_of_with_a_student_of_the_lab_too(tmp_path):
+    words = [f"word{number}" for number in range(400)]
+    (tmp_path / "book.txt").write_text(" ".join(words[:200]) + "\n" + " ".join(words[200:]))
+    rows = [{"text": " ".join(words[begin : begin + 90])} for begin in range(0, 270, 90)]
+    (tmp_path / "control.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    overrides = ["--config.evaluate.texts.book={}/book.txt", "--config.controls.real.texts={}/control.jsonl"]
+    config = load_config(TINY, [override.format(tmp_path) for override in overrides])
+    with pytest.warns(InputWarning, match="real.texts: 60% of evaluate.texts.book stands in it .20 words in a row.,"):
+        check_files(Pipeline(config, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", ["splash", "cudnn"])
