@@ -1,14 +1,16 @@
 """Text that any other generator wrote, as a corpus that a run can train on."""
 
+import array
 import contextlib
 import itertools
 import os
-from typing import Any, Iterator
+import warnings
+from typing import Any, Collection, Iterator
 
 import numpy as np
 
 from selftrain_jax.core import files, progress
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.rows import has_text
 from selftrain_jax.data.corpus import CorpusWriter, Document, read_corpus
 from selftrain_jax.data.sources import Source, open_source
@@ -60,7 +62,7 @@ def import_corpus(
       The corpus manifest.
 
     Warns:
-      InputWarning: the tokenizer does not know part of the texts.
+      InputWarning: the tokenizer does not know part of the texts, or some texts are equal.
 
     Raises:
       InputError: the source cannot be read, changes meanwhile, or holds no text.
@@ -98,14 +100,13 @@ def import_corpus(
     return manifest
 
 
-def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:
+def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, Collection[int], int]:
     """The tokenizer, its EOS, all ids that begin or end a document, and how many ids a document may use."""
     tokenizer = load_tokenizer(source)
     if (resolve_model(source, weights=False) / "config.json").is_file():
         config = hf.load_config(source)
         check_tokenizer(config, tokenizer)
-        special = {config.bos_token_id, *config.stop_ids}
-        return tokenizer, config.eos_token_id, special, int(known_ids(config, tokenizer).sum())
+        return tokenizer, config.eos_token_id, config.special_ids, int(known_ids(config, tokenizer).sum())
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder"
@@ -116,12 +117,13 @@ def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:
 
 def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> tuple[list[int], dict[str, int]]:
     """Positions of the texts to take, and what was counted on the way to the last of them."""
-    ids, empty, marked = [], 0, 0
+    ids, hashes, empty, marked = [], array.array("q"), 0, 0
     for position, text in enumerate(progress.bar(iterable=source.texts(field), desc="read", unit="text")):
         if not has_text(text):
             empty += 1
             continue
         ids.append(position)
+        hashes.append(hash(text))
         marked += any(token in text for token in special)
         if len(ids) == limit:
             break
@@ -129,11 +131,15 @@ def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> 
         raise InputError(
             f"import source {source.name} holds no text ({empty} empty ones): name another field or source"
         )
-    return ids, {"num_read": len(ids) + empty, "num_empty": empty, "num_with_special_tokens": marked}
+    if repeated := len(ids) - len(np.unique(np.frombuffer(hashes, np.int64))):
+        what = f"import source {source.name}: {repeated:,} of {len(ids):,} documents equal an earlier one, and are kept"
+        warnings.warn(InputWarning(what), stacklevel=2)
+    counts = {"num_read": len(ids) + empty, "num_empty": empty, "num_with_special_tokens": marked}
+    return ids, counts | {"num_repeated": repeated}
 
 
 def _documents(
-    source: Source, field: str, ids: list[int], tokenizer, end: int, special: set[int]
+    source: Source, field: str, ids: list[int], tokenizer, end: int, special: Collection[int]
 ) -> Iterator[list[Document]]:
     """The documents of `ids`, shard by shard."""
     kept = ((i, text) for i, text in enumerate(source.texts(field)) if has_text(text))
@@ -145,7 +151,7 @@ def _documents(
                 source.check_unchanged()
             documents = []
             for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch], special)):
-                if not special.isdisjoint(tokens):
+                if not set(special).isdisjoint(tokens):
                     raise InputError(
                         f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "
                         "part of the text, which would end the document there; take that part or the text out"

@@ -151,12 +151,12 @@ def _tokens(
     if provenance is not None and retokenize == "auto":
         retokenize = not same_tokenizer(provenance, student)
     if provenance is None or retokenize:
-        ends = {config.bos_token_id, *config.stop_ids}
 
         def encoded(positions):
             for start in range(0, len(positions), _AT_ONCE):
                 batch = list(_take(documents, positions[start : start + _AT_ONCE]))
-                for document, ids in zip(batch, encode_texts(tokenizer, [document.text for document in batch], ends)):
+                read = encode_texts(tokenizer, [document.text for document in batch], config.special_ids)
+                for document, ids in zip(batch, read):
                     ended = getattr(document, "stop_reason", "eos") == "eos"
                     yield np.array([*ids, config.eos_token_id] if ended else ids, np.int32)
 

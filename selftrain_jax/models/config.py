@@ -183,6 +183,11 @@ class DecoderConfig:
         return tuple(sorted({self.eos_token_id, *self.stop_token_ids}))
 
     @property
+    def special_ids(self) -> tuple[int, ...]:
+        """All ids that begin or end a document, and are no text."""
+        return tuple(sorted({self.bos_token_id, *self.stop_ids}))
+
+    @property
     def rotaries(self) -> tuple[Rotary, ...]:
         """The different ones, in the order of `pattern`."""
         return tuple(dict.fromkeys(layer.rotary for layer in self.pattern if layer.rotary is not None))

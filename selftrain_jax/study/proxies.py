@@ -51,7 +51,7 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
 
     real, questions, pairs, words, _ = suite.read_inputs(evaluate, run.path, model, tokenizer)
     benchmark = _texts(questions, pairs, words, settings.num_documents)
-    benchmark_vectors = vectors(encode_texts(tokenizer, benchmark)) if benchmark else None
+    benchmark_vectors = vectors(encode_texts(tokenizer, benchmark, model.special_ids)) if benchmark else None
     held_out = [text for texts in real.values() for text in texts]
     audited, text = run.workdir / "audit" / arm, run.training_text(arm)
     documents, tokens, retokenized = student_documents(audited, text, directory, run.config.subset.retokenize)
@@ -76,7 +76,8 @@ def measure(settings: ProxySettings, run: RunNames, arm: str, mesh: Mesh) -> dic
         if settings.sentence_encoder:
             values["sentence_similarity"] = proxies.sentence_similarity(texts, benchmark, settings.sentence_encoder)
     if held_out:
-        encoded = [np.array([*x, model.eos_token_id], np.int32) for x in encode_texts(tokenizer, held_out)]
+        encoded = encode_texts(tokenizer, held_out, model.special_ids)
+        encoded = [np.array([*x, model.eos_token_id], np.int32) for x in encoded]
         values["gradient_alignment"] = proxies.gradient_cosine(gradient(tokens), gradient(encoded))
     return {name: float(value) for name, value in values.items()}
 

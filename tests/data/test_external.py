@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import file_fingerprint, write_jsonl
 from selftrain_jax.data import clean, external
 from selftrain_jax.data.corpus import read_corpus
@@ -132,6 +132,7 @@ def check(directory, tokenizer_directory):
         assert (d.log_probs, d.stop_reason) == (None, "eos")
     counts = corpus.manifest["provenance"]
     assert (counts["num_read"], counts["num_empty"], counts["num_with_special_tokens"]) == (6, 2, 1)
+    assert counts["num_repeated"] == 0
     assert corpus.manifest["nll"] is None
     return corpus
 
@@ -461,3 +462,10 @@ def test_a_tokenizer_without_eos_is_refused(byte_tokenizer, tmp_path):
     (tmp_path / "t" / "tokenizer.json").write_bytes((byte_tokenizer / "tokenizer.json").read_bytes())
     with pytest.raises(InputError, match="no EOS token and has no config.json"):
         import_corpus(jsonl(tmp_path), tmp_path / "c", tmp_path / "t")
+
+
+def test_documents_that_are_there_twice_are_counted_and_told(byte_tokenizer, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in ("a b", "c", "a b", "", "a b")])
+    with pytest.warns(InputWarning, match="a.jsonl: 2 of 4 documents equal an earlier one, and are kept"):
+        manifest = import_corpus(str(tmp_path / "a.jsonl"), tmp_path / "out", byte_tokenizer)
+    assert (manifest["num_documents"], manifest["provenance"]["num_repeated"]) == (4, 2)

@@ -191,5 +191,18 @@ def test_special_tokens_come_from_both_files(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5, 6]}))
     config = load_config(tmp_path)
     assert (config.bos_token_id, config.eos_token_id, config.stop_ids) == (5, 5, (5, 6, 7))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
+def test_what_a_class_of_transformers_has_as_default_yields_to_generation_config(tmp_path, family):
+    """Fields that config.json leaves out, and generation_config.json names."""
+    ends = {"bos_token_id": 11, "eos_token_id": [12, 13]}
+    shape = {name: value for name, value in SHAPE.items() if name not in ends} | {"model_type": family}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "generation_config.json").write_text(json.dumps(ends))
+    config = load_config(tmp_path)
+    assert (config.bos_token_id, config.eos_token_id, config.stop_ids) == (11, 12, (12, 13))
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"eos_token_id": 14}))
+    assert load_config(tmp_path).stop_ids == (12, 13, 14)
     write_config(tmp_path, config, "float32")
     assert load_config(tmp_path) == config

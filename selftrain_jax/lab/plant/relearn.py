@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any, Sequence
 
 import numpy as np
 
-from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import read_arrays
 from selftrain_jax.core.rows import read_rows
 from selftrain_jax.data.packing import PackedRows, addressed_bits, pack, packed_length, permutation
+from selftrain_jax.data.subset import MANY_REPETITIONS
 from selftrain_jax.data.texts import load_documents
 from selftrain_jax.evaluation.memorization import Probe
 from selftrain_jax.lab.plant.sequences import NGRAM, standing_in
@@ -79,7 +81,7 @@ def relearning_rows(
     """
     if text is not None:
         texts = list(load_documents(text).values())
-        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, texts, model.stop_ids)]
+        documents = [np.array(ids, np.int32) for ids in encode_texts(tokenizer, texts, model.special_ids)]
         asked = measured(planted)
         if count := int(standing_in(documents, [one.tokens for one in asked], tokenizer).sum()):
             raise InputError(
@@ -99,6 +101,11 @@ def relearning_rows(
             if needed <= 0:
                 break
         passes += 1
+    if text is not None and (repeated := len(order) / len(documents)) > MANY_REPETITIONS:
+        what = (
+            f"recovery text={recovery.text!r}: its {len(documents)} documents are read {repeated:.1f} times on average"
+        )
+        warnings.warn(InputWarning(f"{what}: what that does is not what as much text would do"), stacklevel=2)
     return pack(order, bos_token_id=model.bos_token_id, sequence_length=length)
 
 

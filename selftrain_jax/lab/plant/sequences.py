@@ -5,7 +5,7 @@ Each is a pure function of (seed, kind, number) and of what it is made from, wha
 import dataclasses
 import re
 import warnings
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -51,7 +51,11 @@ class PlantedSequence:
 
 
 def make_sequences(
-    config: PlantConfig, tokenizer: Any, texts: Sequence[str], passages: Sequence[str] = ()
+    config: PlantConfig,
+    tokenizer: Any,
+    texts: Sequence[str],
+    passages: Sequence[str] = (),
+    special_ids: Collection[int] = (),
 ) -> list[PlantedSequence]:
     """All sequences, kind by kind, group by group.
 
@@ -59,6 +63,7 @@ def make_sequences(
       texts: what random words are taken from.
       passages: the texts that passages are windows of; no two windows overlap or repeat each other, none reaches over
         the end of a text.
+      special_ids: as of `encode_texts`.
 
     Raises:
       InputError: too few different words or windows, a biography shorter than a sequence, or two equal probes.
@@ -69,11 +74,11 @@ def make_sequences(
     count, found = len(config.counts) * config.sequences, []
     for kind in config.kinds:
         if kind == "passages":
-            written, made = passages, _windows(config, tokenizer, passages, count)
+            written, made = passages, _windows(config, encode_texts(tokenizer, passages, special_ids), tokenizer, count)
         else:
             write = _words_of(texts, config.length) if kind == "words" else _biography
             written = [write(_draws(config.seed, kind, number)) for number in range(count)]
-            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, written)]
+            made = [(np.array(ids, np.int32), None) for ids in encode_texts(tokenizer, written, special_ids)]
         if (unknown := unknown_share(tokenizer, written)) > UNKNOWN_TOLD:
             what = f"plant kind {kind!r}: {unknown:.1%} of its text is unknown to the tokenizer"
             warnings.warn(f"{what}, so that memory of the rest is measured", InputWarning, stacklevel=2)
@@ -126,9 +131,8 @@ def _words_of(texts: Sequence[str], count: int) -> Callable[[Draw], str]:
 
 
 def _windows(
-    config: PlantConfig, tokenizer: Any, texts: Sequence[str], count: int
+    config: PlantConfig, encoded: Sequence[Sequence[int]], tokenizer: Any, count: int
 ) -> list[tuple[np.ndarray, int | None]]:
-    encoded = encode_texts(tokenizer, texts)
     places = [(i, at) for i, ids in enumerate(encoded) for at in range(0, len(ids) - config.length + 1, config.length)]
     order = permutation(addressed_bits(config.seed, CONTENT, KINDS.index("passages")), len(places))
     chosen, known = [], set()

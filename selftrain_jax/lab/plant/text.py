@@ -12,6 +12,7 @@ from selftrain_jax.data.texts import load_documents, load_texts
 from selftrain_jax.data.training_set import write_rows
 from selftrain_jax.lab.plant.sequences import NEUTRAL, NGRAM, PLACE, PlantedSequence, make_sequences, standing_in
 from selftrain_jax.lab.plant.settings import PlantConfig
+from selftrain_jax.models.config import DecoderConfig
 from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.tokenizer import check_tokenizer, encode_texts, load_tokenizer
 
@@ -46,9 +47,9 @@ def write_planted_text(
         )
     texts = list(load_documents(find(config.text)).values())
     passages = load_texts(find(config.passages)) if config.passages else []
-    sequences = make_sequences(config, tokenizer, texts, passages)
+    sequences = make_sequences(config, tokenizer, texts, passages, model.special_ids)
     room = config.num_rows * config.train.sequence_length + 1 - config.planted_tokens
-    documents, neutral = _ordinary(config, texts, tokenizer, model.eos_token_id, room, len(sequences))
+    documents, neutral = _ordinary(config, texts, tokenizer, model, room, len(sequences))
     _check_absent(sequences, [*documents, neutral], tokenizer)
     order = _order(config.seed, sequences, len(documents))
     end = np.array([model.eos_token_id], np.int32)
@@ -78,15 +79,15 @@ def write_planted_text(
 
 
 def _ordinary(
-    config: PlantConfig, texts: Sequence[str], tokenizer: Any, eos_token_id: int, room: int, least: int
+    config: PlantConfig, texts: Sequence[str], tokenizer: Any, model: DecoderConfig, room: int, least: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """(documents that take `room` tokens of a packed stream, the last one cut; the text behind them, as long as all
     insertions where there is so much, and no shorter than `least` sequences)."""
     documents, behind, wanted = [], [np.zeros(0, np.int32)], config.planted_tokens
     left, found = room, 0
     for begin in range(0, len(texts), _AT_ONCE):
-        for ids in encode_texts(tokenizer, texts[begin : begin + _AT_ONCE], (eos_token_id,)):
-            document = np.array([*ids, eos_token_id], np.int32)
+        for ids in encode_texts(tokenizer, texts[begin : begin + _AT_ONCE], model.special_ids):
+            document = np.array([*ids, model.eos_token_id], np.int32)
             if left:
                 documents.append(document[: left - packed_length(0)])
                 left -= packed_length(len(documents[-1]))

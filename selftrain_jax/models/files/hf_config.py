@@ -106,10 +106,15 @@ def _read(family: Family, raw: dict[str, Any], generation: dict[str, Any]) -> De
     kind, common = transformers.CONFIG_MAPPING[family.name], _defaults(transformers.PretrainedConfig)
     defaults = {name: value for name, value in _defaults(kind).items() if name not in common}
     hf = kind.from_dict({name: value for name, value in raw.items() if name in known})
-    ends = [*_token_ids(hf.eos_token_id, "eos_token_id"), *_token_ids(generation.get("eos_token_id"), "eos_token_id")]
+
+    def named(field: str) -> list[list[int]]:
+        """By config.json, then by generation_config.json; by the class of transformers where neither names one."""
+        of_config, others = (_token_ids(of, field) for of in (getattr(hf, field), generation.get(field)))
+        return [others] if others and field not in raw else [of_config, others]
+
+    ends, starts = sum(named("eos_token_id"), []), next(filter(None, named("bos_token_id")), [])
     if not ends:
         raise InputError("eos_token_id is missing: set it to the id of the token that ends a document")
-    starts = _token_ids(hf.bos_token_id, "bos_token_id") or _token_ids(generation.get("bos_token_id"), "bos_token_id")
     if len(starts) > 1:
         raise InputError(f"bos_token_id={starts} is not supported; it must be one token id")
     others = tuple(sorted({*ends[1:]} - {ends[0]}))

@@ -23,6 +23,7 @@ UNKNOWN_TOLD = 0.001
 UNKNOWN_SOUGHT = 1000
 """Documents of a corpus in which it is looked for, evenly spread."""
 _PIECE = 1 << 16  # characters looked at together: the offsets of a long text take much memory
+_LIKE_A_TOKEN = re.compile(r"<\S+>|\[[A-Z]+\]|auto|[BE]O[ST]", re.IGNORECASE)
 _ADDED = "added_tokens.json"  # older tokenizers have it: token -> id, all of it copied
 _EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", _ADDED)
 _KEYS = {
@@ -193,15 +194,15 @@ def known_ids(config: DecoderConfig, tokenizer: Any) -> np.ndarray:
     return known
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str], ends: Collection[int] = ()) -> list[list[int]]:
+def encode_texts(tokenizer: Any, texts: Sequence[str], special_ids: Collection[int] = ()) -> list[list[int]]:
     """The token ids of each text, without BOS or EOS; "<|endoftext|>" in a text is read as ordinary characters.
 
     Args:
-      ends: ids that begin or end a document, which the tokenizer's own settings need not name.
+      special_ids: ids that begin or end a document, which the tokenizer's own settings need not name.
     """
     encoded = call_tokenizer(tokenizer, texts, split_special_tokens=True)
     # Unigram, WordPiece and word tokenizers may have the name of a special token among their pieces.
-    named = {*tokenizer.all_special_ids, *ends}.intersection(itertools.chain.from_iterable(encoded))
+    named = {*tokenizer.all_special_ids, *special_ids}.intersection(itertools.chain.from_iterable(encoded))
     if not named:
         return encoded
     unknown = unknown_tokens(tokenizer)
@@ -283,6 +284,9 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
 
     Raises:
       InputError: an id that the tokenizer does not have, or a text that it makes nothing of.
+
+    Warns:
+      InputWarning: what looks like the name of a special token is none.
     """
     if start == "auto":
         return (config.bos_token_id,)
@@ -293,6 +297,9 @@ def start_ids(start: str | Sequence[int | str], config: DecoderConfig, tokenizer
             found = [vocabulary[entry]] if entry in vocabulary else encode_texts(tokenizer, [entry])[0]
             if not found or (entry not in vocabulary and tokenizer.unk_token_id in found):
                 raise InputError(f"sample start={entry!r} is no text that the model's tokenizer knows; name a token")
+            if entry not in vocabulary and _LIKE_A_TOKEN.fullmatch(entry):
+                what = f"sample start={entry!r} is no token of the model's tokenizer, and read as text of {len(found)}"
+                warnings.warn(InputWarning(f"{what}; its BOS is 'auto'"), stacklevel=2)
         for i in found:
             if not 0 <= i < len(known) or not known[i]:
                 raise InputError(

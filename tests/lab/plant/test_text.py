@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from selftrain_jax.core.errors import InputWarning
 from selftrain_jax.core.files import write_jsonl
 from selftrain_jax.core.rows import read_rows
+from selftrain_jax.data.texts import load_texts
 from selftrain_jax.data.training_set import read_documents, read_subset
 from selftrain_jax.lab.plant.relearn import read_planted, relearning_rows
 from selftrain_jax.lab.plant.sequences import make_sequences
@@ -193,6 +194,17 @@ def test_what_the_tokenizer_cannot_write_of_a_kind_is_told(world):
         make_sequences(few, load_tokenizer(world), [])
 
 
+def test_a_word_that_only_the_model_calls_an_end_is_ordinary_text(world):
+    tokenizer, passages = load_tokenizer(world), load_texts(world / "passages.jsonl")
+    some = dataclasses.replace(CONFIG, kinds=("passages",), counts=(0, 1))
+
+    def ids(*special_ids):
+        return {i for one in make_sequences(some, tokenizer, [], passages, special_ids) for i in one.tokens.tolist()}
+
+    end = max(ids(), key=lambda i: len(tokenizer.convert_ids_to_tokens(i)))
+    assert end not in ids(end)
+
+
 def test_a_text_for_relearning_that_holds_what_is_measured_is_refused(world, planted):
     directory, _, _ = planted
     found, model = read_planted(directory / "probes.jsonl"), hf.load_config(world)
@@ -203,6 +215,9 @@ def test_a_text_for_relearning_that_holds_what_is_measured_is_refused(world, pla
         lambda: relearning_rows(config, found, world / "passages.jsonl", model, read),
         "8 words in a row of 8 of the 24 planted sequences that are measured",
     )
+    write_jsonl(directory / "short.jsonl", [{"text": "abcde"}])
+    with pytest.warns(InputWarning, match="short.jsonl': its 1 documents are read [0-9.]+ times on average"):
+        relearning_rows(dataclasses.replace(config, text="short.jsonl"), found, directory / "short.jsonl", model, read)
 
 
 def test_probes_that_chance_made_equal_are_refused(world, tmp_path):
