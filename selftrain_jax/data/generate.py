@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import read_json
 from selftrain_jax.core.randomness import seed_key
 from selftrain_jax.core.records import plain
 from selftrain_jax.data.corpus import CorpusWriter, Document
@@ -64,6 +65,7 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
     sampling = dataclasses.replace(settings.sampling(), start=start_ids(settings.start, config, tokenizer))
     sampler.check(config, sampling, settings.batch_size, allowed)
     first = jax.process_index() == 0
+    _refuse_another(pathlib.Path(path), model, settings)
     if not first:  # the first process may have shards of a smaller corpus to rename
         job.barrier("corpus folder ready")
     writer = CorpusWriter(path, settings.num_samples, settings.shard_size)
@@ -109,9 +111,13 @@ def draw_shards(model: str | pathlib.Path, settings, path: str | pathlib.Path, *
 def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path, *, name: str) -> dict[str, Any]:
     """Makes a corpus of the shards that `draw_shards` wrote in `path`; `name` stands in the manifest for the model.
     Returns the manifest."""
+    provenance = {"model": name, **_provenance(model, settings)}
+    return CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
+
+
+def _provenance(model: str | pathlib.Path, settings) -> dict[str, Any]:
     config, tokenizer = hf.load_config(model), load_tokenizer(model)
-    provenance = {
-        "model": name,
+    return {
         "model_fingerprint": model_fingerprint(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(model),
         "vocab_size": int(known_ids(config, tokenizer).sum()),
@@ -120,7 +126,17 @@ def finish_corpus(model: str | pathlib.Path, settings, path: str | pathlib.Path,
         "document_end_id": config.eos_token_id,
         "settings": plain(dataclasses.asdict(settings) | {"dtype": sampling_dtype(settings)}),
     }
-    return CorpusWriter(path, settings.num_samples, settings.shard_size).finalize(provenance)
+
+
+def _refuse_another(path: pathlib.Path, model: str | pathlib.Path, settings) -> None:
+    """Raises `InputError` where `path` holds a corpus that another model wrote, or this one with other settings."""
+    if not (path / "manifest.json").is_file():
+        return
+    made, asked = read_json(path / "manifest.json", "corpus manifest")["provenance"], _provenance(model, settings)
+    of_size = dict.fromkeys(("num_samples", "batch_size", "shard_size"))
+    made, asked = (of | of.get("settings", {}) | {"settings": None} | of_size for of in (made, asked))
+    if changed := [name for name in asked if made.get(name) != asked[name]]:
+        raise InputError(f"corpus {path} was drawn with another {changed[0]}: name another folder, or remove it")
 
 
 def _write(

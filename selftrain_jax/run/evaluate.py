@@ -1,8 +1,10 @@
 """The stages that measure the models of a run and report on them."""
 
+import functools
+import operator
 from typing import Sequence
 
-from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.files import Fingerprints, fingerprint
 from selftrain_jax.core.records import plain
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.run.leaks import leak_stages
@@ -19,15 +21,15 @@ def evaluate_stage(run: RunNames, model: str) -> Stage:
     settings = evaluate.stage_settings() | {"student": run.student}
     after = [*made_by(run, model), *run.lab_stages(*models.values(), *files.values())]
 
-    def outside() -> dict[str, str]:
-        return {k: v for name, value in models.items() for k, v in run.model_input(name, value).items()}
+    def outside() -> Fingerprints:
+        return functools.reduce(operator.or_, (run.model_input(name, value) for name, value in models.items()))
 
     def parts() -> dict[str, str]:
         """Setting that names a file -> fingerprint of all that decides what is measured with it."""
         shared = {name: value for name, value in settings.items() if name not in _ADDED_TO}
         of_model = [*made_by(run, model), *run.lab_stages(*models.values())]
         made = {name: read_manifest(run.workdir, name)["fingerprint"] for name in after}
-        of, read = [plain(shared), [made[name] for name in of_model], outside()], run.file_inputs(files)
+        of, read = [plain(shared), [made[name] for name in of_model], {**outside()}], run.file_inputs(files)
         found = {
             name: fingerprint([*of, read.get(name, path), *(made[stage] for stage in run.lab_stages(path))])
             for name, path in files.items()

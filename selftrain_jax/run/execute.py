@@ -16,6 +16,7 @@ from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.files import fingerprint, write_atomic
 from selftrain_jax.core.records import plain, write_record
+from selftrain_jax.core.rows import hidden
 from selftrain_jax.core.storage import RECORDS, Workdir, missing_files
 from selftrain_jax.data import generate  # noqa: F401
 from selftrain_jax.distributed import job, preemption
@@ -92,6 +93,11 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
             else:
                 refuse_changed(workdir.path, stage, "input", {n: record["inputs"].get(n) for n in machine}, machine)
         workdir.refuse_links(stage.name)
+        if not (record or stage.again) and (left := _unrecorded(directory)):
+            raise InputError(
+                f"{directory} holds {left}, and nothing says how that was made (no started.json, as of a copy that "
+                "broke off): copy it whole, or remove it"
+            )
         say(title)
         directory.mkdir(parents=True, exist_ok=True)
         if manifest_path(workdir.path, stage.name).is_file() and not stage.again:
@@ -137,6 +143,12 @@ def _run_one(workdir: Workdir, stage: Stage, title: str, say: Callable[[str], No
                 write_atomic(directory / name, was[name])
         raise
     job.on_first(f"end of {stage.name}", ends)
+
+
+def _unrecorded(directory: pathlib.Path) -> str:
+    """What is in the folder of a stage that was never begun; "" for nothing."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return ", ".join(name for name in names if not hidden(name))
 
 
 def _refuse_other_inputs(stage: Stage) -> None:

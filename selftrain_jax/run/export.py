@@ -17,7 +17,7 @@ from selftrain_jax.models.files.tokenizer import check_tokenizer, copied_files, 
 from selftrain_jax.report.metric import kind
 from selftrain_jax.report.tables import interval, number
 from selftrain_jax.run.names import TWIN
-from selftrain_jax.run.references import check_current, open_run, student_directory
+from selftrain_jax.run.references import check_current, open_run, refuse_other_student, student_directory
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.training.checkpoint import restore_params, saved_steps
 
@@ -119,6 +119,7 @@ def _from_run(workdir: pathlib.Path, name: str, model: str | None, step: int | N
     if model == "base":
         if step is not None:
             raise InputError(f"step={step} applies to trained models; 'base' is the student before training")
+        refuse_other_student(pipeline)
         config, params = hf.load_pretrained(student)
         return config, params, student, _card(config.family, name, shown, model, [])
     config = hf.load_config(student)

@@ -1,5 +1,6 @@
 """What the report says that is no measurement: of the text that a run trains on, and of the software."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -8,8 +9,9 @@ from typing import Any, Iterable, Mapping
 
 import numpy as np
 
+import selftrain_jax
 from selftrain_jax import __version__
-from selftrain_jax.core.files import read_json
+from selftrain_jax.core.files import file_fingerprint, read_json
 from selftrain_jax.data.corpus import Corpus
 from selftrain_jax.data.packing import batch_indices
 from selftrain_jax.data.training_set import read_subset
@@ -86,9 +88,15 @@ def software() -> dict[str, str]:
     import jax
 
     names = "jax flax optax orbax-checkpoint transformers tensorflow-datasets numpy".split()
-    found = {"selftrain_jax": __version__, **{name: _version(name) for name in names}}
+    found = {"selftrain_jax": f"{__version__} ({_source()})", **{name: _version(name) for name in names}}
     devices = jax.devices()
     return found | {"python": platform.python_version(), "devices": f"{len(devices)} x {devices[0].device_kind}"}
+
+
+@functools.cache
+def _source() -> str:
+    """A hash of this package's code, by which two checkouts of one version differ."""
+    return file_fingerprint(*sorted(pathlib.Path(selftrain_jax.__file__).parent.rglob("*.py")))[:8]
 
 
 def _version(name: str) -> str:

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from selftrain_jax.core.files import read_json, write_json
-from selftrain_jax.data.corpus import Corpus, corpus_fingerprint
+from selftrain_jax.data.corpus import Corpus
 from selftrain_jax.data.training_set import same_tokenizer
 from selftrain_jax.models.files.tokenizer import load_tokenizer
 from selftrain_jax.run.names import RunNames
@@ -37,13 +37,10 @@ def _stage(run: RunNames, arm: str) -> Stage:
         write_json(directory / _FILE, rows)
         return {"leaking": {f"{row['reference']}/{row['group']}/{row['unit']}": row["leaking"] for row in rows}}
 
-    def externals() -> dict[str, str]:
-        return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
-
     models = functools.partial(run.vocabulary_input, "student", run.student)
     asked = dataclasses.asdict(settings) | dataclasses.asdict(origin) | {"student": run.student}
     before = [*([f"sample/{arm}"] if origin.source else []), *run.lab_stages(run.student, *files.values())]
-    return Stage(f"evaluate/leaks/{arm}", asked, before, work, externals, models)
+    return Stage(f"evaluate/leaks/{arm}", asked, before, work, lambda: run.file_inputs(files, origin.corpus), models)
 
 
 def read_leaks(run: RunNames) -> dict[str, list[dict[str, Any]]]:

@@ -8,12 +8,13 @@ An *arm* is one training text with everything made from it: the main one, "self"
 import dataclasses
 import functools
 import pathlib
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, fingerprint
+from selftrain_jax.core.files import Fingerprints, fingerprint
 from selftrain_jax.core.storage import CHECKPOINTS, Workdir
 from selftrain_jax.data.clean import TrainingText
+from selftrain_jax.data.corpus import corpus_fingerprint
 from selftrain_jax.models.files.fingerprints import model_inputs, vocabulary_input
 from selftrain_jax.models.files.hf_config import load_config
 from selftrain_jax.models.files.hub import resolve_model
@@ -167,21 +168,29 @@ class RunNames:
                 found.add(f"plant/{name if f'{PLANT}{name}' in (PLANTED, TWIN) else 'text'}")
         return sorted(found)
 
-    def file_inputs(self, references: Mapping[str, str]) -> dict[str, str]:
-        """Fingerprints of the files that the run does not make."""
-        return {name: file_fingerprint(path) for name, path in references.items() if path and not path.startswith(MADE)}
+    def file_inputs(self, references: Mapping[str, str], corpus: str = "") -> Fingerprints:
+        """Those of the files, and the corpus, that the run does not make."""
+        found = Fingerprints.of_files({n: path for n, path in references.items() if path and not path.startswith(MADE)})
+        return found | Fingerprints({"corpus": lambda: corpus_fingerprint(corpus)} if corpus else {})
 
-    def model_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(MADE) else model_inputs(name, self.model_path(reference))
+    def model_input(self, name: str, reference: str) -> Fingerprints:
+        return self._of_model(reference, functools.partial(model_inputs, name))
 
-    def vocabulary_input(self, name: str, reference: str) -> dict[str, str]:
-        return {} if reference.startswith(MADE) else vocabulary_input(name, self.model_path(reference))
+    def vocabulary_input(self, name: str, reference: str) -> Fingerprints:
+        return self._of_model(reference, functools.partial(vocabulary_input, name))
 
-    def rows_input(self, name: str, reference: str) -> dict[str, str]:
+    def rows_input(self, name: str, reference: str) -> Fingerprints:
         """What decides the rows that are packed for a model made elsewhere: its vocabulary, and by the name `ENDS` what
         it begins and ends documents with."""
-        if reference.startswith(MADE):
-            return {}
-        config = load_config(self.model_path(reference))
-        ends = {ENDS.format(name): fingerprint([config.bos_token_id, config.eos_token_id])}
-        return self.vocabulary_input(name, reference) | ends
+
+        def ends(find: Callable[[], pathlib.Path]) -> Fingerprints:
+            def look() -> str:
+                config = load_config(find())
+                return fingerprint([config.bos_token_id, config.eos_token_id])
+
+            return vocabulary_input(name, find) | Fingerprints({ENDS.format(name): look})
+
+        return self._of_model(reference, ends)
+
+    def _of_model(self, reference: str, look: Callable[[Callable[[], pathlib.Path]], Fingerprints]) -> Fingerprints:
+        return Fingerprints({}) if reference.startswith(MADE) else look(lambda: self.model_path(reference))

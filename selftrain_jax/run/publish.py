@@ -12,6 +12,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.data.corpus import Corpus, read_corpus
 from selftrain_jax.run.export import literal, without_places
 from selftrain_jax.run.references import check_current, open_run
+from selftrain_jax.run.stages import record_of
 
 _ROWS = 4096
 _PARQUET = "data/train-00000-of-00001.parquet"
@@ -76,6 +77,12 @@ def _audit(source: pathlib.Path, num_documents: int) -> dict[str, Any] | None:
         return None
     if (workdir / "config.json").is_file():
         check_current(open_run(workdir), f"sample/{arm}", f"audit/{arm}")
+    else:  # a part of a run, perhaps of two
+        sampled, audited = (record_of(workdir, f"{kind}/{arm}") or {} for kind in ("sample", "audit"))
+        if not sampled or audited.get("inputs", {}).get(f"sample/{arm}") != sampled.get("fingerprint"):
+            raise InputError(
+                f"nothing tells whether {path.parent} is the audit of {source}: copy the whole run, or the corpus alone"
+            )
     found = files.read_json(path, "audit")
     if found["num_documents"] != num_documents:
         raise InputError(

@@ -71,7 +71,7 @@ def _of_directory(reference: str, directory: pathlib.Path) -> Model:
     check_tokenizer(config, load_tokenizer(directory))
 
     def fingerprint() -> str:
-        return files.fingerprint(list(model_inputs("model", directory).values()))
+        return files.fingerprint(list(model_inputs("model", lambda: directory).values()))
 
     def load(mesh):
         params = hf.load_pretrained(directory, mesh=mesh)[1]
@@ -91,7 +91,7 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     untrained = pipeline.models[name] is None
     check_current(pipeline, *(pipeline.lab_stages(TWIN) * (name == "twin") if untrained else [f"train/{name}"]))
     if untrained and not at:
-        _refuse_other_student(pipeline)
+        refuse_other_student(pipeline)
         return _of_directory(reference, pipeline.model_path(TWIN) if name == "twin" else student)
     steps = [str(n) for n in saved_steps(pipeline.checkpoints(name))] if at and not untrained else []
     if at and step not in steps:
@@ -108,7 +108,7 @@ def _of_run(reference: str, workdir: pathlib.Path, name: str) -> Model:
     return Model(reference, config, student, fingerprint, load)
 
 
-def _refuse_other_student(run: Pipeline) -> None:
+def refuse_other_student(run: Pipeline) -> None:
     """Raises `InputError` where the student, a model from outside, is not the one that the run was done with."""
     now = run.model_input("student", run.student)
     for stage in run.stages() if now else ():

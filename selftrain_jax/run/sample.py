@@ -101,7 +101,7 @@ def sample_stage(
         settings,
         after,
         work,
-        models=lambda: {} if after else model_inputs("source", find()),
+        models=lambda: {} if after else model_inputs("source", find),
         machine=machine,
         grows=("num_samples",),
         together=True,

@@ -16,7 +16,7 @@ import pathlib
 from typing import Any, Callable, Mapping, NoReturn, Sequence
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import fingerprint, is_remote, read_json
+from selftrain_jax.core.files import Fingerprints, fingerprint, is_remote, read_json
 from selftrain_jax.core.records import before_moving, differences, plain, read_record, refuse_changes, without_growth
 from selftrain_jax.core.storage import RECORDS, half_redone, missing_files
 
@@ -77,6 +77,11 @@ def read_manifest(workdir: pathlib.Path, name: str) -> dict[str, Any]:
         command = name.split("/")[0]
         raise InputError(f"stage {name} is not done in {workdir}: run `selftrain {command}` or `selftrain run`")
     return read_json(path, f"manifest of stage {name}")
+
+
+def fingerprints_of(workdir: pathlib.Path, **names: str) -> Fingerprints:
+    """Those of finished stages of another run, as inputs of these names."""
+    return Fingerprints({k: lambda name=name: read_manifest(workdir, name)["fingerprint"] for k, name in names.items()})
 
 
 def state(workdir: pathlib.Path, stage: Stage) -> str:
@@ -212,7 +217,10 @@ def outside_inputs(stage: Stage, models: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     for look in (stage.externals, *([stage.models] if models else [])):
         with contextlib.suppress(InputError):
-            found.update(look())
+            read = look()
+            for name in read:
+                with contextlib.suppress(InputError):
+                    found[name] = read[name]
     return found
 
 

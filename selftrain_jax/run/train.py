@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 from selftrain_jax.data import clean, training_set
-from selftrain_jax.data.corpus import corpus_fingerprint
 from selftrain_jax.evaluation.settings import SUITES
 from selftrain_jax.run.names import ENDS, RunNames
 from selftrain_jax.run.stages import Stage
@@ -19,12 +18,10 @@ def audit_stage(run: RunNames, arm: str) -> Stage:
         benchmarks = {name: run.path(path) for name, path in audit.benchmarks.items()}
         return clean.audit_text(run.training_text(arm), benchmarks, audit, directory, template)
 
-    def externals():
-        return run.file_inputs(files) | ({"corpus": corpus_fingerprint(origin.corpus)} if origin.corpus else {})
-
     settings = dataclasses.asdict(audit) | dataclasses.asdict(origin) | {"template": template}
     before = [f"sample/{arm}"] if origin.source else []
-    return Stage(f"audit/{arm}", settings, [*before, *run.lab_stages(*files.values())], work, externals)
+    before += run.lab_stages(*files.values())
+    return Stage(f"audit/{arm}", settings, before, work, lambda: run.file_inputs(files, origin.corpus))
 
 
 def subset_stage(run: RunNames, arm: str, k: int) -> Stage:

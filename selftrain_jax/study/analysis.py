@@ -185,7 +185,8 @@ def _correlations(rows: Sequence[Row], within: Mapping[str, Correlation]) -> Row
             "p_value": None if of_proxy.rho is None else of_proxy.p_value,
         }
         found.append({**about, "scope": "within students", **bounds})
-        whole = spearman(*([row[name] for row in group] for name in ("value", "utility")))
+        # Of two pairs it is 1 or -1 whatever they are.
+        whole = spearman(*([row[name] for row in group] for name in ("value", "utility"))) if len(group) > 2 else None
         found.append({**about, "scope": "all pairs", "rho": whole, "low": None, "high": None, "p_value": None})
     return found
 

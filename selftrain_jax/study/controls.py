@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.core.files import file_fingerprint, write_jsonl
+from selftrain_jax.core.files import Fingerprints, write_jsonl
 from selftrain_jax.data.corpus import corpus_fingerprint, read_corpus
 from selftrain_jax.data.texts import load_texts, shuffle_words
 from selftrain_jax.lab.planted import mixed_order
@@ -22,7 +22,7 @@ def shuffled_stage(name: str, real: str, seed: int) -> Stage:
     def work(directory):
         write_jsonl(directory / FILE, ({"text": text} for text in shuffle_words(load_texts(real), seed)))
 
-    return Stage(name, {"seed": seed}, (), work, lambda: {"real": file_fingerprint(real)})
+    return Stage(name, {"seed": seed}, (), work, lambda: Fingerprints.of_files({"real": real}))
 
 
 def fresh_stage(name: str, corpus: str, real: str, world: WorldConfig, seed: int) -> Stage:
@@ -46,6 +46,6 @@ def fresh_stage(name: str, corpus: str, real: str, world: WorldConfig, seed: int
         return {"counted": len(lengths[False]), "fresh": number}
 
     def externals():
-        return {"corpus": corpus_fingerprint(corpus), "real": file_fingerprint(real)}
+        return Fingerprints({"corpus": lambda: corpus_fingerprint(corpus)}) | Fingerprints.of_files({"real": real})
 
     return Stage(name, {"world": dataclasses.asdict(world), "seed": seed}, (), work, externals)

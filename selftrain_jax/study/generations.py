@@ -1,14 +1,16 @@
 """The loop on its own output, from the second turn on: the trained model writes, and is trained on what it wrote."""
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from typing import Iterator, Sequence
 
+from selftrain_jax.core.files import Fingerprints
 from selftrain_jax.data.corpus import Document, corpus_fingerprint, read_corpus, write_corpus
 from selftrain_jax.run.pipeline import Pipeline
 from selftrain_jax.run.sample import sample_stage
-from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.run.stages import Stage, fingerprints_of
 
 MODEL = pathlib.PurePath("model", "hf")
 ACCUMULATED = pathlib.PurePath("accumulated", "corpus")
@@ -41,7 +43,7 @@ def _export(previous: Pipeline) -> Stage:
         export(previous.workdir, target, model=model)
 
     def externals():
-        return {"trained": read_manifest(previous.workdir, f"train/{model}")["fingerprint"]}
+        return fingerprints_of(previous.workdir, trained=f"train/{model}")
 
     return Stage("model", {"model": model}, (), work, externals)
 
@@ -60,6 +62,7 @@ def _accumulate(corpora: Sequence[pathlib.Path]) -> Stage:
         return write_corpus(directory / ACCUMULATED.name, documents(), provenance)
 
     def externals():
-        return {str(number): corpus_fingerprint(corpus) for number, corpus in enumerate(corpora, 1)}
+        looks = {str(n): functools.partial(corpus_fingerprint, corpus) for n, corpus in enumerate(corpora, 1)}
+        return Fingerprints(looks)
 
     return Stage("accumulated", {"corpora": len(corpora)}, ("sampled",), work, externals)

@@ -11,7 +11,7 @@ from selftrain_jax.evaluation import harness_tasks
 from selftrain_jax.evaluation.task_book import TaskBook, expand
 from selftrain_jax.report.metric import Metric
 from selftrain_jax.run.names import RunNames
-from selftrain_jax.run.stages import Stage, read_manifest
+from selftrain_jax.run.stages import Stage, fingerprints_of, read_manifest
 from selftrain_jax.study.model import Run
 from selftrain_jax.study.settings import TaskSettings
 
@@ -61,7 +61,7 @@ def tasks_stage(name: str, settings: TaskSettings, run: RunNames, model: str, me
         return {"tasks": rows, "lm_eval": importlib.metadata.version("lm_eval")}
 
     def externals():
-        return {"model": read_manifest(run.workdir, stage)["fingerprint"]}
+        return fingerprints_of(run.workdir, model=stage)
 
     def own_tasks():  # apart, since it imports the harness
         return {"tasks": _own_tasks(settings)} if settings.include_path else {}

@@ -6,7 +6,7 @@ import functools
 import shutil
 from typing import TYPE_CHECKING, Callable
 
-from selftrain_jax.core.files import fingerprint
+from selftrain_jax.core.files import Fingerprints, fingerprint
 from selftrain_jax.run import stages
 from selftrain_jax.run.evaluate import evaluate_stage
 from selftrain_jax.run.names import RunNames
@@ -50,7 +50,7 @@ def evaluated_at_random(name: str, run: Run) -> Stage:
         return evaluate_moved(pipeline, model, run.seed, directory)
 
     def externals():
-        return base.externals() | {"trained": stages.read_manifest(pipeline.workdir, f"train/{model}")["fingerprint"]}
+        return base.externals() | stages.fingerprints_of(pipeline.workdir, trained=f"train/{model}")
 
     return dataclasses.replace(
         base, name=name, settings=base.settings | {"seed": run.seed}, work=work, externals=externals
@@ -64,9 +64,9 @@ def proxies_stage(name: str, settings: ProxySettings, run: RunNames, arm: str, m
     read = [evaluate.limit, evaluate.max_chars, train.sequence_length, train.document_boundaries]
 
     def externals():
-        audited = {"audit": stages.read_manifest(run.workdir, f"audit/{arm}")["fingerprint"]}
-        named = {"read": fingerprint([*read, run.config.subset.retokenize]), "files": fingerprint(sorted(files))}
-        return audited | run.file_inputs(files) | named
+        named = {"read": [*read, run.config.subset.retokenize], "files": sorted(files)}
+        named = Fingerprints({name: functools.partial(fingerprint, value) for name, value in named.items()})
+        return stages.fingerprints_of(run.workdir, audit=f"audit/{arm}") | run.file_inputs(files) | named
 
     def work(_):
         from selftrain_jax.study.proxies import measure

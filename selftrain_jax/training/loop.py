@@ -139,7 +139,7 @@ def train(
     )
     optimizer, train_step = optimizer_and_step(model, config.optimizer, num_steps, mesh, grad_accum)
 
-    settings = _check_same_training(directory, checkpoints, config, model_config, rows)
+    settings = _check_same_training(directory, checkpoints, config, model_config, rows, params)
     checkpoints = Checkpoints(checkpoints, config.keep)
     state = _start_or_resume(checkpoints, params, optimizer, model_config, mesh)
     del params
@@ -224,24 +224,46 @@ _MAY_CHANGE = ("grad_accum", "remat", "attention", "checkpoint_every", "keep", "
 
 
 def _check_same_training(
-    directory: pathlib.Path, checkpoints: pathlib.PurePath, config: TrainConfig, model: DecoderConfig, rows: PackedRows
+    directory: pathlib.Path,
+    checkpoints: pathlib.PurePath,
+    config: TrainConfig,
+    model: DecoderConfig,
+    rows: PackedRows,
+    params: Any,
 ) -> dict:
     """What decides the result of this training, after comparing it with `training.json` of an earlier call."""
     settings = {name: v for name, v in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
     data = hashlib.sha256(np.ascontiguousarray(rows.tokens))
     if config.document_boundaries:
         data.update(np.ascontiguousarray(rows.segment_ids))
-    settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16]}
+    settings |= {"model": dataclasses.asdict(model), "rows": data.hexdigest()[:16], "start": _sketch(params)}
     if not job.same_on_all(fingerprint(settings)):
         raise InputError("train: the processes of this job have different settings, model or rows; start them alike")
     path, begun = directory / "training.json", any(p.name.isdigit() for p in checkpoints.glob("*"))
-    if begun and (record := read_record(path)):
-        refuse_changes("train", record, settings | {"rows": record.get("rows")}, directory, "name another directory")
-        if record.get("rows") != settings["rows"]:
-            raise InputError(f"train: {directory} was made from other rows; give it those, or name another directory")
+    if begun:
+        if not (record := read_record(path)):
+            what = f"{checkpoints} holds checkpoints, and no {path} says of which training"
+            raise InputError(f"train: {what}: remove them, or name another directory")
+        of_data = {name: record.get(name) for name in ("rows", "start")}
+        refuse_changes("train", record, settings | of_data, directory, "name another directory")
+        for name, what in (("rows", "rows"), ("start", "parameters")):
+            if None not in (settings[name], of_data[name]) and settings[name] != of_data[name]:
+                raise InputError(
+                    f"train: {directory} was made from other {what}; give it those, or name another directory"
+                )
     elif job.is_first():
         write_record(path, settings)
     return settings
+
+
+def _sketch(params: Any) -> str | None:
+    """What tells parameters apart without reading them all; None of those that are yet to be loaded, or that lie on
+    other hosts, too."""
+    leaves = [] if callable(params) else jax.tree.leaves(params)
+    if not leaves or not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return None
+    firsts = (leaf[(0,) * (np.ndim(leaf) - 1)] if np.ndim(leaf) else leaf for leaf in leaves)
+    return fingerprint([np.asarray(first, np.float32).ravel()[:8].tolist() for first in firsts])
 
 
 def default_grad_accum(batch_size: int, sequence_length: int, mesh: Mesh) -> int:

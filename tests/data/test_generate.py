@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from selftrain_jax.core.errors import InputError
-from selftrain_jax.data.corpus import CorpusWriter, read_corpus
+from selftrain_jax.data.corpus import CorpusWriter, corpus_fingerprint, read_corpus
 from selftrain_jax.data.generate import sample_corpus
 from selftrain_jax.distributed.mesh import make_mesh
 from selftrain_jax.distributed.settings import MeshConfig
@@ -100,6 +100,17 @@ def test_devices_change_nothing(corpus, model_directory, tmp_path):
     mesh = make_mesh(MeshConfig(4, 1, 2), jax.devices())
     sample_corpus(model_directory, SETTINGS, tmp_path, mesh=mesh, name="self")
     assert_same_tokens(read_corpus(tmp_path), corpus)
+
+
+@pytest.mark.parametrize("changes", [dict(seed=4), dict(temperature=0.5), dict(start=(1,))], ids=str)
+def test_a_corpus_of_other_settings_is_not_gone_on_with(model_directory, one_device, tmp_path, changes):
+    few = dataclasses.replace(SETTINGS, num_samples=8)
+    sample_corpus(model_directory, few, tmp_path, mesh=one_device, name="self")
+    before = corpus_fingerprint(tmp_path)
+    with pytest.raises(InputError, match=f"was drawn with another ({min(changes)}|start_ids): name another folder"):
+        sample_corpus(model_directory, dataclasses.replace(few, **changes), tmp_path, mesh=one_device, name="self")
+    assert corpus_fingerprint(tmp_path) == before
+    sample_corpus(model_directory, dataclasses.replace(few, batch_size=3), tmp_path, mesh=one_device, name="again")
 
 
 @pytest.mark.parametrize("changes", [dict(seed=4), dict(temperature=0.5)], ids=str)

@@ -127,7 +127,7 @@ def test_a_relative_student_is_named_as_such(run_copy, tmp_path, monkeypatch):
     for path in run_copy.glob("[tes]*/*/*.json"):
         if "inputs" in (record := json.loads(path.read_text())):  # as if it had been made from there
             if path.parts[-3] in ("train", "evaluate"):
-                record["inputs"] |= model_inputs("student", start / "models" / "mine")
+                record["inputs"] |= dict(model_inputs("student", lambda: start / "models" / "mine"))
             record["settings"] |= {"student": "./models/mine"} if "student" in record["settings"] else {}
             path.write_text(json.dumps(record))
     monkeypatch.chdir(start)

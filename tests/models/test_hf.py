@@ -480,9 +480,9 @@ def test_an_empty_vocabulary_is_refused(tmp_path):
 def test_the_tokenizer_and_where_documents_end_are_inputs_of_a_stage(tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
-    seen = [vocabulary_input("source", tmp_path)]
+    seen = [dict(vocabulary_input("source", lambda: tmp_path))]
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (tmp_path / name).write_text('{"changed": 1}')
-        seen.append(vocabulary_input("source", tmp_path))
+        seen.append(dict(vocabulary_input("source", lambda: tmp_path)))
     assert all(list(found) == ["source's tokenizer"] for found in seen)
     assert len({found["source's tokenizer"] for found in seen}) == 4

@@ -9,6 +9,7 @@ import pytest
 
 from selftrain_jax.cli import main as cli
 from selftrain_jax.core.errors import InputError, InputWarning
+from selftrain_jax.core.records import write_record
 from selftrain_jax.data.corpus import CorpusWriter
 from selftrain_jax.data.records import Document
 from selftrain_jax.data.sources import open_source
@@ -63,6 +64,12 @@ def test_what_the_audit_left_out_is_marked_and_counted(tmp_path):
     place = tmp_path / "run" / "audit" / "self" / "audit.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(audit))
+    write_record(folder.parent / "manifest.json", {"settings": {}, "inputs": {}}, fingerprint="a")
+    for inputs in ({}, {"sample/self": "b"}):  # copied by itself, and of another corpus
+        write_record(place.parent / "manifest.json", {"settings": {}, "inputs": inputs}, fingerprint="c")
+        with pytest.raises(InputError, match="nothing tells whether .*audit/self is the audit of .*sample/self/corpus"):
+            publish(folder, tmp_path / "out")
+    write_record(place.parent / "manifest.json", {"settings": {}, "inputs": {"sample/self": "a"}}, fingerprint="c")
     publish(folder, tmp_path / "out")
     assert read(tmp_path / "out", tmp_path)["left_out"] == [False, True, False]
     with pytest.warns(InputWarning, match="1 of its texts are marked left_out"):

@@ -7,7 +7,7 @@ from selftrain_jax.core.errors import InputError
 from selftrain_jax.core.records import plain, write_record
 from selftrain_jax.core.settings import build
 from selftrain_jax.models import hf
-from selftrain_jax.run.export import convert
+from selftrain_jax.run.export import convert, export
 from selftrain_jax.run.pipeline import Pipeline, save_config
 from selftrain_jax.run.references import find_model, open_run
 from selftrain_jax.run.settings import RunConfig
@@ -63,3 +63,6 @@ def test_the_student_of_a_run_that_changed_since_does_not_pass_for_its_base(tmp_
     write_checkpoint(model, {name: np.asarray(tensor + 1) for name, tensor in old_tensors().items()})
     with pytest.raises(InputError, match=r"student \(.*model\) has changed since evaluate/base was done"):
         find_model(f"{run.home}:base")
+    with pytest.raises(InputError, match=r"student \(.*model\) has changed since evaluate/base was done"):
+        export(run.home, tmp_path / "out", model="base")
+    assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ import pytest
 
 from selftrain_jax.core import progress, storage
 from selftrain_jax.core.errors import InputError
+from selftrain_jax.core.files import Fingerprints
 from selftrain_jax.core.storage import Workdir
 from selftrain_jax.run import execute, stages
 from selftrain_jax.run.stages import Stage
@@ -133,6 +134,16 @@ def test_a_stage_notes_all_software_that_worked_on_it(tmp_path, monkeypatch):
     assert [of["jax"] for of in noted] == ["2", "3", "1"]
 
 
+def test_what_nothing_tells_of_is_not_gone_on_with(tmp_path):
+    """As where a copy of the folder broke off: checkpoints come before the record of what they are of."""
+    (tmp_path / "train" / "self-0" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="self-0 holds checkpoints, and nothing says how that was made"):
+        run(tmp_path, plan())
+    (tmp_path / "train" / "self-0" / "checkpoints").rmdir()
+    (tmp_path / "train" / "self-0" / ".started.json.0123.tmp").write_text("")
+    run(tmp_path, plan())
+
+
 def test_states(tmp_path):
     first, second = plan()
     run(tmp_path, [first, second], lambda name: name == "sample/self")
@@ -212,8 +223,7 @@ def with_report(title="T", arms=("self",), calls=None, **change):
 
 def test_what_is_made_from_a_stale_stage_is_stale_and_no_report_is_made_of_it(tmp_path):
     run(tmp_path, with_report())
-    (tmp_path / "sample/self/manifest.json").unlink()
-    (tmp_path / "sample/self/started.json").unlink()
+    shutil.rmtree(tmp_path / "sample/self")
     changed = with_report(sample={"seed": 1})
     run(tmp_path, changed, lambda name: name == "sample/self")
     assert set(stages.stale(tmp_path, changed)) == {"train/self-0", "report"}
@@ -434,9 +444,26 @@ def test_no_report_compares_what_was_made_before_a_file_changed_with_what_was_ma
     assert not (tmp_path / "report").exists()
 
 
+def test_that_a_file_is_gone_hides_no_change_of_another(tmp_path):
+    paths = {name: tmp_path / name for name in ("first", "second")}
+    for path in paths.values():
+        path.write_text("before")
+    [*_, last] = plan()
+    planned = [dataclasses.replace(last, after=(), externals=lambda: Fingerprints.of_files(paths))]
+    run(tmp_path / "run", planned)
+    for path in (tmp_path / "first", tmp_path / "second"):
+        path.unlink()
+        assert not stages.stale(tmp_path / "run", planned), "what is gone may be archived"
+        other = next(other for other in paths.values() if other != path)
+        other.write_text("behind")
+        assert f"input {other.name} has changed" in stages.stale(tmp_path / "run", planned)[last.name].why
+        path.write_text("before")
+        other.write_text("before")
+
+
 def test_a_file_of_a_finished_stage_that_was_changed_is_noticed(tmp_path):
-    (tmp_path / "train/self-0/checkpoints/4").mkdir(parents=True)
     run(tmp_path, with_report())
+    (tmp_path / "train/self-0/checkpoints/4").mkdir(parents=True)
     (tmp_path / "sample/self/result").write_text("elpmas")
     assert stages.stale(tmp_path, with_report())["sample/self"].why == "result has changed in its folder"
     with pytest.raises(InputError, match="stage train/self-0 .*is stale: it was made from stage sample/self, of"):
@@ -501,6 +528,8 @@ def test_no_stage_writes_through_a_link(tmp_path, linked):
     logs = tmp_path / "run" / "train" / "self-0" / "wandb"
     if linked == "train/self-0/curve":
         (tmp_path / "run" / linked).unlink()
+        run(tmp_path / "run", plan())
+        (tmp_path / "run" / "train" / "self-0" / "manifest.json").unlink()
         logs.mkdir()
         (logs / "latest-run").symlink_to(tmp_path / "target")
         assert run(tmp_path / "run", plan())[-1] == "[2/2] train/self-0"

@@ -42,7 +42,7 @@ def done(stage, workdir, inputs):
 def test_proxies_of_edited_suites_or_texts_are_stale(config, tmp_path, file):
     workdir = tmp_path / "study"
     stage = the_stage(config, workdir)
-    done(stage, workdir, stage.externals())
+    done(stage, workdir, dict(stage.externals()))
     assert not stages.stale(workdir, [stage], models=False)
     path = tmp_path / f"{file}.jsonl"
     path.write_text(path.read_text().replace("cat", "dog"))
@@ -57,7 +57,7 @@ def test_proxies_of_suites_that_were_added_or_left_out_are_stale(config, tmp_pat
     small, whole, large = (
         the_stage(dataclasses.replace(config, evaluate=one), workdir) for one in (less, evaluate, more)
     )
-    done(whole, workdir, whole.externals())
+    done(whole, workdir, dict(whole.externals()))
     assert not stages.stale(workdir, [whole], models=False)
     for other in (small, large):
         assert "has changed since" in stages.stale(workdir, [other], models=False)[whole.name].why
@@ -71,7 +71,7 @@ def test_proxies_of_suites_that_were_added_or_left_out_are_stale(config, tmp_pat
 def test_proxies_of_fewer_items_or_other_rows_are_stale(config, tmp_path):
     workdir = tmp_path / "study"
     stage = the_stage(config, workdir)
-    done(stage, workdir, stage.externals())
+    done(stage, workdir, dict(stage.externals()))
     fewer, shorter = dataclasses.replace(config.evaluate, limit=1), dataclasses.replace(config.train, sequence_length=8)
     for changed in ({"evaluate": fewer}, {"train": shorter}):
         other = the_stage(dataclasses.replace(config, **changed), workdir)

@@ -144,8 +144,8 @@ def test_the_checkpoint_is_what_a_run_goes_on_from(whole, params, rows, mesh, tm
         file.write('{"step": 12, "lo')
     taken = []
     wrap_step(monkeypatch, lambda call, train_step, *args: taken.append(call) or train_step(*args))
-    other = jax.tree.map(jnp.zeros_like, params)  # not looked at when there is a checkpoint
-    loop.train(other, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    # What is yet to be loaded is not looked at when there is a checkpoint.
+    loop.train(lambda: pytest.fail("loaded"), MODEL, rows, CONFIG, tmp_path, mesh=mesh)
     assert len(taken) == STEPS - 8
     assert results(tmp_path, mesh) == results(whole, mesh)
 
@@ -466,7 +466,10 @@ def test_a_run_does_not_go_on_with_other_settings(begun, params, rows, mesh, cha
         loop.train(params, MODEL, rows, dataclasses.replace(CONFIG, **change), begun, mesh=mesh)
 
 
-def test_a_run_does_not_go_on_with_other_rows_or_another_model(begun, params, rows, mesh):
+def test_a_run_does_not_go_on_with_other_rows_parameters_or_another_model(begun, params, rows, mesh):
+    other = jax.tree.map(lambda leaf: leaf + 1e-6, params)
+    with pytest.raises(InputError, match="train: .* was made from other parameters"):
+        loop.train(other, MODEL, rows, CONFIG, begun, mesh=mesh)
     with pytest.raises(InputError, match="train: .* was made from other rows"):
         loop.train(params, MODEL, make_rows(seed=9), CONFIG, begun, mesh=mesh)
     with pytest.raises(InputError, match="train: setting model.pattern is"):
@@ -478,6 +481,14 @@ def test_a_run_does_not_go_on_with_other_rows_or_another_model(begun, params, ro
             begun,
             mesh=mesh,
         )
+
+
+def test_checkpoints_of_which_nothing_tells_are_not_gone_on_from(params, rows, mesh, tmp_path):
+    """As where a copy broke off before training.json."""
+    loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(InputError, match="holds checkpoints, and no .*training.json says of which training"):
+        loop.train(params, MODEL, rows, CONFIG, tmp_path, mesh=mesh)
 
 
 def test_what_only_rounds_may_change_under_a_run(begun, params, rows, mesh):

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, Callable
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError
@@ -29,17 +29,20 @@ def model_fingerprint(directory: str | os.PathLike) -> str:
     return found if record.get("config", config) == config else files.fingerprint([found, config])
 
 
-def vocabulary_input(name: str, directory: str | os.PathLike) -> dict[str, str]:
-    """The fingerprint, as an input of a stage, of what else decides which ids model `name` reads and writes: its
-    tokenizer and `generation_config.json`."""
-    directory = resolve_model(directory, weights=False)
-    found = [*tokenizer_files(directory), *directory.glob("generation_config.json")]
-    return {f"{name}'s tokenizer": files.file_fingerprint(*found)}
+def vocabulary_input(name: str, find: Callable[[], str | os.PathLike]) -> files.Fingerprints:
+    """That, as an input of a stage, of what else decides which ids model `name`, in the folder that `find` gives, reads
+    and writes: its tokenizer and `generation_config.json`."""
+
+    def look() -> str:
+        directory = resolve_model(find(), weights=False)
+        return files.file_fingerprint(*tokenizer_files(directory), *directory.glob("generation_config.json"))
+
+    return files.Fingerprints({f"{name}'s tokenizer": look})
 
 
-def model_inputs(name: str, directory: str | os.PathLike) -> dict[str, str]:
+def model_inputs(name: str, find: Callable[[], str | os.PathLike]) -> files.Fingerprints:
     """The fingerprints, as inputs of a stage, of all that model `name` consists of."""
-    return {name: model_fingerprint(directory)} | vocabulary_input(name, directory)
+    return files.Fingerprints({name: lambda: model_fingerprint(find())}) | vocabulary_input(name, find)
 
 
 def refuse_changed(what: str, found: str, now: str) -> None:
