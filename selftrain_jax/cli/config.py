@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import os
 import pathlib
 import re
 import runpy
@@ -14,6 +13,7 @@ from typing import Any, Sequence
 
 from selftrain_jax.core.errors import InputError, InputWarning
 from selftrain_jax.core.files import as_path, at_home, read_json
+from selftrain_jax.core.imports import fresh_imports
 from selftrain_jax.core.settings import Typed, build
 from selftrain_jax.run.settings import RunConfig
 from selftrain_jax.study.settings import StudyConfig
@@ -89,29 +89,23 @@ def read_values(reference: str, overrides: Sequence[str] = ()) -> dict[str, Any]
     if not path.is_file():
         advice = f"--config={path.stem} is built in" if path.stem in built_in() else "see `selftrain configs`"
         raise InputError(f"config file not found: {path} (built in are {', '.join(built_in())}; {advice})")
-    folders = [str(path.parent.absolute()), str(BUILT_IN)]
+    folders, usual = [str(path.parent.absolute()), str(BUILT_IN)], list(sys.path)
     sys.path[:0] = folders  # a config may build on its neighbour, or on a built-in one
-    known = set(sys.modules)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # which a neighbour that keeps its time would outdate
     try:
-        with warnings.catch_warnings():  # a file that silences those of its libraries would silence ours, too
+        # One that silences the warnings of its libraries would silence ours, too.
+        with warnings.catch_warnings(), fresh_imports(*folders):
             values = runpy.run_path(str(path))["get_config"](*([argument] if argument else []))
         for override in overrides:
             _refer(values, override)
         values = _plain(values)
     except InputError:
         raise
-    except Exception as e:  # whatever the file does wrong is bad input
+    except (Exception, SystemExit) as e:  # whatever the file does wrong is bad input
         where = [f"line {f.lineno}: " for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         what = f"{''.join(where[-1:])}{type(e).__name__}: {' '.join(str(e).split())}"
         raise InputError(f"config {reference}: {what}") from None
     finally:
-        sys.dont_write_bytecode = kept
-        for module in set(sys.modules) - known:  # another config in this process has neighbours of its own
-            if os.path.dirname(getattr(sys.modules[module], "__file__", None) or "") in folders:
-                del sys.modules[module]
-        for folder in folders:
-            sys.path.remove(folder)
+        sys.path[:] = usual
     if not isinstance(values, dict):
         raise InputError(f"config {reference}: get_config() must return a dict or a ConfigDict, not {values!r:.80}")
     return values

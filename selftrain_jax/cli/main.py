@@ -16,6 +16,7 @@ from selftrain_jax.cli.options import STAGES, make_parser, task_options
 from selftrain_jax.core import progress
 from selftrain_jax.core.errors import InputError, InputWarning, RunStopped, one_line, told
 from selftrain_jax.core.files import at_home
+from selftrain_jax.core.imports import warn_of_versions
 from selftrain_jax.core.storage import in_its_bucket, is_storage_error
 from selftrain_jax.distributed import preemption
 
@@ -43,6 +44,8 @@ _TOOLS = {
     "compare": "tables.compare",
 }
 """Command -> module and function, which is called with its arguments alone."""
+_LIGHT = ("status", "config", "completion", "configs", "init")
+"""Commands that compute nothing."""
 _ONLY_LOOKS = ("plan", "status", "config")  # and leaves nothing to go on with
 
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.getcwd()
     except FileNotFoundError:  # removed since; libraries that ask for it abort the process
         os.chdir(os.sep)
-    with _sturdy_output():
+    with _sturdy_output(), _callers_jax():
         try:
             code = _run(argv)
         except Exception:  # it may hold anything, too
@@ -64,10 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+@contextlib.contextmanager
+def _callers_jax() -> Iterator[None]:
+    """Leaves the flags of JAX as who calls `main`, in a notebook for example, has set them."""
+    jax = sys.modules.get("jax")
+    before = dict(jax.config.values) if jax else {}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+
+
 def _run(argv: list[str]) -> int:
     try:
         arguments, overrides = make_parser().parse_known_args(list(map(_with_home, argv)))
         with _one_line_warnings():
+            if arguments.command not in _LIGHT:
+                warn_of_versions("selftrain_jax")
             return _dispatch(arguments, overrides, argv)
     except InputError as e:
         print(f"selftrain: error: {_said(e)}", file=sys.stderr, flush=True)

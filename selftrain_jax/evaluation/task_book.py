@@ -10,10 +10,12 @@ import difflib
 import glob
 import os
 import pathlib
+import sys
 from typing import Any, Iterable, Iterator, Sequence
 
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
+from selftrain_jax.core.imports import fresh_imports
 from selftrain_jax.core.rows import below
 
 RESULTS = "results.json"
@@ -98,6 +100,7 @@ class TaskBook:
                 f"include_path={str(include_path)!r}: task files run code (what they name with !function, and their "
                 "templates) with your rights; read them, then allow it with --confirm-run-unsafe-code"
             )
+        self.folders = [] if folder is None else [str(folder.absolute())]
         self.manager = None if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
         if self.manager is None or not set(names) <= set(self.manager.all_tasks):
             self.manager = TaskManager(include_path=None if folder is None else str(folder))
@@ -150,32 +153,29 @@ class TaskBook:
         return load_yaml_config(entry["yaml_path"], mode="simple")
 
     def definition(self, name: str, of_code: bool = True) -> str:
-        """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name.
+        """A hash of what decides a task's items: its YAML files, Python files beside them, and local data they name; of
+        a task of `include_path`, all of these below that, since they may include and group one another.
 
         Args:
           of_code: whether what these Python files may read counts, too; they may write it as well.
         """
         parts: list[Any] = []
+        own = False
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
             data, code = self._data(leaf), []
             entry = self.manager.task_index.get(leaf)
             yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
             if isinstance(yaml_path, (str, os.PathLike)):
-                folder = os.path.dirname(yaml_path)
-                code = _local_files(os.path.join(glob.escape(folder), "*.py"))
-                if of_code and code and not pathlib.Path(folder).is_relative_to(_harness_folder()):
-                    code += _may_read(folder, code)
+                folder = pathlib.Path(yaml_path).absolute().parent
+                own |= any(folder.is_relative_to(one) for one in self.folders)
+                code = [] if own else _local_files(os.path.join(glob.escape(str(folder)), "*.py"))
             parts.append([self._settings(leaf), *(files.file_fingerprint(path) for path in [*data, *code])])
-        return files.fingerprint(parts)
+        read = [path for folder in self.folders for path in _of_tasks(folder, of_code)] if own else []
+        return files.fingerprint([*parts, *map(files.file_fingerprint, read)])
 
     def _data(self, leaf: str) -> list[str]:
         """The files on this disk that a single task's settings name as its data."""
-        settings = self._settings(leaf)
-        given = (settings.get("dataset_kwargs") or {}).get("data_files") or {}
-        given = given.values() if isinstance(given, dict) else [given]
-        named = [path for item in given for path in (item if isinstance(item, list) else [item])]
-        named += [(settings.get("dataset_kwargs") or {}).get("data_dir"), settings.get("dataset_path")]
-        return [path for item in named for path in _local_files(item)]
+        return _named_data(self._settings(leaf))
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -202,8 +202,10 @@ class TaskBook:
         Raises:
           InputError: the data cannot be had, or a package that the task needs is missing.
         """
+        for module in [*filter(os.path.isabs, sys.modules)]:  # the harness takes code of the same time for the same
+            del sys.modules[module]
         try:
-            with self.reading(name):
+            with self.reading(name), fresh_imports(*self.folders):
                 if hasattr(self.manager, "load"):
                     return self.manager.load([name])["tasks"]
                 return dict(_flat(self.manager.load_task_or_group([name])))  # 0.4.10
@@ -214,6 +216,38 @@ class TaskBook:
                 f"task {name} cannot be loaded ({type(e).__name__}: {one_line(e)[:300]}); check the network, or the "
                 "data_files of a task file of your own (relative paths start at the working directory)"
             ) from None
+
+
+def _named_data(settings: Any, name: str = "") -> list[str]:
+    """The files on this disk that a task's settings, or tasks in them, name as data."""
+    if isinstance(settings, dict):
+        within = (_named_data(value, name if name in _DATA else str(key)) for key, value in settings.items())
+    elif isinstance(settings, list):
+        within = (_named_data(value, name) for value in settings)
+    else:
+        return _local_files(settings) if name in _DATA else []
+    return [path for found in within for path in found]
+
+
+def _of_tasks(folder: str, of_code: bool) -> list[str]:
+    """All task files and code below `folder`, the data that these name, and with `of_code` what that code may read."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        """The harness's own loader runs code."""
+
+    Plain.add_multi_constructor("!", lambda loader, tag, node: None)
+    found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
+    found = [path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    settings = [str(path) for path in found if path.suffix.lower() in (".yaml", ".yml")]
+    code = [str(path) for path in found if path.suffix.lower() == ".py"]
+    read = [*settings, *code]
+    for path in settings:
+        with contextlib.suppress(yaml.YAMLError, ValueError):  # loading it tells
+            read += _named_data(yaml.load(pathlib.Path(path).read_bytes(), Plain))  # noqa: S506
+    for place in sorted({os.path.dirname(path) for path in code}) if of_code else ():
+        read += _may_read(place, [path for path in code if os.path.dirname(path) == place])
+    return list(dict.fromkeys(read))
 
 
 def _local_files(named: Any) -> list[str]:
@@ -233,6 +267,8 @@ def _harness_folder() -> str:
     return os.path.dirname(lm_eval.__file__)
 
 
+_DATA = ("data_files", "data_dir", "dataset_path")
+"""Settings of a task that name its data."""
 _NO_DATA = (".py", ".pyc", ".yaml", ".yml", ".md", ".log", ".out", ".err")
 """Endings of files that lie beside a task's code, and are no data unless it names them."""
 

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import py_compile
 import runpy
 import subprocess
 import sys
@@ -148,13 +149,28 @@ def test_a_config_builds_on_its_neighbour(config):
     assert load_config(path).title == "of the neighbour"
 
 
-def test_two_configs_in_one_process_have_neighbours_of_their_own(tmp_path):
+@pytest.mark.parametrize(
+    "place, begin",
+    [
+        ("shared_by_configs.py", "import shared_by_configs as shared"),
+        ("package_of_config/__init__.py", "import package_of_config as shared"),
+        ("folder_of_config/shared.py", "from folder_of_config import shared"),
+        (
+            "elsewhere/added_by_config.py",
+            "import sys\nsys.path.insert(0, {folder!r})\nimport added_by_config as shared",
+        ),
+    ],
+)
+def test_two_configs_in_one_process_have_neighbours_of_their_own(tmp_path, place, begin):
+    path = list(sys.path)
     for title in ("one", "two"):
-        (tmp_path / title).mkdir()
-        (tmp_path / title / "shared_by_configs.py").write_text(f"settings = dict(source='m', title={title!r})\n")
-        text = "import shared_by_configs\n\n\ndef get_config():\n    return shared_by_configs.settings\n"
-        (tmp_path / title / "config.py").write_text(text)
+        neighbour = tmp_path / title / place
+        neighbour.parent.mkdir(parents=True)
+        neighbour.write_text(f"import decimal\nsettings = dict(source='m', title={title!r})\n")
+        text = f"{begin}\n\n\ndef get_config():\n    return shared.settings\n"
+        (tmp_path / title / "config.py").write_text(text.replace("{folder!r}", repr(str(neighbour.parent))))
         assert load_config(str(tmp_path / title / "config.py")).title == title
+    assert sys.path == path
 
 
 def test_a_neighbour_of_the_same_size_and_time_is_read_anew(config, tmp_path):
@@ -167,6 +183,7 @@ def test_a_neighbour_of_the_same_size_and_time_is_read_anew(config, tmp_path):
         code = f"from selftrain_jax.cli.config import load_config\nprint(load_config({path!r}).title)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=writes)
         assert done.stdout == f"{title}\n"
+        py_compile.compile(neighbour)  # as other programs leave it
 
 
 GOOD = "return ConfigDict(dict(source='m', sample=dict(seed=1)))"
@@ -182,6 +199,7 @@ BAD = [
     ("return ConfigDict(dict(source='m', sample=dict(temperature=-1.0)))", [], "temperature=-1.0"),
     ("return ConfigDict(dict())", [], "source is empty"),
     ("return ConfigDict(dict(source='lab:base'))", [], "needs a lab"),
+    ("raise SystemExit(0)", [], "SystemExit: 0"),
     ("return 5", [], "get_config() must return a dict or a ConfigDict, not 5"),
     ("return 5", ["--config.title=x"], "get_config() must return a dict or a ConfigDict, not 5"),
     ("assert False", [], "line 3: AssertionError"),
@@ -224,8 +242,7 @@ def test_reading_a_config_leaves_the_module_path_as_it_was(config):
     before = list(sys.path)
     load_config(config(GOOD))
     load_config(config("import sys\nsys.path.insert(0, '/added/by/config')\n" + GOOD))
-    assert sys.path == ["/added/by/config", *before]
-    sys.path.remove("/added/by/config")
+    assert sys.path == before
 
 
 def test_a_config_without_get_config_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from selftrain_jax import __version__
@@ -272,3 +273,13 @@ def test_a_study_that_another_process_cuts_otherwise_is_refused(tmp_path, capsys
         with held(tmp_path / f".shard-{other}.lock", "x"):
             assert run("study", f"--config={study}", f"--workdir={tmp_path}", f"--shard={mine}") == 2
             assert f"by process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_flags_of_jax_are_the_callers_again_after_a_command(tmp_path):
+    """Who calls `main` in a notebook goes on with the same arithmetic."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert run("compare", str(tmp_path / "a"), str(tmp_path / "b")) == 2
+        assert jax.config.jax_enable_x64
+    finally:
+        jax.config.update("jax_enable_x64", False)

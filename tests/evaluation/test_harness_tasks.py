@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import py_compile
 import subprocess
 import sys
 
@@ -311,6 +312,25 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 
 
+def test_code_of_the_same_size_and_time_is_read_anew(tmp_path, monkeypatch):
+    """As from an archive, or by `cp -p`: Python, and the harness, would take what was there before."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "function.yaml").write_text(FUNCTION)
+    for word in ("one", "two"):
+        row = {"question": word, "choices": ["a", "b"], "gold": 0}
+        code = (
+            "import os, sys\nimport datasets\nsys.path.insert(0, os.path.dirname(__file__))\nimport rows_of_task\n\n\n"
+        )
+        code += "def load(**_):\n    return {'test': datasets.Dataset.from_list([rows_of_task.ROW])}\n"
+        for file, text in (("utils.py", code), ("rows_of_task.py", f"ROW = {row}\n")):
+            (tmp_path / file).write_text(text)
+            os.utime(tmp_path / file, (1e9, 1e9))
+        [task] = TaskBook(["own_reader"], tmp_path, True).load("own_reader").values()
+        assert [doc["question"] for doc in task.test_docs()] == [word]
+        for file in tmp_path.glob("*.py"):
+            py_compile.compile(file)
+
+
 @pytest.mark.parametrize("named", ["/**/*.jsonl", ""], ids=["pattern", "folder"])
 def test_data_that_may_not_be_read_is_refused(tmp_path, monkeypatch, named):
     """The library of data sets would take the rest for all."""
@@ -402,3 +422,24 @@ def test_a_value_that_is_no_number_is_shown_as_not_known():
     (ppl, acc) = harness_tasks.rows([harness_tasks._plain(result | {"n-shot": {}, "n-samples": {}})])
     assert (ppl["value"], acc["value"]) == (None, 0.5)
     assert harness_tasks.format_table([ppl]).splitlines()[1].split() == ["t", "0", "ppl", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("edited", ["base/_common.yaml", "base/code.py", "lib/code.py", "inner.jsonl", "choice.jsonl"])
+def test_whatever_a_task_of_ones_own_is_put_together_from_is_part_of_it(tmp_path, edited):
+    """What it includes and the code beside that, code in a folder, tasks within a group, and their data."""
+    own = tmp_path / "own"
+    for name in ("base/code.py", "lib/code.py"):
+        (own / name).parent.mkdir(parents=True)
+        (own / name).write_text("def same(data):\n    return data\n")
+    for name in ("inner.jsonl", "choice.jsonl"):
+        (own / name).write_text('{"question": "what?", "choices": ["a", "b"], "gold": 0}\n')
+    common = CHOICE.replace("task: tiny_choice\n", "").replace("{folder}", str(own)).format()
+    (own / "base" / "_common.yaml").write_text(f"{common}\nprocess_docs: !function code.same\n")
+    (own / "one.yaml").write_text("task: one\ninclude: base/_common.yaml\n")
+    (own / "two.yaml").write_text(f"task: two\n{common}\nprocess_docs: !function lib/code.same\n")
+    inline = f"{{task: three, include: base/_common.yaml, dataset_kwargs: {{data_files: {{test: {own}/inner.jsonl}}}}}}"
+    (own / "all.yaml").write_text(f"group: all\ntask:\n- group: within\n  task: [one, two]\n- {inline}\n")
+    before = TaskBook(["all"], own, True).definition("all")
+    assert TaskBook(["all"], own, True).definition("all") == before
+    (own / edited).write_text((own / edited).read_text() + "\n")
+    assert TaskBook(["all"], own, True).definition("all") != before
