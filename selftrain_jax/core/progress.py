@@ -39,10 +39,10 @@ def note(text: object) -> None:
     for path in _logs:
         with contextlib.suppress(OSError):
             if is_remote(path):  # objects are written whole
-                path.write_text((path.read_text() if path.exists() else "") + line)
+                path.write_text((path.read_text("utf-8") if path.exists() else "") + line, "utf-8")
                 continue
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-            with open(file, "w") as log:
+            with open(file, "w", encoding="utf-8") as log:
                 log.write(line)
 
 

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import warnings
@@ -61,6 +62,12 @@ class Workdir:
         Raises:
           InputError: another process works in it, or it cannot be written.
         """
+        coding = sys.getfilesystemencoding()
+        if not self._remote and not str(self.path.absolute()).isascii() and coding != "utf-8":
+            raise InputError(
+                f"workdir {self.path} has a character beyond ASCII, which libraries would write in UTF-8 and this "
+                f"locale reads as {coding}: set LC_ALL=C.UTF-8, or name another --workdir"
+            )
         new = not self._remote and not self.path.exists()
         with contextlib.ExitStack() as holding:
             try:

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int
@@ -177,7 +178,8 @@ def make_train_step(
     rules: dict = RULES,
     grad_accum: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `train_step(state, batch) -> (state, metrics)`; `state` is donated.
+    """Builds `train_step(state, batch) -> (state, metrics)`; `state` is donated. Arrays of NumPy in a batch are
+    copied: they may be filled again while the step runs.
 
     Args:
       loss_fn: `(params, batch) -> (sum of losses, sum of weights)`; the mean of the whole batch is minimized, however
@@ -226,7 +228,13 @@ def make_train_step(
 
     jitted = functools.partial(jax.jit, train_step, donate_argnums=0)
     if mesh is None:
-        return jitted()
+        step = jitted()
+
+        def train_step_of_own(state, batch):
+            return step(state, _copied(batch))
+
+        train_step_of_own.lower = step.lower
+        return train_step_of_own
 
     @functools.lru_cache
     def jitted_for(structure, shardings):
@@ -245,9 +253,14 @@ def make_train_step(
         held = (getattr(leaf, "sharding", None) for leaf in leaves)
         held = tuple(s if isinstance(s, NamedSharding) and s.mesh == mesh else None for s in held)
         with jax.set_mesh(mesh):
-            return jitted_for(structure, held)(state, batch)
+            return jitted_for(structure, held)(state, _copied(batch))
 
     return train_step_on_mesh
+
+
+def _copied(batch: Batch) -> Batch:
+    """`batch` with arrays of its own in place of NumPy's, which JAX on a CPU may read where they lie, and later."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, batch)
 
 
 def _warn_of_half_precision(params: Any) -> None:

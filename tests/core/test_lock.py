@@ -79,6 +79,14 @@ def test_a_process_that_is_gone_holds_nothing(path, changes):
         pass
 
 
+def test_a_process_of_which_the_machine_tells_nothing_lives(tmp_path, monkeypatch):
+    """As on clusters that hide other users' processes (`hidepid`)."""
+    left_behind(tmp_path / ".lock", pid=1)
+    monkeypatch.setattr(lock, "_started", lambda pid: "")
+    with pytest.raises(InputError, match="by process 1"), lock.held(tmp_path / ".lock", "x is in use"):
+        pass
+
+
 def test_of_another_machine_only_one_that_shows_no_sign_of_life_is_gone(path, monkeypatch):
     left_behind(path, machine=["elsewhere"], host="elsewhere", pid=1)
     monkeypatch.setattr(lock.time, "sleep", lambda _: None)

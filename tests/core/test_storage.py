@@ -55,6 +55,16 @@ def test_on_disk_there_is_one_folder(tmp_path):
     assert held(tmp_path) == {"sample/self/a": "1"}
 
 
+def test_a_folder_that_libraries_would_call_by_another_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(InputError, match="a character beyond ASCII, .* this locale reads as iso8859-1: set LC_ALL"):
+        with Workdir(tmp_path / "caf\u00e9").held():
+            pass
+    assert not list(tmp_path.iterdir())
+    with Workdir(tmp_path / "cafe").held():
+        pass
+
+
 def test_what_one_process_sends_another_fetches(bucket):
     one, other = Workdir(bucket), Workdir(bucket)
     write(one, corpus__shard="text", metrics="1")

@@ -449,3 +449,29 @@ def test_a_state_that_is_whole_on_devices_which_could_share_it_is_warned_of():
     make_train_step(squared_error, optimizer, mesh=mesh, rules={"batch": "fsdp"})(state, batch)
     with pytest.warns(InputWarning, match="all of the state lies on every device of mesh .*state_shardings"):
         make_train_step(squared_error, optimizer, mesh=mesh)(state, batch)
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=-1)], ids=["alone", "mesh"])
+def test_an_array_that_is_filled_again_while_the_step_runs_changes_nothing(mesh):
+    """As loaders do; on a CPU, JAX reads arrays that begin at a multiple of 64 bytes where they lie."""
+    raw = np.empty(8 * 65 * 4 + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    buffer = raw[begin : begin + 8 * 65 * 4].view(np.int32).reshape(8, 65)
+    slow = jnp.ones((1, 20_000))
+
+    def loss(params, batch):
+        return jnp.sum(jnp.sin(batch["x"].astype(jnp.float32)[..., None] * slow)) * params, jnp.float32(1)
+
+    def losses(give):
+        step = make_train_step(loss, optax.sgd(0.0), mesh=mesh and make_mesh(mesh))
+        state, found = TrainState.create(jnp.float32(1), optax.sgd(0.0)), []
+        for number in range(4):
+            state, metrics = step(state, {"x": give(number)})
+            found.append(metrics["loss"])
+        return [float(x) for x in found]
+
+    def again(number):
+        buffer[...] = number
+        return buffer
+
+    assert losses(again) == losses(lambda number: np.full((8, 65), number, np.int32))
