@@ -54,7 +54,8 @@ def write_study_report(directory: str | os.PathLike, data: StudyData) -> None:
     """
     data = plain_study(data)
     texts = {f"tables/{name}.csv": study_tables.csv_text(data, name) for name in study_tables.COLUMNS}
-    texts |= {f"tables/{name}.tex": write(data) for name, write in study_tables.LATEX.items()}
+    notes = "".join(f"% {' '.join(note.split())}\n" for note in data.notes)
+    texts |= {f"tables/{name}.tex": notes + write(data) for name, write in study_tables.LATEX.items()}
     texts |= {"table.txt": format_study(data), "study.html": render_study(data)}
     value = {"schema": SCHEMA} | {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     _write(pathlib.Path(directory), {"study.json": value}, texts)
@@ -107,7 +108,7 @@ def _environment() -> jinja2.Environment:
 
     A page's policy lets a browser run the one script, known by its digest, and fetch nothing.
     """
-    script = (_TEMPLATES / "page.js").read_text()
+    script = (_TEMPLATES / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
     loaded = jinja2.Environment(

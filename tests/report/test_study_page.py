@@ -138,6 +138,7 @@ def test_latex_values_are_those_of_the_data(folder):
     assert "A\\_small" in text
     assert text.count("&  ") == 1, "the pair that is missing is blank"
     assert r"Mean nll" not in text
+    assert all(f"% {note}" in text for note in full_data().notes), "such as that units are not done"
     assert r"$-0.70$ {\footnotesize $[-0.90, -0.50]$}" in (folder("full") / "tables" / "correlations.tex").read_text()
 
 
