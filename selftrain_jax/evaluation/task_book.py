@@ -10,6 +10,7 @@ import difflib
 import glob
 import os
 import pathlib
+import re
 import sys
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -254,11 +255,23 @@ def _local_files(named: Any) -> list[str]:
     """The files that a path, a pattern or a folder stands for; none for what is not on this disk."""
     if not isinstance(named, str):
         return []
+    named = re.sub("^(file|local)://", "", named)
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
     if "**" in named and found != [named]:
         below(os.path.dirname(glob.escape(named).partition("[")[0]) or ".")  # refuses folders that may not be read
-    inside = [map(str, below(path)) if os.path.isdir(path) else [path] for path in found]
-    return sorted(path for paths in inside for path in paths if os.path.isfile(path))
+    inside = [[*map(str, below(path)), *_through_links(path)] if os.path.isdir(path) else [path] for path in found]
+    return sorted({path for paths in inside for path in paths if os.path.isfile(path)})
+
+
+def _through_links(folder: str) -> Iterator[str]:
+    """The files in and below `folder`, of folders that links lead to as well, each folder once."""
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        yield from (os.path.join(place, name) for name in names)
 
 
 def _harness_folder() -> str:

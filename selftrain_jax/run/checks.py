@@ -46,6 +46,9 @@ def check_files(run: RunNames) -> None:
                 f"setting {setting}={value!r} has the name of source or student, whose "
                 f"revision={run.config.revision!r} it would be, too: name the folder of the revision that is meant"
             )
+    if run.config.evaluate.reference and run.config.evaluate.reference in (run.student, run.untouched):
+        text = "setting evaluate.reference is the student itself: of base, the reference attack tells nothing"
+        warnings.warn(text, InputWarning, stacklevel=2)
     trained: dict[str, list[str]] = {}
     corpora = {"corpus", *(f"controls.{name}.corpus" for name in run.config.controls)}
     for setting, value in run.references().items():

@@ -424,6 +424,22 @@ def test_a_value_that_is_no_number_is_shown_as_not_known():
     assert harness_tasks.format_table([ppl]).splitlines()[1].split() == ["t", "0", "ppl", "-", "-", "-"]
 
 
+def test_data_behind_urls_and_links_is_part_of_a_task(tmp_path):
+    for name in ("own", "elsewhere", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    files = [tmp_path / "elsewhere" / "rows.jsonl", tmp_path / "choice.jsonl"]
+    for file in files:
+        file.write_text('{"question": "what?", "choices": ["a", "b"], "gold": 0}\n')
+    for task, text in (("url", "file://{folder}/choice.jsonl"), ("link", "{folder}/data")):
+        yaml = CHOICE.replace("tiny_choice", task).replace("{folder}/choice.jsonl", text).format(folder=tmp_path)
+        (tmp_path / "own" / f"{task}.yaml").write_text(yaml)
+
+    found = {task: set(TaskBook([task], tmp_path / "own", True)._data(task)) for task in ("url", "link")}
+    assert found == {"url": {str(files[1])}, "link": {str(tmp_path / "data" / "link" / "rows.jsonl")}}
+
+
 @pytest.mark.parametrize("edited", ["base/_common.yaml", "base/code.py", "lib/code.py", "inner.jsonl", "choice.jsonl"])
 def test_whatever_a_task_of_ones_own_is_put_together_from_is_part_of_it(tmp_path, edited):
     """What it includes and the code beside that, code in a folder, tasks within a group, and their data."""

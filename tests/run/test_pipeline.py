@@ -72,6 +72,12 @@ def test_a_control_of_the_same_text_in_other_pieces_is_warned_of_with_a_student_
         check_files(Pipeline(config, tmp_path / "run"))
 
 
+def test_a_reference_that_is_the_student_itself_is_told(tmp_path):
+    config = load_config(TINY, ["--config.evaluate.reference=lab:base", "--config.evaluate.nonmembers=repeats=0"])
+    with pytest.warns(InputWarning, match="evaluate.reference is the student itself"):
+        check_files(Pipeline(config, tmp_path / "run"))
+
+
 @pytest.mark.parametrize("kind", ["splash", "cudnn"])
 def test_attention_of_another_device_is_refused_before_the_first_stage(tmp_path, capsys, kind):
     config = load_config(TINY, [f"--config.train.attention={kind}"])
