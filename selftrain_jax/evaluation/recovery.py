@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from selftrain_jax.core.errors import InputError
 from selftrain_jax.evaluation import statistics
+from selftrain_jax.evaluation.items import cluster_numbers
 
 RULES = 1
 """Version of the rule."""
@@ -53,7 +54,7 @@ def judge(
         sampled.
       base_keeps: base still extracts it after the last step of relearning. Where that overwrites what base knows, too,
         that nothing comes back says nothing.
-      cluster: a label per probe, equal for probes that are not independent.
+      cluster: a label per probe, equal for probes that are not independent; None stands alone.
     """
     given = {"lost": lost, "back": back, "twin_back": twin_back, "base_keeps": base_keeps}
     arrays = {name: np.asarray(values) for name, values in given.items()}
@@ -66,7 +67,10 @@ def judge(
     if not n:
         return Recovered(0, *[None] * 5, "undecided", "nothing that base extracts was lost")
     shares = float(back[lost].mean()), float(twin_back[lost].mean())
-    labels = None if cluster is None else np.asarray(cluster)[lost]
+    if cluster is not None and len(cluster) != len(lost):
+        raise InputError(f"cluster of {len(cluster)} labels must have one for each of {len(lost)} probes")
+    numbers = None if cluster is None else cluster_numbers(np.array(cluster).tolist(), "recovery")
+    labels = None if numbers is None else numbers[lost]
     found = statistics.paired_difference(twin_back[lost], back[lost], cluster=labels)
     _, low, high = found
     kept = float(base_keeps[lost].mean())

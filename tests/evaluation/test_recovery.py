@@ -54,6 +54,9 @@ def test_what_says_neither_yes_nor_no_of_each_probe_is_refused(back):
 def test_windows_of_one_text_are_one_witness():
     lost, back, twin, keeps = of(60, 60, 55, 0, 60)
     assert judge(lost, back, twin, keeps, cluster=np.arange(60) // 30).verdict == "undecided"
+    assert judge(lost, back, twin, keeps, cluster=[None] * 60) == judge(lost, back, twin, keeps)
+    with pytest.raises(InputError, match="cluster of 3 labels must have one for each of 60 probes"):
+        judge(lost, back, twin, keeps, cluster=[1, 2, 3])
 
 
 def test_steps_until_half_have_an_interval():
