@@ -25,7 +25,7 @@ def fresh_imports(*folders: str) -> Iterator[None]:
         yield
     finally:
         sys.pycache_prefix, sys.dont_write_bytecode = kept
-        places = {*folders, *set(sys.path) - set(path)}
+        places = {*map(os.path.realpath, {*folders, *set(sys.path) - set(path)})}
         for name in set(sys.modules) - known:
             if _is_of(name, sys.modules[name], places):
                 del sys.modules[name]
@@ -38,7 +38,7 @@ def _is_of(name: str, module: Any, folders: Iterable[str]) -> bool:
         return False
     if any({"site-packages", "dist-packages"} & {*pathlib.Path(file).parts} for file in files):
         return False
-    return any(pathlib.Path(file).is_relative_to(folder) for file in files for folder in folders)
+    return any(pathlib.Path(os.path.realpath(file)).is_relative_to(folder) for file in files for folder in folders)
 
 
 def warn_of_versions(package: str) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import warnings
-from typing import Any, Collection, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -100,13 +100,13 @@ def import_corpus(
     return manifest
 
 
-def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, Collection[int], int]:
+def _tokenizer(source: str | os.PathLike) -> tuple[Any, int, set[int], int]:
     """The tokenizer, its EOS, all ids that begin or end a document, and how many ids a document may use."""
     tokenizer = load_tokenizer(source)
     if (resolve_model(source, weights=False) / "config.json").is_file():
         config = hf.load_config(source)
         check_tokenizer(config, tokenizer)
-        return tokenizer, config.eos_token_id, config.special_ids, int(known_ids(config, tokenizer).sum())
+        return tokenizer, config.eos_token_id, set(config.special_ids), int(known_ids(config, tokenizer).sum())
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"tokenizer {source} names no EOS token and has no config.json beside it: name the model's folder"
@@ -139,7 +139,7 @@ def _scan(source: Source, field: str, limit: int | None, special: list[str]) -> 
 
 
 def _documents(
-    source: Source, field: str, ids: list[int], tokenizer, end: int, special: Collection[int]
+    source: Source, field: str, ids: list[int], tokenizer, end: int, special: set[int]
 ) -> Iterator[list[Document]]:
     """The documents of `ids`, shard by shard."""
     kept = ((i, text) for i, text in enumerate(source.texts(field)) if has_text(text))
@@ -151,7 +151,7 @@ def _documents(
                 source.check_unchanged()
             documents = []
             for (i, text), tokens in zip(batch, encode_texts(tokenizer, [text for _, text in batch], special)):
-                if not set(special).isdisjoint(tokens):
+                if not special.isdisjoint(tokens):
                     raise InputError(
                         f"import source {source.name}, item {i + 1}: the tokenizer makes an end-of-text token of a "
                         "part of the text, which would end the document there; take that part or the text out"

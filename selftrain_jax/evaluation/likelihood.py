@@ -202,8 +202,8 @@ def _known(what: str, rows: Sequence[dict], *fields: str) -> list[dict]:
     """`rows` with these fields alone, by which it is told of what kind an item is, and its "id" (or "index") and
     "cluster"; warns of other fields in which the text that an item is about may be."""
     others = dict.fromkeys(name for row in rows for name in row if name not in (*fields, "id", "index", "cluster"))
-    texts = {name: [str(row.get(name) or "") for row in rows] for name in others}
-    if unread := [name for name in texts if name in _CONTEXT and any(texts[name]) or _are_sentences(texts[name])]:
+    values = {name: [row.get(name) for row in rows] for name in others}
+    if unread := [name for name in others if name in _CONTEXT and any(values[name]) or _are_sentences(values[name])]:
         more = f"the field {unread[0]!r} is not read; what the model shall see of it goes into the {fields[0]}"
         warnings.warn(f"{what}: {more}", InputWarning, stacklevel=3)
     rows = [{"id": row["index"]} | row if "index" in row else row for row in rows]
@@ -217,9 +217,9 @@ def _warn_of_margins(what: str, items: Sequence[Sequence[str]]) -> None:
         warnings.warn(f"{what} and not around others, and its likelihood counts", InputWarning, stacklevel=3)
 
 
-def _are_sentences(texts: Sequence[str]) -> bool:
-    """Whether most have three words and more."""
-    return np.median([len(text.split()) for text in texts]) > 2
+def _are_sentences(values: Sequence[Any]) -> bool:
+    """Whether most are texts of three words and more."""
+    return np.median([len(value.split()) if isinstance(value, str) else 0 for value in values]) > 2
 
 
 def alike(a: str, b: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Iterable, Iterator, Sequence
 from selftrain_jax.core import files
 from selftrain_jax.core.errors import InputError, one_line
 from selftrain_jax.core.imports import fresh_imports
-from selftrain_jax.core.rows import below
+from selftrain_jax.core.rows import below, has_ending, hidden
 
 RESULTS = "results.json"
 """What `selftrain evaluate --out` writes."""
@@ -101,7 +101,7 @@ class TaskBook:
                 f"include_path={str(include_path)!r}: task files run code (what they name with !function, and their "
                 "templates) with your rights; read them, then allow it with --confirm-run-unsafe-code"
             )
-        self.folders = [] if folder is None else [str(folder.absolute())]
+        self.folders = [] if folder is None else [os.path.realpath(folder)]
         self.manager = None if folder is None else TaskManager(include_path=str(folder), include_defaults=False)
         if self.manager is None or not set(names) <= set(self.manager.all_tasks):
             self.manager = TaskManager(include_path=None if folder is None else str(folder))
@@ -160,16 +160,17 @@ class TaskBook:
         Args:
           of_code: whether what these Python files may read counts, too; they may write it as well.
         """
-        parts: list[Any] = []
-        own = False
+        parts, own = [], False
         for leaf in dict.fromkeys([name, *self.leaves(name)]):
             data, code = self._data(leaf), []
             entry = self.manager.task_index.get(leaf)
             yaml_path = entry.get("yaml_path") if isinstance(entry, dict) else getattr(entry, "yaml_path", None)
             if isinstance(yaml_path, (str, os.PathLike)):
-                folder = pathlib.Path(yaml_path).absolute().parent
-                own |= any(folder.is_relative_to(one) for one in self.folders)
-                code = [] if own else _local_files(os.path.join(glob.escape(str(folder)), "*.py"))
+                folder = os.path.realpath(os.path.dirname(yaml_path))
+                if any(pathlib.Path(folder).is_relative_to(one) for one in self.folders):
+                    own = True
+                else:
+                    code = _local_files(os.path.join(glob.escape(folder), "*.py"))
             parts.append([self._settings(leaf), *(files.file_fingerprint(path) for path in [*data, *code])])
         read = [path for folder in self.folders for path in _of_tasks(folder, of_code)] if own else []
         return files.fingerprint([*parts, *map(files.file_fingerprint, read)])
@@ -238,10 +239,8 @@ def _of_tasks(folder: str, of_code: bool) -> list[str]:
         """The harness's own loader runs code."""
 
     Plain.add_multi_constructor("!", lambda loader, tag, node: None)
-    found = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
-    found = [path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-    settings = [str(path) for path in found if path.suffix.lower() in (".yaml", ".yml")]
-    code = [str(path) for path in found if path.suffix.lower() == ".py"]
+    found = [path for path in _through_links(folder) if "/." not in path.removeprefix(folder)]
+    settings, code = ([path for path in found if has_ending(path, of)] for of in ((".yaml", ".yml"), (".py",)))
     read = [*settings, *code]
     for path in settings:
         with contextlib.suppress(yaml.YAMLError, ValueError):  # loading it tells
@@ -259,25 +258,24 @@ def _local_files(named: Any) -> list[str]:
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
     if "**" in named and found != [named]:
         below(os.path.dirname(glob.escape(named).partition("[")[0]) or ".")  # refuses folders that may not be read
-    inside = [[*map(str, below(path)), *_through_links(path)] if os.path.isdir(path) else [path] for path in found]
-    return sorted({path for paths in inside for path in paths if os.path.isfile(path)})
+    read = [path for path in found if os.path.isfile(path)]
+    for folder in filter(os.path.isdir, found):
+        below(folder)  # refuses folders that may not be read, too
+        read += [path for path in _through_links(folder) if not hidden(os.path.relpath(path, folder))]
+    return sorted(set(read))
 
 
-def _through_links(folder: str) -> Iterator[str]:
-    """The files in and below `folder`, of folders that links lead to as well, each folder once."""
+def _through_links(folder: str) -> list[str]:
+    """The files in and below `folder`, of folders that links lead to as well, each folder once; sorted."""
     seen: set[str] = set()
+    found: list[str] = []
     for place, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(place))
-        yield from (os.path.join(place, name) for name in names)
-
-
-def _harness_folder() -> str:
-    import lm_eval
-
-    return os.path.dirname(lm_eval.__file__)
+        found += filter(os.path.isfile, (os.path.join(place, name) for name in names))
+    return sorted(found)
 
 
 _DATA = ("data_files", "data_dir", "dataset_path")

@@ -455,7 +455,10 @@ def test_whatever_a_task_of_ones_own_is_put_together_from_is_part_of_it(tmp_path
     (own / "two.yaml").write_text(f"task: two\n{common}\nprocess_docs: !function lib/code.same\n")
     inline = f"{{task: three, include: base/_common.yaml, dataset_kwargs: {{data_files: {{test: {own}/inner.jsonl}}}}}}"
     (own / "all.yaml").write_text(f"group: all\ntask:\n- group: within\n  task: [one, two]\n- {inline}\n")
-    before = TaskBook(["all"], own, True).definition("all")
-    assert TaskBook(["all"], own, True).definition("all") == before
+    (tmp_path / "link").symlink_to(own)
+    before = [TaskBook(["all"], place, True).definition("all") for place in (own, tmp_path / "link")]
+    (own / ".hidden.py").write_text("")
+    assert [TaskBook(["all"], place, True).definition("all") for place in (own, tmp_path / "link")] == before
     (own / edited).write_text((own / edited).read_text() + "\n")
-    assert TaskBook(["all"], own, True).definition("all") != before
+    for place, was in zip((own, tmp_path / "link"), before):
+        assert TaskBook(["all"], place, True).definition("all") != was

@@ -366,7 +366,7 @@ def test_pairs_of_one_sentence_are_left_out(tmp_path, sentence, copy):
         assert likelihood.load_minimal_pairs(tmp_path / "pairs.jsonl") == [pairs[0], pairs[2]]
 
 
-def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
+def test_questions_of_truthfulqa_are_read_as_published(tmp_path, recwarn):
     rows = [
         {"question": f"what {i}?", "mc1_targets": {"no": 0, "yes": 1, "both": 0}, "mc2_targets": {"no": 0, "yes": 1}}
         for i in range(2)
@@ -376,6 +376,7 @@ def test_questions_of_truthfulqa_are_read_as_published(tmp_path):
     assert [(row["question"], row["choices"], row["gold"]) for row in found] == [
         (f"what {i}?", ["no", "yes", "both"], 1) for i in range(2)
     ]
+    assert not recwarn, "targets are no text that goes unread"
     (tmp_path / "null.json").write_text(json.dumps([row | {"choices": None} for row in rows]))
     assert likelihood.load_multiple_choice(tmp_path / "null.json") == found
     own = {"choices": ["perhaps", "never"], "gold": 0}  # which says what is asked

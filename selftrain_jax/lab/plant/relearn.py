@@ -102,10 +102,8 @@ def relearning_rows(
                 break
         passes += 1
     if text is not None and (repeated := len(order) / len(documents)) > MANY_REPETITIONS:
-        what = (
-            f"recovery text={recovery.text!r}: its {len(documents)} documents are read {repeated:.1f} times on average"
-        )
-        warnings.warn(InputWarning(f"{what}: what that does is not what as much text would do"), stacklevel=2)
+        what = f"recovery text={recovery.text!r}: its {len(documents)} documents are read {repeated:.1f} times on"
+        warnings.warn(InputWarning(f"{what} average: what that does is not what as much text would do"), stacklevel=2)
     return pack(order, bos_token_id=model.bos_token_id, sequence_length=length)
 
 
